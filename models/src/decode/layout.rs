@@ -1,0 +1,276 @@
+//! The structure of an image file: kind, announced sides, orientation, and whether it is all there.
+//!
+//! Each format is walked from mark to mark by the lengths that it states; compressed data is
+//! skipped, never read. The walks follow ITU-T T.81 (JPEG), the PNG specification (third
+//! edition), the GIF89a specification, RFC 9649 (WebP) and the Windows BITMAPINFOHEADER page.
+
+use image::metadata::Orientation;
+
+use crate::ImageError;
+
+/// An image format that is accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// JPEG, baseline or progressive.
+    Jpeg,
+    /// PNG.
+    Png,
+    /// WebP, lossy or lossless.
+    WebP,
+    /// GIF; the first frame counts.
+    Gif,
+    /// Windows bitmap.
+    Bmp,
+}
+
+impl Format {
+    /// The kind of file that `bytes` begin, whatever its name or Content-Type says.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [0xFF, 0xD8, 0xFF, ..] => Some(Self::Jpeg),
+            [0x89, b'P', b'N', b'G', 0x0D, 0x0A, 0x1A, 0x0A, ..] => Some(Self::Png),
+            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::WebP),
+            [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
+            [b'B', b'M', ..] => Some(Self::Bmp),
+            _ => None,
+        }
+    }
+
+    /// The name that clients see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Jpeg => "jpeg",
+            Self::Png => "png",
+            Self::WebP => "webp",
+            Self::Gif => "gif",
+            Self::Bmp => "bmp",
+        }
+    }
+}
+
+/// What one walk over a file found.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FileLayout {
+    pub(super) format: Format,
+    /// Width and height as stored, before orientation; of a GIF the larger of screen and frame.
+    pub(super) announced: (u32, u32),
+    /// Bytes that a decoder allocates for a pixel at the most.
+    pub(super) bytes_a_pixel: u64,
+    pub(super) orientation: Orientation,
+    /// The walk reached the file's own end.
+    pub(super) complete: bool,
+}
+
+impl FileLayout {
+    /// Walks the file.
+    ///
+    /// A file so short that it does not even announce its sides is `Truncated`.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, ImageError> {
+        if bytes.is_empty() {
+            return Err(ImageError::Empty);
+        }
+        let format = Format::of(bytes).ok_or(ImageError::Unsupported)?;
+        let walked = match format {
+            Format::Jpeg => jpeg(bytes),
+            Format::Png => png(bytes),
+            Format::WebP => webp(bytes),
+            Format::Gif => gif(bytes),
+            Format::Bmp => bmp(bytes),
+        };
+        let walked = walked.ok_or(ImageError::Truncated { format: format.name() })?;
+        Ok(Self {
+            format,
+            announced: walked.announced,
+            bytes_a_pixel: walked.bytes_a_pixel,
+            orientation: walked.exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms),
+            complete: walked.complete,
+        })
+    }
+
+    /// What callers outside see: sides of the upright image.
+    pub(super) fn header(&self) -> super::ImageHeader {
+        let (width, height) = self.announced;
+        let lies_on_its_side = matches!(
+            self.orientation,
+            Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
+        );
+        let (width, height) = if lies_on_its_side { (height, width) } else { (width, height) };
+        super::ImageHeader { format: self.format, width, height }
+    }
+}
+
+struct Walked<'a> {
+    announced: (u32, u32),
+    bytes_a_pixel: u64,
+    exif: Option<&'a [u8]>,
+    complete: bool,
+}
+
+fn jpeg(bytes: &[u8]) -> Option<Walked<'_>> {
+    let mut announced = None;
+    let mut exif = None;
+    let mut at = 2;
+    let complete = loop {
+        // A marker is FF, any number of fill bytes FF, and a code that is neither 00 nor FF.
+        let Some(skip) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b != 0xFF)) else { break false };
+        let code = bytes[at + skip];
+        if skip == 0 {
+            // Not at a marker: stray bytes between segments. Go on at the next FF.
+            let Some(next) = memchr::memchr(0xFF, &bytes[at..]) else { break false };
+            at += next;
+            continue;
+        }
+        at += skip + 1;
+        match code {
+            0xD9 => break true,
+            0x00 | 0x01 | 0xD0..=0xD8 => continue,
+            _ => {}
+        }
+        let Some(length) = be16(bytes, at) else { break false };
+        let Some(segment) = bytes.get(at + 2..at + usize::from(length).max(2)) else { break false };
+        match code {
+            0xC0..=0xCF if !matches!(code, 0xC4 | 0xC8 | 0xCC) && announced.is_none() => {
+                announced = be16(segment, 3).zip(be16(segment, 1)).map(|(w, h)| (u32::from(w), u32::from(h)));
+            }
+            0xE1 if exif.is_none() => exif = segment.strip_prefix(b"Exif\0\0"),
+            _ => {}
+        }
+        at += usize::from(length).max(2);
+        if code == 0xDA {
+            // Entropy-coded data: FF 00 is a stuffed byte, FF D0..D7 a restart; others end it.
+            let data = &bytes[at..];
+            at += memchr::memchr_iter(0xFF, data)
+                .find(|i| !matches!(data.get(i + 1), Some(0x00 | 0xD0..=0xD7 | 0xFF)))
+                .unwrap_or(data.len());
+        }
+    };
+    Some(Walked { announced: announced?, bytes_a_pixel: 4, exif, complete })
+}
+
+fn png(bytes: &[u8]) -> Option<Walked<'_>> {
+    let announced = (be32(bytes, 16)?, be32(bytes, 20)?);
+    let deep = bytes.get(24).is_some_and(|bits| *bits == 16);
+    let mut exif = None;
+    let mut at = 8;
+    let complete = loop {
+        let (Some(length), Some(kind)) = (be32(bytes, at), bytes.get(at + 4..at + 8)) else { break false };
+        let data = at + 8;
+        let next = data.saturating_add(length as usize).saturating_add(4);
+        if next > bytes.len() {
+            break false;
+        }
+        match kind {
+            b"IEND" => break true,
+            b"eXIf" => exif = bytes.get(data..data + length as usize),
+            _ => {}
+        }
+        at = next;
+    };
+    Some(Walked { announced, bytes_a_pixel: if deep { 8 } else { 4 }, exif, complete })
+}
+
+fn webp(bytes: &[u8]) -> Option<Walked<'_>> {
+    let end = 8usize.saturating_add(le32(bytes, 4)? as usize);
+    let mut announced = None;
+    let mut exif = None;
+    let mut at = 12;
+    while at + 8 <= end.min(bytes.len()) {
+        let kind = bytes.get(at..at + 4)?;
+        let length = le32(bytes, at + 4)? as usize;
+        let data = bytes.get(at + 8..)?;
+        if announced.is_none() {
+            announced = match kind {
+                b"VP8X" => Some((le24(data, 4)? + 1, le24(data, 7)? + 1)),
+                // After the frame tag and the start code: 14 bits a side.
+                b"VP8 " => Some((u32::from(le16(data, 6)? & 0x3FFF), u32::from(le16(data, 8)? & 0x3FFF))),
+                b"VP8L" => {
+                    let sides = le32(data, 1)?;
+                    Some(((sides & 0x3FFF) + 1, ((sides >> 14) & 0x3FFF) + 1))
+                }
+                _ => None,
+            };
+        }
+        if kind == b"EXIF" {
+            exif = data.get(..length).map(|chunk| chunk.strip_prefix(b"Exif\0\0").unwrap_or(chunk));
+        }
+        // Chunks are padded to an even length.
+        at = at.saturating_add(8).saturating_add(length).saturating_add(length & 1);
+    }
+    Some(Walked { announced: announced?, bytes_a_pixel: 4, exif, complete: bytes.len() >= end && at >= end })
+}
+
+fn gif(bytes: &[u8]) -> Option<Walked<'_>> {
+    let color_table = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
+    let screen = (u32::from(le16(bytes, 6)?), u32::from(le16(bytes, 8)?));
+    let mut announced = screen;
+    let mut at = 13 + color_table(*bytes.get(10)?);
+    let mut frames = 0;
+    let complete = loop {
+        match bytes.get(at) {
+            Some(0x3B) => break frames > 0,
+            Some(0x21) => at += 2,
+            Some(0x2C) => {
+                let (Some(width), Some(height), Some(flags)) = (le16(bytes, at + 5), le16(bytes, at + 7), bytes.get(at + 9))
+                else {
+                    break false;
+                };
+                if frames == 0 {
+                    announced = (screen.0.max(u32::from(width)), screen.1.max(u32::from(height)));
+                }
+                frames += 1;
+                // Descriptor, local colour table, and the code size before the data.
+                at += 10 + color_table(*flags) + 1;
+            }
+            // Many writers leave the trailer out; at a block's border the first frame is whole.
+            None => break frames > 0 && at == bytes.len(),
+            Some(_) => break frames > 0,
+        }
+        // Sub-blocks: a length byte and so many bytes, until a length of 0.
+        loop {
+            match bytes.get(at) {
+                Some(0) => break,
+                Some(length) => at += 1 + usize::from(*length),
+                None => return Some(Walked { announced, bytes_a_pixel: 4, exif: None, complete: false }),
+            }
+        }
+        at += 1;
+    };
+    Some(Walked { announced, bytes_a_pixel: 4, exif: None, complete })
+}
+
+fn bmp(bytes: &[u8]) -> Option<Walked<'_>> {
+    let data_offset = u64::from(le32(bytes, 10)?);
+    let header_bytes = le32(bytes, 14)?;
+    let (announced, bits, compression) = if header_bytes == 12 {
+        let sides = (u32::from(le16(bytes, 18)?), u32::from(le16(bytes, 20)?));
+        (sides, le16(bytes, 24)?, 0)
+    } else {
+        // A negative height means rows from the top.
+        let height = le32(bytes, 22)?.cast_signed().unsigned_abs();
+        let width = u32::try_from(le32(bytes, 18)?.cast_signed()).unwrap_or(0);
+        ((width, height), le16(bytes, 28)?, le32(bytes, 30)?)
+    };
+    // Rows are padded to four bytes. Run-length coded data (1, 2) is shorter; its decoder knows.
+    let row = (u64::from(announced.0) * u64::from(bits)).div_ceil(32) * 4;
+    let need = match compression {
+        1 | 2 => data_offset,
+        _ => data_offset.saturating_add(row.saturating_mul(u64::from(announced.1))),
+    };
+    Some(Walked { announced, bytes_a_pixel: 4, exif: None, complete: bytes.len() as u64 >= need })
+}
+
+fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|b| u16::from_be_bytes(*b))
+}
+fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|b| u32::from_be_bytes(*b))
+}
+fn le16(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..)?.first_chunk().map(|b| u16::from_le_bytes(*b))
+}
+fn le24(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|[a, b, c]| u32::from_le_bytes([*a, *b, *c, 0]))
+}
+fn le32(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
+}

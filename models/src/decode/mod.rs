@@ -1,0 +1,141 @@
+//! Image bytes become upright RGB pixels, or a clear refusal.
+//!
+//! Nothing is decoded, and no buffer is sized, before [`layout`] has read the file's structure and
+//! the announced sides were held against [`Limits`]: a 28-byte GIF can announce 17 GB. The same
+//! walk tells whether the file reaches its own end, because decoders fill the rest of a cut file
+//! with grey and call it whole (the `image` crate's JPEG decoder accepts 97 of 98 cut files).
+//!
+//! On purpose not done: colour profiles (ICC) are ignored, and of an animation only the first
+//! frame is looked at.
+
+mod layout;
+mod jpeg;
+mod raster;
+
+use image::metadata::Orientation;
+
+pub use layout::Format;
+use layout::FileLayout;
+
+use crate::ImageError;
+
+/// What is accepted. Checked on the header, before any decode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For each side, pixels.
+    pub side_max: u32,
+    /// For width × height.
+    pub pixels_max: u64,
+    /// For what one decode may allocate, bytes.
+    pub output_bytes_max: u64,
+}
+
+impl Default for Limits {
+    /// 16,384 a side, 50 megapixels, and room for those at 16 bits in four channels.
+    fn default() -> Self {
+        Self { side_max: 16_384, pixels_max: 50_000_000, output_bytes_max: 400_000_000 }
+    }
+}
+
+/// What the structure of a file says about its image, without decoding it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageHeader {
+    /// The file's format, judged by its bytes.
+    pub format: Format,
+    /// Width of the upright image, pixels.
+    pub width: u32,
+    /// Height of the upright image, pixels.
+    pub height: u32,
+}
+
+/// A decoded image: upright, opaque RGB, 8 bits a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Width of `pixels`; less than the file's when it was decoded at reduced scale.
+    pub width: u32,
+    /// Height of `pixels`.
+    pub height: u32,
+    /// Rows from the top, red, green and blue of each pixel.
+    pub pixels: Vec<u8>,
+    /// Width of the upright image in the file, pixels.
+    pub full_width: u32,
+    /// Height of the upright image in the file, pixels.
+    pub full_height: u32,
+}
+
+/// Checks kind, sides and completeness of an image from its structure alone.
+///
+/// Costs one pass over the bytes at memory speed and allocates nothing.
+///
+/// # Errors
+/// Every [`ImageError`] but most of `Corrupt`: what is wrong inside the compressed data shows only
+/// when it is decoded.
+pub fn inspect(bytes: &[u8], limits: &Limits) -> Result<ImageHeader, ImageError> {
+    Ok(checked_layout(bytes, limits)?.header())
+}
+
+/// Decodes an image, turned upright, alpha laid over white.
+///
+/// With `short_side`, a JPEG may be decoded at a half, a quarter or an eighth, as long as its
+/// short side stays at least that long; this is for callers that shrink it anyway.
+///
+/// # Errors
+/// As [`inspect`], and `Corrupt` or `Truncated` from the decoder. Never panics.
+pub fn decode(bytes: &[u8], limits: &Limits, short_side: Option<u32>) -> Result<Image, ImageError> {
+    let layout = checked_layout(bytes, limits)?;
+    let header = layout.header();
+    // A decoder's panic is our bug or its author's, but the worker must outlive it.
+    let decoded = std::panic::catch_unwind(|| match layout.format {
+        Format::Jpeg => jpeg::decode(bytes, &layout, short_side),
+        _ => raster::decode(bytes, layout.format, limits),
+    })
+    .unwrap_or_else(|_| Err(corrupt(layout.format, "the decoder gave up")))?;
+    let upright = turn_upright(decoded, layout.orientation);
+    Ok(Image {
+        width: upright.width(),
+        height: upright.height(),
+        pixels: upright.into_raw(),
+        full_width: header.width,
+        full_height: header.height,
+    })
+}
+
+fn checked_layout(bytes: &[u8], limits: &Limits) -> Result<FileLayout, ImageError> {
+    let layout = FileLayout::read(bytes)?;
+    let (width, height) = layout.announced;
+    let pixels = u64::from(width) * u64::from(height);
+    if width.max(height) > limits.side_max
+        || pixels > limits.pixels_max
+        || pixels.saturating_mul(layout.bytes_a_pixel) > limits.output_bytes_max
+    {
+        return Err(ImageError::TooLarge {
+            width,
+            height,
+            side_max: limits.side_max,
+            pixels_max: limits.pixels_max,
+        });
+    }
+    if width == 0 || height == 0 {
+        return Err(corrupt(layout.format, "it announces a side of 0 pixels"));
+    }
+    if !layout.complete {
+        return Err(ImageError::Truncated { format: layout.format.name() });
+    }
+    Ok(layout)
+}
+
+fn turn_upright(image: image::RgbImage, orientation: Orientation) -> image::RgbImage {
+    if orientation == Orientation::NoTransforms {
+        return image;
+    }
+    let mut image = image::DynamicImage::ImageRgb8(image);
+    image.apply_orientation(orientation);
+    image.into_rgb8()
+}
+
+fn corrupt(format: Format, problem: impl std::fmt::Display) -> ImageError {
+    ImageError::Corrupt { format: format.name(), problem: problem.to_string() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! PNG, WebP, GIF and BMP through the `image` crate, flattened to opaque RGB.
+
+use std::io::{Cursor, ErrorKind};
+
+use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::{DynamicImage, ImageDecoder, RgbImage};
+
+use super::layout::Format;
+use super::{Limits, corrupt};
+use crate::ImageError;
+
+pub(super) fn decode(bytes: &[u8], format: Format, limits: &Limits) -> Result<RgbImage, ImageError> {
+    let mut allowed = image::Limits::default();
+    allowed.max_image_width = Some(limits.side_max);
+    allowed.max_image_height = Some(limits.side_max);
+    // Output and the decoder's own buffers of about the same size.
+    allowed.max_alloc = Some(limits.output_bytes_max.saturating_mul(2));
+
+    let source = Cursor::new(bytes);
+    let image = match format {
+        Format::Png => PngDecoder::with_limits(source, allowed).and_then(DynamicImage::from_decoder),
+        Format::WebP => WebPDecoder::new(source).and_then(|decoder| limited(decoder, allowed)),
+        Format::Gif => GifDecoder::new(source).and_then(|decoder| limited(decoder, allowed)),
+        Format::Bmp | Format::Jpeg => BmpDecoder::new(source).and_then(|decoder| limited(decoder, allowed)),
+    };
+    image.map(flatten).map_err(|error| refusal(format, &error))
+}
+
+fn limited(mut decoder: impl ImageDecoder, allowed: image::Limits) -> image::ImageResult<DynamicImage> {
+    decoder.set_limits(allowed)?;
+    DynamicImage::from_decoder(decoder)
+}
+
+/// Lays transparent pixels over white, as a page would show them.
+fn flatten(image: DynamicImage) -> RgbImage {
+    if !image.color().has_alpha() {
+        return image.into_rgb8();
+    }
+    let image = image.into_rgba8();
+    let (width, height) = image.dimensions();
+    let over_white = |color: u8, alpha: u8| {
+        let (color, alpha) = (u32::from(color), u32::from(alpha));
+        ((color * alpha + 255 * (255 - alpha) + 127) / 255) as u8
+    };
+    let pixels = image.pixels().flat_map(|p| [0, 1, 2].map(|i| over_white(p[i], p[3]))).collect();
+    RgbImage::from_raw(width, height, pixels).expect("three bytes were made for each pixel")
+}
+
+fn refusal(format: Format, error: &image::ImageError) -> ImageError {
+    match error {
+        image::ImageError::IoError(io) if io.kind() == ErrorKind::UnexpectedEof => {
+            ImageError::Truncated { format: format.name() }
+        }
+        _ => corrupt(format, error),
+    }
+}

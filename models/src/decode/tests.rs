@@ -1,0 +1,217 @@
+use std::io::Cursor;
+use std::path::Path;
+
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage};
+
+use super::*;
+
+const LEFT: [u8; 3] = [200, 40, 30];
+const RIGHT: [u8; 3] = [20, 60, 180];
+
+/// 32 × 16, left half `LEFT`, right half `RIGHT`.
+fn halves() -> RgbImage {
+    RgbImage::from_fn(32, 16, |x, _| Rgb(if x < 16 { LEFT } else { RIGHT }))
+}
+
+fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.into().write_to(&mut bytes, format).expect("encodes");
+    bytes.into_inner()
+}
+
+fn file(relative: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(relative)).expect(relative)
+}
+
+fn photo(name: &str) -> Vec<u8> {
+    file(&format!("../tests/photos/{name}"))
+}
+
+fn good(bytes: &[u8]) -> Image {
+    decode(bytes, &Limits::default(), None).expect("decodes")
+}
+
+fn error_of(bytes: &[u8]) -> ImageError {
+    let error = decode(bytes, &Limits::default(), None).expect_err("must be refused");
+    if !matches!(error, ImageError::Corrupt { .. }) {
+        assert_eq!(inspect(bytes, &Limits::default()), Err(error.clone()), "the gate must say the same");
+    }
+    error
+}
+
+#[track_caller]
+fn shows(image: &Image, at: (u32, u32), color: [u8; 3], tolerance: u8) {
+    let start = 3 * (at.1 * image.width + at.0) as usize;
+    let have = &image.pixels[start..start + 3];
+    assert!(have.iter().zip(color).all(|(a, b)| a.abs_diff(b) <= tolerance), "{have:?} at {at:?}, wanted {color:?}");
+}
+
+#[track_caller]
+fn shows_halves(bytes: &[u8], tolerance: u8) {
+    let image = good(bytes);
+    assert_eq!((image.width, image.height), (32, 16));
+    shows(&image, (4, 8), LEFT, tolerance);
+    shows(&image, (28, 8), RIGHT, tolerance);
+}
+
+#[test]
+fn every_format_gives_its_colours() {
+    for format in [ImageFormat::Png, ImageFormat::Gif, ImageFormat::Bmp, ImageFormat::WebP] {
+        shows_halves(&encoded(halves(), format), 3);
+    }
+    shows_halves(&file("fixtures/progressive.jpg"), 6);
+    shows_halves(&file("fixtures/cmyk.jpg"), 6);
+    shows_halves(&file("fixtures/palette.png"), 3);
+    shows_halves(&file("fixtures/lossy.webp"), 12);
+}
+
+#[test]
+fn grey_and_sixteen_bit_become_rgb_of_eight() {
+    let grey = good(&file("fixtures/grey.jpg"));
+    shows(&grey, (4, 8), [87, 87, 87], 3);
+    let deep = DynamicImage::ImageRgb8(halves()).into_rgb16();
+    shows_halves(&encoded(deep, ImageFormat::Png), 1);
+    let deep_grey = DynamicImage::ImageRgb8(halves()).into_luma16();
+    shows(&good(&encoded(deep_grey, ImageFormat::Png)), (4, 8), [73, 73, 73], 3);
+}
+
+#[test]
+fn alpha_lies_on_white() {
+    let glass = RgbaImage::from_fn(4, 4, |x, _| if x < 2 { Rgba([255, 0, 0, 128]) } else { Rgba([9, 9, 9, 0]) });
+    for bytes in [
+        encoded(glass.clone(), ImageFormat::Png),
+        encoded(glass.clone(), ImageFormat::WebP),
+        encoded(DynamicImage::ImageRgba8(glass).into_rgba16(), ImageFormat::Png),
+    ] {
+        let image = good(&bytes);
+        shows(&image, (0, 0), [255, 127, 127], 1);
+        shows(&image, (3, 3), [255, 255, 255], 0);
+    }
+}
+
+#[test]
+fn of_an_animation_the_first_frame_counts() {
+    let mut bytes = Vec::new();
+    let mut encoder = image::codecs::gif::GifEncoder::new(&mut bytes);
+    let second = RgbImage::from_pixel(32, 16, Rgb([0, 255, 0]));
+    for frame in [halves(), second] {
+        encoder.encode_frame(image::Frame::new(DynamicImage::ImageRgb8(frame).into_rgba8())).expect("encodes");
+    }
+    drop(encoder);
+    shows_halves(&bytes, 3);
+}
+
+/// `china.jpg` with an EXIF block that says `orientation`.
+fn turned(orientation: u8) -> Vec<u8> {
+    let mut exif = b"\xFF\xE1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+    exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
+    let photo = photo("china.jpg");
+    [&photo[..2], &exif, &photo[2..]].concat()
+}
+
+#[test]
+fn all_eight_orientations_stand_upright() {
+    let plain = DynamicImage::ImageRgb8({
+        let image = good(&photo("china.jpg"));
+        RgbImage::from_raw(image.width, image.height, image.pixels).expect("fits")
+    });
+    let wanted: [DynamicImage; 8] = [
+        plain.clone(),
+        plain.fliph(),
+        plain.rotate180(),
+        plain.flipv(),
+        plain.rotate90().fliph(),
+        plain.rotate90(),
+        plain.rotate270().fliph(),
+        plain.rotate270(),
+    ];
+    for (orientation, wanted) in (1..=8).zip(wanted) {
+        let bytes = turned(orientation);
+        let image = good(&bytes);
+        assert_eq!((image.width, image.height), (wanted.width(), wanted.height()), "orientation {orientation}");
+        assert!(image.pixels == wanted.into_rgb8().into_raw(), "orientation {orientation}");
+        let header = inspect(&bytes, &Limits::default()).expect("good");
+        assert_eq!((header.width, header.height), (image.full_width, image.full_height));
+    }
+}
+
+#[test]
+fn a_large_jpeg_is_decoded_small_and_still_shows_the_same() {
+    let full = good(&photo("china.jpg"));
+    let small = decode(&photo("china.jpg"), &Limits::default(), Some(100)).expect("decodes");
+    assert_eq!((small.full_width, small.full_height), (full.width, full.height));
+    assert_eq!((small.width, small.height), (160, 107), "a quarter, since an eighth would be 54 high");
+    for at in [(10, 10), (80, 50), (150, 100)] {
+        let start = 3 * (at.1 * 4 * full.width + at.0 * 4) as usize;
+        let color = [full.pixels[start], full.pixels[start + 1], full.pixels[start + 2]];
+        shows(&small, at, color, 60);
+    }
+    let same = decode(&photo("china.jpg"), &Limits::default(), Some(300)).expect("decodes");
+    assert_eq!(same.width, full.width, "not reduced below what was asked for");
+}
+
+#[test]
+fn what_is_not_an_image_is_refused_by_name() {
+    assert_eq!(error_of(b""), ImageError::Empty);
+    for text in [&b"hello"[..], b"<svg xmlns=\"http://www.w3.org/2000/svg\"/>", b"%PDF-1.7", b"\0", b"PK\x03\x04"] {
+        assert_eq!(error_of(text), ImageError::Unsupported);
+    }
+}
+
+#[test]
+fn a_file_cut_anywhere_is_never_taken_for_whole() {
+    let files = [
+        photo("china.jpg"),
+        file("fixtures/progressive.jpg"),
+        photo("chelsea.png"),
+        encoded(halves(), ImageFormat::Gif),
+        encoded(halves(), ImageFormat::Bmp),
+        encoded(halves(), ImageFormat::WebP),
+        file("fixtures/lossy.webp"),
+    ];
+    for bytes in files {
+        let format = Format::of(&bytes).expect("known").name();
+        let step = (bytes.len() / 200).max(1);
+        for length in (13..bytes.len() - 1).step_by(step) {
+            let error = error_of(&bytes[..length]);
+            assert_eq!(error.code(), "image_truncated", "{format} cut at {length} of {}: {error}", bytes.len());
+        }
+    }
+}
+
+#[test]
+fn any_changed_byte_gives_an_image_or_an_error_but_no_panic() {
+    for mut bytes in [file("fixtures/progressive.jpg"), file("fixtures/palette.png"), encoded(halves(), ImageFormat::Gif)] {
+        for at in 0..bytes.len() {
+            bytes[at] ^= 0xA5;
+            if let Ok(image) = decode(&bytes, &Limits::default(), Some(8)) {
+                assert_eq!(image.pixels.len(), 3 * (image.width * image.height) as usize);
+            }
+            bytes[at] ^= 0xA5;
+        }
+    }
+}
+
+/// A PNG's first 33 bytes: signature and an IHDR that announces `width` × `height`.
+fn png_header(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = b"\x89PNG\r\n\x1A\n\0\0\0\x0DIHDR".to_vec();
+    bytes.extend(width.to_be_bytes());
+    bytes.extend(height.to_be_bytes());
+    bytes.extend([8, 2, 0, 0, 0, 0, 0, 0, 0]);
+    bytes
+}
+
+#[test]
+fn what_is_announced_is_judged_before_anything_is_decoded() {
+    let too_large = |bytes: &[u8]| assert_eq!(error_of(bytes).code(), "image_too_large");
+    too_large(&png_header(32_000, 32_000));
+    too_large(&png_header(16_385, 1));
+    too_large(&png_header(8_000, 8_000));
+    too_large(b"GIF89a\xFF\xFF\xFF\xFF\0\0\0,\0\0\0\0\xFF\xFF\xFF\xFF\0\x02\x02D\0;");
+    // A small screen with a huge frame.
+    too_large(b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0\xFF\xFF\xFF\xFF\0\x02\x02D\0;");
+    let mut bitmap = encoded(halves(), ImageFormat::Bmp);
+    bitmap[18..22].copy_from_slice(&60_000_i32.to_le_bytes());
+    too_large(&bitmap);
+    assert_eq!(error_of(&png_header(0, 5)).code(), "image_corrupt");
+}

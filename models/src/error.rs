@@ -1,0 +1,194 @@
+//! One error type for each family of operations whose callers act differently.
+
+use std::path::PathBuf;
+
+/// Why a manifest was refused. Every variant names the file, and the key where there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// The file could not be read.
+    #[error("{file}: not readable")]
+    Read {
+        /// The manifest's path.
+        file: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A key is missing, unknown, of the wrong type, or has a value that makes no sense.
+    #[error("{file}: key `{key}`: {problem}")]
+    Key {
+        /// The manifest's path.
+        file: String,
+        /// Dotted path of the key, `.` for the document itself.
+        key: String,
+        /// What is wrong with it, and what would be right.
+        problem: String,
+    },
+}
+
+/// Why the model repository could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum RepositoryError {
+    /// A manifest was refused.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A file or folder of a model could not be read.
+    #[error("{path}: not readable")]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The folder is not laid out as a model folder.
+    #[error("{path}: {problem}")]
+    Layout {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong, and what is expected.
+        problem: String,
+    },
+}
+
+/// Why an image was refused. [`ImageError::code`] is stable and goes to clients.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ImageError {
+    /// There are no bytes.
+    #[error("the image is empty; send the bytes of a JPEG, PNG, WebP, GIF or BMP file")]
+    Empty,
+    /// The first bytes are of none of the known formats.
+    #[error("not a JPEG, PNG, WebP, GIF or BMP file (judged by its first bytes, not by its name or type)")]
+    Unsupported,
+    /// The file ends before its own end.
+    #[error("the {format} file is cut off: it ends before its own end marker")]
+    Truncated {
+        /// The format's name.
+        format: &'static str,
+    },
+    /// The header announces more than is accepted.
+    #[error("the image is {width}x{height}; at most {side_max} a side and {pixels_max} pixels are accepted")]
+    TooLarge {
+        /// Announced width, pixels.
+        width: u32,
+        /// Announced height, pixels.
+        height: u32,
+        /// The limit for one side, pixels.
+        side_max: u32,
+        /// The limit for width × height.
+        pixels_max: u64,
+    },
+    /// The file is not what its format demands.
+    #[error("the {format} file is damaged: {problem}")]
+    Corrupt {
+        /// The format's name.
+        format: &'static str,
+        /// What the decoder said.
+        problem: String,
+    },
+}
+
+impl ImageError {
+    /// The stable code that clients see. A code is never reused for another meaning.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Empty => "image_empty",
+            Self::Unsupported => "image_unsupported",
+            Self::Truncated { .. } => "image_truncated",
+            Self::TooLarge { .. } => "image_too_large",
+            Self::Corrupt { .. } => "image_corrupt",
+        }
+    }
+}
+
+/// A model's outputs are not what its manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OutputError {
+    /// The model has no output of that name.
+    #[error("the model has no output `{0}`")]
+    Missing(String),
+    /// The output's shape does not fit.
+    #[error("output `{name}` has shape {have:?}, needed {need}")]
+    Shape {
+        /// The output's name.
+        name: String,
+        /// The shape that the model gave.
+        have: Vec<usize>,
+        /// The shape in words.
+        need: String,
+    },
+    /// The output holds NaN or infinity.
+    #[error("output `{0}` holds values that are not finite numbers")]
+    NotFinite(String),
+}
+
+/// Why something could not be fetched into the cache.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The tool is not installed.
+    #[error("{tool} is needed to fetch {package} and was not found; {advice}")]
+    NoTool {
+        /// `pip` or `npm`.
+        tool: &'static str,
+        /// What was to be fetched.
+        package: String,
+        /// What the user can do.
+        advice: &'static str,
+    },
+    /// The tool ran and failed.
+    #[error("`{command}` failed: {stderr}")]
+    Command {
+        /// The command line.
+        command: String,
+        /// The end of what it wrote to standard error.
+        stderr: String,
+    },
+    /// What came is not what was pinned.
+    #[error("{file} has sha256 {have}, pinned is {need}; nothing was installed")]
+    Checksum {
+        /// The file's name.
+        file: String,
+        /// The pinned checksum.
+        need: String,
+        /// The checksum of what came.
+        have: String,
+    },
+    /// The package lacks a file.
+    #[error("{package} holds no file `{member}`")]
+    NoMember {
+        /// The package.
+        package: String,
+        /// The path inside.
+        member: String,
+    },
+    /// Nothing is pinned for this machine.
+    #[error("{package} is pinned for Linux x86-64, Linux aarch64 and macOS arm64 only; {advice}")]
+    Platform {
+        /// The package.
+        package: String,
+        /// What the user can do.
+        advice: &'static str,
+    },
+    /// The file system refused.
+    #[error("{path}: cannot be written or read")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The package is not a readable archive.
+    #[error("{file} is not a readable archive: {problem}")]
+    Archive {
+        /// The file's name.
+        file: String,
+        /// What the reader said.
+        problem: String,
+    },
+}
+
+impl PullError {
+    /// Turns an I/O error at `path` into a `PullError`; made for `map_err`.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}

