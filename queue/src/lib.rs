@@ -1,1 +1,37 @@
-//! stub
+//! How a job gets to a worker, and its result back, exactly as promised.
+//!
+//! The ground is JetStream, spoken through `async-nats`: an image is a message in a work queue,
+//! and the job's state is one small [`Record`] that changes only by compare-and-set. From these
+//! two follows everything that Sightline promises; this package never looks into a payload.
+//!
+//! Follow one job: the API [submits](client::Queue::submit) it, a worker
+//! [fetches](client::Fetcher) it and gets a [`Delivery`](client::Delivery) with a [`Lease`], moves
+//! its record along with [`Queue::replace`](client::Queue::replace), and
+//! [settles](client::Delivery::ack) the delivery; whoever waits is rung by a
+//! [doorbell](client::Queue::wait) and reads the record.
+//!
+//! ```
+//! use queue::{JobId, PartitionId, TopicName};
+//!
+//! let topic = TopicName::new("efficientnet-lite0").expect("a valid name");
+//! let id = JobId::random(topic);
+//! assert_eq!(id.to_string().parse(), Ok(id.clone()));
+//! assert!(PartitionId::of_job(&id, None, 3).index() < 3);
+//! ```
+
+pub mod job;
+pub mod record;
+pub mod topic;
+pub mod client;
+pub mod lease;
+pub mod members;
+mod error;
+mod timestamp;
+
+pub use client::Queue;
+pub use error::{ConnectError, FetchError, QueueError, SettleError, SubmitError};
+pub use job::{IdError, JobId, PartitionId, Sequence, TopicName};
+pub use lease::Lease;
+pub use record::{ImageFacts, JobError, JobOptions, JobSpec, Record, State, Timings};
+pub use timestamp::Timestamp;
+pub use topic::Topic;

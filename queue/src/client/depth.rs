@@ -1,0 +1,34 @@
+//! How much is in the queue.
+
+use serde::{Deserialize, Serialize};
+
+use super::Queue;
+use crate::topic::{WORKERS, jobs_stream};
+use crate::{PartitionId, QueueError, Topic};
+
+/// What lies in one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionDepth {
+    /// Which one.
+    pub partition: PartitionId,
+    /// Jobs that no worker has had yet.
+    pub queued: u64,
+    /// Jobs in workers' hands, or on their way back from one.
+    pub in_hand: u64,
+}
+
+impl Queue {
+    /// The depth of each partition of a topic.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn depth(&self, topic: &Topic) -> Result<Vec<PartitionDepth>, QueueError> {
+        let asked = topic.partitions().map(|partition| async move {
+            let stream = self.jetstream.get_stream_no_info(jobs_stream(topic.name(), partition)).await;
+            let stream = stream.map_err(QueueError::unavailable("find a partition"))?;
+            let info = stream.consumer_info(WORKERS).await.map_err(QueueError::unavailable("say its depth"))?;
+            Ok(PartitionDepth { partition, queued: info.num_pending, in_hand: info.num_ack_pending as u64 })
+        });
+        futures::future::try_join_all(asked).await
+    }
+}

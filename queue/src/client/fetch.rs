@@ -1,0 +1,92 @@
+//! A worker asks one partition for one job.
+//!
+//! Each request is `no_wait` with a short `expires`, and is answered before the next one goes
+//! out: pull requests that stand around hoard jobs for a worker that is busy, and lose them when
+//! they are withdrawn. `expires` is there because a consumer with too much in hand answers
+//! `no_wait` with silence. `Client::request` cannot be used, because a job keeps its own subject
+//! on the way; answers come to one subscription that is kept.
+//!
+//! Invariant: at most one request is unanswered on an inbox, so whatever arrives answers it. After
+//! a silence that no longer holds, and the inbox is given up for a fresh one; a job that was on
+//! its way to the old one comes again when its lease ends.
+
+use std::time::{Duration, Instant};
+
+use async_nats::Subscriber;
+use bytes::Bytes;
+use futures::StreamExt;
+
+use super::{Delivery, Queue};
+use crate::topic::{WORKERS, jobs_stream};
+use crate::error::chain;
+use crate::{FetchError, Lease, PartitionId, Topic};
+
+/// How long the server may hold a request that it cannot answer.
+const EXPIRES: Duration = Duration::from_millis(250);
+/// How long we wait for an answer on top of that.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Status codes of an answer that is not a job.
+const NO_MESSAGES: u16 = 404;
+const TIMED_OUT: u16 = 408;
+const NO_RESPONDERS: u16 = 503;
+
+/// Asks for jobs, one at a time.
+#[derive(Debug)]
+pub struct Fetcher {
+    queue: Queue,
+    inbox: String,
+    answers: Subscriber,
+    /// A request went out and its answer has not come.
+    unanswered: bool,
+}
+
+impl Fetcher {
+    /// Subscribes the inbox to which all answers come.
+    ///
+    /// # Errors
+    /// [`FetchError::Refused`] when the connection is closed.
+    pub async fn new(queue: Queue) -> Result<Self, FetchError> {
+        let (inbox, answers) = fresh_inbox(&queue).await?;
+        Ok(Self { queue, inbox, answers, unanswered: false })
+    }
+
+    /// One job of the partition, or `None` if none is waiting.
+    ///
+    /// # Errors
+    /// [`FetchError`]; all but `Refused` are worth another try after a pause.
+    pub async fn fetch(&mut self, topic: &Topic, partition: PartitionId) -> Result<Option<Delivery>, FetchError> {
+        if self.unanswered {
+            // The old subscription ends with the assignment.
+            (self.inbox, self.answers) = fresh_inbox(&self.queue).await?;
+        }
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{WORKERS}", jobs_stream(topic.name(), partition));
+        let body = format!(r#"{{"batch":1,"no_wait":true,"expires":{}}}"#, EXPIRES.as_nanos());
+        let asked_at = Instant::now();
+        self.unanswered = true;
+        let sent = self.queue.client().publish_with_reply(subject, self.inbox.clone(), Bytes::from(body)).await;
+        sent.map_err(refused)?;
+        let answer = match tokio::time::timeout(EXPIRES + GRACE, self.answers.next()).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return Err(FetchError::Refused("the connection is closed".into())),
+            Err(_) => return Err(FetchError::Silent(EXPIRES + GRACE)),
+        };
+        self.unanswered = false;
+        match answer.status.map(|status| status.as_u16()) {
+            None => Ok(Delivery::read(answer, Lease::new(asked_at, topic.lease()), &self.queue).map(Some)?),
+            Some(NO_MESSAGES | TIMED_OUT) => Ok(None),
+            Some(NO_RESPONDERS) => Err(FetchError::NoPartition),
+            Some(code) => Err(FetchError::Refused(format!("{code} {}", answer.description.unwrap_or_default()))),
+        }
+    }
+}
+
+async fn fresh_inbox(queue: &Queue) -> Result<(String, Subscriber), FetchError> {
+    let inbox = queue.client().new_inbox();
+    let answers = queue.client().subscribe(inbox.clone()).await.map_err(refused)?;
+    Ok((inbox, answers))
+}
+
+fn refused(error: impl std::error::Error) -> FetchError {
+    FetchError::Refused(chain(&error))
+}

@@ -1,0 +1,194 @@
+//! The one client of the queue: JetStream through `async-nats`, whichever server is behind it.
+//!
+//! One file an operation, in the order in which a job meets them.
+
+mod topics;
+mod submit;
+mod fetch;
+mod settle;
+mod records;
+mod wait;
+mod depth;
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use async_nats::jetstream::{self, ErrorCode};
+
+pub use depth::PartitionDepth;
+pub use fetch::Fetcher;
+pub use records::{Replaced, Revision, Stored};
+pub use settle::{AckSubject, Delivery};
+pub use wait::Waited;
+
+use crate::error::chain;
+use crate::topic::Defaults;
+use crate::{ConnectError, Topic, TopicName};
+
+/// How long the server may take for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long an operation that may be repeated is repeated while the queue does not answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Pause between two tries.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Refused because a stream's limit would be passed; which one is in the text.
+const LIMIT_REACHED: ErrorCode = ErrorCode(10077);
+/// Another write on this subject is in flight; only clusters say so, and it is no verdict.
+const WRITE_IN_FLIGHT: ErrorCode = ErrorCode(10164);
+
+/// Where the queue is, and how to be let in.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Address {
+    servers: Vec<String>,
+    token: Option<String>,
+}
+
+impl Address {
+    /// Reads `nats://[TOKEN@]host:port`, several of them comma-separated.
+    ///
+    /// # Errors
+    /// [`ConnectError::Address`].
+    pub fn parse(text: &str) -> Result<Self, ConnectError> {
+        let mut token = None;
+        let mut servers = Vec::new();
+        for part in text.split(',').map(str::trim) {
+            let wrong = || ConnectError::Address(redacted(text));
+            let (scheme, rest) = part.split_once("://").unwrap_or(("nats", part));
+            let (user, host) = rest.rsplit_once('@').map_or((None, rest), |(user, host)| (Some(user), host));
+            if !matches!(scheme, "nats" | "tls") || host.is_empty() || host.contains(['/', ' ']) {
+                return Err(wrong());
+            }
+            token = token.or(user.filter(|user| !user.is_empty()).map(str::to_owned));
+            let server = format!("{scheme}://{host}");
+            server.parse::<async_nats::ServerAddr>().map_err(|_| wrong())?;
+            servers.push(server);
+        }
+        Ok(Self { servers, token })
+    }
+
+    /// The same address with `token`, unless it has one.
+    #[must_use]
+    pub fn with_default_token(mut self, token: Option<String>) -> Self {
+        self.token = self.token.or(token);
+        self
+    }
+}
+
+impl std::fmt::Display for Address {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.servers.join(","))
+    }
+}
+
+impl std::fmt::Debug for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Address({self})")
+    }
+}
+
+fn redacted(text: &str) -> String {
+    text.rsplit_once('@').map_or_else(|| text.to_owned(), |(_, host)| format!("nats://***@{host}"))
+}
+
+/// A connection to the queue. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    client: async_nats::Client,
+    jetstream: jetstream::Context,
+    defaults: Arc<Defaults>,
+    topics: Arc<RwLock<HashMap<TopicName, Arc<Topic>>>>,
+}
+
+impl Queue {
+    /// Connects; later losses of the connection are mended in the background.
+    ///
+    /// `name` is what the server shows of this client; `defaults` is what topics are created with.
+    ///
+    /// # Errors
+    /// [`ConnectError`] with the address and what it answered.
+    pub async fn connect(address: &Address, name: &str, defaults: Defaults) -> Result<Self, ConnectError> {
+        let unreachable = |problem| ConnectError::Unreachable { address: address.to_string(), problem };
+        let mut options = async_nats::ConnectOptions::new()
+            .name(name)
+            .connection_timeout(ANSWER_TIMEOUT)
+            .request_timeout(Some(ANSWER_TIMEOUT))
+            .event_callback(|event| async move {
+                match event {
+                    async_nats::Event::Connected => tracing::debug!("connected to the queue"),
+                    other => tracing::warn!(event = %other, "queue connection"),
+                }
+            });
+        if let Some(token) = &address.token {
+            options = options.token(token.clone());
+        }
+        let servers = address.servers.join(",");
+        let client = options.connect(servers.split(',').collect::<Vec<_>>()).await;
+        let client = client.map_err(|error| unreachable(chain(&error)))?;
+        let jetstream = jetstream::ContextBuilder::new()
+            .timeout(ANSWER_TIMEOUT)
+            .ack_timeout(ANSWER_TIMEOUT)
+            .backpressure_on_inflight(true)
+            .build(client.clone());
+        jetstream.query_account().await.map_err(|error| ConnectError::NoJetStream {
+            address: address.to_string(),
+            problem: chain(&error),
+        })?;
+        let topics = Arc::new(RwLock::new(HashMap::new()));
+        Ok(Self { client, jetstream, defaults: Arc::new(defaults), topics })
+    }
+
+    /// Whether the queue answers now.
+    pub async fn is_reachable(&self) -> bool {
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.jetstream.query_account()).await;
+        matches!(answer, Ok(Ok(_)))
+    }
+
+    /// The largest message that the server takes, bytes.
+    pub fn max_payload(&self) -> usize {
+        self.client.max_payload()
+    }
+
+    /// Sends what is still in this client's buffers; for the end of a process.
+    pub async fn flush(&self) {
+        if let Ok(Err(error)) = tokio::time::timeout(ANSWER_TIMEOUT, self.client.flush()).await {
+            tracing::warn!(%error, "not everything was sent to the queue");
+        }
+    }
+
+    /// The connection itself, for plain messages (announcements, wake-ups).
+    pub(crate) fn client(&self) -> &async_nats::Client {
+        &self.client
+    }
+}
+
+/// The server's own error code inside a client error, if there is one.
+fn server_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a jetstream::Error> {
+    let mut error = Some(error);
+    while let Some(current) = error {
+        if let Some(found) = current.downcast_ref::<jetstream::Error>() {
+            return Some(found);
+        }
+        error = current.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_hides_its_token() {
+        let address = Address::parse("nats://s3cret@127.0.0.1:4222,nats://10.0.0.2:4222").expect("valid");
+        assert_eq!(address.to_string(), "nats://127.0.0.1:4222,nats://10.0.0.2:4222");
+        assert_eq!(address.token.as_deref(), Some("s3cret"));
+        assert!(!format!("{address:?}").contains("s3cret"));
+        for bad in ["", "http://x:1", "nats://", "nats://s3cret@", "nats://a:b:c", "nats://s3cret@x y"] {
+            let error = Address::parse(bad).expect_err(bad).to_string();
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+}

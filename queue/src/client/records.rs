@@ -1,0 +1,161 @@
+//! Reading records, and changing them by compare-and-set.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind};
+use bytes::Bytes;
+
+use super::{PATIENCE, Queue, RETRY_PAUSE, WRITE_IN_FLIGHT, server_error};
+use crate::error::chain;
+use crate::topic::{record_subject, records_stream};
+use crate::{JobId, QueueError, Record, Topic};
+
+/// Which write of a record was read; 0 before the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Revision(u64);
+
+/// A record as it was read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stored {
+    /// The record.
+    pub record: Record,
+    /// What a change must name to replace exactly this.
+    pub revision: Revision,
+}
+
+/// What became of a compare-and-set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replaced {
+    /// It is durable, as this revision.
+    Done(Revision),
+    /// Somebody else was first: read again and decide.
+    Refused,
+}
+
+impl Queue {
+    /// A job's record, or `None` if there never was one or it has expired.
+    ///
+    /// Reads what the stream's leader has, so states never go back.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn record(&self, id: &JobId) -> Result<Option<Stored>, QueueError> {
+        let Some(topic) = self.topic(id.topic()).await? else { return Ok(None) };
+        let started = Instant::now();
+        loop {
+            match self.read(&topic, id).await {
+                Err(error) if error.is_retryable() && started.elapsed() < PATIENCE => {
+                    tracing::debug!(%error, "reading a record again");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                verdict => return verdict,
+            }
+        }
+    }
+
+    async fn read(&self, topic: &Topic, id: &JobId) -> Result<Option<Stored>, QueueError> {
+        Ok(match self.read_raw(topic, id).await? {
+            Some((payload, revision)) => {
+                let damaged = |problem: serde_json::Error| QueueError::Damaged {
+                    what: format!("record of {id}"),
+                    problem: problem.to_string(),
+                };
+                Some(Stored { record: serde_json::from_slice(&payload).map_err(damaged)?, revision })
+            }
+            None => None,
+        })
+    }
+
+    async fn read_raw(&self, topic: &Topic, id: &JobId) -> Result<Option<(Bytes, Revision)>, QueueError> {
+        let stream = self.jetstream.get_stream_no_info(records_stream(id.topic())).await;
+        let stream = stream.map_err(QueueError::unavailable("find the records"))?;
+        let subject = record_subject(id);
+        let unavailable = |problem: String| QueueError::Unavailable { action: "read a record", problem };
+        // A direct get may be answered by a replica that lags; with one copy there is none.
+        let message = if topic.replicas > 1 {
+            match stream.get_last_raw_message_by_subject(&subject).await {
+                Ok(message) => message,
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
+                Err(error) => return Err(unavailable(chain(&error))),
+            }
+        } else {
+            match stream.direct_get_last_for_subject(subject).await {
+                Ok(message) => message,
+                Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(unavailable(chain(&error))),
+            }
+        };
+        Ok(Some((message.payload, Revision(message.sequence))))
+    }
+
+    /// Writes a job's first record, if there is none.
+    ///
+    /// # Errors
+    /// [`QueueError`] when it is not known what became of it.
+    pub async fn create(&self, record: &Record) -> Result<Replaced, QueueError> {
+        self.replace(Revision(0), record).await
+    }
+
+    /// Replaces exactly the record that was read as `revision`.
+    ///
+    /// A terminal record is given the topic's result TTL; others never expire.
+    ///
+    /// # Errors
+    /// [`QueueError`] when it is not known what became of it.
+    pub async fn replace(&self, revision: Revision, record: &Record) -> Result<Replaced, QueueError> {
+        let id = &record.spec.id;
+        let topic = self.topic(id.topic()).await?.ok_or_else(|| QueueError::Unavailable {
+            action: "write a record",
+            problem: format!("there is no topic {}", id.topic()),
+        })?;
+        let payload = Bytes::from(serde_json::to_vec(record).expect("a record holds JSON values only"));
+        let ttl = record.is_terminal().then(|| Duration::from_secs(topic.settings.result_ttl_secs));
+        let started = Instant::now();
+        loop {
+            let mut message = PublishMessage::build().payload(payload.clone()).expected_last_subject_sequence(revision.0);
+            if let Some(ttl) = ttl {
+                message = message.ttl(ttl);
+            }
+            let error = match self.publish_acked(record_subject(id), message).await {
+                Ok(sequence) => return Ok(Replaced::Done(Revision(sequence.0))),
+                Err(error) => error,
+            };
+            match verdict(&error) {
+                // Perhaps by an earlier try of ours whose answer was lost; then it is our own
+                // bytes that stand there.
+                Verdict::SomebodyWasFirst => {
+                    return Ok(match self.read_raw(&topic, id).await? {
+                        Some((stored, revision)) if stored == payload => Replaced::Done(revision),
+                        _ => Replaced::Refused,
+                    });
+                }
+                Verdict::Unknown if started.elapsed() > PATIENCE => {
+                    return Err(QueueError::unavailable("write a record")(error));
+                }
+                Verdict::Unknown => {
+                    tracing::debug!(job_id = %id, error = chain(&error), "writing a record again");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Verdict::InFlight => tokio::task::yield_now().await,
+            }
+        }
+    }
+}
+
+enum Verdict {
+    SomebodyWasFirst,
+    InFlight,
+    Unknown,
+}
+
+fn verdict(error: &PublishError) -> Verdict {
+    if error.kind() == PublishErrorKind::WrongLastSequence {
+        return Verdict::SomebodyWasFirst;
+    }
+    match server_error(error) {
+        Some(refusal) if refusal.error_code() == WRITE_IN_FLIGHT => Verdict::InFlight,
+        _ => Verdict::Unknown,
+    }
+}

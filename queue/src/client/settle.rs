@@ -1,0 +1,182 @@
+//! A delivery, and the ways to end it.
+
+use std::time::{Duration, Instant};
+
+use async_nats::{Message, Subject};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::Queue;
+use super::submit::SPEC_HEADER;
+use crate::error::chain;
+use crate::topic::{dead_subject, wake_subject};
+use crate::{FetchError, JobId, JobSpec, Lease, PartitionId, QueueError, Sequence, SettleError};
+use async_nats::jetstream::message::PublishMessage;
+
+/// Header of a dead letter: why the job failed.
+const ERROR_HEADER: &str = "Sl-Error";
+
+/// One hand-out of one job to this process.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// The job.
+    pub id: JobId,
+    /// Where its message lies.
+    pub partition: PartitionId,
+    /// At which position.
+    pub sequence: Sequence,
+    /// What the message itself says was asked for; an error if it was not written by us.
+    pub spec: Result<JobSpec, String>,
+    /// The image.
+    pub payload: Bytes,
+    /// The right to it.
+    pub lease: Lease,
+    /// Where it is settled.
+    pub ack_subject: AckSubject,
+    queue: Queue,
+}
+
+/// Where a delivery is settled. It can be told to another process, which may then hand the job
+/// back for one that has died.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct AckSubject(String);
+
+impl Delivery {
+    pub(super) fn read(message: Message, lease: Lease, queue: &Queue) -> Result<Self, FetchError> {
+        let strange = |what: &str| FetchError::Refused(format!("not a job: {what}"));
+        let (id, partition) = JobId::from_subject(&message.subject).map_err(|error| strange(&error.to_string()))?;
+        let reply = message.reply.ok_or_else(|| strange("it cannot be acknowledged"))?;
+        let sequence = stream_sequence(&reply).ok_or_else(|| strange("its ack subject has no sequence"))?;
+        let header = message.headers.as_ref().and_then(|headers| headers.get(SPEC_HEADER));
+        let spec = header.map_or(Err(format!("it has no {SPEC_HEADER} header")), |json| {
+            serde_json::from_str(json.as_str()).map_err(|error| error.to_string())
+        });
+        let ack_subject = AckSubject(reply.into_string());
+        Ok(Self { id, partition, sequence, spec, payload: message.payload, lease, ack_subject, queue: queue.clone() })
+    }
+
+    /// The job is finished and its message may go.
+    ///
+    /// Not confirmed: should it get lost, the job comes again, is found to be finished, and is
+    /// acknowledged then.
+    ///
+    /// # Errors
+    /// [`SettleError`].
+    pub async fn ack(&self) -> Result<(), SettleError> {
+        self.settle("+ACK".into()).await
+    }
+
+    /// Another worker may have it, after `delay`.
+    ///
+    /// # Errors
+    /// [`SettleError`].
+    pub async fn nak(&self, delay: Duration) -> Result<(), SettleError> {
+        self.settle(nak_body(delay)).await?;
+        if delay.is_zero() {
+            self.queue.wake(&self.id, self.partition).await;
+        }
+        Ok(())
+    }
+
+    /// Never again: the message goes, whatever its state.
+    ///
+    /// # Errors
+    /// [`SettleError`].
+    pub async fn term(&self) -> Result<(), SettleError> {
+        self.settle("+TERM".into()).await
+    }
+
+    /// Renews the lease; returns it as renewed once the server has confirmed.
+    ///
+    /// # Errors
+    /// [`SettleError`]; the lease is unchanged then.
+    pub async fn renew(&self, mut lease: Lease) -> Result<Lease, SettleError> {
+        let sent_at = Instant::now();
+        if !lease.is_held(sent_at) {
+            return Err(SettleError::LeaseLost);
+        }
+        let subject = Subject::from(self.ack_subject.0.as_str());
+        let answer = self.queue.client().request(subject, Bytes::from_static(b"+WPI")).await;
+        answer.map_err(|error| SettleError::Unconfirmed(chain(&error)))?;
+        lease.renew(sent_at);
+        Ok(lease)
+    }
+
+    /// Keeps the input of a job that failed, where people can find it. May be repeated.
+    ///
+    /// # Errors
+    /// [`QueueError`] when it is not known to be written.
+    pub async fn write_dead_letter(&self, reason: &str) -> Result<(), QueueError> {
+        let mut message = PublishMessage::build().payload(self.payload.clone());
+        if let Ok(spec) = &self.spec {
+            message = message.header(SPEC_HEADER, super::submit::ascii_json(spec).as_str());
+        }
+        // Header values are one line of ASCII.
+        let reason: String = reason.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
+        let message = message.header(ERROR_HEADER, reason.as_str());
+        let written = self.queue.publish_acked(dead_subject(&self.id), message).await;
+        written.map(drop).map_err(QueueError::unavailable("keep the dead letter"))
+    }
+
+    async fn settle(&self, body: Bytes) -> Result<(), SettleError> {
+        if !self.lease.is_held(Instant::now()) {
+            return Err(SettleError::LeaseLost);
+        }
+        self.queue.send_settlement(&self.ack_subject, body).await
+    }
+}
+
+impl Queue {
+    /// Hands back a delivery of a process that is known to be dead, within its lease.
+    ///
+    /// # Errors
+    /// [`SettleError::Unconfirmed`] when the connection is closed.
+    pub async fn nak_for(&self, job: &JobId, partition: PartitionId, at: &AckSubject, delay: Duration) -> Result<(), SettleError> {
+        self.send_settlement(at, nak_body(delay)).await?;
+        if delay.is_zero() {
+            self.wake(job, partition).await;
+        }
+        Ok(())
+    }
+
+    async fn send_settlement(&self, at: &AckSubject, body: Bytes) -> Result<(), SettleError> {
+        let sent = self.client().publish(at.0.clone(), body).await;
+        sent.map_err(|error| SettleError::Unconfirmed(chain(&error)))
+    }
+
+    /// Tells idle workers that a job has come back.
+    async fn wake(&self, job: &JobId, partition: PartitionId) {
+        if let Err(error) = self.client().publish(wake_subject(job.topic(), partition), Bytes::new()).await {
+            tracing::debug!(%error, "no wake-up sent");
+        }
+    }
+}
+
+fn nak_body(delay: Duration) -> Bytes {
+    Bytes::from(format!(r#"-NAK {{"delay":{}}}"#, delay.as_nanos()))
+}
+
+/// The message's position, out of `$JS.ACK.…`: nine tokens, or eleven and more with a domain.
+fn stream_sequence(reply: &str) -> Option<Sequence> {
+    let tokens: Vec<&str> = reply.split('.').collect();
+    let position = match tokens.len() {
+        9 => 5,
+        11.. => 7,
+        _ => return None,
+    };
+    tokens.get(position)?.parse().ok().map(Sequence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_ack_subject_hold_the_sequence() {
+        let v1 = "$JS.ACK.jobs_cats_0.workers.1.42.7.1795453200000000000.3";
+        let v2 = "$JS.ACK._.hash.jobs_cats_0.workers.1.42.7.1795453200000000000.3.token";
+        assert_eq!((stream_sequence(v1), stream_sequence(v2)), (Some(Sequence(42)), Some(Sequence(42))));
+        assert_eq!(stream_sequence("_INBOX.x"), None);
+    }
+}

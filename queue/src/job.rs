@@ -1,0 +1,266 @@
+//! What a job is called and where it lies: topics, partitions, sequences, ids.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use uuid::Uuid;
+
+/// A text that is no valid name or id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// Not a topic's name.
+    #[error("`{0}` is no topic name: it must match ^[a-z0-9][a-z0-9-]{{0,62}}$")]
+    Topic(String),
+    /// Not a job's id.
+    #[error("`{0}` is no job id: it must be <topic>.<uuid>")]
+    Job(String),
+    /// Not a partition's id.
+    #[error("`{0}` is no partition: it must be a number from 0, with h or l behind it for high or low priority")]
+    Partition(String),
+}
+
+/// A topic's name, `^[a-z0-9][a-z0-9-]{0,62}$`: safe as a subject token, a stream name, a file name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicName(String);
+
+impl TopicName {
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// [`IdError::Topic`].
+    pub fn new(name: impl Into<String>) -> Result<Self, IdError> {
+        let name = name.into();
+        let bytes = name.as_bytes();
+        let allowed = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+        if (1..=63).contains(&bytes.len()) && bytes[0] != b'-' && bytes.iter().all(allowed) {
+            Ok(Self(name))
+        } else {
+            Err(IdError::Topic(name))
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One shard of a topic: a number, and the priority whose partitions it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartitionId {
+    index: u16,
+    priority: Priority,
+}
+
+/// Which of a topic's partition sets a partition belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Priority {
+    High,
+    Normal,
+    Low,
+}
+
+impl PartitionId {
+    /// The partition of normal priority with this number.
+    pub fn normal(index: u16) -> Self {
+        Self { index, priority: Priority::Normal }
+    }
+
+    /// Where a job lies: by its key, or spread evenly by its uuid.
+    ///
+    /// # Panics
+    /// If `partitions` is 0; a topic has at least one.
+    pub fn of_job(id: &JobId, key: Option<&str>, partitions: u16) -> Self {
+        assert!(partitions > 0, "a topic has at least one partition");
+        let hash = crc32fast::hash(key.map_or(id.uuid.as_bytes(), str::as_bytes));
+        Self::normal((hash % u32::from(partitions)) as u16)
+    }
+
+    /// The number, from 0.
+    pub fn index(self) -> u16 {
+        self.index
+    }
+}
+
+/// A position in a stream, from 1; 0 stands before the first message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Sequence(pub u64);
+
+/// A job's id: topic and uuid, `efficientnet-lite0.0199d2a4-…`.
+///
+/// The topic is part of it so that any process answers any id with one read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId {
+    topic: TopicName,
+    uuid: Uuid,
+}
+
+impl JobId {
+    /// A new id: uuid version 7, time first and 74 random bits.
+    pub fn random(topic: TopicName) -> Self {
+        Self { topic, uuid: Uuid::now_v7() }
+    }
+
+    /// The topic that the job belongs to.
+    pub fn topic(&self) -> &TopicName {
+        &self.topic
+    }
+
+    /// What tells the job from others of its topic.
+    pub fn uuid(&self) -> Uuid {
+        self.uuid
+    }
+
+    /// Reads `jobs.<topic>.<partition>.<uuid>`, the subject under which a job is queued.
+    ///
+    /// # Errors
+    /// [`IdError`] when the subject is of another shape.
+    pub fn from_subject(subject: &str) -> Result<(Self, PartitionId), IdError> {
+        let wrong = || IdError::Job(subject.to_owned());
+        let mut tokens = subject.split('.');
+        let mut token = || tokens.next().ok_or_else(wrong);
+        if token()? != "jobs" {
+            return Err(wrong());
+        }
+        let (topic, partition, uuid) = (token()?, token()?, token()?);
+        Ok((format!("{topic}.{uuid}").parse()?, partition.parse()?))
+    }
+}
+
+impl fmt::Display for TopicName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for PartitionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let suffix = match self.priority {
+            Priority::High => "h",
+            Priority::Normal => "",
+            Priority::Low => "l",
+        };
+        write!(f, "{}{suffix}", self.index)
+    }
+}
+
+impl FromStr for PartitionId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let (digits, priority) = match text.as_bytes().last() {
+            Some(b'h') => (&text[..text.len() - 1], Priority::High),
+            Some(b'l') => (&text[..text.len() - 1], Priority::Low),
+            _ => (text, Priority::Normal),
+        };
+        let index = digits.parse().ok().filter(|index: &u16| index.to_string() == digits);
+        index.map(|index| Self { index, priority }).ok_or_else(|| IdError::Partition(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.topic, self.uuid)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let wrong = || IdError::Job(text.chars().take(128).collect());
+        let (topic, uuid) = text.split_once('.').ok_or_else(wrong)?;
+        let parsed: Uuid = uuid.parse().map_err(|_| wrong())?;
+        // One spelling an id: the id is a subject, and subjects are compared by bytes.
+        if parsed.to_string() != uuid {
+            return Err(wrong());
+        }
+        Ok(Self { topic: TopicName::new(topic).map_err(|_| wrong())?, uuid: parsed })
+    }
+}
+
+macro_rules! serde_as_text {
+    ($($name:ident)*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+    )*};
+}
+serde_as_text!(JobId PartitionId TopicName);
+
+impl FromStr for TopicName {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        Self::new(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_break_a_subject_are_refused() {
+        for good in ["a", "0", "efficientnet-lite0", &"x".repeat(63)] {
+            assert!(TopicName::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "A", "a.b", "a*", ">", "a b", "a_b", "ä", "a\n", &"x".repeat(64)] {
+            assert_eq!(TopicName::new(bad), Err(IdError::Topic(bad.into())));
+        }
+    }
+
+    #[test]
+    fn an_id_has_one_spelling() {
+        let id = JobId::random(TopicName::new("cats").expect("valid"));
+        assert_eq!(id.to_string().parse(), Ok(id.clone()));
+        let uuid = id.uuid();
+        for bad in [
+            String::new(),
+            "cats".into(),
+            format!("cats.{}", uuid.simple()),
+            format!("cats.{uuid}.x"),
+            format!("cats.{}", uuid.to_string().to_uppercase()),
+            format!("Cats.{uuid}"),
+            format!(".{uuid}"),
+            "cats.>".into(),
+        ] {
+            assert!(bad.parse::<JobId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_subject_says_which_job_lies_where() {
+        let id = JobId::random(TopicName::new("cats").expect("valid"));
+        let read = JobId::from_subject(&format!("jobs.cats.2h.{}", id.uuid()));
+        assert_eq!(read.map(|(id, p)| (id, p.to_string())), Ok((id.clone(), "2h".into())));
+        for bad in ["jobs.cats.0", "jobs.cats.x.y", "jobs.cats.00.0199d2a4-0000-7000-8000-000000000000", "dead.cats"] {
+            assert!(JobId::from_subject(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_key_always_lies_in_the_same_partition_and_ids_spread() {
+        let topic = TopicName::new("cats").expect("valid");
+        let of = |key| PartitionId::of_job(&JobId::random(topic.clone()), key, 3).index();
+        assert!((0..100).all(|_| of(Some("camera 7")) == of(Some("camera 7"))));
+        let mut counts = [0; 3];
+        (0..3_000).for_each(|_| counts[usize::from(of(None))] += 1);
+        assert!(counts.iter().all(|count| (800..1_200).contains(count)), "{counts:?}");
+    }
+}

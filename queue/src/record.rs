@@ -1,0 +1,432 @@
+//! A job's durable state: one small record, changed only by compare-and-set.
+//!
+//! ```text
+//!            start                succeed, fail
+//!   queued ─────────▶ running ─────────────────▶ succeeded | failed
+//!      ▲  │              │  │
+//!      └──┼─── retry ────┘  └─ cancel ─▶ canceled
+//!         └──── cancel ─────────────────▶ canceled
+//! ```
+//! `start` also leads from `running` to `running`: the worker before was lost, its lease ran out,
+//! and its attempt is closed as `lost`. Terminal states have no way out here; running a job again
+//! begins a new history.
+//!
+//! The methods are pure: record and time in, next record out. That a next record replaces exactly
+//! the one it was made from is the queue's work ([`Queue::replace`](crate::Queue::replace)); both
+//! together make a job's history a line in which the first terminal state wins.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{JobId, PartitionId, Sequence, Timestamp};
+
+/// What was asked for. Set when the job is accepted, never changed; travels in the message too, so
+/// that a worker can begin a record that the API had no time to write.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// The job.
+    pub id: JobId,
+    /// Name of the model that is to run.
+    pub model: String,
+    /// Its version.
+    pub model_version: u32,
+    /// Its digest: equal digests give equal answers.
+    pub model_digest: String,
+    /// When the API took the job.
+    pub created_at: Timestamp,
+    /// The input, as it was received.
+    pub image: ImageFacts,
+    /// What the client asked for beyond the defaults.
+    #[serde(default, skip_serializing_if = "JobOptions::is_empty")]
+    pub options: JobOptions,
+    /// The client's own keys and values; given back as they came.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Facts about the input, taken from its bytes when it was received.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFacts {
+    /// Width of the upright image, pixels.
+    pub width: u32,
+    /// Height of the upright image, pixels.
+    pub height: u32,
+    /// `jpeg`, `png`, …
+    pub format: String,
+    /// Size of the file.
+    pub bytes: u64,
+    /// Checksum of the file, 64 hexadecimal digits.
+    pub sha256: String,
+}
+
+/// What a client may ask for; absent means the topic's or the model's default.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct JobOptions {
+    /// At most so many predictions or detections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<u32>,
+    /// Only scores of at least this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f32>,
+    /// Jobs of one key lie in one partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition_key: Option<String>,
+    /// How long one attempt may run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+impl JobOptions {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A job: what was asked, where it lies, what was tried, how it stands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// What was asked for.
+    #[serde(flatten)]
+    pub spec: JobSpec,
+    /// The partition whose message holds the input.
+    pub partition: PartitionId,
+    /// That message's position. A delivery from elsewhere is a stray double.
+    pub sequence: Sequence,
+    /// Every attempt so far, oldest first.
+    #[serde(default)]
+    pub attempts: Vec<Attempt>,
+    /// How it stands.
+    #[serde(flatten)]
+    pub state: State,
+}
+
+/// How a job stands. Each variant carries only what is true in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum State {
+    /// Waits for a worker.
+    Queued {
+        /// After a failed attempt: not before then.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_at: Option<Timestamp>,
+    },
+    /// A worker has it; the last attempt says which.
+    Running {},
+    /// Has a result. Terminal.
+    Succeeded {
+        /// What the model answered.
+        result: serde_json::Value,
+        /// Where the time went.
+        timings: Timings,
+        /// When it was finished.
+        finished_at: Timestamp,
+    },
+    /// Has an error. Terminal.
+    Failed {
+        /// Why.
+        error: JobError,
+        /// When it was finished.
+        finished_at: Timestamp,
+    },
+    /// Was called off. Terminal.
+    Canceled {
+        /// When it was called off.
+        finished_at: Timestamp,
+    },
+}
+
+/// One delivery that began to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Counts from 1.
+    pub number: u32,
+    /// The worker's member id.
+    pub worker: String,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended; of a lost one, when that was noticed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
+    /// How it ended; absent while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "lowercase")]
+pub enum Outcome {
+    /// With a result.
+    Succeeded {},
+    /// For good, or to be tried again.
+    Failed {
+        /// Why.
+        error: JobError,
+    },
+    /// The worker never said: it died, or was gone longer than its lease.
+    Lost {},
+    /// The job was called off.
+    Canceled {},
+}
+
+/// Why a job or an attempt failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobError {
+    /// Stable, for programs: `image_corrupt`, `attempts_exhausted`, …
+    pub code: String,
+    /// For people.
+    pub message: String,
+}
+
+impl JobError {
+    /// An error with a stable code and a message for people.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into() }
+    }
+}
+
+/// Where the time of a successful job went, milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// From acceptance to the start of the attempt that succeeded.
+    pub queue_ms: f64,
+    /// Bytes to pixels.
+    pub decode_ms: f64,
+    /// Pixels to tensor.
+    pub preprocess_ms: f64,
+    /// The model.
+    pub inference_ms: f64,
+    /// Outputs to answer.
+    pub postprocess_ms: f64,
+    /// From acceptance to the result.
+    pub total_ms: f64,
+}
+
+/// A step that is not in the diagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a job that is {from} cannot {step}")]
+pub struct InvalidTransition {
+    /// The state that the job is in.
+    pub from: &'static str,
+    /// What was tried.
+    pub step: &'static str,
+}
+
+impl Record {
+    /// The first record of a job.
+    pub fn queued(spec: JobSpec, partition: PartitionId, sequence: Sequence) -> Self {
+        Self { spec, partition, sequence, attempts: Vec::new(), state: State::Queued { retry_at: None } }
+    }
+
+    /// Whether the job will never change again.
+    pub fn is_terminal(&self) -> bool {
+        match self.state {
+            State::Queued { .. } | State::Running {} => false,
+            State::Succeeded { .. } | State::Failed { .. } | State::Canceled { .. } => true,
+        }
+    }
+
+    /// When the first attempt began.
+    pub fn started_at(&self) -> Option<Timestamp> {
+        self.attempts.first().map(|attempt| attempt.started_at)
+    }
+
+    /// A worker begins the next attempt.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`] from a terminal state.
+    pub fn start(&self, worker: &str, now: Timestamp) -> Result<Self, InvalidTransition> {
+        let mut next = self.step("start", now, Outcome::Lost {})?;
+        let number = next.attempts.len() as u32 + 1;
+        let worker = worker.to_owned();
+        next.attempts.push(Attempt { number, worker, started_at: now, ended_at: None, outcome: None });
+        next.state = State::Running {};
+        Ok(next)
+    }
+
+    /// The running attempt failed in a way that another may not.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`] unless running.
+    pub fn retry(&self, error: JobError, now: Timestamp, retry_at: Timestamp) -> Result<Self, InvalidTransition> {
+        self.must_run("retry")?;
+        let mut next = self.step("retry", now, Outcome::Failed { error })?;
+        next.state = State::Queued { retry_at: Some(retry_at) };
+        Ok(next)
+    }
+
+    /// The running attempt gave a result.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`] unless running.
+    pub fn succeed(
+        &self,
+        result: serde_json::Value,
+        timings: Timings,
+        now: Timestamp,
+    ) -> Result<Self, InvalidTransition> {
+        self.must_run("succeed")?;
+        let mut next = self.step("succeed", now, Outcome::Succeeded {})?;
+        next.state = State::Succeeded { result, timings, finished_at: now };
+        Ok(next)
+    }
+
+    /// The job cannot be done: bad input, or no attempts left.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`] from a terminal state.
+    pub fn fail(&self, error: JobError, now: Timestamp) -> Result<Self, InvalidTransition> {
+        let mut next = self.step("fail", now, Outcome::Failed { error: error.clone() })?;
+        next.state = State::Failed { error, finished_at: now };
+        Ok(next)
+    }
+
+    /// No attempts are left, and the last worker never said how its attempt ended.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`] from a terminal state.
+    pub fn exhaust(&self, now: Timestamp) -> Result<Self, InvalidTransition> {
+        let mut next = self.step("exhaust", now, Outcome::Lost {})?;
+        let last = next.attempts.last().and_then(|attempt| attempt.outcome.as_ref());
+        let reason = match last {
+            Some(Outcome::Failed { error }) => format!("{}: {}", error.code, error.message),
+            _ => "the worker was lost".into(),
+        };
+        let message = format!("{} attempts failed; the last one: {reason}", next.attempts.len());
+        next.state = State::Failed { error: JobError::new("attempts_exhausted", message), finished_at: now };
+        Ok(next)
+    }
+
+    fn must_run(&self, step: &'static str) -> Result<(), InvalidTransition> {
+        match self.state {
+            State::Running {} => Ok(()),
+            _ => Err(InvalidTransition { from: self.state.name(), step }),
+        }
+    }
+
+    /// A copy in which an attempt that still runs is closed with `outcome`.
+    fn step(&self, step: &'static str, now: Timestamp, outcome: Outcome) -> Result<Self, InvalidTransition> {
+        if self.is_terminal() {
+            return Err(InvalidTransition { from: self.state.name(), step });
+        }
+        let mut next = self.clone();
+        if let Some(running) = next.attempts.last_mut().filter(|attempt| attempt.outcome.is_none()) {
+            running.ended_at = Some(now);
+            running.outcome = Some(outcome);
+        }
+        Ok(next)
+    }
+}
+
+impl State {
+    /// The name as it stands in records and answers.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Queued { .. } => "queued",
+            Self::Running {} => "running",
+            Self::Succeeded { .. } => "succeeded",
+            Self::Failed { .. } => "failed",
+            Self::Canceled { .. } => "canceled",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TopicName;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    fn queued() -> Record {
+        let spec = JobSpec {
+            id: JobId::random(TopicName::new("cats").expect("valid")),
+            model: "cats".into(),
+            model_version: 1,
+            model_digest: "d".into(),
+            created_at: at(0),
+            image: ImageFacts { width: 1, height: 2, format: "png".into(), bytes: 3, sha256: "s".into() },
+            options: JobOptions { threshold: Some(0.1), ..JobOptions::default() },
+            metadata: BTreeMap::from([("k".into(), "v\n\u{1F431}".into())]),
+        };
+        Record::queued(spec, PartitionId::normal(1), Sequence(7))
+    }
+
+    fn oops() -> JobError {
+        JobError::new("oops", "it broke")
+    }
+
+    #[test]
+    fn a_job_runs_and_succeeds() {
+        let running = queued().start("w1", at(5)).expect("starts");
+        assert_eq!((running.attempts.len(), running.started_at()), (1, Some(at(5))));
+        let done = running.succeed(serde_json::json!({"x": 1}), Timings::default(), at(9)).expect("succeeds");
+        assert_eq!(done.attempts[0].outcome, Some(Outcome::Succeeded {}));
+        assert!(done.is_terminal());
+    }
+
+    #[test]
+    fn a_failed_attempt_is_retried_and_both_are_kept() {
+        let first = queued().start("w1", at(1)).expect("starts");
+        let waiting = first.retry(oops(), at(2), at(50)).expect("retries");
+        assert_eq!(waiting.state, State::Queued { retry_at: Some(at(50)) });
+        let second = waiting.start("w2", at(60)).expect("starts");
+        assert_eq!(second.attempts.iter().map(|a| a.number).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(second.attempts[0].outcome, Some(Outcome::Failed { error: oops() }));
+    }
+
+    #[test]
+    fn a_lost_attempt_is_closed_by_the_next_one() {
+        let second = queued().start("w1", at(1)).and_then(|r| r.start("w2", at(40))).expect("starts");
+        assert_eq!(second.attempts[0].outcome, Some(Outcome::Lost {}));
+        assert_eq!(second.attempts[0].ended_at, Some(at(40)));
+        assert_eq!(second.attempts[1].outcome, None);
+    }
+
+    #[test]
+    fn exhaustion_names_the_last_reason() {
+        let code = |record: Record| match record.exhaust(at(9)).expect("fails").state {
+            State::Failed { error, .. } => (error.code, error.message),
+            other => panic!("{other:?}"),
+        };
+        let lost = queued().start("w1", at(1)).expect("starts");
+        assert_eq!(code(lost).1, "1 attempts failed; the last one: the worker was lost");
+        let failed = queued().start("w1", at(1)).and_then(|r| r.retry(oops(), at(2), at(3))).expect("retries");
+        assert_eq!(code(failed), ("attempts_exhausted".into(), "1 attempts failed; the last one: oops: it broke".into()));
+    }
+
+    #[test]
+    fn terminal_states_have_no_way_out_and_nothing_ends_unstarted() {
+        let ends = [
+            queued().start("w", at(1)).and_then(|r| r.succeed(1.into(), Timings::default(), at(2))).expect("ends"),
+            queued().fail(oops(), at(2)).expect("ends"),
+        ];
+        for end in ends {
+            assert!(end.start("w", at(3)).is_err());
+            assert!(end.retry(oops(), at(3), at(4)).is_err());
+            assert!(end.succeed(2.into(), Timings::default(), at(3)).is_err());
+            assert!(end.fail(oops(), at(3)).is_err());
+            assert!(end.exhaust(at(3)).is_err());
+        }
+        let unstarted = queued().succeed(1.into(), Timings::default(), at(2));
+        assert_eq!(unstarted, Err(InvalidTransition { from: "queued", step: "succeed" }));
+    }
+
+    #[test]
+    fn a_record_comes_back_from_json_as_it_went_in() {
+        let running = queued().start("w1", at(5)).expect("starts");
+        for record in [
+            queued(),
+            running.clone(),
+            running.retry(oops(), at(6), at(7)).expect("retries"),
+            running.succeed(serde_json::json!({"score": 0.25}), Timings::default(), at(9)).expect("succeeds"),
+            running.fail(oops(), at(9)).expect("fails"),
+        ] {
+            let json = serde_json::to_string(&record).expect("writes");
+            assert_eq!(serde_json::from_str::<Record>(&json).expect("reads"), record, "{json}");
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Wall-clock time with milliseconds, as it stands in records and answers.
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Milliseconds since 1970 in UTC; written as RFC 3339 (`2026-11-23T17:00:00.123Z`).
+///
+/// Wall clocks jump: timestamps are shown and compared by people, never used for leases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// This moment by the system's clock.
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// A moment by its distance from 1970, kept within the years 0 to 9999, which RFC 3339 can say.
+    pub fn from_millis(millis: i64) -> Self {
+        const YEAR_0: i64 = -62_167_219_200_000;
+        const YEAR_9999_END: i64 = 253_402_300_799_999;
+        Self(millis.clamp(YEAR_0, YEAR_9999_END))
+    }
+
+    /// Milliseconds since 1970.
+    pub fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// This moment and `later`.
+    #[must_use]
+    pub fn plus(self, later: Duration) -> Self {
+        Self::from_millis(self.0.saturating_add(i64::try_from(later.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// Milliseconds from `earlier` to this moment; 0 if the clock went back between.
+    pub fn millis_since(self, earlier: Self) -> u64 {
+        u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000).map_err(|_| fmt::Error)?;
+        let (date, clock) = (time.date(), time.time());
+        let (hour, minute, second, milli) = clock.as_hms_milli();
+        write!(f, "{date}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z")
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let time = OffsetDateTime::parse(&text, &Rfc3339).map_err(de::Error::custom)?;
+        Ok(Self::from_millis(i64::try_from(time.unix_timestamp_nanos() / 1_000_000).map_err(de::Error::custom)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_is_written_and_read_as_rfc_3339() {
+        let json = |millis| serde_json::to_string(&Timestamp::from_millis(millis)).expect("writes");
+        assert_eq!(json(1_795_453_200_123), "\"2026-11-23T17:00:00.123Z\"");
+        for millis in [0, 7, -1, i64::MIN, i64::MAX] {
+            let back: Timestamp = serde_json::from_str(&json(millis)).expect("reads");
+            assert_eq!(back, Timestamp::from_millis(millis));
+        }
+    }
+}
