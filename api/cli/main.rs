@@ -1,1 +1,60 @@
-fn main(){}
+//! The command line: parse, start, wait, stop.
+
+mod api;
+mod config;
+mod data;
+mod guard;
+mod members;
+mod models;
+mod nats;
+mod setup;
+mod stop;
+mod submit;
+mod supervisor;
+mod up;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use config::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse_from(config::with_default_command(std::env::args_os())) {
+        Ok(cli) => cli,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
+        Err(error) => return complain(&config::one_line(&error)),
+    };
+    if let Err(error) = config::start_logging(&cli) {
+        return complain(&format!("{error:#}"));
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&format!("no threads to run on: {error}")),
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Up(args) => up::run(args).await,
+            Command::Api(args) => api::run(args).await,
+            Command::Worker(args) => worker::run(args).await,
+            Command::Submit(args) => submit::run(args).await,
+            Command::Models(args) => models::run(args).await,
+            Command::Members(args) => members::run(args).await,
+            Command::Guard(args) => guard::run(args).await,
+        }
+    });
+    // What still blocks a thread (a stuck model) must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(error) => complain(&format!("{error:#}")),
+    }
+}
+
+/// One clear line, exit code 1.
+fn complain(message: &str) -> ExitCode {
+    eprintln!("sightline: {}", message.replace('\n', " "));
+    ExitCode::FAILURE
+}

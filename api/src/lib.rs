@@ -1,1 +1,18 @@
-//! stub
+//! HTTP in, HTTP out: the way to the queue and back for people and scripts.
+//!
+//! [`router`] lists the routes; each leads to a file that does one thing. The API keeps no state
+//! of its own about jobs: a `POST` ends in [`queue::Queue::submit`], a `GET` in
+//! [`queue::Queue::wait`], and any process of this kind can answer for any job.
+
+mod catalog;
+mod error;
+mod health;
+mod jobs;
+mod metrics;
+mod middleware;
+mod roster;
+mod router;
+pub mod serve;
+mod state;
+
+pub use serve::{Config, ListenError, check_listen, serve};

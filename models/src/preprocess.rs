@@ -80,12 +80,8 @@ impl Fit {
                 let step = w.min(h) / f64::from(short_side);
                 let (cw, ch) = ((iw * step).min(w), (ih * step).min(h));
                 let (x, y) = ((w - cw) / 2.0, (h - ch) / 2.0);
-                let placement = Placement {
-                    x: (x / w) as f32,
-                    y: (y / h) as f32,
-                    width: (cw / w) as f32,
-                    height: (ch / h) as f32,
-                };
+                let placement =
+                    Placement { x: (x / w) as f32, y: (y / h) as f32, width: (cw / w) as f32, height: (ch / h) as f32 };
                 Self { source: (x, y, cw, ch), placement, ..whole }
             }
             Geometry::Letterbox { fill } => {
@@ -192,7 +188,8 @@ mod tests {
 
     #[test]
     fn cropping_cuts_out_the_middle() {
-        let (tensor, placement) = preprocess(&halves(), &input(Geometry::Crop { short_side: 4 }, Layout::Nchw, Color::Rgb));
+        let (tensor, placement) =
+            preprocess(&halves(), &input(Geometry::Crop { short_side: 4 }, Layout::Nchw, Color::Rgb));
         assert_eq!(tensor.data[..4], [122.5, 122.5, -5.0, -5.0]);
         assert_eq!(placement, Placement { x: 0.25, y: 0.0, width: 0.5, height: 1.0 });
     }

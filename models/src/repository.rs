@@ -118,8 +118,8 @@ impl Model {
     fn from_folder(folder: &Path) -> Result<Self, RepositoryError> {
         let file = folder.join("model.toml");
         let name = file.display().to_string();
-        let text = std::fs::read_to_string(&file)
-            .map_err(|source| ManifestError::Read { file: name.clone(), source })?;
+        let text =
+            std::fs::read_to_string(&file).map_err(|source| ManifestError::Read { file: name.clone(), source })?;
         let manifest = Manifest::parse(&name, &text)?;
         let folder_name = folder.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         if manifest.name != folder_name || !is_valid_name(folder_name) {

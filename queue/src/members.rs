@@ -181,10 +181,8 @@ impl Queue {
     /// [`QueueError`] when the connection is closed.
     pub async fn announcements(&self) -> Result<impl Stream<Item = Announcement> + Unpin + use<>, QueueError> {
         let subscribed = self.client().subscribe("members.>").await;
-        let messages = subscribed.map_err(|error| QueueError::Unavailable {
-            action: "listen to members",
-            problem: chain(&error),
-        })?;
+        let messages = subscribed
+            .map_err(|error| QueueError::Unavailable { action: "listen to members", problem: chain(&error) })?;
         Ok(messages.filter_map(|message| std::future::ready(serde_json::from_slice(&message.payload).ok())))
     }
 
@@ -192,12 +190,12 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.
-    pub async fn wakes(&self) -> Result<impl Stream<Item = (crate::TopicName, crate::PartitionId)> + Unpin + use<>, QueueError> {
+    pub async fn wakes(
+        &self,
+    ) -> Result<impl Stream<Item = (crate::TopicName, crate::PartitionId)> + Unpin + use<>, QueueError> {
         let subscribed = self.client().subscribe("wake.*.*").await;
-        let messages = subscribed.map_err(|error| QueueError::Unavailable {
-            action: "listen for new jobs",
-            problem: chain(&error),
-        })?;
+        let messages = subscribed
+            .map_err(|error| QueueError::Unavailable { action: "listen for new jobs", problem: chain(&error) })?;
         Ok(messages.filter_map(|message| {
             let mut tokens = message.subject.split('.').skip(1);
             let topic = tokens.next().and_then(|token| token.parse().ok());

@@ -282,18 +282,19 @@ impl Record {
         Ok(next)
     }
 
-    /// No attempts are left, and the last worker never said how its attempt ended.
+    /// No attempts are left. `last_error` is why the running attempt failed; `None` when its
+    /// worker never said.
     ///
     /// # Errors
     /// [`InvalidTransition`] from a terminal state.
-    pub fn exhaust(&self, now: Timestamp) -> Result<Self, InvalidTransition> {
-        let mut next = self.step("exhaust", now, Outcome::Lost {})?;
-        let last = next.attempts.last().and_then(|attempt| attempt.outcome.as_ref());
-        let reason = match last {
+    pub fn exhaust(&self, last_error: Option<JobError>, now: Timestamp) -> Result<Self, InvalidTransition> {
+        let outcome = last_error.map_or(Outcome::Lost {}, |error| Outcome::Failed { error });
+        let mut next = self.step("exhaust", now, outcome)?;
+        let reason = match next.attempts.last().and_then(|attempt| attempt.outcome.as_ref()) {
             Some(Outcome::Failed { error }) => format!("{}: {}", error.code, error.message),
             _ => "the worker was lost".into(),
         };
-        let message = format!("{} attempts failed; the last one: {reason}", next.attempts.len());
+        let message = format!("attempt {} of as many failed; {reason}", next.attempts.len());
         next.state = State::Failed { error: JobError::new("attempts_exhausted", message), finished_at: now };
         Ok(next)
     }
@@ -388,14 +389,14 @@ mod tests {
 
     #[test]
     fn exhaustion_names_the_last_reason() {
-        let code = |record: Record| match record.exhaust(at(9)).expect("fails").state {
+        let code = |record: Record| match record.exhaust(None, at(9)).expect("fails").state {
             State::Failed { error, .. } => (error.code, error.message),
             other => panic!("{other:?}"),
         };
         let lost = queued().start("w1", at(1)).expect("starts");
-        assert_eq!(code(lost).1, "1 attempts failed; the last one: the worker was lost");
+        assert_eq!(code(lost).1, "attempt 1 of as many failed; the worker was lost");
         let failed = queued().start("w1", at(1)).and_then(|r| r.retry(oops(), at(2), at(3))).expect("retries");
-        assert_eq!(code(failed), ("attempts_exhausted".into(), "1 attempts failed; the last one: oops: it broke".into()));
+        assert_eq!(code(failed), ("attempts_exhausted".into(), "attempt 1 of as many failed; oops: it broke".into()));
     }
 
     #[test]
@@ -409,7 +410,7 @@ mod tests {
             assert!(end.retry(oops(), at(3), at(4)).is_err());
             assert!(end.succeed(2.into(), Timings::default(), at(3)).is_err());
             assert!(end.fail(oops(), at(3)).is_err());
-            assert!(end.exhaust(at(3)).is_err());
+            assert!(end.exhaust(None, at(3)).is_err());
         }
         let unstarted = queued().succeed(1.into(), Timings::default(), at(2));
         assert_eq!(unstarted, Err(InvalidTransition { from: "queued", step: "succeed" }));

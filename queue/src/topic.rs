@@ -134,7 +134,8 @@ impl Topic {
 
     /// Reads the settings back from the records stream.
     pub(crate) fn from_records_stream(config: &stream::Config) -> Result<Self, QueueError> {
-        let damaged = |problem: String| QueueError::Damaged { what: format!("metadata of stream {}", config.name), problem };
+        let damaged =
+            |problem: String| QueueError::Damaged { what: format!("metadata of stream {}", config.name), problem };
         let text = config.metadata.get(METADATA_KEY).ok_or_else(|| damaged("it has no settings".into()))?;
         let settings: Settings = serde_json::from_str(text).map_err(|error| damaged(error.to_string()))?;
         if settings.partitions == 0 {

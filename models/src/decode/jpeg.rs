@@ -11,8 +11,8 @@ use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 
-use super::layout::{FileLayout, Format};
 use super::corrupt;
+use super::layout::{FileLayout, Format};
 use crate::ImageError;
 
 /// Below half of the file's scale there is something to gain.

@@ -210,7 +210,8 @@ fn gif(bytes: &[u8]) -> Option<Walked<'_>> {
             Some(0x3B) => break frames > 0,
             Some(0x21) => at += 2,
             Some(0x2C) => {
-                let (Some(width), Some(height), Some(flags)) = (le16(bytes, at + 5), le16(bytes, at + 7), bytes.get(at + 9))
+                let (Some(width), Some(height), Some(flags)) =
+                    (le16(bytes, at + 5), le16(bytes, at + 7), bytes.get(at + 9))
                 else {
                     break false;
                 };

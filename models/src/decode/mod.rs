@@ -8,14 +8,14 @@
 //! On purpose not done: colour profiles (ICC) are ignored, and of an animation only the first
 //! frame is looked at.
 
-mod layout;
 mod jpeg;
+mod layout;
 mod raster;
 
 use image::metadata::Orientation;
 
-pub use layout::Format;
 use layout::FileLayout;
+pub use layout::Format;
 
 use crate::ImageError;
 
@@ -108,12 +108,7 @@ fn checked_layout(bytes: &[u8], limits: &Limits) -> Result<FileLayout, ImageErro
         || pixels > limits.pixels_max
         || pixels.saturating_mul(layout.bytes_a_pixel) > limits.output_bytes_max
     {
-        return Err(ImageError::TooLarge {
-            width,
-            height,
-            side_max: limits.side_max,
-            pixels_max: limits.pixels_max,
-        });
+        return Err(ImageError::TooLarge { width, height, side_max: limits.side_max, pixels_max: limits.pixels_max });
     }
     if width == 0 || height == 0 {
         return Err(corrupt(layout.format, "it announces a side of 0 pixels"));

@@ -181,7 +181,9 @@ fn a_file_cut_anywhere_is_never_taken_for_whole() {
 
 #[test]
 fn any_changed_byte_gives_an_image_or_an_error_but_no_panic() {
-    for mut bytes in [file("fixtures/progressive.jpg"), file("fixtures/palette.png"), encoded(halves(), ImageFormat::Gif)] {
+    for mut bytes in
+        [file("fixtures/progressive.jpg"), file("fixtures/palette.png"), encoded(halves(), ImageFormat::Gif)]
+    {
         for at in 0..bytes.len() {
             bytes[at] ^= 0xA5;
             if let Ok(image) = decode(&bytes, &Limits::default(), Some(8)) {

@@ -88,7 +88,8 @@ fn an_embedding_has_length_one() {
     let text = include_str!("../../repository/efficientnet-lite0/model.toml");
     let (head, _) = text.split_once("[classification]").expect("there");
     let head = head.replace("\"classification\"", "\"embedding\"");
-    let manifest = Manifest::parse("x", &format!("{head}[embedding]\nvector = \"embedding\"\nnormalize = true\n")).expect("good");
+    let manifest =
+        Manifest::parse("x", &format!("{head}[embedding]\nvector = \"embedding\"\nnormalize = true\n")).expect("good");
     let outputs = [tensor("logits", &[1, 1], vec![1.0]), tensor("embedding", &[1, 2], vec![3.0, 4.0])];
     let output = postprocess(&manifest, &[], &outputs, &WHOLE, Wishes::default());
     assert_eq!(output, Ok(Output::Embedding { vector: vec![0.6, 0.8] }));

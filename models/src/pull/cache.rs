@@ -25,7 +25,9 @@ impl Cache {
     /// `None` when the environment names neither a cache folder nor a home.
     pub fn default_root() -> Option<PathBuf> {
         let folder = |variable: &str| std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let home = || folder("HOME").map(|home| home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }));
+        let home = || {
+            folder("HOME").map(|home| home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }))
+        };
         Some(folder("XDG_CACHE_HOME").or_else(home)?.join("sightline"))
     }
 
@@ -45,11 +47,7 @@ impl Cache {
     ///
     /// # Errors
     /// Those of `fill`, and [`PullError::Io`]. Nothing stands under `name` then.
-    pub fn install(
-        &self,
-        name: &str,
-        fill: impl FnOnce(&Path) -> Result<(), PullError>,
-    ) -> Result<PathBuf, PullError> {
+    pub fn install(&self, name: &str, fill: impl FnOnce(&Path) -> Result<(), PullError>) -> Result<PathBuf, PullError> {
         if let Some(path) = self.find(name) {
             return Ok(path);
         }
@@ -64,7 +62,8 @@ impl Cache {
             return Ok(path);
         }
         self.sweep();
-        let partial = tempfile::Builder::new().prefix(PARTIAL).tempdir_in(&self.root).map_err(PullError::io(&self.root))?;
+        let partial =
+            tempfile::Builder::new().prefix(PARTIAL).tempdir_in(&self.root).map_err(PullError::io(&self.root))?;
         fill(partial.path())?;
         sync_files(partial.path())?;
         let partial = partial.keep();

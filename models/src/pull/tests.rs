@@ -75,7 +75,8 @@ fn archives_give_the_named_files_and_nothing_else() {
     assert!(matches!(missing, Err(PullError::NoMember { .. })));
 
     let tarball = root.path().join("x.tgz");
-    let gzip = flate2::write::GzEncoder::new(std::fs::File::create(&tarball).expect("file"), flate2::Compression::fast());
+    let gzip =
+        flate2::write::GzEncoder::new(std::fs::File::create(&tarball).expect("file"), flate2::Compression::fast());
     let mut tar = tar::Builder::new(gzip);
     let mut header = tar::Header::new_gnu();
     header.set_size(5);

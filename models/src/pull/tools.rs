@@ -99,10 +99,11 @@ pub fn nats_server(cache: &Cache, progress: Progress) -> Result<PathBuf, PullErr
 impl Tool {
     fn install(&self, cache: &Cache, progress: Progress) -> Result<PathBuf, PullError> {
         let here = |build: &&Build| build.os == std::env::consts::OS && build.arch == std::env::consts::ARCH;
-        let build = self.builds.iter().find(here).ok_or_else(|| PullError::Platform {
-            package: self.package.to_owned(),
-            advice: self.advice,
-        })?;
+        let build = self
+            .builds
+            .iter()
+            .find(here)
+            .ok_or_else(|| PullError::Platform { package: self.package.to_owned(), advice: self.advice })?;
         let file = build.member.rsplit('/').next().unwrap_or(build.member);
         let name = format!("tools/{}-{}", self.package, self.version);
         let folder = cache.install(&name, |folder| {

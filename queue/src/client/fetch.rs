@@ -17,8 +17,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 
 use super::{Delivery, Queue};
-use crate::topic::{WORKERS, jobs_stream};
 use crate::error::chain;
+use crate::topic::{WORKERS, jobs_stream};
 use crate::{FetchError, Lease, PartitionId, Topic};
 
 /// How long the server may hold a request that it cannot answer.

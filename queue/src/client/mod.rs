@@ -2,13 +2,13 @@
 //!
 //! One file an operation, in the order in which a job meets them.
 
-mod topics;
-mod submit;
-mod fetch;
-mod settle;
-mod records;
-mod wait;
 mod depth;
+mod fetch;
+mod records;
+mod settle;
+mod submit;
+mod topics;
+mod wait;
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
@@ -132,10 +132,10 @@ impl Queue {
             .ack_timeout(ANSWER_TIMEOUT)
             .backpressure_on_inflight(true)
             .build(client.clone());
-        jetstream.query_account().await.map_err(|error| ConnectError::NoJetStream {
-            address: address.to_string(),
-            problem: chain(&error),
-        })?;
+        jetstream
+            .query_account()
+            .await
+            .map_err(|error| ConnectError::NoJetStream { address: address.to_string(), problem: chain(&error) })?;
         let topics = Arc::new(RwLock::new(HashMap::new()));
         Ok(Self { client, jetstream, defaults: Arc::new(defaults), topics })
     }

@@ -13,7 +13,7 @@ use crate::topic::{record_subject, records_stream};
 use crate::{JobId, QueueError, Record, Topic};
 
 /// Which write of a record was read; 0 before the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Revision(u64);
 
 /// A record as it was read.
@@ -95,7 +95,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when it is not known what became of it.
     pub async fn create(&self, record: &Record) -> Result<Replaced, QueueError> {
-        self.replace(Revision(0), record).await
+        self.replace(Revision::default(), record).await
     }
 
     /// Replaces exactly the record that was read as `revision`.
@@ -114,7 +114,8 @@ impl Queue {
         let ttl = record.is_terminal().then(|| Duration::from_secs(topic.settings.result_ttl_secs));
         let started = Instant::now();
         loop {
-            let mut message = PublishMessage::build().payload(payload.clone()).expected_last_subject_sequence(revision.0);
+            let mut message =
+                PublishMessage::build().payload(payload.clone()).expected_last_subject_sequence(revision.0);
             if let Some(ttl) = ttl {
                 message = message.ttl(ttl);
             }

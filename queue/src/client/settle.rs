@@ -1,7 +1,9 @@
 //! A delivery, and the ways to end it.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::message::PublishMessage;
 use async_nats::{Message, Subject};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -11,7 +13,6 @@ use super::submit::SPEC_HEADER;
 use crate::error::chain;
 use crate::topic::{dead_subject, wake_subject};
 use crate::{FetchError, JobId, JobSpec, Lease, PartitionId, QueueError, Sequence, SettleError};
-use async_nats::jetstream::message::PublishMessage;
 
 /// Header of a dead letter: why the job failed.
 const ERROR_HEADER: &str = "Sl-Error";
@@ -29,10 +30,10 @@ pub struct Delivery {
     pub spec: Result<JobSpec, String>,
     /// The image.
     pub payload: Bytes,
-    /// The right to it.
-    pub lease: Lease,
     /// Where it is settled.
     pub ack_subject: AckSubject,
+    /// The right to it; clones of a delivery share it.
+    lease: Arc<Mutex<Lease>>,
     queue: Queue,
 }
 
@@ -53,7 +54,13 @@ impl Delivery {
             serde_json::from_str(json.as_str()).map_err(|error| error.to_string())
         });
         let ack_subject = AckSubject(reply.into_string());
-        Ok(Self { id, partition, sequence, spec, payload: message.payload, lease, ack_subject, queue: queue.clone() })
+        let (payload, queue, lease) = (message.payload, queue.clone(), Arc::new(Mutex::new(lease)));
+        Ok(Self { id, partition, sequence, spec, payload, ack_subject, lease, queue })
+    }
+
+    /// The right to the job, as last renewed.
+    pub fn lease(&self) -> Lease {
+        *self.lease.lock().expect("no panic holds this lock")
     }
 
     /// The job is finished and its message may go.
@@ -87,20 +94,20 @@ impl Delivery {
         self.settle("+TERM".into()).await
     }
 
-    /// Renews the lease; returns it as renewed once the server has confirmed.
+    /// Renews the lease, for all clones of this delivery, once the server has confirmed.
     ///
     /// # Errors
     /// [`SettleError`]; the lease is unchanged then.
-    pub async fn renew(&self, mut lease: Lease) -> Result<Lease, SettleError> {
+    pub async fn renew(&self) -> Result<(), SettleError> {
         let sent_at = Instant::now();
-        if !lease.is_held(sent_at) {
+        if !self.lease().is_held(sent_at) {
             return Err(SettleError::LeaseLost);
         }
         let subject = Subject::from(self.ack_subject.0.as_str());
         let answer = self.queue.client().request(subject, Bytes::from_static(b"+WPI")).await;
         answer.map_err(|error| SettleError::Unconfirmed(chain(&error)))?;
-        lease.renew(sent_at);
-        Ok(lease)
+        self.lease.lock().expect("no panic holds this lock").renew(sent_at);
+        Ok(())
     }
 
     /// Keeps the input of a job that failed, where people can find it. May be repeated.
@@ -120,7 +127,7 @@ impl Delivery {
     }
 
     async fn settle(&self, body: Bytes) -> Result<(), SettleError> {
-        if !self.lease.is_held(Instant::now()) {
+        if !self.lease().is_held(Instant::now()) {
             return Err(SettleError::LeaseLost);
         }
         self.queue.send_settlement(&self.ack_subject, body).await
@@ -132,7 +139,13 @@ impl Queue {
     ///
     /// # Errors
     /// [`SettleError::Unconfirmed`] when the connection is closed.
-    pub async fn nak_for(&self, job: &JobId, partition: PartitionId, at: &AckSubject, delay: Duration) -> Result<(), SettleError> {
+    pub async fn nak_for(
+        &self,
+        job: &JobId,
+        partition: PartitionId,
+        at: &AckSubject,
+        delay: Duration,
+    ) -> Result<(), SettleError> {
         self.send_settlement(at, nak_body(delay)).await?;
         if delay.is_zero() {
             self.wake(job, partition).await;

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use async_nats::jetstream::context::{PublishErrorKind, PublishError};
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 
@@ -70,7 +70,11 @@ impl Queue {
     }
 
     /// Publishes and waits for the acknowledgement, which means that the message is durable.
-    pub(super) async fn publish_acked(&self, subject: String, message: PublishMessage) -> Result<Sequence, PublishError> {
+    pub(super) async fn publish_acked(
+        &self,
+        subject: String,
+        message: PublishMessage,
+    ) -> Result<Sequence, PublishError> {
         let ack = self.jetstream.send_publish(subject, message).await?.await?;
         Ok(Sequence(ack.sequence))
     }

@@ -36,10 +36,8 @@ impl Queue {
     pub async fn wait(&self, id: &JobId, patience: Duration) -> Result<Waited, QueueError> {
         let deadline = Instant::now() + patience;
         let subscribed = self.client().subscribe(record_subject(id)).await;
-        let mut rings = subscribed.map_err(|error| QueueError::Unavailable {
-            action: "watch the job",
-            problem: chain(&error),
-        })?;
+        let mut rings =
+            subscribed.map_err(|error| QueueError::Unavailable { action: "watch the job", problem: chain(&error) })?;
         loop {
             let Some(stored) = self.record(id).await? else { return Ok(Waited::Unknown) };
             if stored.record.is_terminal() {

@@ -1,0 +1,25 @@
+//! `sightline api`: the HTTP role alone.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use queue::Queue;
+
+use crate::config::ApiArgs;
+use crate::setup::{self, Models};
+use crate::{data, stop};
+
+/// Serves until told to stop.
+pub(crate) async fn run(args: ApiArgs) -> anyhow::Result<ExitCode> {
+    let stop = stop::on_signal()?;
+    let models = Models::open(&args.models)?;
+    let listener = setup::bind(&args.http).await?;
+    let defaults = setup::topic_defaults(&args.topics, models.repository.iter().count(), None)?;
+    let address = data::queue_address(&args.queue)?;
+    let queue = Queue::connect(&address, "sightline api", defaults).await?;
+    let config = setup::http_config(&args.http, queue.max_payload());
+    println!("API on http://{}, queue at {address}", listener.local_addr().context("find the API's own address")?);
+    ::api::serve(config, models.repository, queue.clone(), listener, stop).await;
+    queue.flush().await;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,316 @@
+//! All flags. Each is also an environment variable, `SIGHTLINE_` and its name in capitals.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+/// Recognises objects in thousands of images without losing one.
+#[derive(Debug, Parser)]
+#[command(name = "sightline", version, after_help = "Without a command, `up` is run.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// What to log: error, warn, info, debug, trace, or a filter such as `worker=debug`
+    #[arg(long, global = true, env = "SIGHTLINE_LOG", default_value = "warn", value_name = "FILTER")]
+    pub(crate) log: String,
+    /// How to log
+    #[arg(long, global = true, env = "SIGHTLINE_LOG_FORMAT", default_value = "text")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start everything on this machine: queue, API and worker processes
+    Up(UpArgs),
+    /// Serve HTTP, on a queue that runs elsewhere
+    Api(ApiArgs),
+    /// Run models, on a queue that runs elsewhere
+    Worker(WorkerArgs),
+    /// Send images and collect the results
+    Submit(SubmitArgs),
+    /// List models, or fetch what they need
+    Models(ModelsArgs),
+    /// Show the processes that are there
+    Members(MembersArgs),
+    /// Run a program that ends when this process's standard input closes
+    #[command(hide = true)]
+    Guard(GuardArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Worker processes [default: one a core]
+    #[arg(long, env = "SIGHTLINE_WORKERS", value_name = "N")]
+    pub(crate) workers: Option<NonZeroUsize>,
+    /// Where the queue listens; a free port is taken if this one is in use
+    #[arg(long, env = "SIGHTLINE_BROKER_LISTEN", default_value = "127.0.0.1:4222", value_name = "HOST:PORT")]
+    pub(crate) broker_listen: SocketAddr,
+    /// Use this queue (nats://[TOKEN@]host:port,…) and start none
+    #[arg(long, env = "SIGHTLINE_QUEUE", value_name = "URL")]
+    pub(crate) queue: Option<String>,
+    /// Which queue server to start
+    #[arg(long, env = "SIGHTLINE_ENGINE", default_value = "nats")]
+    pub(crate) engine: EngineKind,
+    /// Threads inside one operator of a model, for each worker
+    #[arg(long, env = "SIGHTLINE_THREADS", default_value = "1", value_name = "N")]
+    pub(crate) threads: NonZeroUsize,
+    /// End when standard input closes
+    #[arg(long, hide = true)]
+    pub(crate) supervised: bool,
+    #[command(flatten)]
+    pub(crate) http: HttpArgs,
+    #[command(flatten)]
+    pub(crate) topics: TopicArgs,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+    #[command(flatten)]
+    pub(crate) models: ModelArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EngineKind {
+    /// A NATS server, fetched with pip and run as a child process
+    Nats,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ApiArgs {
+    #[command(flatten)]
+    pub(crate) queue: QueueArgs,
+    #[command(flatten)]
+    pub(crate) http: HttpArgs,
+    #[command(flatten)]
+    pub(crate) topics: TopicArgs,
+    #[command(flatten)]
+    pub(crate) models: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// Worker processes
+    #[arg(long, env = "SIGHTLINE_PROCESSES", default_value = "1", value_name = "N")]
+    pub(crate) processes: NonZeroUsize,
+    /// Threads inside one operator of a model, for each process
+    #[arg(long, env = "SIGHTLINE_THREADS", default_value = "1", value_name = "N")]
+    pub(crate) threads: NonZeroUsize,
+    /// Report to the supervisor, and end when standard input closes
+    #[arg(long, hide = true)]
+    pub(crate) supervised: bool,
+    #[command(flatten)]
+    pub(crate) queue: QueueArgs,
+    #[command(flatten)]
+    pub(crate) models: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SubmitArgs {
+    /// Image files, folders (searched to the bottom), globs, or - for a list of paths on standard input
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<String>,
+    /// The model to run
+    #[arg(long, env = "SIGHTLINE_MODEL", value_name = "NAME")]
+    pub(crate) model: String,
+    /// Write one JSON line an image to this file, and go on from there when run again [default: standard output]
+    #[arg(long, env = "SIGHTLINE_OUT", value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// The API
+    #[arg(long, env = "SIGHTLINE_API", value_name = "URL")]
+    pub(crate) api: Option<String>,
+    /// Images on their way at a time
+    #[arg(long, env = "SIGHTLINE_IN_FLIGHT", default_value = "64", value_name = "N")]
+    pub(crate) in_flight: NonZeroUsize,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ModelsArgs {
+    #[command(subcommand)]
+    pub(crate) action: ModelsAction,
+    #[command(flatten)]
+    pub(crate) models: ModelArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelsAction {
+    /// Show the models there are, and whether their files are here
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Fetch ONNX Runtime and the files of the models
+    Pull,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MembersArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) queue: QueueArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GuardArgs {
+    /// Hold this file locked while the program runs
+    #[arg(long)]
+    pub(crate) lock: PathBuf,
+    /// The program and its arguments
+    #[arg(required = true, last = true)]
+    pub(crate) program: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DataArgs {
+    /// The data folder
+    #[arg(long, env = "SIGHTLINE_DATA", default_value = ".sightline", value_name = "DIR")]
+    pub(crate) data: PathBuf,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct QueueArgs {
+    /// The queue, nats://[TOKEN@]host:port,… [default: the one that `up` started on the data folder, else nats://127.0.0.1:4222]
+    #[arg(long, env = "SIGHTLINE_QUEUE", value_name = "URL")]
+    pub(crate) queue: Option<String>,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct HttpArgs {
+    /// Where the API listens
+    #[arg(long, env = "SIGHTLINE_LISTEN", default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// Listen on an address that other machines reach, with no keys
+    #[arg(long, env = "SIGHTLINE_INSECURE")]
+    pub(crate) insecure: bool,
+    /// Names under which the API may be asked, beside localhost
+    #[arg(long, env = "SIGHTLINE_ALLOW_HOST", value_delimiter = ',', value_name = "NAME")]
+    pub(crate) allow_host: Vec<String>,
+    /// The largest image
+    #[arg(long, env = "SIGHTLINE_UPLOAD_LIMIT", default_value = "20MiB", value_name = "BYTES")]
+    pub(crate) upload_limit: ByteSize,
+}
+
+/// What topics are created with, by their model's first job.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TopicArgs {
+    /// Partitions of a new topic
+    #[arg(long, env = "SIGHTLINE_PARTITIONS", default_value = "3", value_name = "N")]
+    pub(crate) partitions: NonZeroU16,
+    /// How long a job is a worker's without a sign of life
+    #[arg(long, env = "SIGHTLINE_LEASE", default_value = "30s", value_parser = lease, value_name = "TIME")]
+    pub(crate) lease: Duration,
+    /// Attempts before a job is given up
+    #[arg(long, env = "SIGHTLINE_ATTEMPTS", default_value = "5", value_name = "N")]
+    pub(crate) attempts: NonZeroU32,
+    /// How long one attempt may run when a job does not say
+    #[arg(long, env = "SIGHTLINE_RUN_TIMEOUT", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub(crate) run_timeout: Duration,
+    /// How long results are kept
+    #[arg(long, env = "SIGHTLINE_RESULT_TTL", default_value = "7d", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub(crate) result_ttl: Duration,
+    /// Bytes that queued images may take, over all models [default: 32GiB, or half of the free disk if that is less]
+    #[arg(long, env = "SIGHTLINE_QUEUE_BYTES", value_name = "BYTES")]
+    pub(crate) queue_bytes: Option<ByteSize>,
+    /// Copies of every stream; more than 1 needs a NATS cluster
+    #[arg(long, env = "SIGHTLINE_REPLICAS", default_value = "1", value_name = "N")]
+    pub(crate) replicas: NonZeroUsize,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelArgs {
+    /// Models to serve by name, and folders that add models, comma-separated [default: all]
+    #[arg(long, env = "SIGHTLINE_MODELS", value_delimiter = ',', value_name = "NAME|DIR")]
+    pub(crate) models: Vec<String>,
+    /// Where fetched files are kept [default: the user's cache folder]
+    #[arg(long, env = "SIGHTLINE_CACHE", value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// The ONNX Runtime library [default: the environment's ORT_DYLIB_PATH, else the one in the cache]
+    #[arg(long, env = "SIGHTLINE_ORT", value_name = "FILE")]
+    pub(crate) ort: Option<PathBuf>,
+}
+
+/// A lease that is shorter than a second would run out between two renewals.
+fn lease(text: &str) -> Result<Duration, String> {
+    let lease = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if lease < Duration::from_secs(1) { Err("it must be at least 1s".into()) } else { Ok(lease) }
+}
+
+/// Puts `up` in where the first word is no command.
+pub(crate) fn with_default_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.collect();
+    let asks_for_help = |word: &OsString| ["-h", "--help", "-V", "--version"].iter().any(|flag| word == flag);
+    let names_none = args.get(1).is_none_or(|word| word.to_string_lossy().starts_with('-') && !asks_for_help(word));
+    if names_none {
+        args.insert(args.len().min(1), "up".into());
+    }
+    args
+}
+
+/// What clap has to say, without its pictures of usage.
+pub(crate) fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage")).collect();
+    let words = lines.into_iter().filter(|line| !line.is_empty() && !line.starts_with("For more"));
+    let line = words.collect::<Vec<_>>().join(" ");
+    format!("{} (see sightline --help)", line.strip_prefix("error: ").unwrap_or(&line))
+}
+
+/// Logs to standard error.
+pub(crate) fn start_logging(cli: &Cli) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {}", cli.log))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Cli, String> {
+        let words = std::iter::once("sightline").chain(words.iter().copied()).map(OsString::from);
+        Cli::try_parse_from(with_default_command(words)).map_err(|error| one_line(&error))
+    }
+
+    #[test]
+    fn up_is_what_is_run_when_nothing_else_is_said() {
+        for words in [&[][..], &["--workers", "3"], &["up", "--workers", "3"], &["--log", "debug"]] {
+            assert!(matches!(parse(words).expect("parses").command, Command::Up(_)), "{words:?}");
+        }
+        assert!(matches!(parse(&["worker"]).expect("parses").command, Command::Worker(_)));
+    }
+
+    #[test]
+    fn a_bad_flag_is_one_clear_line() {
+        for (words, start) in [
+            (&["--wrokers", "3"][..], "unexpected argument '--wrokers' found"),
+            (&["--workers", "0"], "invalid value '0' for '--workers <N>'"),
+            (&["--listen", "nowhere"], "invalid value 'nowhere' for '--listen <HOST:PORT>'"),
+            (&["--lease", "5ms"], "invalid value '5ms' for '--lease <TIME>': it must be at least 1s"),
+            (&["wroker"], "unrecognized subcommand 'wroker'"),
+        ] {
+            let error = parse(words).expect_err("must be refused");
+            assert!(error.starts_with(start) && !error.contains('\n'), "{error}");
+        }
+    }
+}

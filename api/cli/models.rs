@@ -1,0 +1,46 @@
+//! `sightline models`: what there is, and fetching it ahead of time.
+
+use std::process::ExitCode;
+
+use ::models::Model;
+use serde_json::json;
+
+use crate::config::{ModelsAction, ModelsArgs};
+use crate::setup::Models;
+
+/// Lists or fetches.
+pub(crate) async fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
+    let models = Models::open(&args.models)?;
+    match args.action {
+        ModelsAction::List { json: true } => {
+            let entries: Vec<_> = models.repository.iter().map(entry).collect();
+            println!("{}", serde_json::to_string_pretty(&entries)?);
+        }
+        ModelsAction::List { json: false } => {
+            println!("{:24} {:16} {:8} DESCRIPTION", "MODEL", "TASK", "VERSION");
+            for model in models.repository.iter() {
+                let manifest = model.manifest();
+                let (task, version) = (manifest.task.as_str(), manifest.version);
+                println!("{:24} {task:16} {version:<8} {}", model.name(), manifest.description);
+            }
+        }
+        ModelsAction::Pull => {
+            let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
+            println!("{} and ONNX Runtime are in {}", models.names.join(", "), models.cache.root().display());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn entry(model: &Model) -> serde_json::Value {
+    let manifest = model.manifest();
+    let versions = model.versions().iter().map(|version| json!({"number": version.number, "digest": version.digest}));
+    json!({
+        "name": model.name(),
+        "description": manifest.description,
+        "license": manifest.license,
+        "task": manifest.task.as_str(),
+        "version": manifest.version,
+        "versions": versions.collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,121 @@
+//! What several commands need before they start: models, cache, runtime, topic defaults.
+
+use std::path::{Path, PathBuf};
+
+use ::models::{Cache, Repository, pull};
+use anyhow::{Context, bail};
+use queue::topic::Defaults;
+
+use crate::config::{HttpArgs, ModelArgs, TopicArgs};
+
+/// Bytes that queued images may take when nobody says otherwise and the disk has room.
+const QUEUE_BYTES_MAX: u64 = 32 << 30;
+/// Room that a message needs beside the image, for its headers.
+const MESSAGE_OVERHEAD: usize = 64 * 1024;
+
+/// The models of a process.
+pub(crate) struct Models {
+    pub(crate) repository: Repository,
+    /// The ones to serve.
+    pub(crate) names: Vec<String>,
+    pub(crate) cache: Cache,
+    runtime: Option<PathBuf>,
+}
+
+impl Models {
+    /// Opens the repository and checks the names.
+    pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Self> {
+        // A model's name has neither dots nor slashes, a folder can always be written with one.
+        let is_folder = |word: &String| word.contains(['/', '.']);
+        let (folders, names): (Vec<String>, Vec<String>) = args.models.iter().cloned().partition(is_folder);
+        let folders: Vec<PathBuf> = folders.into_iter().map(PathBuf::from).collect();
+        let repository = Repository::open(&folders).context("open the models")?;
+        if let Some(unknown) = names.iter().find(|name| repository.get(name).is_none()) {
+            bail!(
+                "there is no model `{unknown}`; there are {}. A folder is written with a slash, ./{unknown}",
+                repository.names()
+            );
+        }
+        let all = || repository.iter().map(|model| model.name().to_owned()).collect();
+        let names = if names.is_empty() { all() } else { names };
+        let root = args.cache.clone().or_else(Cache::default_root);
+        let root = root.context("find the cache folder: set HOME, or say --cache DIR")?;
+        let cache = Cache::new(std::path::absolute(root).context("find the cache folder")?);
+        let from_environment = || std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let runtime = args.ort.clone().or_else(from_environment);
+        if let Some(missing) = runtime.as_ref().filter(|path| !path.is_file()) {
+            bail!("there is no ONNX Runtime library at {}", missing.display());
+        }
+        Ok(Self { repository, names, cache, runtime })
+    }
+
+    /// The ONNX Runtime library: as said, else from the cache, else fetched.
+    pub(crate) fn runtime(&self) -> anyhow::Result<PathBuf> {
+        match &self.runtime {
+            Some(path) => Ok(path.clone()),
+            None => pull::onnx_runtime(&self.cache, &say).context("get ONNX Runtime"),
+        }
+    }
+
+    /// Fetches whatever is missing of runtime and models. Blocks.
+    pub(crate) fn fetch(&self) -> anyhow::Result<()> {
+        self.runtime()?;
+        for name in &self.names {
+            let model = self.repository.get(name).context("the names were checked")?;
+            let version = model.version(None).context("the manifest's version was checked")?;
+            model.files(version, &self.cache, &say).with_context(|| format!("get model {name}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn say(line: &str) {
+    eprintln!("{line}");
+}
+
+/// What topics are created with. `disk` is the folder whose disk the queue fills, if it is ours.
+pub(crate) fn topic_defaults(args: &TopicArgs, models: usize, disk: Option<&Path>) -> anyhow::Result<Defaults> {
+    let half_of_free = match disk {
+        Some(path) => {
+            let disk = rustix::fs::statvfs(path).with_context(|| format!("look at the disk of {}", path.display()))?;
+            disk.f_bavail.saturating_mul(disk.f_frsize) / 2
+        }
+        None => u64::MAX,
+    };
+    let total = args.queue_bytes.map_or(QUEUE_BYTES_MAX.min(half_of_free), |bytes| bytes.as_u64());
+    Ok(Defaults {
+        partitions: args.partitions.get(),
+        lease: args.lease,
+        attempts_max: args.attempts.get(),
+        run_timeout: args.run_timeout,
+        result_ttl: args.result_ttl,
+        // Streams are bounded one by one; so each topic gets its share.
+        topic_bytes_max: total / models.max(1) as u64,
+        replicas: args.replicas.get(),
+        ..Defaults::default()
+    })
+}
+
+/// The API's settings. Says so when the queue's server takes less than the upload limit.
+pub(crate) fn http_config(args: &HttpArgs, max_payload: usize) -> ::api::Config {
+    let (wanted, taken) = (args.upload_limit.as_u64() as usize, max_payload.saturating_sub(MESSAGE_OVERHEAD));
+    if wanted > taken {
+        eprintln!(
+            "note: images may have {taken} bytes, not {wanted}: the queue's server takes no more (its max_payload)"
+        );
+    }
+    ::api::Config {
+        listen_ip: args.listen.ip(),
+        allowed_hosts: args.allow_host.clone(),
+        upload_bytes_max: wanted.min(taken),
+        ..::api::Config::default()
+    }
+}
+
+/// Takes the API's port.
+pub(crate) async fn bind(args: &HttpArgs) -> anyhow::Result<tokio::net::TcpListener> {
+    ::api::check_listen(args.listen, args.insecure)?;
+    tokio::net::TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}; choose another address with --listen", args.listen))
+}

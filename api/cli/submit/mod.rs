@@ -1,0 +1,112 @@
+//! `sightline submit`: many images, one line of JSON each.
+//!
+//! Every image goes through the same steps on its own ([`client`]): upload, note the job's id,
+//! wait, write the line. Two files make it resumable ([`ledger`]): the output, where each line is
+//! a finished image, and beside it `….pending`, where each line is an accepted one. Run again
+//! after whatever interruption, finished images are left out and accepted ones are only waited
+//! for.
+
+mod client;
+mod inputs;
+mod ledger;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use futures::StreamExt;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+use crate::config::SubmitArgs;
+use crate::{data, stop};
+use client::Client;
+use ledger::Ledger;
+
+/// Sends all images and waits for their results.
+pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
+    let stop = stop::on_signal()?;
+    let files = inputs::collect(&args.paths)?;
+    anyhow::ensure!(!files.is_empty(), "there are no images in {}", args.paths.join(", "));
+    let client = Client::new(&data::api_address(args.api.as_deref(), &args.data), &args.model)?;
+    let ledger = Ledger::open(args.out.as_deref())?;
+    client.check_model().await?;
+
+    let started = Instant::now();
+    let mut tally = Tally::default();
+    let (done, open): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| ledger.state_of(file).is_some());
+    done.iter().for_each(|file| tally.count(ledger.state_of(file).unwrap_or_default()));
+    let resumed = done.len();
+    let bar = progress_bar(open.len() as u64);
+    let (client, ledger) = (&client, &ledger);
+    let mut results = futures::stream::iter(open)
+        .map(|file| async move { client.process(&file, ledger).await })
+        .buffer_unordered(args.in_flight.get());
+    loop {
+        let result = tokio::select! {
+            result = results.next() => result,
+            () = stop.cancelled() => {
+                bar.finish_and_clear();
+                let again = if args.out.is_some() { "; run the same command to go on" } else { "" };
+                anyhow::bail!("stopped after {} images{again}", tally.total());
+            }
+        };
+        let Some(line) = result else { break };
+        let line = line?;
+        tally.count(line.get("state").and_then(Value::as_str).unwrap_or("refused"));
+        bar.inc(1);
+        bar.set_message(tally.trouble());
+    }
+    bar.finish_and_clear();
+    ledger.close()?;
+    let seconds = started.elapsed().as_secs_f64();
+    let rate = (tally.total() - resumed) as f64 / seconds.max(0.001);
+    let before = if resumed > 0 { format!(" ({resumed} of them before)") } else { String::new() };
+    eprintln!("{} images{before}: {tally} in {seconds:.1} s, {rate:.1} images/s", tally.total());
+    Ok(if tally.all_succeeded() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn progress_bar(length: u64) -> ProgressBar {
+    let visible = std::io::stderr().is_terminal();
+    let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let style = ProgressStyle::with_template("{bar:32} {pos}/{len}  {per_sec}  {eta} left  {msg}");
+    let bar = ProgressBar::with_draw_target(Some(length), target);
+    bar.set_style(style.expect("the template is well-formed"));
+    bar
+}
+
+/// How many images ended how.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Tally {
+    succeeded: usize,
+    failed: usize,
+    refused: usize,
+}
+
+impl Tally {
+    fn count(&mut self, state: &str) {
+        match state {
+            "succeeded" => self.succeeded += 1,
+            "failed" | "canceled" => self.failed += 1,
+            _ => self.refused += 1,
+        }
+    }
+
+    fn total(&self) -> usize {
+        self.succeeded + self.failed + self.refused
+    }
+
+    fn all_succeeded(&self) -> bool {
+        self.failed + self.refused == 0
+    }
+
+    fn trouble(&self) -> String {
+        if self.all_succeeded() { String::new() } else { format!("{} failed, {} refused", self.failed, self.refused) }
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} succeeded, {} failed, {} refused", self.succeeded, self.failed, self.refused)
+    }
+}

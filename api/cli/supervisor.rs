@@ -1,0 +1,302 @@
+//! Worker processes: started, watched, restarted, ended.
+//!
+//! A worker that dies is replaced after a pause that grows while it keeps dying. What it had in
+//! hand is known from its reports, and is handed back at once: waiting for the leases to end
+//! would cost half a minute.
+
+use std::collections::HashMap;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::worker::report::Report;
+use anyhow::Context;
+use queue::client::AckSubject;
+use queue::{JobId, PartitionId, Queue};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long a worker has to finish and hand back.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+/// First and longest pause before a dead child is replaced.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// A child that ran for so long has had a good start; the pauses begin anew.
+const GOOD_RUN: Duration = Duration::from_secs(30);
+/// Pause before a job that was running when its worker died is tried again, for each attempt.
+const CRASH_PAUSE: Duration = Duration::from_millis(500);
+/// Workers that load their models at the same time; loading takes a core each.
+const LOADING_MAX: usize = 4;
+
+/// Growing pauses between restarts.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    deaths: u32,
+}
+
+impl Backoff {
+    /// The pause after a child that ran for `lived`.
+    pub(crate) fn next(&mut self, lived: Duration) -> Duration {
+        self.deaths = if lived > GOOD_RUN { 0 } else { self.deaths };
+        let pause = PAUSE_FIRST.saturating_mul(1 << self.deaths.min(16)).min(PAUSE_MAX);
+        self.deaths += 1;
+        pause
+    }
+}
+
+/// How to start a worker process, any number of times.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerCommand {
+    /// Arguments after `sightline worker --supervised`.
+    pub(crate) arguments: Vec<std::ffi::OsString>,
+    /// Environment that must not stand in the process list.
+    pub(crate) environment: Vec<(String, String)>,
+}
+
+/// The worker processes of one supervisor.
+pub(crate) struct Supervisor {
+    keepers: JoinSet<()>,
+    stop: CancellationToken,
+    ready: watch::Receiver<Progress>,
+}
+
+/// How far the first start has come.
+#[derive(Debug, Default, Clone, Copy)]
+struct Progress {
+    ready: usize,
+    /// A worker died before it was ready for the first time.
+    failed: bool,
+}
+
+impl Supervisor {
+    /// Starts `count` workers and keeps them running.
+    pub(crate) fn start(command: &WorkerCommand, count: usize, queue: &Queue) -> Self {
+        let stop = CancellationToken::new();
+        let (progress, ready) = watch::channel(Progress::default());
+        let progress = Arc::new(progress);
+        let loading = Arc::new(Semaphore::new(LOADING_MAX));
+        let mut keepers = JoinSet::new();
+        for _ in 0..count {
+            let keeper = Keeper {
+                command: command.clone(),
+                queue: queue.clone(),
+                stop: stop.clone(),
+                progress: progress.clone(),
+                loading: loading.clone(),
+            };
+            keepers.spawn(keeper.run());
+        }
+        Self { keepers, stop, ready }
+    }
+
+    /// Waits until all workers have been ready once.
+    pub(crate) async fn wait_until_ready(&mut self, count: usize) -> anyhow::Result<()> {
+        let progress = *self.ready.wait_for(|p| p.ready >= count || p.failed).await.context("no worker is left")?;
+        anyhow::ensure!(!progress.failed, "a worker could not start; its own line above says why");
+        Ok(())
+    }
+
+    /// Ends all workers in order; those that take too long are killed.
+    pub(crate) async fn end(mut self) {
+        self.stop.cancel();
+        while self.keepers.join_next().await.is_some() {}
+    }
+}
+
+/// Keeps one worker running.
+struct Keeper {
+    command: WorkerCommand,
+    queue: Queue,
+    stop: CancellationToken,
+    progress: Arc<watch::Sender<Progress>>,
+    loading: Arc<Semaphore>,
+}
+
+impl Keeper {
+    async fn run(self) {
+        let mut backoff = Backoff::default();
+        let mut was_ready = false;
+        loop {
+            let started = Instant::now();
+            let mut held = HeldJobs::default();
+            match self.live(&mut held, &mut was_ready).await {
+                Ok(_) if self.stop.is_cancelled() => {}
+                Ok(status) => tracing::error!(%status, "a worker died; starting another"),
+                Err(error) => tracing::error!(error = format!("{error:#}"), "a worker cannot be started"),
+            }
+            held.hand_back(&self.queue).await;
+            if !was_ready {
+                self.progress.send_modify(|progress| progress.failed = true);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next(started.elapsed())) => {}
+                () = self.stop.cancelled() => {}
+            }
+            if self.stop.is_cancelled() {
+                return;
+            }
+        }
+    }
+
+    /// One life of one worker process.
+    async fn live(&self, held: &mut HeldJobs, was_ready: &mut bool) -> anyhow::Result<ExitStatus> {
+        let mut loading = self.loading.clone().acquire_owned().await.ok();
+        let mut child = self.spawn()?;
+        let stdout = child.stdout.take().context("the worker has no output")?;
+        let mut reports = BufReader::new(stdout).lines();
+        loop {
+            tokio::select! {
+                report = next_report(&mut reports) => match report {
+                    Some(Report::Ready { member }) => {
+                        tracing::info!(%member, "worker ready");
+                        loading = None;
+                        if !std::mem::replace(was_ready, true) {
+                            self.progress.send_modify(|progress| progress.ready += 1);
+                        }
+                    }
+                    Some(report) => held.hear(report),
+                    // Its output closes when it ends.
+                    None => break,
+                },
+                () = self.stop.cancelled() => {
+                    drop(loading.take());
+                    // Its reports are read on, or it would block on a full pipe.
+                    let listening = async { while let Some(report) = next_report(&mut reports).await { held.hear(report) } };
+                    tokio::join!(end(&mut child, Signal::TERM, DRAIN_PATIENCE), listening);
+                    break;
+                }
+            }
+        }
+        child.wait().await.context("wait for a worker")
+    }
+
+    fn spawn(&self) -> anyhow::Result<Child> {
+        Command::new(std::env::current_exe().context("find this program")?)
+            .arg("worker")
+            .arg("--supervised")
+            .args(&self.command.arguments)
+            .envs(self.command.environment.iter().cloned())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // A group of its own, so that Ctrl-C in the terminal reaches only the supervisor.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .context("start a worker")
+    }
+}
+
+async fn next_report(lines: &mut tokio::io::Lines<BufReader<ChildStdout>>) -> Option<Report> {
+    loop {
+        let line = lines.next_line().await.ok().flatten()?;
+        match serde_json::from_str(&line) {
+            Ok(report) => return Some(report),
+            Err(_) => tracing::warn!(line, "a worker said something that is no report"),
+        }
+    }
+}
+
+/// What a worker has in hand, by its reports.
+#[derive(Debug, Default)]
+struct HeldJobs(HashMap<JobId, HeldJob>);
+
+#[derive(Debug)]
+struct HeldJob {
+    partition: PartitionId,
+    ack_subject: AckSubject,
+    lease: Duration,
+    renewed: Instant,
+    /// 0 while it has not begun.
+    attempt: u32,
+}
+
+impl HeldJobs {
+    fn hear(&mut self, report: Report) {
+        match report {
+            Report::Took { job, partition, ack_subject, lease_ms } => {
+                let lease = Duration::from_millis(lease_ms);
+                self.0.insert(job, HeldJob { partition, ack_subject, lease, renewed: Instant::now(), attempt: 0 });
+            }
+            Report::Running { job, attempt } => {
+                self.0.entry(job).and_modify(|held| held.attempt = attempt);
+            }
+            Report::Renewed { job } => {
+                self.0.entry(job).and_modify(|held| held.renewed = Instant::now());
+            }
+            Report::Settled { job } => {
+                self.0.remove(&job);
+            }
+            Report::Ready { .. } => {}
+        }
+    }
+
+    /// Hands back what a dead worker had. Its process is gone, so nobody else settles these; past
+    /// the lease somebody may have them already, and they are left alone.
+    async fn hand_back(self, queue: &Queue) {
+        for (job, held) in self.0 {
+            if held.renewed.elapsed() >= held.lease {
+                continue;
+            }
+            // One that was running may have been what killed the worker.
+            let delay = CRASH_PAUSE * held.attempt;
+            tracing::warn!(job_id = %job, attempt = held.attempt, "handed back for a dead worker");
+            if let Err(error) = queue.nak_for(&job, held.partition, &held.ack_subject, delay).await {
+                tracing::warn!(job_id = %job, %error, "not handed back; its lease will end");
+            }
+        }
+    }
+}
+
+/// Sends a signal, waits, and kills what does not end.
+pub(crate) async fn end(child: &mut Child, signal: Signal, patience: Duration) {
+    let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+    if let Some(pid) = pid
+        && let Err(error) = kill_process(pid, signal)
+    {
+        tracing::debug!(%error, "a child is gone already");
+    }
+    wait_or_kill(child, patience).await;
+}
+
+/// Waits for a child to end, and kills it if it takes too long.
+pub(crate) async fn wait_or_kill(child: &mut Child, patience: Duration) {
+    if tokio::time::timeout(patience, child.wait()).await.is_err() {
+        tracing::warn!(pid = child.id(), "a child did not end in time and is killed");
+        if let Err(error) = child.kill().await {
+            tracing::error!(%error, "a child cannot be killed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_while_a_child_keeps_dying_and_begin_anew_after_a_good_run() {
+        let mut backoff = Backoff::default();
+        let short = Duration::from_secs(1);
+        let pauses: Vec<u128> = (0..8).map(|_| backoff.next(short).as_millis()).collect();
+        assert_eq!(pauses, [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(backoff.next(Duration::from_secs(31)), PAUSE_FIRST);
+    }
+
+    #[test]
+    fn what_is_in_hand_follows_the_reports() {
+        let hear = |held: &mut HeldJobs, json: String| held.hear(serde_json::from_str(&json).expect("a report"));
+        let job = |n: u8| format!("cats.0199d2a4-0000-7000-8000-00000000000{n}");
+        let mut held = HeldJobs::default();
+        for n in [1, 2] {
+            let took = r#"{"event":"took","job":"J","partition":"0","ack_subject":"a","lease_ms":1000}"#;
+            hear(&mut held, took.replace('J', &job(n)));
+        }
+        hear(&mut held, format!(r#"{{"event":"running","job":"{}","attempt":3}}"#, job(1)));
+        hear(&mut held, format!(r#"{{"event":"settled","job":"{}"}}"#, job(2)));
+        let left: Vec<(String, u32)> = held.0.iter().map(|(id, held)| (id.to_string(), held.attempt)).collect();
+        assert_eq!(left, [(job(1), 3)]);
+    }
+}

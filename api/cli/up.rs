@@ -1,0 +1,127 @@
+//! `sightline up`: everything on one machine.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use queue::Queue;
+use queue::client::Address;
+
+use crate::config::{EngineKind, UpArgs};
+use crate::data::DataDir;
+use crate::nats::NatsServer;
+use crate::setup::{self, Models};
+use crate::stop;
+use crate::supervisor::{Supervisor, WorkerCommand};
+
+/// Starts everything, waits to be told to stop, and stops it in the opposite order.
+pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
+    let stop = stop::on_signal()?;
+    if args.supervised {
+        stop::with_supervisor(&stop);
+    }
+    // What may be wrong on our side first, so that it is said before anything is fetched.
+    let models = Models::open(&args.models)?;
+    let listener = setup::bind(&args.http).await?;
+    let data = DataDir::open(&args.data)?;
+    let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
+
+    let server = match (&args.queue, args.engine) {
+        (Some(_), _) => None,
+        (None, EngineKind::Nats) => Some(NatsServer::start(&data, &models.cache, args.broker_listen).await?),
+    };
+    let result = serve(&args, &data, models, listener, server.as_ref(), &stop).await;
+    if let Some(server) = server {
+        server.end().await;
+    }
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+/// Everything between the queue's start and its end.
+async fn serve(
+    args: &UpArgs,
+    data: &DataDir,
+    models: Models,
+    listener: tokio::net::TcpListener,
+    server: Option<&NatsServer>,
+    stop: &tokio_util::sync::CancellationToken,
+) -> anyhow::Result<()> {
+    let address = match (&args.queue, server) {
+        (Some(url), _) => Address::parse(url)?,
+        (None, Some(server)) => server.address().clone(),
+        (None, None) => anyhow::bail!("there is no queue"),
+    };
+    let disk = server.map(|_| data.path());
+    let defaults = setup::topic_defaults(&args.topics, models.repository.iter().count(), disk)?;
+    let queue = Queue::connect(&address, "sightline up", defaults).await?;
+    let config = setup::http_config(&args.http, queue.max_payload());
+    let api = listener.local_addr().context("find the API's own address")?;
+    data.announce(&address, &format!("http://{api}"))?;
+
+    let workers = args.workers.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let mut supervisor = Supervisor::start(&worker_command(args, data, &models)?, workers, &queue);
+    let serving = tokio::spawn(::api::serve(config, models.repository.clone(), queue.clone(), listener, stop.clone()));
+    let ready = tokio::select! {
+        ready = supervisor.wait_until_ready(workers) => ready,
+        () = stop.cancelled() => Ok(()),
+    };
+    if ready.is_ok() && !stop.is_cancelled() {
+        print!("{}", screen(args, data, &models, &address, api, workers));
+        stop.cancelled().await;
+        eprintln!("stopping: requests end, workers finish and hand back");
+    }
+    stop.cancel();
+    serving.await.context("the API failed")?;
+    supervisor.end().await;
+    queue.flush().await;
+    ready
+}
+
+fn worker_command(args: &UpArgs, data: &DataDir, models: &Models) -> anyhow::Result<WorkerCommand> {
+    let mut arguments: Vec<OsString> = vec!["--threads".into(), args.threads.to_string().into()];
+    let mut add = |flag: &str, value: &Path| arguments.extend([flag.into(), value.into()]);
+    add("--data", data.path());
+    add("--cache", models.cache.root());
+    add("--ort", &models.runtime()?);
+    if !args.models.models.is_empty() {
+        arguments.extend(["--models".into(), args.models.models.join(",").into()]);
+    }
+    // With a queue of somebody else's, its address may hold a token.
+    let environment = args.queue.iter().map(|url| ("SIGHTLINE_QUEUE".to_owned(), url.clone())).collect();
+    Ok(WorkerCommand { arguments, environment })
+}
+
+/// What was started, where its data is, and what to try next.
+fn screen(
+    args: &UpArgs,
+    data: &DataDir,
+    models: &Models,
+    queue: &Address,
+    api: std::net::SocketAddr,
+    workers: usize,
+) -> String {
+    let kind = if args.queue.is_some() { "" } else { " (nats-server; every acknowledgement is on disk)" };
+    let threads = args.threads;
+    let example = "tests/photos/coffee.png";
+    let image = if Path::new(example).exists() { example } else { "photo.jpg" };
+    let first = models.names.first().map_or("efficientnet-lite0", String::as_str);
+    let port = api.port();
+    format!(
+        "\nSightline {} is ready.\n\n  \
+         API      http://{api}\n  \
+         queue    {queue}{kind}\n  \
+         workers  {workers} processes of {threads} thread each: {}\n  \
+         data     {}\n  \
+         cache    {}\n\n\
+         Try in another terminal:\n  \
+         curl --data-binary @{image} 'localhost:{port}/v1/jobs?model={first}' -H 'Prefer: wait=10'\n  \
+         sightline submit FOLDER --model {first} --out results.ndjson\n  \
+         sightline members\n\n\
+         Ctrl-C stops everything; what was accepted stays in the data folder.\n",
+        env!("CARGO_PKG_VERSION"),
+        models.names.join(", "),
+        data.path().display(),
+        models.cache.root().display(),
+    )
+}

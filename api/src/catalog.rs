@@ -1,0 +1,71 @@
+//! `GET /v1/models`: what can be asked for, and who can answer.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use models::Model;
+use serde::Serialize;
+
+use crate::error::ApiError;
+use crate::state::Shared;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Catalog {
+    models: Vec<Entry>,
+}
+
+/// One model as clients see it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Entry {
+    name: String,
+    description: String,
+    license: String,
+    task: &'static str,
+    /// The version that runs when a job names none.
+    version: u32,
+    versions: Vec<Version>,
+    input: Input,
+    labels: usize,
+    /// Workers that have it loaded now.
+    workers: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Version {
+    number: u32,
+    digest: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Input {
+    width: u32,
+    height: u32,
+}
+
+/// Lists all models.
+pub(crate) async fn list(State(state): State<Shared>) -> Json<Catalog> {
+    Json(Catalog { models: state.repository.iter().map(|model| entry(&state, model)).collect() })
+}
+
+/// Shows one model.
+pub(crate) async fn show(State(state): State<Shared>, Path(name): Path<String>) -> Result<Json<Entry>, ApiError> {
+    let unknown = || ApiError::ModelUnknown { name: name.chars().take(80).collect(), known: state.repository.names() };
+    let model = state.repository.get(&name).ok_or_else(unknown)?;
+    Ok(Json(entry(&state, model)))
+}
+
+fn entry(state: &Shared, model: &Model) -> Entry {
+    let manifest = model.manifest();
+    let version = |version: &models::ModelVersion| Version { number: version.number, digest: version.digest.clone() };
+    Entry {
+        name: model.name().to_owned(),
+        description: manifest.description.clone(),
+        license: manifest.license.clone(),
+        task: manifest.task.as_str(),
+        version: manifest.version,
+        versions: model.versions().iter().map(version).collect(),
+        input: Input { width: manifest.input.width, height: manifest.input.height },
+        // `?` marks a class that the data set does not use.
+        labels: model.labels().iter().filter(|label| *label != "?").count(),
+        workers: state.roster.workers_of(model.name()),
+    }
+}

@@ -1,0 +1,196 @@
+//! Every way in which a request is refused: status, stable code, message. Decided here and nowhere
+//! else.
+//!
+//! Answers are RFC 9457 problem documents. `code` is for programs and is never reused for another
+//! meaning; `detail` is for people and says what to do. What clients must not see (the queue's
+//! words, paths) goes to the log with the request's id.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use models::ImageError;
+use queue::{QueueError, SubmitError};
+use serde::Serialize;
+
+/// A request that gets no for an answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// The image is refused.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The job could not be queued.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// The queue gave no answer.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The body is above the limit.
+    #[error("the request's body is above {limit} bytes, the limit for one image; it is set with --upload-limit")]
+    BodyTooLarge {
+        /// Bytes.
+        limit: usize,
+    },
+    /// The body came too slowly, or stopped.
+    #[error("the request's body came too slowly: {0}")]
+    BodyTimeout(&'static str),
+    /// The connection broke, or the body is not what its headers say.
+    #[error("the request's body could not be read: {0}")]
+    BodyBroken(String),
+    /// Too many uploads at once.
+    #[error("too many uploads at once; try again shortly")]
+    UploadsBusy,
+    /// The body is compressed.
+    #[error("Content-Encoding `{0}` is not accepted; send the image's bytes as they are")]
+    ContentEncoding(String),
+    /// The multipart form is not as it should be.
+    #[error("multipart/form-data: {0}")]
+    Form(String),
+    /// An option is unknown or has no good value.
+    #[error("option `{name}`: {problem}")]
+    Option {
+        /// The option's name.
+        name: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// No model was named.
+    #[error("name a model: ?model=…, one of {known}")]
+    ModelMissing {
+        /// All names.
+        known: String,
+    },
+    /// No such model.
+    #[error("there is no model `{name}`; there are {known}")]
+    ModelUnknown {
+        /// What was asked for.
+        name: String,
+        /// All names.
+        known: String,
+    },
+    /// The model has no such version.
+    #[error("model {model} has no version {version}")]
+    VersionUnknown {
+        /// The model.
+        model: String,
+        /// What was asked for.
+        version: u32,
+    },
+    /// No such job, or its record has expired.
+    #[error("there is no job `{0}`: the id is wrong, or its result has expired")]
+    JobUnknown(String),
+    /// No such route.
+    #[error("there is nothing at {0}")]
+    RouteUnknown(String),
+    /// The route does not take this method.
+    #[error("this address does not take {0}")]
+    Method(String),
+    /// The `Host` header names somebody else: a page that points its own name at this machine.
+    #[error("requests for host `{0}` are not answered; allow it with --allow-host")]
+    Host(String),
+    /// A page of another site tries to write.
+    #[error("pages of `{0}` may not send requests here")]
+    Origin(String),
+    /// Our own bug.
+    #[error("something went wrong here; the log has more under this request's id")]
+    Internal,
+}
+
+impl ApiError {
+    /// Status and stable code.
+    pub(crate) fn kind(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Image(error) => (
+                match error {
+                    ImageError::Empty => StatusCode::BAD_REQUEST,
+                    ImageError::Unsupported => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    ImageError::Truncated { .. } | ImageError::TooLarge { .. } | ImageError::Corrupt { .. } => {
+                        StatusCode::UNPROCESSABLE_ENTITY
+                    }
+                },
+                error.code(),
+            ),
+            Self::Submit(SubmitError::Full { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
+            Self::Submit(SubmitError::TooLarge { .. }) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::Submit(SubmitError::Queue(error)) | Self::Queue(error) => match error {
+                QueueError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),
+                QueueError::Damaged { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            },
+            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::BodyBroken(_) => (StatusCode::BAD_REQUEST, "body_broken"),
+            Self::UploadsBusy => (StatusCode::SERVICE_UNAVAILABLE, "uploads_busy"),
+            Self::ContentEncoding(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "content_encoding"),
+            Self::Form(_) => (StatusCode::BAD_REQUEST, "form_invalid"),
+            Self::Option { .. } => (StatusCode::BAD_REQUEST, "option_invalid"),
+            Self::ModelMissing { .. } => (StatusCode::BAD_REQUEST, "model_missing"),
+            Self::ModelUnknown { .. } => (StatusCode::NOT_FOUND, "model_unknown"),
+            Self::VersionUnknown { .. } => (StatusCode::NOT_FOUND, "version_unknown"),
+            Self::JobUnknown(_) => (StatusCode::NOT_FOUND, "job_unknown"),
+            Self::RouteUnknown(_) => (StatusCode::NOT_FOUND, "route_unknown"),
+            Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::Host(_) => (StatusCode::FORBIDDEN, "host_forbidden"),
+            Self::Origin(_) => (StatusCode::FORBIDDEN, "origin_forbidden"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        }
+    }
+
+    /// What clients read.
+    fn public_message(&self) -> String {
+        match self {
+            Self::Submit(SubmitError::Queue(_)) => {
+                "the queue did not confirm the job; it is not known whether it will run. Try again".into()
+            }
+            Self::Queue(QueueError::Unavailable { .. }) => "the queue does not answer; try again".into(),
+            Self::Queue(QueueError::Damaged { .. }) => Self::Internal.to_string(),
+            Self::Submit(SubmitError::Full { topic }) => {
+                format!("the queue of {topic} is full; try again when workers have caught up, or raise --queue-bytes")
+            }
+            other => other.to_string(),
+        }
+    }
+
+    /// Seconds after which the same request may succeed.
+    fn retry_after(&self) -> Option<u32> {
+        match self.kind() {
+            (StatusCode::SERVICE_UNAVAILABLE, "queue_full") => Some(5),
+            (StatusCode::SERVICE_UNAVAILABLE, _) => Some(1),
+            _ => None,
+        }
+    }
+}
+
+/// RFC 9457.
+#[derive(Serialize)]
+struct Problem {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    code: &'static str,
+    detail: String,
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.kind();
+        if status.is_server_error() {
+            tracing::error!(code, error = %self, "request failed");
+        } else {
+            tracing::debug!(code, error = %self, "request refused");
+        }
+        let problem = Problem {
+            kind: format!("urn:sightline:problem:{code}"),
+            title: status.canonical_reason().unwrap_or("error"),
+            status: status.as_u16(),
+            code,
+            detail: self.public_message(),
+        };
+        let mut response = (status, Json(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

@@ -1,0 +1,37 @@
+//! `/healthz`: the process runs. `/readyz`: it can do its work, which means reaching the queue.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use queue::QueueError;
+use serde::Serialize;
+
+use crate::error::ApiError;
+use crate::state::Shared;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Live {
+    status: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Ready {
+    status: &'static str,
+    /// Workers that have each model loaded. None is no reason not to take jobs.
+    workers: BTreeMap<String, usize>,
+}
+
+/// The process runs.
+pub(crate) async fn live() -> Json<Live> {
+    Json(Live { status: "live" })
+}
+
+/// Jobs can be taken.
+pub(crate) async fn ready(State(state): State<Shared>) -> Result<Json<Ready>, ApiError> {
+    if !state.queue.is_reachable().await {
+        return Err(QueueError::Unavailable { action: "answer", problem: "not ready".into() }.into());
+    }
+    let workers = state.repository.iter().map(|model| (model.name().to_owned(), state.roster.workers_of(model.name())));
+    Ok(Json(Ready { status: "ready", workers: workers.collect() }))
+}

@@ -1,0 +1,96 @@
+//! Reading a request's body: bounded in bytes, in pace, and in how many are read at once.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use tokio::sync::SemaphorePermit;
+use tokio::time::Instant;
+
+use crate::error::ApiError;
+use crate::state::State;
+
+/// The unit in which memory for bodies is lent.
+pub(crate) const BODY_UNIT: usize = 64 * 1024;
+/// Room for a form's other fields beside the image.
+const FORM_OVERHEAD: usize = BODY_UNIT;
+/// How long to wait for memory.
+const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a body may pause.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Time that every body has, whatever its size.
+const GRACE: Duration = Duration::from_secs(20);
+/// Beyond the grace it must keep this average, bytes a second.
+const PACE_MIN: u64 = 16 * 1024;
+
+/// A body in memory, and the right to have it there.
+pub(super) struct Upload<'a> {
+    pub(super) bytes: Bytes,
+    _room: SemaphorePermit<'a>,
+}
+
+/// Reads the whole body.
+pub(super) async fn read<'a>(state: &'a State, headers: &HeaderMap, body: Body) -> Result<Upload<'a>, ApiError> {
+    let limit = state.config.upload_bytes_max;
+    let body_max = limit + FORM_OVERHEAD;
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let room = announced.unwrap_or(body_max).min(body_max).div_ceil(BODY_UNIT).max(1);
+    let room = tokio::time::timeout(BUSY_PATIENCE, state.bodies.acquire_many(room as u32)).await;
+    let room = room.map_err(|_| ApiError::UploadsBusy)?.map_err(|_| ApiError::Internal)?;
+    let mut paced = Paced::new(body);
+    if announced.is_some_and(|length| length > body_max) {
+        paced.discard(limit).await;
+        return Err(ApiError::BodyTooLarge { limit });
+    }
+    // Grows with what comes, not with what is announced.
+    let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(BODY_UNIT));
+    while let Some(chunk) = paced.next().await? {
+        if bytes.len() + chunk.len() > body_max {
+            paced.discard(limit).await;
+            return Err(ApiError::BodyTooLarge { limit });
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(Upload { bytes: bytes.freeze(), _room: room })
+}
+
+/// A body that must keep a pace.
+struct Paced {
+    body: Body,
+    started: Instant,
+    received: u64,
+}
+
+impl Paced {
+    fn new(body: Body) -> Self {
+        Self { body, started: Instant::now(), received: 0 }
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+        loop {
+            let earned = Duration::from_secs(self.received / PACE_MIN);
+            let deadline = (self.started + GRACE + earned).min(Instant::now() + PAUSE_MAX);
+            let frame = tokio::time::timeout_at(deadline, self.body.frame()).await;
+            match frame.map_err(|_| ApiError::BodyTimeout("send at least 16 KiB a second and do not pause for 10 s"))? {
+                None => return Ok(None),
+                Some(Err(error)) => return Err(ApiError::BodyBroken(error.to_string())),
+                // Trailers are no data.
+                Some(Ok(frame)) => {
+                    if let Ok(chunk) = frame.into_data() {
+                        self.received += chunk.len() as u64;
+                        return Ok(Some(chunk));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads on for a while without keeping anything: a client that is still sending would see its
+    /// connection reset instead of the answer.
+    async fn discard(&mut self, bytes_max: usize) {
+        let end = self.received + 2 * bytes_max as u64;
+        while self.received < end && matches!(self.next().await, Ok(Some(_))) {}
+    }
+}

@@ -1,0 +1,12 @@
+//! Jobs: taken in, looked at.
+
+mod body;
+mod form;
+mod options;
+mod status;
+mod submit;
+mod wire;
+
+pub(crate) use body::BODY_UNIT;
+pub(crate) use status::status;
+pub(crate) use submit::submit;

@@ -1,0 +1,145 @@
+//! What a client may ask for, from the query or from a form's fields.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use queue::JobOptions;
+
+use crate::error::ApiError;
+
+/// Names of all options, for messages.
+const KNOWN: &str = "model, version, top_k, threshold, partition_key, timeout, metadata, metadata.<key>";
+/// Keys of metadata that a job may have.
+const METADATA_MAX: usize = 16;
+/// Length of one metadata key, bytes.
+const METADATA_KEY_MAX: usize = 64;
+/// Length of one metadata value or partition key, bytes.
+const TEXT_MAX: usize = 512;
+/// The longest run that may be asked for.
+const TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// Checked options of one job.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Options {
+    pub(super) model: Option<String>,
+    pub(super) version: Option<u32>,
+    pub(super) job: JobOptions,
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+impl Options {
+    /// Reads all options of a query string.
+    pub(super) fn read_query(&mut self, query: &str) -> Result<(), ApiError> {
+        let pairs: Vec<(String, String)> =
+            serde_urlencoded::from_str(query).map_err(|error| refuse("query", &error.to_string()))?;
+        pairs.iter().try_for_each(|(name, value)| self.set(name, value))
+    }
+
+    /// Takes one option. Given twice, it is refused, since either value might be meant.
+    pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), ApiError> {
+        let twice = match name {
+            "model" => self.model.replace(value.to_owned()).is_some(),
+            "version" => self.version.replace(number(name, value, 1..=u32::MAX)?).is_some(),
+            "top_k" => self.job.top_k.replace(number(name, value, 1..=10_000)?).is_some(),
+            "threshold" => self.job.threshold.replace(fraction(name, value)?).is_some(),
+            "partition_key" => self.job.partition_key.replace(text(name, value)?).is_some(),
+            "timeout" => self.job.timeout_ms.replace(timeout(name, value)?).is_some(),
+            "metadata" => self.set_metadata(value)?,
+            _ => match name.strip_prefix("metadata.") {
+                Some(key) => self.add_metadata(key, value)?,
+                None => return Err(refuse(name, &format!("there is no such option; there are {KNOWN}"))),
+            },
+        };
+        if twice { Err(refuse(name, "it is given twice")) } else { Ok(()) }
+    }
+
+    /// Metadata as one JSON object of strings.
+    fn set_metadata(&mut self, json: &str) -> Result<bool, ApiError> {
+        let problem = "it must be a JSON object of strings, or given as metadata.<key>=<value>";
+        let pairs: BTreeMap<String, String> = serde_json::from_str(json).map_err(|_| refuse("metadata", problem))?;
+        pairs.iter().try_fold(false, |twice, (key, value)| Ok(twice | self.add_metadata(key, value)?))
+    }
+
+    fn add_metadata(&mut self, key: &str, value: &str) -> Result<bool, ApiError> {
+        let name = format!("metadata.{key}");
+        if key.is_empty() || key.len() > METADATA_KEY_MAX || key.chars().any(char::is_control) {
+            return Err(refuse(&name, &format!("a key has 1 to {METADATA_KEY_MAX} bytes and no control characters")));
+        }
+        let twice = self.metadata.insert(key.to_owned(), text(&name, value)?).is_some();
+        if self.metadata.len() > METADATA_MAX {
+            return Err(refuse("metadata", &format!("at most {METADATA_MAX} keys")));
+        }
+        Ok(twice)
+    }
+}
+
+fn number(name: &str, value: &str, range: std::ops::RangeInclusive<u32>) -> Result<u32, ApiError> {
+    let parsed = value.parse().ok().filter(|number| range.contains(number));
+    parsed.ok_or_else(|| refuse(name, &format!("it must be a whole number from {} to {}", range.start(), range.end())))
+}
+
+fn fraction(name: &str, value: &str) -> Result<f32, ApiError> {
+    let parsed = value.parse().ok().filter(|number| (0.0..=1.0).contains(number));
+    parsed.ok_or_else(|| refuse(name, "it must be a number from 0 to 1"))
+}
+
+fn text(name: &str, value: &str) -> Result<String, ApiError> {
+    if value.len() > TEXT_MAX {
+        return Err(refuse(name, &format!("it is longer than {TEXT_MAX} bytes")));
+    }
+    Ok(value.to_owned())
+}
+
+/// `30`, seconds, or with a unit: `500ms`, `2m`.
+fn timeout(name: &str, value: &str) -> Result<u64, ApiError> {
+    let seconds = value.parse().ok().map(Duration::from_secs);
+    let duration = seconds.or_else(|| humantime::parse_duration(value).ok());
+    let bounded = duration.filter(|duration| (Duration::from_millis(1)..=TIMEOUT_MAX).contains(duration));
+    let duration = bounded.ok_or_else(|| refuse(name, "it must be a time up to an hour, such as 30, 500ms or 2m"))?;
+    Ok(duration.as_millis() as u64)
+}
+
+fn refuse(name: &str, problem: &str) -> ApiError {
+    ApiError::Option { name: name.chars().take(80).collect(), problem: problem.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(query: &str) -> Result<Options, String> {
+        let mut options = Options::default();
+        options.read_query(query).map(|()| options).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn all_options_are_read() {
+        let options = read("model=m&version=2&top_k=3&threshold=0.5&partition_key=cam&timeout=1.5s&metadata.a=1")
+            .or_else(|_| read("model=m&version=2&top_k=3&threshold=0.5&partition_key=cam&timeout=1500ms&metadata.a=1"))
+            .expect("good");
+        assert_eq!((options.model.as_deref(), options.version, options.job.top_k), (Some("m"), Some(2), Some(3)));
+        assert_eq!((options.job.threshold, options.job.timeout_ms), (Some(0.5), Some(1500)));
+        assert_eq!(options.metadata["a"], "1");
+        assert_eq!(read("timeout=30").map(|o| o.job.timeout_ms), Ok(Some(30_000)));
+        assert_eq!(read("metadata=%7B%22k%22%3A%22v%22%7D").expect("good").metadata["k"], "v");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_the_options_name() {
+        for (query, words) in [
+            ("topk=3", "option `topk`: there is no such option; there are model, "),
+            ("top_k=0", "option `top_k`: it must be a whole number from 1"),
+            ("threshold=NaN", "option `threshold`: it must be a number from 0 to 1"),
+            ("timeout=2h", "option `timeout`: it must be a time up to an hour"),
+            ("timeout=0", "option `timeout`"),
+            ("model=a&model=b", "option `model`: it is given twice"),
+            ("metadata=x", "option `metadata`: it must be a JSON object"),
+            ("metadata.=x", "option `metadata.`: a key has"),
+        ] {
+            let error = read(query).expect_err(query);
+            assert!(error.starts_with(words), "{error}");
+        }
+        let many: String = (0..17).map(|n| format!("metadata.k{n}=v&")).collect();
+        assert!(read(many.trim_end_matches('&')).expect_err("refused").contains("at most 16"));
+    }
+}

@@ -1,0 +1,47 @@
+//! `GET /v1/jobs/{id}`: how a job stands; with `wait`, how it stands once it is finished.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use queue::JobId;
+use queue::client::Waited;
+use serde::Deserialize;
+
+use super::submit::{WAIT_MAX, wait_for};
+use super::wire;
+use crate::error::ApiError;
+use crate::state::Shared;
+
+/// The query of a status request.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Wish {
+    /// Seconds to wait for the job's end, at most 60.
+    #[serde(default)]
+    wait: Option<String>,
+}
+
+/// Shows one job.
+pub(crate) async fn status(
+    State(state): State<Shared>,
+    Path(id): Path<String>,
+    Query(wish): Query<Wish>,
+) -> Result<Response, ApiError> {
+    let unknown = || ApiError::JobUnknown(id.chars().take(128).collect());
+    let job: JobId = id.parse().map_err(|_| unknown())?;
+    let patience = match wish.wait.as_deref() {
+        None => Duration::ZERO,
+        Some(text) => text.parse().map(Duration::from_secs).map_err(|_| ApiError::Option {
+            name: "wait".into(),
+            problem: "it must be a whole number of seconds".into(),
+        })?,
+    };
+    let stored = match wait_for(&state, &job, patience.min(WAIT_MAX)).await? {
+        Waited::Finished(stored) | Waited::StillOpen(stored) => stored,
+        Waited::Unknown => return Err(unknown()),
+    };
+    let mut response = Json(wire::Job::from(&stored.record)).into_response();
+    wire::set_retry_after(response.headers_mut(), &stored.record);
+    Ok(response)
+}

@@ -1,0 +1,176 @@
+//! `POST /v1/jobs`: check, queue, answer.
+//!
+//! Everything that can be known without decoding is checked here, so that a client hears at once
+//! what is wrong; what only the decoder sees becomes a `failed` job. `202` is sent only when image
+//! and record are durable.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use models::{Limits, Model, ModelVersion, decode};
+use queue::client::Waited;
+use queue::{ImageFacts, JobId, JobSpec, Record, Timestamp, TopicName};
+use sha2::{Digest, Sha256};
+
+use super::options::Options;
+use super::{body, form, wire};
+use crate::error::ApiError;
+use crate::metrics;
+use crate::state::{Shared, State as Inner};
+
+/// The longest time that a request may wait for its job.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
+
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// Takes one image in.
+pub(crate) async fn submit(
+    State(state): State<Shared>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    match take(&state, query.as_deref().unwrap_or(""), &headers, body).await {
+        Ok(record) => answer(&state, record, preferred_wait(&headers)).await,
+        Err(error) => {
+            metrics::refused(error.kind().1);
+            error.into_response()
+        }
+    }
+}
+
+async fn take(state: &Inner, query: &str, headers: &HeaderMap, body: Body) -> Result<Record, ApiError> {
+    if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
+        return Err(ApiError::ContentEncoding(String::from_utf8_lossy(encoding.as_bytes()).into_owned()));
+    }
+    let mut options = Options::default();
+    options.read_query(query)?;
+    // What the query alone shows to be wrong is said before the upload.
+    if !form::is_form(headers) {
+        find_model(state, &options)?;
+    }
+    let upload = body::read(state, headers, body).await?;
+    let image = match form::boundary(headers)? {
+        Some(boundary) => form::read(upload.bytes.clone(), boundary, &mut options).await?,
+        None => upload.bytes.clone(),
+    };
+    let limit = state.config.upload_bytes_max;
+    if image.len() > limit {
+        return Err(ApiError::BodyTooLarge { limit });
+    }
+    let (model, version) = find_model(state, &options)?;
+    let spec = spec(model, version, options, &image)?;
+    let topic = state.queue.ensure_topic(spec.id.topic(), model.name()).await?;
+    let record = state.queue.submit(&topic, spec, image).await?;
+    metrics::accepted(model.name());
+    tracing::debug!(job_id = %record.spec.id, partition = %record.partition, "job accepted");
+    Ok(record)
+}
+
+fn find_model<'a>(state: &'a Inner, options: &Options) -> Result<(&'a Model, &'a ModelVersion), ApiError> {
+    let known = || state.repository.names();
+    let name = options.model.as_ref().ok_or_else(|| ApiError::ModelMissing { known: known() })?;
+    let unknown = || ApiError::ModelUnknown { name: name.clone(), known: known() };
+    let model = state.repository.get(name).ok_or_else(unknown)?;
+    let number = options.version;
+    let missing = || ApiError::VersionUnknown { model: name.clone(), version: number.unwrap_or_default() };
+    Ok((model, model.version(number).ok_or_else(missing)?))
+}
+
+fn spec(model: &Model, version: &ModelVersion, options: Options, image: &Bytes) -> Result<JobSpec, ApiError> {
+    let header = decode::inspect(image, &Limits::default())?;
+    let digest = Sha256::digest(image);
+    let topic = TopicName::new(model.name()).map_err(|_| ApiError::Internal)?;
+    Ok(JobSpec {
+        id: JobId::random(topic),
+        model: model.name().to_owned(),
+        model_version: version.number,
+        model_digest: version.digest.clone(),
+        created_at: Timestamp::now(),
+        image: ImageFacts {
+            width: header.width,
+            height: header.height,
+            format: header.format.name().to_owned(),
+            bytes: image.len() as u64,
+            sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        },
+        options: options.job,
+        metadata: options.metadata,
+    })
+}
+
+/// `202` and the job; with `Prefer: wait`, `200` if it was finished in time.
+async fn answer(state: &Inner, record: Record, wait: Option<Duration>) -> Response {
+    let id = record.spec.id.clone();
+    let (status, record) = match wait {
+        None => (StatusCode::ACCEPTED, record),
+        Some(patience) => match wait_for(state, &id, patience).await {
+            Ok(Waited::Finished(stored)) => (StatusCode::OK, stored.record),
+            Ok(Waited::StillOpen(stored)) => (StatusCode::ACCEPTED, stored.record),
+            // The job is accepted, whatever became of the waiting: its answer must not be an error,
+            // or the client would send it again.
+            Ok(Waited::Unknown) => (StatusCode::ACCEPTED, record),
+            Err(error) => {
+                tracing::warn!(job_id = %id, %error, "waiting was cut short");
+                (StatusCode::ACCEPTED, record)
+            }
+        },
+    };
+    let mut response = (status, Json(wire::Job::from(&record))).into_response();
+    let headers = response.headers_mut();
+    let location = HeaderValue::from_str(&wire::job_url(&id));
+    headers.insert(header::LOCATION, location.expect("ids are ASCII"));
+    wire::set_retry_after(headers, &record);
+    if let Some(wait) = wait {
+        let applied = HeaderValue::from_str(&format!("wait={}", wait.as_secs()));
+        headers.insert(PREFERENCE_APPLIED, applied.expect("digits are ASCII"));
+    }
+    response
+}
+
+/// Waits for a job, but not beyond the end of this process.
+pub(super) async fn wait_for(state: &Inner, id: &JobId, patience: Duration) -> Result<Waited, queue::QueueError> {
+    tokio::select! {
+        waited = state.queue.wait(id, patience) => waited,
+        () = state.stop.cancelled() => state.queue.wait(id, Duration::ZERO).await,
+    }
+}
+
+/// `wait=N` out of `Prefer` headers (RFC 7240), in seconds, at most [`WAIT_MAX`].
+fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
+    let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    let mut preferences = values.flat_map(|value| value.split([',', ';'])).map(str::trim);
+    let seconds = preferences.find_map(|preference| preference.strip_prefix("wait="))?;
+    let seconds: u64 = seconds.trim_matches('"').parse().ok()?;
+    Some(Duration::from_secs(seconds).min(WAIT_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn prefers(values: &[&'static str], seconds: Option<u64>) {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append("prefer", HeaderValue::from_static(value));
+        }
+        assert_eq!(preferred_wait(&headers), seconds.map(Duration::from_secs), "{values:?}");
+    }
+
+    #[test]
+    fn a_preferred_wait_is_read_and_bounded() {
+        prefers(&[], None);
+        prefers(&["wait=10"], Some(10));
+        prefers(&["respond-async, wait=5"], Some(5));
+        prefers(&["respond-async", "wait=\"7\""], Some(7));
+        prefers(&["wait=100000"], Some(60));
+        prefers(&["wait=-1"], None);
+        prefers(&["wait=soon"], None);
+    }
+}

@@ -1,0 +1,102 @@
+//! A job as clients see it.
+
+use std::collections::BTreeMap;
+
+use axum::http::{HeaderMap, HeaderValue, header};
+use queue::record::Attempt;
+use queue::{ImageFacts, JobError, JobId, Record, State, Timestamp, Timings};
+use serde::Serialize;
+
+/// The job document. Absent fields do not apply (yet).
+#[derive(Debug, Serialize)]
+pub(crate) struct Job<'a> {
+    id: &'a JobId,
+    model: &'a str,
+    model_version: u32,
+    model_digest: &'a str,
+    state: &'static str,
+    attempt: usize,
+    attempts: &'a [Attempt],
+    topic: &'a str,
+    partition: String,
+    created_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_at: Option<Timestamp>,
+    image: &'a ImageFacts,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a JobError>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timings: Option<Timings>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<&'a str>,
+    metadata: &'a BTreeMap<String, String>,
+    urls: Urls,
+}
+
+#[derive(Debug, Serialize)]
+struct Urls {
+    #[serde(rename = "self")]
+    this: String,
+}
+
+/// Where a job is looked at.
+pub(crate) fn job_url(id: &JobId) -> String {
+    format!("/v1/jobs/{id}")
+}
+
+/// Tells a client of an unfinished job when to ask again.
+pub(crate) fn set_retry_after(headers: &mut HeaderMap, record: &Record) {
+    if !record.is_terminal() {
+        let seconds = match &record.state {
+            State::Queued { retry_at: Some(at) } => at.millis_since(Timestamp::now()).div_ceil(1000).max(1),
+            _ => 1,
+        };
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+}
+
+impl<'a> From<&'a Record> for Job<'a> {
+    fn from(record: &'a Record) -> Self {
+        let spec = &record.spec;
+        let mut job = Self {
+            id: &spec.id,
+            model: &spec.model,
+            model_version: spec.model_version,
+            model_digest: &spec.model_digest,
+            state: record.state.name(),
+            attempt: record.attempts.len(),
+            attempts: &record.attempts,
+            topic: spec.id.topic().as_str(),
+            partition: record.partition.to_string(),
+            created_at: spec.created_at,
+            started_at: record.started_at(),
+            finished_at: None,
+            retry_at: None,
+            image: &spec.image,
+            result: None,
+            error: None,
+            timings: None,
+            worker: record.attempts.last().map(|attempt| attempt.worker.as_str()),
+            metadata: &spec.metadata,
+            urls: Urls { this: job_url(&spec.id) },
+        };
+        match &record.state {
+            State::Queued { retry_at } => job.retry_at = *retry_at,
+            State::Running {} => {}
+            State::Succeeded { result, timings, finished_at } => {
+                (job.result, job.timings, job.finished_at) = (Some(result), Some(*timings), Some(*finished_at));
+            }
+            State::Failed { error, finished_at } => {
+                (job.error, job.finished_at) = (Some(error), Some(*finished_at));
+            }
+            State::Canceled { finished_at } => job.finished_at = Some(*finished_at),
+        }
+        job
+    }
+}

@@ -1,0 +1,80 @@
+//! `GET /v1/members`: the processes that were heard lately.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use futures::StreamExt;
+use queue::members::{ANNOUNCE_INTERVAL, Announcement, Role, Table, Totals, new_id};
+use queue::{Queue, QueueError, Timestamp};
+use serde::Serialize;
+use tokio::time::MissedTickBehavior;
+
+use crate::state::Shared;
+
+/// The member table of this process, kept up to date in the background.
+#[derive(Clone, Default)]
+pub(crate) struct Roster(Arc<Mutex<Table>>);
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Members {
+    members: Vec<Announcement>,
+}
+
+/// Lists all members.
+pub(crate) async fn list(State(state): State<Shared>) -> Json<Members> {
+    Json(Members { members: state.roster.members() })
+}
+
+impl Roster {
+    /// Who is there now.
+    pub(crate) fn members(&self) -> Vec<Announcement> {
+        self.with(|table| table.members().cloned().collect())
+    }
+
+    /// How many workers have the model loaded.
+    pub(crate) fn workers_of(&self, model: &str) -> usize {
+        let serves = |member: &&Announcement| {
+            member.role == Role::Worker && member.state == "ready" && member.models.iter().any(|name| name == model)
+        };
+        self.with(|table| table.members().filter(serves).count())
+    }
+
+    /// What all workers have counted.
+    pub(crate) fn totals(&self) -> Totals {
+        self.with(|table| table.totals())
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&Table) -> T) -> T {
+        let mut table = self.0.lock().expect("no panic holds this lock");
+        table.expire(Instant::now());
+        look(&table)
+    }
+
+    /// Listens to others and announces this process, for as long as it lives.
+    pub(crate) async fn keep(self, queue: Queue) -> Result<(), QueueError> {
+        let own = Announcement {
+            id: new_id(Role::Api),
+            role: Role::Api,
+            state: "ready".into(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_at: Timestamp::now(),
+            models: Vec::new(),
+            in_hand: 0,
+            totals: Totals::default(),
+        };
+        let mut heard = queue.announcements().await?;
+        let mut due = tokio::time::interval(ANNOUNCE_INTERVAL);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = due.tick() => queue.announce(&own).await,
+                Some(announcement) = heard.next() => {
+                    self.0.lock().expect("no panic holds this lock").hear(announcement, Instant::now());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The server: accepts connections, bounds them, and ends them in order.
+//!
+//! axum's own `serve` has no timeouts, so connections are driven here. hyper needs a timer set,
+//! or its header timeout never fires.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use models::Repository;
+use queue::Queue;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::jobs::BODY_UNIT;
+use crate::metrics::Metrics;
+use crate::roster::Roster;
+use crate::router::router;
+use crate::state::State;
+
+/// From accepting a connection, or from its last answer, to the end of the next request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long requests may take to end once the server is told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Pause after an error of `accept`, which mostly means that file descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the server is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The address that it listens on; decides which hosts are its own.
+    pub listen_ip: IpAddr,
+    /// Names under which it may be asked, beside `localhost` and its address.
+    pub allowed_hosts: Vec<String>,
+    /// The largest image, bytes.
+    pub upload_bytes_max: usize,
+    /// Memory for request bodies, bytes.
+    pub bodies_bytes_max: usize,
+    /// Connections at a time; more wait.
+    pub connections_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        const MIB: usize = 1 << 20;
+        Self {
+            listen_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            allowed_hosts: Vec::new(),
+            upload_bytes_max: 20 * MIB,
+            bodies_bytes_max: 256 * MIB,
+            connections_max: 4_096,
+        }
+    }
+}
+
+/// An address on which it would not be safe to listen.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} can be reached from other machines, and there are no keys yet: listen on 127.0.0.1, or say --insecure")]
+pub struct ListenError(SocketAddr);
+
+/// Refuses to serve other machines without saying so.
+///
+/// # Errors
+/// [`ListenError`] for an address that is not loopback, unless `insecure`.
+pub fn check_listen(address: SocketAddr, insecure: bool) -> Result<(), ListenError> {
+    if address.ip().is_loopback() || insecure { Ok(()) } else { Err(ListenError(address)) }
+}
+
+/// Serves until `stop`; then takes no more connections and lets requests end.
+pub async fn serve(
+    config: Config,
+    repository: Repository,
+    queue: Queue,
+    listener: TcpListener,
+    stop: CancellationToken,
+) {
+    let roster = Roster::default();
+    let keeping = keep_roster(roster.clone(), queue.clone());
+    let permits = config.bodies_bytes_max.max(config.upload_bytes_max + 2 * BODY_UNIT) / BODY_UNIT;
+    let metrics = Metrics::install();
+    let upkeep = metrics.clone();
+    let connections = Arc::new(Semaphore::new(config.connections_max));
+    let state =
+        State { queue, repository, config, roster, metrics, bodies: Semaphore::new(permits), stop: stop.clone() };
+    let service = TowerToHyperService::new(router(Arc::new(state)));
+    let graceful = GracefulShutdown::new();
+    let mut upkeep_due = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        let (socket, permit) = tokio::select! {
+            () = stop.cancelled() => break,
+            _ = upkeep_due.tick() => {
+                upkeep.upkeep();
+                continue;
+            }
+            accepted = accept(&listener, &connections) => accepted,
+        };
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT).max_concurrent_streams(64);
+        let connection = builder.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = %error, "connection ended");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
+        tracing::warn!("some requests did not end in time and were cut");
+    }
+    drop(keeping);
+}
+
+/// The next connection, once there is room for it.
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
+    let permit = connections.clone().acquire_owned().await.expect("this semaphore is never closed");
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                if let Err(error) = socket.set_nodelay(true) {
+                    tracing::debug!(%error, "answers on this connection may be delayed");
+                }
+                return (socket, permit);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "connection not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn keep_roster(roster: Roster, queue: Queue) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        if let Err(error) = roster.keep(queue).await {
+            tracing::error!(%error, "members are not known any more");
+        }
+    }))
+}

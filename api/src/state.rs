@@ -1,0 +1,28 @@
+//! What every handler can reach.
+
+use std::sync::Arc;
+
+use models::Repository;
+use queue::Queue;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::roster::Roster;
+use crate::serve::Config;
+
+/// Handed to each handler; clones are cheap.
+pub(crate) type Shared = Arc<State>;
+
+/// Everything that outlives a request.
+pub(crate) struct State {
+    pub(crate) queue: Queue,
+    pub(crate) repository: Repository,
+    pub(crate) config: Config,
+    pub(crate) roster: Roster,
+    pub(crate) metrics: Metrics,
+    /// Bytes of request bodies that may be in memory, in units of [`crate::jobs::BODY_UNIT`].
+    pub(crate) bodies: Semaphore,
+    /// Pulled when the process is to end: whoever waits answers with what there is.
+    pub(crate) stop: CancellationToken,
+}

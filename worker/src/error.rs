@@ -1,0 +1,85 @@
+//! Why a worker cannot start, and why a run gave no answer.
+
+use models::{ImageError, OutputError, PullError};
+
+/// Why a worker cannot do its work at all.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// ONNX Runtime cannot be loaded.
+    #[error("ONNX Runtime at {path} cannot be used: {problem}")]
+    Runtime {
+        /// The library's path.
+        path: String,
+        /// What the loader said.
+        problem: String,
+    },
+    /// A model cannot be loaded.
+    #[error("model {model}: {problem}")]
+    Model {
+        /// The model's name.
+        model: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Weights are missing and cannot be fetched.
+    #[error("model {model}: {source}")]
+    Files {
+        /// The model's name.
+        model: String,
+        /// What is wrong.
+        source: PullError,
+    },
+    /// The queue refuses to be asked.
+    #[error(transparent)]
+    Queue(#[from] queue::QueueError),
+    /// The queue refuses to be asked.
+    #[error(transparent)]
+    Fetch(#[from] queue::FetchError),
+    /// A run did not stop when it was told to; only the end of the process ends it.
+    #[error("a run of {model} could not be stopped; this process ends to get rid of it")]
+    Stuck {
+        /// The model's name.
+        model: String,
+    },
+}
+
+/// Why one run gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RunError {
+    /// The image is no good; another try changes nothing.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The model's answer is not what its manifest says; another try changes nothing.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// The run took longer than it may.
+    #[error("the run took longer than {0:?}")]
+    Timeout(std::time::Duration),
+    /// This worker cannot run this model; another one may.
+    #[error("{0}")]
+    Model(String),
+    /// The runtime failed; it may have lacked memory.
+    #[error("{0}")]
+    Runtime(String),
+}
+
+impl RunError {
+    /// The stable code that clients see.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Image(error) => error.code(),
+            Self::Output(_) => "model_output",
+            Self::Timeout(_) => "timeout",
+            Self::Model(_) => "model_unavailable",
+            Self::Runtime(_) => "inference_failed",
+        }
+    }
+
+    /// Whether another attempt may succeed.
+    pub(crate) fn is_retryable(&self) -> bool {
+        match self {
+            Self::Image(_) | Self::Output(_) => false,
+            Self::Timeout(_) | Self::Model(_) | Self::Runtime(_) => true,
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! One job, from its delivery to its settlement.
+//!
+//! The order is what makes each step safe to be interrupted: `running` before the bytes are
+//! touched, the terminal record before the message is let go, and of a failed job record, dead
+//! letter, term. Whoever comes after a crash finds the last step that was done and goes on from
+//! there; each step may be done twice.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use models::postprocess::Wishes;
+use queue::client::{Delivery, Replaced, Revision, Stored};
+use queue::{Queue, QueueError, Record, SettleError, State, Timestamp, Topic};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::engine::{Engine, Request};
+use crate::error::{RunError, WorkerError};
+use crate::lease::LeaseKeeper;
+use crate::outcome::{Outcome, Settlement, bury, decide};
+use crate::report::{Report, Reporter};
+use crate::run::Status;
+
+/// What all jobs of a worker need.
+#[derive(Clone)]
+pub(crate) struct Bench {
+    pub(crate) queue: Queue,
+    pub(crate) engine: Engine,
+    /// The worker's member id.
+    pub(crate) member: String,
+    pub(crate) status: Status,
+    pub(crate) reporter: Reporter,
+    /// Held by the one job that is being settled.
+    pub(crate) settling: Arc<Semaphore>,
+}
+
+/// A job in hand: its lease is kept until this is dropped.
+pub(crate) struct InHand {
+    delivery: Delivery,
+    topic: Arc<Topic>,
+    _lease: LeaseKeeper,
+    _held: Held,
+}
+
+/// Counts a job in, and out again however it goes.
+struct Held {
+    job: queue::JobId,
+    status: Status,
+    reporter: Reporter,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.status.update(|member| member.in_hand -= 1);
+        self.reporter.send(&Report::Settled { job: self.job.clone() });
+    }
+}
+
+/// How a job began.
+enum Begun {
+    /// It is ours to run.
+    Running { record: Box<Record>, revision: Revision },
+    /// There is nothing to run; this ends the message.
+    Over(Settlement),
+    /// Its message is not ours to end: its lease is lost, or the queue does not answer.
+    Left,
+}
+
+impl InHand {
+    pub(crate) fn new(delivery: Delivery, topic: Arc<Topic>, bench: &Bench) -> Self {
+        bench.status.update(|member| member.in_hand += 1);
+        bench.reporter.send(&Report::Took {
+            job: delivery.id.clone(),
+            partition: delivery.partition,
+            ack_subject: delivery.ack_subject.clone(),
+            lease_ms: topic.settings.lease_ms,
+        });
+        let held = Held { job: delivery.id.clone(), status: bench.status.clone(), reporter: bench.reporter };
+        Self { _lease: LeaseKeeper::start(&delivery, bench.reporter), _held: held, delivery, topic }
+    }
+
+    /// Gives the job to somebody else. It has not begun, so this costs it no attempt.
+    pub(crate) async fn hand_back(self) {
+        tracing::info!(job_id = %self.delivery.id, "handed back");
+        log_unsettled(&self.delivery, self.delivery.nak(Duration::ZERO).await);
+    }
+
+    /// Runs the job and settles it. `slot` is the model's; it is free again once the model is.
+    ///
+    /// # Errors
+    /// [`WorkerError::Stuck`]: the job is settled, but this process must end.
+    pub(crate) async fn execute(self, bench: &Bench, slot: OwnedSemaphorePermit) -> Result<(), WorkerError> {
+        let (running, revision) = match self.begin(bench).await {
+            Begun::Running { record, revision } => (record, revision),
+            Begun::Over(settlement) => {
+                self.settle(&settlement).await;
+                return Ok(());
+            }
+            Begun::Left => return Ok(()),
+        };
+        bench.reporter.send(&Report::Running { job: self.delivery.id.clone(), attempt: running.attempts.len() as u32 });
+        let request = self.request(&running);
+        let model = request.model.clone();
+        let timeout = request.timeout;
+        let (run, stuck) = match bench.engine.run(request).await {
+            Ok(run) => (run, false),
+            Err(_) => (Err(RunError::Timeout(timeout)), true),
+        };
+        // One job may be settled while the next one is in the model, not more.
+        let settling = bench.settling.acquire().await;
+        // A model that is stuck stays taken until the process ends.
+        let _slot = stuck.then_some(slot);
+        let attempts_max = self.topic.settings.attempts_max;
+        let outcome = decide(&running, &run, attempts_max, rand::random(), Timestamp::now());
+        let outcome = outcome.expect("a record that `begin` has set running may go anywhere from there");
+        bench.status.count(&running, &run, outcome.settlement.name());
+        self.conclude(bench, revision, outcome).await;
+        drop(settling);
+        if stuck { Err(WorkerError::Stuck { model }) } else { Ok(()) }
+    }
+
+    /// Writes `running`, unless the record says that there is nothing to run.
+    async fn begin(&self, bench: &Bench) -> Begun {
+        loop {
+            match self.try_begin(bench).await {
+                Ok(Some(begun)) => return begun,
+                Ok(None) => tracing::debug!(job_id = %self.delivery.id, "its record has just changed, reading again"),
+                Err(error) => {
+                    tracing::error!(job_id = %self.delivery.id, %error, "left for its lease to end");
+                    return Begun::Left;
+                }
+            }
+        }
+    }
+
+    /// `None` when somebody else wrote the record meanwhile.
+    async fn try_begin(&self, bench: &Bench) -> Result<Option<Begun>, QueueError> {
+        let now = Timestamp::now();
+        let (record, revision) = match (bench.queue.record(&self.delivery.id).await?, &self.delivery.spec) {
+            (Some(Stored { record, revision }), _) => (record, revision),
+            (None, Ok(spec)) => {
+                let (partition, sequence) = (self.delivery.partition, self.delivery.sequence);
+                (Record::queued(spec.clone(), partition, sequence), Revision::default())
+            }
+            (None, Err(problem)) => {
+                let reason = format!("message_unreadable: {problem}");
+                return Ok(Some(Begun::Over(Settlement::Bury { reason })));
+            }
+        };
+        match &record.state {
+            // A crash may have come between the record and its dead letter.
+            State::Failed { .. } => return Ok(Some(Begun::Over(bury(&record)))),
+            State::Succeeded { .. } | State::Canceled { .. } => return Ok(Some(Begun::Over(Settlement::Ack))),
+            State::Queued { .. } | State::Running {} => {}
+        }
+        if (record.partition, record.sequence) != (self.delivery.partition, self.delivery.sequence) {
+            return Ok(Some(Begun::Over(Settlement::Ack)));
+        }
+        let never_terminal = "its state was looked at just now";
+        if record.attempts.len() as u32 >= self.topic.settings.attempts_max {
+            let failed = record.exhaust(None, now).expect(never_terminal);
+            let written = bench.queue.replace(revision, &failed).await?;
+            bench.status.count_exhausted(&failed);
+            return Ok((written != Replaced::Refused).then(|| Begun::Over(bury(&failed))));
+        }
+        let running = record.start(&bench.member, now).expect(never_terminal);
+        Ok(match bench.queue.replace(revision, &running).await? {
+            Replaced::Done(revision) => Some(Begun::Running { record: Box::new(running), revision }),
+            Replaced::Refused => None,
+        })
+    }
+
+    fn request(&self, running: &Record) -> Request {
+        let spec = &running.spec;
+        let timeout = spec.options.timeout_ms.map(Duration::from_millis).unwrap_or(self.topic.run_timeout());
+        Request {
+            image: self.delivery.payload.clone(),
+            model: spec.model.clone(),
+            version: spec.model_version,
+            digest: spec.model_digest.clone(),
+            wishes: Wishes { top_k: spec.options.top_k, threshold: spec.options.threshold },
+            timeout,
+        }
+    }
+
+    /// Writes the record of an outcome, then settles.
+    async fn conclude(self, bench: &Bench, revision: Revision, outcome: Outcome) {
+        match bench.queue.replace(revision, &outcome.record).await {
+            Ok(Replaced::Done(_)) => self.settle(&outcome.settlement).await,
+            // Canceled, or given to another worker because our lease ran out. Both own the job
+            // and its message now.
+            Ok(Replaced::Refused) => {
+                tracing::warn!(job_id = %self.delivery.id, "result dropped: the job was no longer ours")
+            }
+            Err(error) => {
+                tracing::error!(job_id = %self.delivery.id, %error, "outcome not written; left for its lease to end")
+            }
+        }
+    }
+
+    async fn settle(&self, settlement: &Settlement) {
+        let settled = match settlement {
+            Settlement::Ack => self.delivery.ack().await,
+            Settlement::Nak { delay } => self.delivery.nak(*delay).await,
+            Settlement::Bury { reason } => match self.delivery.write_dead_letter(reason).await {
+                Ok(()) => self.delivery.term().await,
+                Err(error) => {
+                    let job_id = &self.delivery.id;
+                    return tracing::error!(%job_id, %error, "left for its lease to end");
+                }
+            },
+        };
+        log_unsettled(&self.delivery, settled);
+    }
+}
+
+fn log_unsettled(delivery: &Delivery, settled: Result<(), SettleError>) {
+    if let Err(error) = settled {
+        tracing::warn!(job_id = %delivery.id, %error, "not settled; it will come again");
+    }
+}
+
+impl Status {
+    /// Counts a run: its outcome, and the stages of one that succeeded.
+    fn count(&self, running: &Record, run: &Result<crate::engine::Answer, RunError>, outcome: &str) {
+        let model = &running.spec.model;
+        let queued = running.attempts.last().map_or(0, |a| a.started_at.millis_since(running.spec.created_at));
+        self.update(|member| {
+            member.totals.count(model, outcome);
+            if let Ok(answer) = run {
+                let stages = &answer.stages;
+                for (stage, time) in [
+                    ("queue", Duration::from_millis(queued)),
+                    ("decode", stages.decode),
+                    ("preprocess", stages.preprocess),
+                    ("inference", stages.inference),
+                    ("postprocess", stages.postprocess),
+                ] {
+                    member.totals.time(model, stage, time.as_secs_f64());
+                }
+            }
+        });
+    }
+
+    fn count_exhausted(&self, failed: &Record) {
+        self.update(|member| member.totals.count(&failed.spec.model, "failed"));
+    }
+}

@@ -1,0 +1,132 @@
+//! A worker process: start, take jobs until told to stop, finish, end.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use models::{Cache, Repository};
+use queue::members::{ANNOUNCE_INTERVAL, Announcement, Role, Totals, new_id};
+use queue::{Queue, Timestamp};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::WorkerError;
+use crate::engine::Engine;
+use crate::execute::{Bench, InHand};
+use crate::intake::Intake;
+use crate::report::{Report, Reporter};
+
+/// What a worker is started with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where models are looked up.
+    pub repository: Repository,
+    /// Where their weights are.
+    pub cache: Cache,
+    /// Names of the models to serve, each in the repository.
+    pub models: Vec<String>,
+    /// The ONNX Runtime library.
+    pub runtime: PathBuf,
+    /// Threads inside one operator.
+    pub threads: usize,
+    /// Whom to tell about jobs in hand.
+    pub reporter: Reporter,
+}
+
+/// What the worker says of itself; clones share it.
+#[derive(Clone)]
+pub(crate) struct Status(Arc<Mutex<Announcement>>);
+
+impl Status {
+    fn new(models: &[String]) -> Self {
+        Self(Arc::new(Mutex::new(Announcement {
+            id: new_id(Role::Worker),
+            role: Role::Worker,
+            state: "starting".into(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_at: Timestamp::now(),
+            models: models.to_vec(),
+            in_hand: 0,
+            totals: Totals::default(),
+        })))
+    }
+
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Announcement)) {
+        change(&mut self.0.lock().expect("no panic holds this lock"));
+    }
+
+    fn snapshot(&self) -> Announcement {
+        self.0.lock().expect("no panic holds this lock").clone()
+    }
+}
+
+/// Works until `stop`: then takes no more, hands back what has not begun, finishes what has.
+///
+/// # Errors
+/// [`WorkerError`] when it cannot start, or has to end because a run is stuck.
+pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Result<(), WorkerError> {
+    let status = Status::new(&config.models);
+    let member = status.snapshot().id;
+    // Ends with this function: a worker that is gone must not go on announcing itself.
+    let announcing = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(announce(queue.clone(), status.clone())));
+    let engine =
+        Engine::start(config.repository, config.cache, config.models.clone(), config.runtime, config.threads).await?;
+    let start = member.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
+    let mut intake = Intake::new(queue.clone(), config.models.clone(), start).await?;
+    let (reporter, settling) = (config.reporter, Arc::new(Semaphore::new(1)));
+    let bench =
+        Bench { queue: queue.clone(), engine, member: member.clone(), status: status.clone(), reporter, settling };
+    status.update(|member| member.state = "ready".into());
+    queue.announce(&status.snapshot()).await;
+    reporter.send(&Report::Ready { member: member.clone() });
+    tracing::info!(%member, models = config.models.join(","), "worker ready");
+
+    let result = take_jobs(&mut intake, &bench, &stop).await;
+    drop(announcing);
+    queue.flush().await;
+    tracing::info!(%member, "worker ends");
+    result
+}
+
+async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken) -> Result<(), WorkerError> {
+    let slot = Arc::new(Semaphore::new(1));
+    let failure = Arc::new(Mutex::new(None));
+    // Pulled by whoever stops the worker, and by a job that leaves it unfit for the next one.
+    let halt = stop.child_token();
+    let mut jobs = JoinSet::new();
+    while let Some((delivery, topic)) = intake.next(&halt).await {
+        let job = InHand::new(delivery, topic, bench);
+        let permit = tokio::select! {
+            biased;
+            () = halt.cancelled() => None,
+            permit = slot.clone().acquire_owned() => permit.ok(),
+        };
+        let Some(permit) = permit else {
+            job.hand_back().await;
+            break;
+        };
+        // Forget the ones that have ended, so that the set does not grow.
+        while jobs.try_join_next().is_some() {}
+        let (bench, halt, failure) = (bench.clone(), halt.clone(), failure.clone());
+        jobs.spawn(async move {
+            if let Err(error) = job.execute(&bench, permit).await {
+                *failure.lock().expect("no panic holds this lock") = Some(error);
+                halt.cancel();
+            }
+        });
+    }
+    bench.status.update(|member| member.state = "draining".into());
+    while jobs.join_next().await.is_some() {}
+    failure.lock().expect("no panic holds this lock").take().map_or(Ok(()), Err)
+}
+
+async fn announce(queue: Queue, status: Status) {
+    let mut due = tokio::time::interval(ANNOUNCE_INTERVAL);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        due.tick().await;
+        queue.announce(&status.snapshot()).await;
+    }
+}
