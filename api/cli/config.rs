@@ -1,6 +1,7 @@
 //! All flags. Each is also an environment variable, `SIGHTLINE_` and its name in capitals.
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
@@ -17,6 +18,12 @@ use tracing_subscriber::EnvFilter;
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogArgs {
     /// What to log: error, warn, info, debug, trace, or a filter such as `worker=debug`
     #[arg(long, global = true, env = "SIGHTLINE_LOG", default_value = "warn", value_name = "FILTER")]
     pub(crate) log: String,
@@ -273,10 +280,11 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
 }
 
 /// Logs to standard error.
-pub(crate) fn start_logging(cli: &Cli) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {}", cli.log))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match cli.log_format {
+pub(crate) fn start_logging(args: &LogArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
+    let colored = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colored);
+    match args.log_format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }

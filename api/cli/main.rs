@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
         Err(error) => return complain(&config::one_line(&error)),
     };
-    if let Err(error) = config::start_logging(&cli) {
+    if let Err(error) = config::start_logging(&cli.log) {
         return complain(&format!("{error:#}"));
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -36,9 +36,9 @@ fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Up(args) => up::run(args).await,
+            Command::Up(args) => up::run(args, &cli.log).await,
             Command::Api(args) => api::run(args).await,
-            Command::Worker(args) => worker::run(args).await,
+            Command::Worker(args) => worker::run(args, &cli.log).await,
             Command::Submit(args) => submit::run(args).await,
             Command::Models(args) => models::run(args).await,
             Command::Members(args) => members::run(args).await,

@@ -139,6 +139,8 @@ async fn keep(launch: Launch, mut child: Child, stop: CancellationToken) {
     let mut backoff = Backoff::default();
     loop {
         let started = tokio::time::Instant::now();
+        // Held here, because waiting for a child closes its standard input first.
+        let pipe = child.stdin.take();
         tokio::select! {
             status = child.wait() => {
                 let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
@@ -146,7 +148,7 @@ async fn keep(launch: Launch, mut child: Child, stop: CancellationToken) {
             }
             () = stop.cancelled() => {
                 // The guard ends the server when this pipe closes.
-                drop(child.stdin.take());
+                drop(pipe);
                 supervisor::wait_or_kill(&mut child, END_PATIENCE).await;
                 return;
             }

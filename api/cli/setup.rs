@@ -19,6 +19,8 @@ pub(crate) struct Models {
     /// The ones to serve.
     pub(crate) names: Vec<String>,
     pub(crate) cache: Cache,
+    /// `--models` as it was said.
+    pub(crate) selection: Vec<String>,
     runtime: Option<PathBuf>,
 }
 
@@ -46,7 +48,7 @@ impl Models {
         if let Some(missing) = runtime.as_ref().filter(|path| !path.is_file()) {
             bail!("there is no ONNX Runtime library at {}", missing.display());
         }
-        Ok(Self { repository, names, cache, runtime })
+        Ok(Self { repository, names, cache, selection: args.models.clone(), runtime })
     }
 
     /// The ONNX Runtime library: as said, else from the cache, else fetched.

@@ -5,12 +5,16 @@
 //! would cost half a minute.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::worker::report::Report;
 use anyhow::Context;
+use clap::ValueEnum;
 use queue::client::AckSubject;
 use queue::{JobId, PartitionId, Queue};
 use rustix::process::{Pid, Signal, kill_process};
@@ -19,6 +23,9 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use crate::config::LogArgs;
+use crate::setup::Models;
 
 /// How long a worker has to finish and hand back.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
@@ -51,10 +58,35 @@ impl Backoff {
 /// How to start a worker process, any number of times.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerCommand {
-    /// Arguments after `sightline worker --supervised`.
-    pub(crate) arguments: Vec<std::ffi::OsString>,
-    /// Environment that must not stand in the process list.
-    pub(crate) environment: Vec<(String, String)>,
+    /// What follows `sightline worker --supervised`.
+    arguments: Vec<OsString>,
+    /// What must not stand in the process list: the queue's address may hold a token.
+    environment: Vec<(&'static str, String)>,
+}
+
+impl WorkerCommand {
+    /// Workers like this process: same models, same log. `queue` is `None` when they find the
+    /// queue through the data folder.
+    pub(crate) fn new(
+        models: &Models,
+        threads: NonZeroUsize,
+        data: &Path,
+        queue: Option<&str>,
+        log: &LogArgs,
+    ) -> anyhow::Result<Self> {
+        let mut arguments: Vec<OsString> = vec!["--threads".into(), threads.to_string().into()];
+        arguments.extend(["--data".into(), data.into()]);
+        arguments.extend(["--cache".into(), models.cache.root().into()]);
+        arguments.extend(["--ort".into(), models.runtime()?.into()]);
+        arguments.extend(["--log".into(), log.log.clone().into()]);
+        let format = log.log_format.to_possible_value().context("every log format has a name")?;
+        arguments.extend(["--log-format".into(), format.get_name().into()]);
+        if !models.selection.is_empty() {
+            arguments.extend(["--models".into(), models.selection.join(",").into()]);
+        }
+        let environment = queue.iter().map(|url| ("SIGHTLINE_QUEUE", (*url).to_owned())).collect();
+        Ok(Self { arguments, environment })
+    }
 }
 
 /// The worker processes of one supervisor.
@@ -147,6 +179,9 @@ impl Keeper {
         let mut loading = self.loading.clone().acquire_owned().await.ok();
         let mut child = self.spawn()?;
         let stdout = child.stdout.take().context("the worker has no output")?;
+        // Held here, because waiting for a child closes its standard input first, and a worker
+        // whose input closes takes its supervisor for dead.
+        let _pipe = child.stdin.take();
         let mut reports = BufReader::new(stdout).lines();
         loop {
             tokio::select! {

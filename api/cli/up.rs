@@ -1,6 +1,5 @@
 //! `sightline up`: everything on one machine.
 
-use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -8,7 +7,7 @@ use anyhow::Context;
 use queue::Queue;
 use queue::client::Address;
 
-use crate::config::{EngineKind, UpArgs};
+use crate::config::{EngineKind, LogArgs, UpArgs};
 use crate::data::DataDir;
 use crate::nats::NatsServer;
 use crate::setup::{self, Models};
@@ -16,7 +15,7 @@ use crate::stop;
 use crate::supervisor::{Supervisor, WorkerCommand};
 
 /// Starts everything, waits to be told to stop, and stops it in the opposite order.
-pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: UpArgs, log: &LogArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
     if args.supervised {
         stop::with_supervisor(&stop);
@@ -31,7 +30,7 @@ pub(crate) async fn run(args: UpArgs) -> anyhow::Result<ExitCode> {
         (Some(_), _) => None,
         (None, EngineKind::Nats) => Some(NatsServer::start(&data, &models.cache, args.broker_listen).await?),
     };
-    let result = serve(&args, &data, models, listener, server.as_ref(), &stop).await;
+    let result = serve(&args, &data, models, listener, server.as_ref(), log, &stop).await;
     if let Some(server) = server {
         server.end().await;
     }
@@ -45,6 +44,7 @@ async fn serve(
     models: Models,
     listener: tokio::net::TcpListener,
     server: Option<&NatsServer>,
+    log: &LogArgs,
     stop: &tokio_util::sync::CancellationToken,
 ) -> anyhow::Result<()> {
     let address = match (&args.queue, server) {
@@ -60,7 +60,8 @@ async fn serve(
     data.announce(&address, &format!("http://{api}"))?;
 
     let workers = args.workers.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
-    let mut supervisor = Supervisor::start(&worker_command(args, data, &models)?, workers, &queue);
+    let command = WorkerCommand::new(&models, args.threads, data.path(), args.queue.as_deref(), log)?;
+    let mut supervisor = Supervisor::start(&command, workers, &queue);
     let serving = tokio::spawn(::api::serve(config, models.repository.clone(), queue.clone(), listener, stop.clone()));
     let ready = tokio::select! {
         ready = supervisor.wait_until_ready(workers) => ready,
@@ -76,20 +77,6 @@ async fn serve(
     supervisor.end().await;
     queue.flush().await;
     ready
-}
-
-fn worker_command(args: &UpArgs, data: &DataDir, models: &Models) -> anyhow::Result<WorkerCommand> {
-    let mut arguments: Vec<OsString> = vec!["--threads".into(), args.threads.to_string().into()];
-    let mut add = |flag: &str, value: &Path| arguments.extend([flag.into(), value.into()]);
-    add("--data", data.path());
-    add("--cache", models.cache.root());
-    add("--ort", &models.runtime()?);
-    if !args.models.models.is_empty() {
-        arguments.extend(["--models".into(), args.models.models.join(",").into()]);
-    }
-    // With a queue of somebody else's, its address may hold a token.
-    let environment = args.queue.iter().map(|url| ("SIGHTLINE_QUEUE".to_owned(), url.clone())).collect();
-    Ok(WorkerCommand { arguments, environment })
 }
 
 /// What was started, where its data is, and what to try next.

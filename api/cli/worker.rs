@@ -1,19 +1,18 @@
 //! `sightline worker`: the model-running role alone, in this process or in several children.
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use ::worker::report::Reporter;
 use queue::Queue;
 use queue::topic::Defaults;
 
-use crate::config::WorkerArgs;
+use crate::config::{LogArgs, WorkerArgs};
 use crate::setup::Models;
 use crate::supervisor::{Supervisor, WorkerCommand};
 use crate::{data, stop};
 
 /// Works until told to stop.
-pub(crate) async fn run(args: WorkerArgs) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: WorkerArgs, log: &LogArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
     if args.supervised {
         stop::with_supervisor(&stop);
@@ -23,7 +22,7 @@ pub(crate) async fn run(args: WorkerArgs) -> anyhow::Result<ExitCode> {
     let queue = Queue::connect(&address, "sightline worker", Defaults::default()).await?;
     let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
     if args.processes.get() > 1 {
-        return supervise(&args, &models, queue, &stop).await;
+        return supervise(&args, &models, queue, log, &stop).await;
     }
     let reporter = if args.supervised { Reporter::to_supervisor() } else { Reporter::silent() };
     if !args.supervised {
@@ -41,18 +40,13 @@ async fn supervise(
     args: &WorkerArgs,
     models: &Models,
     queue: Queue,
+    log: &LogArgs,
     stop: &tokio_util::sync::CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let mut arguments: Vec<OsString> = vec!["--threads".into(), args.threads.to_string().into()];
-    arguments.extend(["--data".into(), args.queue.data.data.clone().into()]);
-    arguments.extend(["--cache".into(), models.cache.root().into()]);
-    arguments.extend(["--ort".into(), models.runtime()?.into()]);
-    if !args.models.models.is_empty() {
-        arguments.extend(["--models".into(), args.models.models.join(",").into()]);
-    }
-    let environment = args.queue.queue.iter().map(|url| ("SIGHTLINE_QUEUE".to_owned(), url.clone())).collect();
+    let data = &args.queue.data.data;
+    let command = WorkerCommand::new(models, args.threads, data, args.queue.queue.as_deref(), log)?;
     let count = args.processes.get();
-    let mut supervisor = Supervisor::start(&WorkerCommand { arguments, environment }, count, &queue);
+    let mut supervisor = Supervisor::start(&command, count, &queue);
     let ready = tokio::select! {
         ready = supervisor.wait_until_ready(count) => ready,
         () = stop.cancelled() => Ok(()),

@@ -58,7 +58,7 @@ impl Intake {
                 self.pass().await;
             }
             while let Some(Some(place)) = self.wakes.next().now_or_never() {
-                self.round.mark(place);
+                self.woken(place).await;
             }
             let Some(place) = self.round.take() else {
                 self.idle(stop).await;
@@ -83,14 +83,16 @@ impl Intake {
         tokio::select! {
             () = stop.cancelled() => {}
             () = tokio::time::sleep_until(self.next_pass) => {}
-            Some(place) = self.wakes.next() => {
-                // The wake of a topic's first job comes before the next pass would find the topic.
-                if !self.round.knows(&place) && self.models.iter().any(|model| *model == place.0.as_str()) {
-                    self.pass().await;
-                }
-                self.round.mark(place);
-            }
+            Some(place) = self.wakes.next() => self.woken(place).await,
         }
+    }
+
+    async fn woken(&mut self, place: Place) {
+        // The wake of a topic's first job comes before the next pass would find the topic.
+        if !self.round.knows(&place) && self.models.iter().any(|model| *model == place.0.as_str()) {
+            self.pass().await;
+        }
+        self.round.mark(place);
     }
 
     /// Looks which topics there are, and marks everything.

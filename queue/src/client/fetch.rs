@@ -21,8 +21,9 @@ use crate::error::chain;
 use crate::topic::{WORKERS, jobs_stream};
 use crate::{FetchError, Lease, PartitionId, Topic};
 
-/// How long the server may hold a request that it cannot answer.
-const EXPIRES: Duration = Duration::from_millis(250);
+/// How long the server may hold a request that it cannot answer. A real server holds every
+/// `no_wait` request that has an expiry for as long, so an empty partition costs this much.
+const EXPIRES: Duration = Duration::from_millis(10);
 /// How long we wait for an answer on top of that.
 const GRACE: Duration = Duration::from_secs(2);
 

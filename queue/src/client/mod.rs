@@ -117,7 +117,9 @@ impl Queue {
             .request_timeout(Some(ANSWER_TIMEOUT))
             .event_callback(|event| async move {
                 match event {
-                    async_nats::Event::Connected => tracing::debug!("connected to the queue"),
+                    async_nats::Event::Connected | async_nats::Event::Closed => {
+                        tracing::debug!(%event, "queue connection");
+                    }
                     other => tracing::warn!(event = %other, "queue connection"),
                 }
             });

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use async_nats::jetstream::context::CreateStreamErrorKind;
+use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::{ErrorCode, stream};
 use futures::TryStreamExt;
 
@@ -54,8 +54,8 @@ impl Queue {
         }
         match self.jetstream.get_stream(records_stream(name)).await {
             Ok(stream) => Ok(Some(self.remember(Topic::from_records_stream(&stream.cached_info().config)?))),
-            Err(error) => match super::server_error(&error) {
-                Some(refusal) if refusal.error_code() == STREAM_NOT_FOUND => Ok(None),
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(refusal) if refusal.error_code() == STREAM_NOT_FOUND => Ok(None),
                 _ => Err(QueueError::unavailable("find the topic")(error)),
             },
         }

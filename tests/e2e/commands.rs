@@ -1,0 +1,164 @@
+//! What people type: `submit`, `members`, `models`, and everything that can go wrong at a start.
+
+use std::fs;
+use std::process::{Output, Stdio};
+
+use serde_json::Value;
+
+use crate::harness::{Stack, photo, root, sightline};
+use crate::shared;
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
+}
+
+#[test]
+fn a_folder_is_submitted_and_taken_up_again() {
+    let photos = root().join("tests/photos");
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let out = out.path().join("results.ndjson");
+    let words = [
+        "submit",
+        photos.to_str().expect("UTF-8"),
+        "--model",
+        "efficientnet-lite0",
+        "--out",
+        out.to_str().expect("UTF-8"),
+    ];
+    let output = shared().command(&words);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("6 images: 6 succeeded, 0 failed, 0 refused"), "{}", stderr(&output));
+    let first = fs::read_to_string(&out).expect("written");
+    assert_eq!(lines(&first).len(), 6);
+    assert!(lines(&first).iter().all(|line| line["state"] == "succeeded" && line["file"].is_string()), "{first}");
+    assert!(!out.with_extension("ndjson.pending").exists());
+
+    // A run that was cut off: two images missing, one line torn.
+    let mut cut: String = first.lines().take(4).map(|line| format!("{line}\n")).collect();
+    cut.push_str("{\"file\":\"tests/ph");
+    fs::write(&out, cut).expect("written");
+    let output = shared().command(&words);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("6 images (4 of them before): 6 succeeded"), "{}", stderr(&output));
+    let files = |text: &str| {
+        let mut names: Vec<String> = lines(text).iter().map(|line| line["file"].to_string()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(files(&fs::read_to_string(&out).expect("written")), files(&first));
+}
+
+#[test]
+fn an_accepted_image_is_not_sent_again() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let id = runtime.block_on(shared().accept("efficientnet-lite0", photo("china.jpg")));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (image, out) = (folder.path().join("a.jpg"), folder.path().join("out"));
+    fs::write(&image, photo("china.jpg")).expect("written");
+    let image = image.to_str().expect("UTF-8");
+    fs::write(folder.path().join("out.pending"), format!("{{\"file\":{image:?},\"id\":\"{id}\"}}\n")).expect("written");
+    let output =
+        shared().command(&["submit", image, "--model", "efficientnet-lite0", "--out", out.to_str().expect("UTF-8")]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(lines(&fs::read_to_string(&out).expect("written"))[0]["id"], id);
+}
+
+#[test]
+fn bad_files_are_lines_too_and_decide_the_exit_code() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("good.png"), photo("coffee.png")).expect("written");
+    fs::write(folder.path().join("bad.png"), "no image").expect("written");
+    fs::write(folder.path().join("notes.txt"), "no image either, but nobody asked").expect("written");
+    let output =
+        shared().command(&["submit", folder.path().to_str().expect("UTF-8"), "--model", "ssdlite-mobilenetv2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("2 images: 1 succeeded, 0 failed, 1 refused"), "{}", stderr(&output));
+    let found = lines(&String::from_utf8_lossy(&output.stdout));
+    let refused = found.iter().find(|line| line["state"] == "refused").expect("one is refused");
+    assert_eq!(refused["error"]["code"], "image_unsupported");
+}
+
+#[test]
+fn members_and_models_are_listed() {
+    let output = shared().command(&["members", "--json"]);
+    let members: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let count = |role| members.as_array().expect("a list").iter().filter(|member| member["role"] == role).count();
+    assert_eq!((count("worker"), count("api")), (2, 1), "{members}");
+    let table = String::from_utf8_lossy(&shared().command(&["members"]).stdout).into_owned();
+    assert!(table.contains("MEMBER") && table.lines().count() == 4, "{table}");
+
+    let output = sightline().args(["models", "list", "--json"]).output().expect("runs");
+    let models: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(models[0]["name"], "efficientnet-lite0");
+    let output = sightline().args(["models", "pull"]).output().expect("runs");
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+/// Runs a command that must fail at once, with one line that holds `words`.
+#[track_caller]
+fn fails(words: &[&str], reason: &str) {
+    let output = sightline().args(words).stdin(Stdio::null()).output().expect("runs");
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{words:?}: {text}");
+    assert_eq!(text.lines().count(), 1, "{words:?}: {text}");
+    assert!(text.starts_with("sightline: ") && text.contains(reason), "{words:?}: {text}");
+}
+
+#[test]
+fn whatever_prevents_a_start_is_one_clear_line() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = folder.path().join("data");
+    let data = data.to_str().expect("UTF-8");
+    let taken = shared().api();
+    fails(&["up", "--listen", &taken, "--data", data], "choose another address with --listen");
+    fails(&["api", "--listen", &taken, "--data", data], "choose another address with --listen");
+    fails(
+        &["up", "--listen", "127.0.0.1:0", "--data", "/dev/null/x"],
+        "cannot be written; choose another one with --data",
+    );
+    let in_use = shared().data().to_str().expect("UTF-8").to_owned();
+    fails(&["up", "--listen", "127.0.0.1:0", "--data", &in_use], "is in use by another sightline");
+    fails(&["worker", "--queue", "nats://127.0.0.1:1", "--data", data], "no queue at nats://127.0.0.1:1");
+    fails(&["members", "--queue", "http://x", "--data", data], "is no queue address");
+    fails(&["worker", "--queue", "nats://wrong@127.0.0.1:1", "--models", "resnet"], "there is no model `resnet`");
+    fails(&["up", "--models", "./nowhere", "--data", data], "./nowhere: not readable");
+    fails(&["up", "--ort", "/nowhere.so", "--data", data], "there is no ONNX Runtime library at /nowhere.so");
+    fails(&["up", "--listen", "0.0.0.0:0", "--data", data], "--insecure");
+    fails(&["--wrokers", "3"], "unexpected argument '--wrokers'");
+    fails(&["up", "--workers", "many"], "invalid value 'many'");
+    fails(&["submit", "/nowhere", "--model", "x", "--data", data], "/nowhere");
+    let photos = root().join("tests/photos");
+    let photos = photos.to_str().expect("UTF-8");
+    fails(&["submit", photos, "--model", "x", "--api", "http://127.0.0.1:1"], "no API at http://127.0.0.1:1");
+    let api = shared().url("");
+    fails(&["submit", photos, "--model", "resnet", "--api", &api], "there is no model `resnet`");
+}
+
+#[test]
+fn a_wrong_token_is_refused() {
+    let broker = fs::read_to_string(shared().data().join("broker.url")).expect("`up` leaves its address");
+    let wrong = broker.trim().replace("nats://", "nats://wrong@");
+    fails(&["members", "--queue", &wrong], "authorization violation");
+    fails(&["worker", "--queue", &wrong], "authorization violation");
+}
+
+#[test]
+fn a_stop_is_orderly_and_secrets_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut stack = Stack::start(&["--workers", "1"]);
+    let mode = |path: std::path::PathBuf| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(stack.data().to_owned()), 0o700);
+    for secret in ["broker.token", "nats-server.conf"] {
+        assert_eq!(mode(stack.data().join(secret)), 0o600, "{secret}");
+    }
+    let children = crate::harness::descendants(stack.pid());
+    let token = fs::read_to_string(stack.data().join("broker.token")).expect("there");
+    assert!(children.iter().all(|(_, args)| !args.contains(token.trim())), "the token stands in the process list");
+    assert!(stack.terminate(), "{}", stack.log());
+    assert!(children.iter().all(|(pid, _)| !crate::harness::is_alive(*pid)), "a child was left: {children:?}");
+    assert!(!stack.log().contains(token.trim()), "the token stands in the log");
+}

@@ -1,0 +1,31 @@
+//! Only HTTP in and only HTTP out, or a command line: what a user does, on real models.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+/// What people type.
+mod commands;
+/// Everything that is no image, and images that are too much.
+mod hostile;
+/// Headers, hosts, pace: the server's edges.
+mod http;
+/// `/metrics`, health, members.
+mod insight;
+/// One job: accepted, looked at, waited for, refused.
+mod jobs;
+/// A thousand uploads at once.
+mod load;
+/// The six photos give what they should, on both models.
+mod recognition;
+/// Workers that come by hand, and models that users bring.
+mod workers;
+
+use std::sync::OnceLock;
+
+use harness::Stack;
+
+/// A system that tests share which neither stop nor fill it. It ends with the test process.
+fn shared() -> &'static Stack {
+    static SHARED: OnceLock<Stack> = OnceLock::new();
+    SHARED.get_or_init(|| Stack::start(&["--workers", "2"]))
+}

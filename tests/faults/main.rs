@@ -1,0 +1,61 @@
+//! What holds when processes are killed, paused and ended in the middle of their work.
+//!
+//! The short form runs always. `SIGHTLINE_FAULTS=long cargo test --test faults` repeats each fault
+//! many times.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+/// What each crash between two steps leaves, built by hand and then taken up.
+mod between_steps;
+/// The whole system, and the queue's server.
+mod system;
+/// Worker processes: killed, paused, told to end.
+mod workers;
+
+use std::collections::BTreeMap;
+
+use harness::{Stack, is_finished};
+use serde_json::Value;
+
+/// How often a fault is repeated.
+fn rounds(short: usize, long: usize) -> usize {
+    if std::env::var("SIGHTLINE_FAULTS").is_ok_and(|form| form == "long") { long } else { short }
+}
+
+/// Process ids of the worker children.
+fn worker_pids(stack: &Stack) -> Vec<u32> {
+    let children = harness::descendants(stack.pid());
+    children.into_iter().filter(|(_, args)| args.contains(" worker --supervised")).map(|(pid, _)| pid).collect()
+}
+
+/// Waits for jobs in two ways at once, and sees that both hear the same result and that it stays.
+async fn all_end(stack: &Stack, ids: &[String]) -> BTreeMap<String, Value> {
+    let jobs = futures::future::join_all(ids.iter().map(|id| async move {
+        let (waited, polled) = tokio::join!(stack.finish(id), async {
+            loop {
+                let job = stack.get(&format!("/v1/jobs/{id}")).await;
+                assert_eq!(job.status, 200, "{}", job.body);
+                if is_finished(&job.json) {
+                    break job.json;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        });
+        assert_eq!(waited, polled, "two results of one job");
+        (id.clone(), waited)
+    }))
+    .await;
+    // Nothing that anybody heard may change later.
+    for (id, job) in &jobs {
+        assert_eq!(&stack.get(&format!("/v1/jobs/{id}")).await.json, job);
+    }
+    jobs.into_iter().collect()
+}
+
+/// How many jobs ended in each state.
+fn states(jobs: &BTreeMap<String, Value>) -> BTreeMap<String, usize> {
+    let mut states = BTreeMap::new();
+    jobs.values().for_each(|job| *states.entry(job["state"].as_str().expect("a state").to_owned()).or_default() += 1);
+    states
+}

@@ -1,0 +1,394 @@
+//! A whole Sightline for a test: own ports, own data folder, ended with the test.
+//!
+//! The binary that is tested is the one that users run. Nothing here sleeps for a guessed time:
+//! what has to happen is waited for, with a limit that says what did not.
+
+#![allow(dead_code, reason = "each test target uses a part of the harness")]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use queue::Queue;
+use queue::client::Address;
+use queue::topic::Defaults;
+use reqwest::{RequestBuilder, Response};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take before a test says that it did not happen. Fetching models at the
+/// first run counts, on a slow line.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Pause between two looks at a state.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
+/// A running system. Dropping it ends it, and its children with it.
+pub(crate) struct Stack {
+    up: Option<Up>,
+    flags: Vec<String>,
+    data: TempDir,
+    http: reqwest::Client,
+}
+
+struct Up {
+    child: Child,
+    /// `up` ends when this closes, also when the test is killed.
+    _pipe: ChildStdin,
+}
+
+impl Stack {
+    /// `sightline up` with these flags; returns when it says that it is ready.
+    pub(crate) fn start(flags: &[&str]) -> Self {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let data = tempfile::tempdir().expect("a temporary folder");
+        let mut stack = Self { up: None, flags, data, http: reqwest::Client::new() };
+        stack.restart();
+        stack
+    }
+
+    /// Starts it (again) on the same data folder.
+    pub(crate) fn restart(&mut self) {
+        drop(self.up.take());
+        let stderr = File::options().create(true).append(true).open(self.data().join("stderr")).expect("a log file");
+        let mut child = sightline()
+            .args(["up", "--supervised", "--listen", "127.0.0.1:0", "--broker-listen", "127.0.0.1:0", "--data"])
+            .arg(self.data())
+            .args(&self.flags)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .expect("the binary starts");
+        let pipe = child.stdin.take().expect("it has an input");
+        let mut lines = BufReader::new(child.stdout.take().expect("it has an output")).lines();
+        let ready = lines.by_ref().map_while(Result::ok).any(|line| line.contains("is ready."));
+        self.up = Some(Up { child, _pipe: pipe });
+        assert!(ready, "`up` ended before it was ready: {}", self.log());
+    }
+
+    /// Its data folder.
+    pub(crate) fn data(&self) -> &Path {
+        self.data.path()
+    }
+
+    /// What it wrote to standard error.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.data().join("stderr")).unwrap_or_default()
+    }
+
+    /// Process id of `up`.
+    pub(crate) fn pid(&self) -> u32 {
+        self.up.as_ref().expect("it runs").child.id()
+    }
+
+    /// Kills `up` alone, as kill -9 does.
+    pub(crate) fn kill(&mut self) {
+        let up = self.up.as_mut().expect("it runs");
+        up.child.kill().expect("it can be killed");
+        up.child.wait().expect("it is gone");
+    }
+
+    /// Tells `up` to end, waits, and returns whether it ended well.
+    pub(crate) fn terminate(&mut self) -> bool {
+        let mut up = self.up.take().expect("it runs");
+        signal(up.child.id(), "TERM");
+        up.child.wait().expect("it ends").success()
+    }
+
+    /// A URL of its API.
+    pub(crate) fn url(&self, path: &str) -> String {
+        let base = std::fs::read_to_string(self.data().join("api.url")).expect("`up` leaves its address");
+        format!("{base}{path}")
+    }
+
+    /// Its API's address, `host:port`.
+    pub(crate) fn api(&self) -> String {
+        self.url("").trim_start_matches("http://").to_owned()
+    }
+
+    /// `GET path`.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        send(self.http.get(self.url(path))).await
+    }
+
+    /// A request to upload one image.
+    pub(crate) fn upload(&self, query: &str, image: impl Into<reqwest::Body>) -> RequestBuilder {
+        self.http.post(self.url(&format!("/v1/jobs?{query}"))).body(image)
+    }
+
+    /// Uploads one image and returns the id of the accepted job.
+    pub(crate) async fn accept(&self, model: &str, image: Vec<u8>) -> String {
+        let answer = send(self.upload(&format!("model={model}"), image)).await;
+        assert_eq!(answer.status, 202, "{}", answer.json);
+        answer.text("id")
+    }
+
+    /// Waits until a job is finished.
+    pub(crate) async fn finish(&self, id: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.get(&format!("/v1/jobs/{id}?wait=10")).await;
+            assert_eq!(answer.status, 200, "{}", answer.json);
+            if is_finished(&answer.json) {
+                return answer.json;
+            }
+            assert!(Instant::now() < deadline, "never finished: {}", answer.json);
+        }
+    }
+
+    /// Uploads one image and waits for its job.
+    pub(crate) async fn run(&self, query: &str, image: Vec<u8>) -> Value {
+        let answer = send(self.upload(query, image)).await;
+        assert_eq!(answer.status, 202, "{}", answer.json);
+        self.finish(&answer.text("id")).await
+    }
+
+    /// A connection to its queue.
+    pub(crate) async fn queue(&self) -> Queue {
+        Queue::connect(&self.queue_address(), "test", Defaults::default()).await.expect("the queue is there")
+    }
+
+    /// Its queue's address, with the token.
+    pub(crate) fn queue_address(&self) -> Address {
+        let read = |name| std::fs::read_to_string(self.data().join(name)).expect("`up` leaves this file");
+        Address::parse(&read("broker.url")).expect("valid").with_default_token(Some(read("broker.token")))
+    }
+
+    /// Members that the API knows, of one role.
+    pub(crate) async fn members(&self, role: &str) -> Vec<Value> {
+        let answer = self.get("/v1/members").await;
+        let members = answer.json["members"].as_array().expect("a list").clone();
+        members.into_iter().filter(|member| member["role"] == role).collect()
+    }
+
+    /// Runs another command against this system and waits for it.
+    pub(crate) fn command(&self, words: &[&str]) -> Output {
+        let mut command = sightline();
+        command.args(words).arg("--data").arg(self.data()).stdin(Stdio::null());
+        command.output().expect("the binary starts")
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("log of `up`: {}", self.log());
+        }
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            signal(self.child.id(), "TERM");
+            drop(self.child.wait());
+        }
+    }
+}
+
+/// The binary, without this session's own settings.
+pub(crate) fn sightline() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sightline"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SIGHTLINE_") && name != "SIGHTLINE_CACHE") {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) json: Value,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// A field that must be a string.
+    #[track_caller]
+    pub(crate) fn text(&self, field: &str) -> String {
+        self.json[field].as_str().unwrap_or_else(|| panic!("no {field} in {}", self.body)).to_owned()
+    }
+
+    /// A header that must be there.
+    #[track_caller]
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", self.headers)).to_str().expect("ASCII")
+    }
+}
+
+/// Sends a request; a lost connection fails the test.
+pub(crate) async fn send(request: RequestBuilder) -> Answer {
+    read(request.send().await.expect("the API answers")).await
+}
+
+/// Reads an answer to its end.
+pub(crate) async fn read(response: Response) -> Answer {
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    let body = response.text().await.expect("the answer is whole");
+    Answer { status, headers, json: serde_json::from_str(&body).unwrap_or_default(), body }
+}
+
+/// Whether a job document shows a terminal state.
+pub(crate) fn is_finished(job: &Value) -> bool {
+    matches!(job["state"].as_str(), Some("succeeded" | "failed" | "canceled"))
+}
+
+/// One of the six photos.
+pub(crate) fn photo(name: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/photos").join(name)).expect(name)
+}
+
+/// The folder of test models: `slow` takes about a second, `endless` never ends by itself.
+pub(crate) fn test_models() -> String {
+    format!("{}/tests/models/", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Sends a signal to one process.
+pub(crate) fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).stderr(Stdio::null()).status();
+    status.expect("kill runs");
+}
+
+/// Whether a process is there and no zombie.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let output = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().expect("ps runs");
+    let state = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    !state.is_empty() && !state.starts_with('Z')
+}
+
+/// Children of a process, and theirs, with their command lines.
+pub(crate) fn descendants(pid: u32) -> Vec<(u32, String)> {
+    let output = Command::new("ps").args(["-A", "-o", "pid=,ppid=,args="]).output().expect("ps runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let rows: Vec<(u32, u32, String)> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let (pid, parent) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            Some((pid, parent, words.collect::<Vec<_>>().join(" ")))
+        })
+        .collect();
+    let mut found: Vec<(u32, String)> = Vec::new();
+    let mut parents = vec![pid];
+    while let Some(parent) = parents.pop() {
+        for (pid, _, args) in rows.iter().filter(|row| row.1 == parent) {
+            parents.push(*pid);
+            found.push((*pid, args.clone()));
+        }
+    }
+    found
+}
+
+/// Waits until `look` gives something; `what` is what is waited for.
+pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "this never came: {what}");
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
+/// A process that is ended with the test.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Everything a child has written to a pipe.
+pub(crate) fn drain(pipe: Option<impl Read>) -> String {
+    let mut text = String::new();
+    if let Some(mut pipe) = pipe {
+        drop(pipe.read_to_string(&mut text));
+    }
+    text
+}
+
+/// A path inside the repository.
+pub(crate) fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A queue server alone: own port, own store. Dropping it ends it.
+pub(crate) struct Broker {
+    child: Option<Child>,
+    folder: TempDir,
+    port: u16,
+}
+
+impl Broker {
+    const TOKEN: &'static str = "test-token";
+
+    /// Starts a real NATS server, fetched if it is not there, with every write synced.
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let store = folder.path().join("store");
+        let config = format!(
+            "listen: \"127.0.0.1:{port}\"\nauthorization {{ token: \"{}\" }}\nmax_payload: 32MB\n\
+             jetstream {{ store_dir: {store:?}, sync_interval: always, max_file_store: 1TB }}\n",
+            Self::TOKEN,
+        );
+        std::fs::write(folder.path().join("config"), config).expect("written");
+        let mut broker = Self { child: None, folder, port };
+        broker.restart().await;
+        broker
+    }
+
+    /// Starts it (again) on the same store and waits until it answers.
+    pub(crate) async fn restart(&mut self) {
+        let root = std::env::var_os("SIGHTLINE_CACHE").map(PathBuf::from);
+        let cache = models::Cache::new(root.or_else(models::Cache::default_root).expect("a cache folder"));
+        let program = models::pull::nats_server(&cache, &|line| eprintln!("{line}")).expect("fetched");
+        let mut command = Command::new(program);
+        command.arg("--config").arg(self.folder.path().join("config")).stderr(Stdio::null());
+        self.child = Some(command.spawn().expect("starts"));
+        eventually("the broker answers", async || {
+            Queue::connect(&self.address(), "test", Defaults::default()).await.ok()
+        })
+        .await;
+    }
+
+    /// As kill -9 does.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().and_then(|()| child.wait()).expect("it is gone");
+    }
+
+    /// Its address, with the token.
+    pub(crate) fn address(&self) -> Address {
+        Address::parse(&format!("nats://{}@127.0.0.1:{}", Self::TOKEN, self.port)).expect("valid")
+    }
+
+    /// A connection that creates topics with these defaults.
+    pub(crate) async fn queue(&self, defaults: Defaults) -> Queue {
+        Queue::connect(&self.address(), "test", defaults).await.expect("the broker is there")
+    }
+
+    /// A connection without our own client around it.
+    pub(crate) async fn bare(&self) -> async_nats::jetstream::Context {
+        let options = async_nats::ConnectOptions::with_token(Self::TOKEN.into());
+        let client = options.connect(format!("127.0.0.1:{}", self.port)).await.expect("the broker is there");
+        async_nats::jetstream::new(client)
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
