@@ -281,7 +281,10 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
 
 /// Logs to standard error.
 pub(crate) fn start_logging(args: &LogArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {}", args.log))?;
+    // The client reports its errors to us as well, and we say them once.
+    let quiet = if args.log.contains("async_nats") { "" } else { ",async_nats=off" };
+    let filter = format!("{}{quiet}", args.log);
+    let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {}", args.log))?;
     let colored = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colored);
     match args.log_format {

@@ -8,6 +8,7 @@ mod catalog;
 mod error;
 mod health;
 mod jobs;
+mod leftover;
 mod metrics;
 mod middleware;
 mod roster;

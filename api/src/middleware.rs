@@ -12,15 +12,15 @@ use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderName, Method, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use tracing::Instrument;
 
 use crate::error::ApiError;
-use crate::metrics;
 use crate::state::Shared;
+use crate::{leftover, metrics};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -29,7 +29,8 @@ pub(crate) fn around(routes: Router, state: Shared) -> Router {
     routes
         .layer(CatchPanicLayer::custom(|_| ApiError::Internal.into_response()))
         .layer(from_fn_with_state(state, guard))
-        .layer(axum::middleware::from_fn(observe))
+        .layer(from_fn(leftover::discard))
+        .layer(from_fn(observe))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
 }
@@ -59,7 +60,7 @@ async fn guard(State(state): State<Shared>, request: Request, next: Next) -> Res
 
 fn check(state: &Shared, request: &Request) -> Result<(), ApiError> {
     let text = |name| request.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    // HTTP/2 has the authority in the request line.
+    // A proxy request has the authority in its first line.
     let host = request.uri().authority().map(Authority::to_string).or_else(|| text(header::HOST)).unwrap_or_default();
     let authority: Authority = host.parse().map_err(|_| ApiError::Host(host.clone()))?;
     if !is_own_host(authority.host(), &state.config) {

@@ -1,14 +1,15 @@
 //! The server: accepts connections, bounds them, and ends them in order.
 //!
 //! axum's own `serve` has no timeouts, so connections are driven here. hyper needs a timer set,
-//! or its header timeout never fires.
+//! or its header timeout never fires. HTTP/1.1 only: telling it from HTTP/2 by the first bytes has
+//! no timeout in `hyper-util`, and a connection that sends none would stay for ever.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use models::Repository;
@@ -100,11 +101,9 @@ pub async fn serve(
             }
             accepted = accept(&listener, &connections) => accepted,
         };
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIMEOUT).max_concurrent_streams(64);
-        let connection = builder.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
-        let connection = graceful.watch(connection);
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+        let connection = graceful.watch(builder.serve_connection(TokioIo::new(socket), service.clone()));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = %error, "connection ended");

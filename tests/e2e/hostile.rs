@@ -81,9 +81,7 @@ async fn damage_that_only_the_decoder_sees_fails_the_job_and_nothing_else() {
     let before = memory();
 
     // The structure is whole, the compressed data is not.
-    let mut damaged = photo("china.jpg");
-    let middle = damaged.len() / 2;
-    damaged[middle..middle + 2000].fill(0x55);
+    let damaged = crate::damaged_jpeg();
     let mut stained = photo("coffee.png");
     let middle = stained.len() / 2;
     stained[middle..middle + 100].fill(0x55);

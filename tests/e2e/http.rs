@@ -59,6 +59,20 @@ async fn compressed_bodies_are_refused() {
 }
 
 #[tokio::test]
+async fn an_early_no_reaches_a_client_that_is_still_sending() {
+    // Refused by its query alone, long before the body is through; a reset would hide the reason.
+    for query in ["", "model=resnet", "model=efficientnet-lite0&topk=1"] {
+        let answer = send(shared().upload(query, vec![0xFF; 15 << 20])).await;
+        assert!(matches!(answer.status, 400 | 404), "{}", answer.body);
+    }
+    let elsewhere = reqwest::Client::new().post(shared().url("/v1/nothing")).body(vec![0xFF; 15 << 20]);
+    assert_eq!(send(elsewhere).await.status, 404);
+    // Who asks first is answered first, and need not send at all.
+    let asked = raw(b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\nConnection: close\r\n\r\n");
+    assert!(asked.await.starts_with("HTTP/1.1 400"));
+}
+
+#[tokio::test]
 async fn nonsense_is_answered_and_the_server_lives_on() {
     for nonsense in
         [&b"\r\n\r\n\r\n"[..], b"HELLO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", &[0xFF; 100], b"GET /\0 HTTP/1.1\r\n\r\n"]

@@ -14,9 +14,7 @@ async fn metrics_count_what_happened() {
     for name in ["china.jpg", "coffee.png", "rocket.jpg"] {
         stack.run("model=efficientnet-lite0", photo(name)).await;
     }
-    let mut damaged = photo("china.jpg");
-    damaged[100_000..102_000].fill(0x55);
-    assert_eq!(stack.run("model=efficientnet-lite0", damaged).await["state"], "failed");
+    assert_eq!(stack.run("model=efficientnet-lite0", crate::damaged_jpeg()).await["state"], "failed");
     send(stack.upload("model=efficientnet-lite0", "no image")).await;
 
     let text = eventually("the worker's counters arrive", async || {

@@ -36,19 +36,17 @@ pub(super) async fn read<'a>(state: &'a State, headers: &HeaderMap, body: Body) 
     let limit = state.config.upload_bytes_max;
     let body_max = limit + FORM_OVERHEAD;
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > body_max) {
+        return Err(ApiError::BodyTooLarge { limit });
+    }
     let room = announced.unwrap_or(body_max).min(body_max).div_ceil(BODY_UNIT).max(1);
     let room = tokio::time::timeout(BUSY_PATIENCE, state.bodies.acquire_many(room as u32)).await;
     let room = room.map_err(|_| ApiError::UploadsBusy)?.map_err(|_| ApiError::Internal)?;
     let mut paced = Paced::new(body);
-    if announced.is_some_and(|length| length > body_max) {
-        paced.discard(limit).await;
-        return Err(ApiError::BodyTooLarge { limit });
-    }
     // Grows with what comes, not with what is announced.
     let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(BODY_UNIT));
     while let Some(chunk) = paced.next().await? {
         if bytes.len() + chunk.len() > body_max {
-            paced.discard(limit).await;
             return Err(ApiError::BodyTooLarge { limit });
         }
         bytes.extend_from_slice(&chunk);
@@ -85,12 +83,5 @@ impl Paced {
                 }
             }
         }
-    }
-
-    /// Reads on for a while without keeping anything: a client that is still sending would see its
-    /// connection reset instead of the answer.
-    async fn discard(&mut self, bytes_max: usize) {
-        let end = self.received + 2 * bytes_max as u64;
-        while self.received < end && matches!(self.next().await, Ok(Some(_))) {}
     }
 }
