@@ -45,7 +45,8 @@ impl Crash {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Sl-Job", serde_json::to_string(&spec).expect("writes").as_str());
         let subject = format!("jobs.{MODEL}.{partition}.{}", id.uuid());
-        let published = bare(&stack).await.publish_with_headers(subject, headers, Bytes::copy_from_slice(image)).await;
+        let bare = bare(&stack).await;
+        let published = bare.publish_with_headers(subject, headers, Bytes::copy_from_slice(image)).await;
         let ack = published.expect("sent").await.expect("stored");
         let record = Record::queued(spec, partition, Sequence(ack.sequence));
         Self { stack, queue, record }
@@ -191,7 +192,8 @@ async fn a_message_that_nobody_of_us_wrote_is_put_aside() {
     stack.run(&format!("model={MODEL}"), photo("china.jpg")).await;
     let id = JobId::random(TopicName::new(MODEL).expect("valid"));
     let subject = format!("jobs.{MODEL}.0.{}", id.uuid());
-    let published = bare(&stack).await.publish(subject, "garbage".into()).await;
+    let bare = bare(&stack).await;
+    let published = bare.publish(subject, "garbage".into()).await;
     published.expect("sent").await.expect("stored");
     let kept = eventually("it is put aside", async || dead_letter(&stack, &id.to_string()).await).await;
     assert_eq!(kept, b"garbage");
