@@ -182,9 +182,14 @@ impl Drop for Stack {
 
 impl Drop for Up {
     fn drop(&mut self) {
+        // Not in order, which would wait for a run that never ends, and for workers that a test has
+        // paused. The queue's server is ended by its guard.
         if matches!(self.child.try_wait(), Ok(None)) {
-            signal(self.child.id(), "TERM");
+            let workers = descendants(self.child.id()).into_iter().filter(|(_, args)| args.contains(" worker "));
+            let workers: Vec<u32> = workers.map(|(pid, _)| pid).collect();
+            drop(self.child.kill());
             drop(self.child.wait());
+            workers.into_iter().for_each(|pid| signal(pid, "KILL"));
         }
     }
 }

@@ -1,12 +1,17 @@
 //! Waiting for a job by doorbell.
 //!
 //! Every write of a record is also a plain message on the record's subject. Whoever waits
-//! subscribes first and reads then, so nothing falls between. The message is only a doorbell: a
-//! write that is refused rings it too, so the answer is always read from the stream.
+//! subscribes first and reads then. The message is only a doorbell: a write that is refused rings
+//! it too, so the answer is always read from the stream. And a server may ring before it has
+//! stored what it rings for (a NATS server with `sync_interval: always` does); so after a ring
+//! that promises an end the record is read until the end shows, or so long that the write must
+//! have been refused.
 
 use std::time::Duration;
 
+use async_nats::Message;
 use futures::StreamExt;
+use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{Queue, Stored};
@@ -14,8 +19,14 @@ use crate::error::chain;
 use crate::topic::record_subject;
 use crate::{JobId, QueueError};
 
-/// How often to look without a ring; rings are plain messages and may get lost.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// Pause before the second look after a ring; doubles from look to look.
+const ECHO_FIRST: Duration = Duration::from_millis(1);
+/// The last pause of that kind: all together a quarter of a second.
+const ECHO_LAST: Duration = Duration::from_millis(128);
+/// Pauses between looks without a ring: the first covers a ring that came just before we listened,
+/// later ones a ring that got lost, which plain messages may.
+const LOOK_FIRST: Duration = Duration::from_millis(100);
+const LOOK_LAST: Duration = Duration::from_secs(5);
 
 /// What a wait came to.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,19 +49,47 @@ impl Queue {
         let subscribed = self.client().subscribe(record_subject(id)).await;
         let mut rings =
             subscribed.map_err(|error| QueueError::Unavailable { action: "watch the job", problem: chain(&error) })?;
+        let mut look = LOOK_FIRST;
+        let mut echo = None;
         loop {
             let Some(stored) = self.record(id).await? else { return Ok(Waited::Unknown) };
             if stored.record.is_terminal() {
                 return Ok(Waited::Finished(stored));
             }
-            if Instant::now() >= deadline {
+            let now = Instant::now();
+            if now >= deadline {
                 return Ok(Waited::StillOpen(stored));
             }
-            let look_at = deadline.min(Instant::now() + LOOK_INTERVAL);
-            if let Ok(None) = tokio::time::timeout_at(look_at, rings.next()).await {
-                // The connection is closed; look from time to time.
-                tokio::time::sleep_until(look_at).await;
+            if let Some(pause) = echo {
+                tokio::time::sleep_until(deadline.min(now + pause)).await;
+                echo = Some(pause * 2).filter(|pause| *pause <= ECHO_LAST);
+                continue;
+            }
+            match tokio::time::timeout_at(deadline.min(now + look), next_end(&mut rings)).await {
+                Ok(true) => echo = Some(ECHO_FIRST),
+                // The connection is closed for good; `record` will say so.
+                Ok(false) => tokio::time::sleep(LOOK_FIRST).await,
+                Err(_) => look = (look * 2).min(LOOK_LAST),
             }
         }
     }
+}
+
+/// Waits for a ring that promises an end; others change nothing for whoever waits for one. `false`
+/// when there will be no more rings.
+async fn next_end(rings: &mut (impl StreamExt<Item = Message> + Unpin)) -> bool {
+    while let Some(ring) = rings.next().await {
+        let promise: Promise = serde_json::from_slice(&ring.payload).unwrap_or_default();
+        if !matches!(promise.state.as_str(), "queued" | "running") {
+            return true;
+        }
+    }
+    false
+}
+
+/// The one thing in a ring that is looked at, as a hint.
+#[derive(Default, Deserialize)]
+struct Promise {
+    #[serde(default)]
+    state: String,
 }
