@@ -65,7 +65,7 @@ pub(crate) struct UpArgs {
     /// Where the queue listens; a free port is taken if this one is in use
     #[arg(long, env = "SIGHTLINE_BROKER_LISTEN", default_value = "127.0.0.1:4222", value_name = "HOST:PORT")]
     pub(crate) broker_listen: SocketAddr,
-    /// Use this queue (nats://[TOKEN@]host:port,…) and start none
+    /// Use this queue (`nats://[TOKEN@]host:port,…`) and start none
     #[arg(long, env = "SIGHTLINE_QUEUE", value_name = "URL")]
     pub(crate) queue: Option<String>,
     /// Which queue server to start
@@ -191,7 +191,7 @@ pub(crate) struct DataArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct QueueArgs {
-    /// The queue, nats://[TOKEN@]host:port,… [default: the one that `up` started on the data folder, else nats://127.0.0.1:4222]
+    /// The queue, `nats://[TOKEN@]host:port,…` [default: the one that `up` started on the data folder, else port 4222 of this machine]
     #[arg(long, env = "SIGHTLINE_QUEUE", value_name = "URL")]
     pub(crate) queue: Option<String>,
     #[command(flatten)]

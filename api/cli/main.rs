@@ -1,18 +1,18 @@
 //! The command line: parse, start, wait, stop.
 
-mod api;
 mod config;
 mod data;
-mod guard;
-mod members;
-mod models;
-mod nats;
-mod setup;
-mod stop;
-mod submit;
-mod supervisor;
 mod up;
+mod supervisor;
+mod nats;
+mod guard;
+mod api;
 mod worker;
+mod setup;
+mod models;
+mod members;
+mod submit;
+mod stop;
 
 use std::process::ExitCode;
 

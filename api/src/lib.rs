@@ -1,19 +1,19 @@
 //! HTTP in, HTTP out: the way to the queue and back for people and scripts.
 //!
-//! [`router`] lists the routes; each leads to a file that does one thing. The API keeps no state
+//! `router` lists the routes; each leads to a file that does one thing. The API keeps no state
 //! of its own about jobs: a `POST` ends in [`queue::Queue::submit`], a `GET` in
 //! [`queue::Queue::wait`], and any process of this kind can answer for any job.
 
-mod catalog;
-mod error;
-mod health;
-mod jobs;
-mod leftover;
-mod metrics;
-mod middleware;
-mod roster;
-mod router;
 pub mod serve;
+mod router;
+mod middleware;
+mod leftover;
+mod jobs;
+mod catalog;
+mod roster;
+mod health;
+mod metrics;
 mod state;
+mod error;
 
 pub use serve::{Config, ListenError, check_listen, serve};

@@ -12,14 +12,14 @@
 //! assert_eq!(model.manifest().input.width, 224);
 //! ```
 
-pub mod decode;
-mod error;
 pub mod manifest;
-pub mod output;
-pub mod postprocess;
-pub mod preprocess;
-pub mod pull;
 pub mod repository;
+pub mod pull;
+pub mod decode;
+pub mod preprocess;
+pub mod postprocess;
+pub mod output;
+mod error;
 
 pub use decode::{Format, Image, ImageHeader, Limits};
 pub use error::{ImageError, ManifestError, OutputError, PullError, RepositoryError};

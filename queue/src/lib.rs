@@ -19,14 +19,14 @@
 //! assert!(PartitionId::of_job(&id, None, 3).index() < 3);
 //! ```
 
-pub mod client;
-mod error;
 pub mod job;
+pub mod record;
+pub mod topic;
+pub mod client;
 pub mod lease;
 pub mod members;
-pub mod record;
+mod error;
 mod timestamp;
-pub mod topic;
 
 pub use client::Queue;
 pub use error::{ConnectError, FetchError, QueueError, SettleError, SubmitError};

@@ -1,14 +1,14 @@
 //! `sightline submit`: many images, one line of JSON each.
 //!
-//! Every image goes through the same steps on its own ([`client`]): upload, note the job's id,
-//! wait, write the line. Two files make it resumable ([`ledger`]): the output, where each line is
+//! Every image goes through the same steps on its own (`client`): upload, note the job's id,
+//! wait, write the line. Two files make it resumable (`ledger`): the output, where each line is
 //! a finished image, and beside it `….pending`, where each line is an accepted one. Run again
 //! after whatever interruption, finished images are left out and accepted ones are only waited
 //! for.
 
-mod client;
 mod inputs;
 mod ledger;
+mod client;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

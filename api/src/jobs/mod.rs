@@ -1,10 +1,10 @@
 //! Jobs: taken in, looked at.
 
+mod submit;
 mod body;
 mod form;
 mod options;
 mod status;
-mod submit;
 mod wire;
 
 pub(crate) use body::BODY_UNIT;

@@ -1,6 +1,6 @@
 //! Image bytes become upright RGB pixels, or a clear refusal.
 //!
-//! Nothing is decoded, and no buffer is sized, before [`layout`] has read the file's structure and
+//! Nothing is decoded, and no buffer is sized, before `layout` has read the file's structure and
 //! the announced sides were held against [`Limits`]: a 28-byte GIF can announce 17 GB. The same
 //! walk tells whether the file reaches its own end, because decoders fill the rest of a cut file
 //! with grey and call it whole (the `image` crate's JPEG decoder accepts 97 of 98 cut files).
@@ -8,8 +8,8 @@
 //! On purpose not done: colour profiles (ICC) are ignored, and of an animation only the first
 //! frame is looked at.
 
-mod jpeg;
 mod layout;
+mod jpeg;
 mod raster;
 
 use image::metadata::Orientation;

@@ -5,10 +5,10 @@
 //! target, verify, then rename. So what stands under its final name is whole, and is neither
 //! checked nor fetched again; whoever starts meanwhile waits on the cache's lock file.
 
-mod archive;
 mod cache;
-mod npm;
 mod pip;
+mod npm;
+mod archive;
 mod tools;
 
 use std::path::{Path, PathBuf};

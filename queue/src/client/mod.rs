@@ -2,13 +2,13 @@
 //!
 //! One file an operation, in the order in which a job meets them.
 
-mod depth;
-mod fetch;
-mod records;
-mod settle;
-mod submit;
 mod topics;
+mod submit;
+mod fetch;
+mod settle;
+mod records;
 mod wait;
+mod depth;
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
