@@ -44,7 +44,9 @@ impl Stack {
         drop(rustls::crypto::ring::default_provider().install_default());
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let data = tempfile::tempdir().expect("a temporary folder");
-        let mut stack = Self { up: None, flags, data, http: reqwest::Client::new() };
+        // A kept connection belongs to the runtime of the test that opened it, and ends with it.
+        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
+        let mut stack = Self { up: None, flags, data, http };
         stack.restart();
         stack
     }
