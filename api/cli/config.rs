@@ -147,20 +147,23 @@ pub(crate) struct SubmitArgs {
 pub(crate) struct ModelsArgs {
     #[command(subcommand)]
     pub(crate) action: ModelsAction,
-    #[command(flatten)]
-    pub(crate) models: ModelArgs,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelsAction {
-    /// Show the models there are, and whether their files are here
+    /// Show the models there are
     List {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        models: ModelArgs,
     },
     /// Fetch ONNX Runtime and the files of the models
-    Pull,
+    Pull {
+        #[command(flatten)]
+        models: ModelArgs,
+    },
 }
 
 #[derive(Debug, Args)]

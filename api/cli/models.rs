@@ -10,26 +10,30 @@ use crate::setup::Models;
 
 /// Lists or fetches.
 pub(crate) async fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
-    let models = Models::open(&args.models)?;
     match args.action {
-        ModelsAction::List { json: true } => {
-            let entries: Vec<_> = models.repository.iter().map(entry).collect();
-            println!("{}", serde_json::to_string_pretty(&entries)?);
-        }
-        ModelsAction::List { json: false } => {
-            println!("{:24} {:16} {:8} DESCRIPTION", "MODEL", "TASK", "VERSION");
-            for model in models.repository.iter() {
-                let manifest = model.manifest();
-                let (task, version) = (manifest.task.as_str(), manifest.version);
-                println!("{:24} {task:16} {version:<8} {}", model.name(), manifest.description);
-            }
-        }
-        ModelsAction::Pull => {
+        ModelsAction::List { json, models } => list(&Models::open(&models)?, json)?,
+        ModelsAction::Pull { models } => {
+            let models = Models::open(&models)?;
             let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
             println!("{} and ONNX Runtime are in {}", models.names.join(", "), models.cache.root().display());
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn list(models: &Models, json: bool) -> anyhow::Result<()> {
+    if json {
+        let entries: Vec<_> = models.repository.iter().map(entry).collect();
+        println!("{}", serde_json::to_string_pretty(&entries)?);
+        return Ok(());
+    }
+    println!("{:24} {:16} {:8} DESCRIPTION", "MODEL", "TASK", "VERSION");
+    for model in models.repository.iter() {
+        let manifest = model.manifest();
+        let (task, version) = (manifest.task.as_str(), manifest.version);
+        println!("{:24} {task:16} {version:<8} {}", model.name(), manifest.description);
+    }
+    Ok(())
 }
 
 fn entry(model: &Model) -> serde_json::Value {

@@ -98,6 +98,34 @@ fn members_and_models_are_listed() {
     assert!(output.status.success(), "{}", stderr(&output));
 }
 
+#[test]
+fn without_npm_pip_brings_one_and_without_pip_it_is_said() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").expect("a path"));
+    let hide = |program: &str| {
+        let shim = folder.path().join(program);
+        fs::write(&shim, "#!/bin/sh\nexit 127\n").expect("written");
+        fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).expect("made a program");
+    };
+    let pull = |cache: &str| {
+        let mut command = sightline();
+        command.args(["models", "pull", "--models", "ssdlite-mobilenetv2", "--cache"]).arg(folder.path().join(cache));
+        command.env("PATH", &path).env_remove("SIGHTLINE_CACHE").output().expect("runs")
+    };
+    hide("npm");
+    let output = pull("without-npm");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("npm is not installed: using the one in a Python package"), "{}", stderr(&output));
+    let again = pull("without-npm");
+    assert!(again.status.success() && again.stderr.is_empty(), "fetched once: {}", stderr(&again));
+
+    ["python3", "python", "pip3", "pip"].into_iter().for_each(hide);
+    let output = pull("without-pip");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("install Python 3 with pip"), "{}", stderr(&output));
+}
+
 /// Runs a command that must fail at once, with one line that holds `words`.
 #[track_caller]
 fn fails(words: &[&str], reason: &str) {

@@ -43,7 +43,7 @@ impl Stack {
     pub(crate) fn start(flags: &[&str]) -> Self {
         drop(rustls::crypto::ring::default_provider().install_default());
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let data = tempfile::tempdir().expect("a temporary folder");
+        let data = temporary_folder();
         // A kept connection belongs to the runtime of the test that opened it, and ends with it.
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
         let mut stack = Self { up: None, flags, data, http };
@@ -303,6 +303,11 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Opt
     }
 }
 
+/// A folder that goes with the test; what a killed test leaves goes with `target/`.
+fn temporary_folder() -> TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder")
+}
+
 /// A process that is ended with the test.
 pub(crate) struct Running(pub(crate) Child);
 
@@ -339,7 +344,7 @@ impl Broker {
 
     /// Starts a real NATS server, fetched if it is not there, with every write synced.
     pub(crate) async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = temporary_folder();
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let store = folder.path().join("store");
         let config = format!(
