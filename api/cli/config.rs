@@ -66,7 +66,7 @@ pub(crate) struct UpArgs {
     #[arg(long, env = "SIGHTLINE_BROKER_LISTEN", default_value = "127.0.0.1:4222", value_name = "HOST:PORT")]
     pub(crate) broker_listen: SocketAddr,
     /// Use this queue (`nats://[TOKEN@]host:port,…`) and start none
-    #[arg(long, env = "SIGHTLINE_QUEUE", value_name = "URL")]
+    #[arg(long, env = "SIGHTLINE_QUEUE", hide_env_values = true, value_name = "URL")]
     pub(crate) queue: Option<String>,
     /// Which queue server to start
     #[arg(long, env = "SIGHTLINE_ENGINE", default_value = "nats")]
@@ -159,7 +159,7 @@ pub(crate) enum ModelsAction {
         #[command(flatten)]
         models: ModelArgs,
     },
-    /// Fetch ONNX Runtime and the files of the models
+    /// Fetch what a start needs: ONNX Runtime, the models' files, the queue's server
     Pull {
         #[command(flatten)]
         models: ModelArgs,
@@ -195,7 +195,7 @@ pub(crate) struct DataArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct QueueArgs {
     /// The queue, `nats://[TOKEN@]host:port,…` [default: the one that `up` started on the data folder, else port 4222 of this machine]
-    #[arg(long, env = "SIGHTLINE_QUEUE", value_name = "URL")]
+    #[arg(long, env = "SIGHTLINE_QUEUE", hide_env_values = true, value_name = "URL")]
     pub(crate) queue: Option<String>,
     #[command(flatten)]
     pub(crate) data: DataArgs,

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -32,8 +32,8 @@ impl DataDir {
         let path = std::path::absolute(&args.data).context("find the data folder")?;
         let shown = path.display();
         let cannot = || format!("data folder {shown} cannot be written; choose another one with --data");
+        // A folder that was there keeps its mode; what is secret in it has its own.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).with_context(cannot)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).with_context(cannot)?;
         let lock = private().create(true).truncate(false).write(true).open(path.join("lock")).with_context(cannot)?;
         if lock.try_lock().is_err() {
             bail!("data folder {shown} is in use by another sightline; stop that one, or choose another with --data");
@@ -79,7 +79,10 @@ impl DataDir {
 pub(crate) fn queue_address(args: &QueueArgs) -> anyhow::Result<Address> {
     let left = || read_line(&args.data.data.join(BROKER_URL));
     let text = args.queue.clone().or_else(left).unwrap_or_else(|| DEFAULT_BROKER.into());
-    Ok(Address::parse(&text)?.with_default_token(read_line(&args.data.data.join(TOKEN))))
+    let address = Address::parse(&text)?;
+    // The token is for the queue on this machine; another one must not learn it.
+    let token = if address.is_loopback() { read_line(&args.data.data.join(TOKEN)) } else { None };
+    Ok(address.with_default_token(token))
 }
 
 /// Where the API is: as said, else where `up` left its address, else the usual place.

@@ -14,8 +14,9 @@ pub(crate) async fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
         ModelsAction::List { json, models } => list(&Models::open(&models)?, json)?,
         ModelsAction::Pull { models } => {
             let models = Models::open(&models)?;
-            let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
-            println!("{} and ONNX Runtime are in {}", models.names.join(", "), models.cache.root().display());
+            let fetch = move || models.fetch().and_then(|()| models.nats_server()).map(|_| models);
+            let models = tokio::task::spawn_blocking(fetch).await??;
+            println!("all that a start needs for {} is in {}", models.names.join(", "), models.cache.root().display());
         }
     }
     Ok(ExitCode::SUCCESS)

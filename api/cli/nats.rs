@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use ::models::{Cache, pull};
 use anyhow::{Context, bail};
 use queue::Queue;
 use queue::client::Address;
 use queue::topic::Defaults;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -35,10 +34,7 @@ pub(crate) struct NatsServer {
 
 impl NatsServer {
     /// Starts the server on the data folder and waits until it answers.
-    pub(crate) async fn start(data: &DataDir, cache: &Cache, wanted: SocketAddr) -> anyhow::Result<Self> {
-        let cache = cache.clone();
-        let program =
-            tokio::task::spawn_blocking(move || pull::nats_server(&cache, &|line| eprintln!("{line}"))).await??;
+    pub(crate) async fn start(data: &DataDir, program: PathBuf, wanted: SocketAddr) -> anyhow::Result<Self> {
         let listen = free_address(wanted)?;
         let token = data.token()?;
         let launch = Launch::prepare(data, program, listen, &token)?;
@@ -115,8 +111,7 @@ impl Launch {
     }
 
     fn spawn(&self) -> anyhow::Result<Child> {
-        let own = std::env::current_exe().context("find this program")?;
-        Command::new(own)
+        supervisor::this_program()?
             .arg("guard")
             .arg("--lock")
             .arg(&self.lock)

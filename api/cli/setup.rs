@@ -38,8 +38,10 @@ impl Models {
                 repository.names()
             );
         }
-        let all = || repository.iter().map(|model| model.name().to_owned()).collect();
+        let all = || repository.iter().map(|model| model.name().to_owned()).collect::<Vec<_>>();
         let names = if names.is_empty() { all() } else { names };
+        // What is not served is not offered either: its jobs would wait for ever.
+        let repository = repository.only(&names);
         let root = args.cache.clone().or_else(Cache::default_root);
         let root = root.context("find the cache folder: set HOME, or say --cache DIR")?;
         let cache = Cache::new(std::path::absolute(root).context("find the cache folder")?);
@@ -57,6 +59,11 @@ impl Models {
             Some(path) => Ok(path.clone()),
             None => pull::onnx_runtime(&self.cache, &say).context("get ONNX Runtime"),
         }
+    }
+
+    /// Fetches the queue's server if it is missing. Blocks.
+    pub(crate) fn nats_server(&self) -> anyhow::Result<PathBuf> {
+        pull::nats_server(&self.cache, &say).context("get the queue's server")
     }
 
     /// Fetches whatever is missing of runtime and models. Blocks.

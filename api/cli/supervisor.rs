@@ -75,6 +75,8 @@ impl WorkerCommand {
         log: &LogArgs,
     ) -> anyhow::Result<Self> {
         let mut arguments: Vec<OsString> = vec!["--threads".into(), threads.to_string().into()];
+        // Against the environment: a child that read SIGHTLINE_PROCESSES would have children too.
+        arguments.extend(["--processes".into(), "1".into()]);
         arguments.extend(["--data".into(), data.into()]);
         arguments.extend(["--cache".into(), models.cache.root().into()]);
         arguments.extend(["--ort".into(), models.runtime()?.into()]);
@@ -210,7 +212,7 @@ impl Keeper {
     }
 
     fn spawn(&self) -> anyhow::Result<Child> {
-        Command::new(std::env::current_exe().context("find this program")?)
+        this_program()?
             .arg("worker")
             .arg("--supervised")
             .args(&self.command.arguments)
@@ -223,6 +225,16 @@ impl Keeper {
             .spawn()
             .context("start a worker")
     }
+}
+
+/// Another process of this very program, also after its file was replaced by a newer build.
+pub(crate) fn this_program() -> anyhow::Result<Command> {
+    if cfg!(target_os = "linux") {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("sightline");
+        return Ok(command);
+    }
+    Ok(Command::new(std::env::current_exe().context("find this program")?))
 }
 
 async fn next_report(lines: &mut tokio::io::Lines<BufReader<ChildStdout>>) -> Option<Report> {

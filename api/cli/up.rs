@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use queue::Queue;
@@ -24,13 +25,17 @@ pub(crate) async fn run(args: UpArgs, log: &LogArgs) -> anyhow::Result<ExitCode>
     let models = Models::open(&args.models)?;
     let listener = setup::bind(&args.http).await?;
     let data = DataDir::open(&args.data)?;
-    let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
+    let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| Arc::new(models))).await??;
 
     let server = match (&args.queue, args.engine) {
         (Some(_), _) => None,
-        (None, EngineKind::Nats) => Some(NatsServer::start(&data, &models.cache, args.broker_listen).await?),
+        (None, EngineKind::Nats) => {
+            let fetching = models.clone();
+            let program = tokio::task::spawn_blocking(move || fetching.nats_server()).await??;
+            Some(NatsServer::start(&data, program, args.broker_listen).await?)
+        }
     };
-    let result = serve(&args, &data, models, listener, server.as_ref(), log, &stop).await;
+    let result = serve(&args, &data, &models, listener, server.as_ref(), log, &stop).await;
     if let Some(server) = server {
         server.end().await;
     }
@@ -41,7 +46,7 @@ pub(crate) async fn run(args: UpArgs, log: &LogArgs) -> anyhow::Result<ExitCode>
 async fn serve(
     args: &UpArgs,
     data: &DataDir,
-    models: Models,
+    models: &Models,
     listener: tokio::net::TcpListener,
     server: Option<&NatsServer>,
     log: &LogArgs,
@@ -60,7 +65,7 @@ async fn serve(
     data.announce(&address, &format!("http://{api}"))?;
 
     let workers = args.workers.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
-    let command = WorkerCommand::new(&models, args.threads, data.path(), args.queue.as_deref(), log)?;
+    let command = WorkerCommand::new(models, args.threads, data.path(), args.queue.as_deref(), log)?;
     let mut supervisor = Supervisor::start(&command, workers, &queue);
     let serving = tokio::spawn(::api::serve(config, models.repository.clone(), queue.clone(), listener, stop.clone()));
     let ready = tokio::select! {
@@ -68,7 +73,7 @@ async fn serve(
         () = stop.cancelled() => Ok(()),
     };
     if ready.is_ok() && !stop.is_cancelled() {
-        print!("{}", screen(args, data, &models, &address, api, workers));
+        print!("{}", screen(args, data, models, &address, api, workers));
         stop.cancelled().await;
         eprintln!("stopping: requests end, workers finish and hand back");
     }

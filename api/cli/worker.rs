@@ -21,7 +21,7 @@ pub(crate) async fn run(args: WorkerArgs, log: &LogArgs) -> anyhow::Result<ExitC
     let address = data::queue_address(&args.queue)?;
     let queue = Queue::connect(&address, "sightline worker", Defaults::default()).await?;
     let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
-    if args.processes.get() > 1 {
+    if args.processes.get() > 1 && !args.supervised {
         return supervise(&args, &models, queue, log, &stop).await;
     }
     let reporter = if args.supervised { Reporter::to_supervisor() } else { Reporter::silent() };

@@ -1,6 +1,7 @@
 //! `GET /v1/models`: what can be asked for, and who can answer.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use models::Model;
 use serde::Serialize;
@@ -47,7 +48,11 @@ pub(crate) async fn list(State(state): State<Shared>) -> Json<Catalog> {
 }
 
 /// Shows one model.
-pub(crate) async fn show(State(state): State<Shared>, Path(name): Path<String>) -> Result<Json<Entry>, ApiError> {
+pub(crate) async fn show(
+    State(state): State<Shared>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<Entry>, ApiError> {
+    let name = name.map_or_else(|_| "?".to_owned(), |Path(name)| name);
     let unknown = || ApiError::ModelUnknown { name: name.chars().take(80).collect(), known: state.repository.names() };
     let model = state.repository.get(&name).ok_or_else(unknown)?;
     Ok(Json(entry(&state, model)))

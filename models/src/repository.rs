@@ -91,6 +91,13 @@ impl Repository {
         Ok(repository)
     }
 
+    /// The same models without those that are not among `names`.
+    #[must_use]
+    pub fn only(mut self, names: &[String]) -> Self {
+        self.models.retain(|name, _| names.contains(name));
+        self
+    }
+
     /// Looks a model up.
     pub fn get(&self, name: &str) -> Option<&Model> {
         self.models.get(name)

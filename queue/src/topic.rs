@@ -186,7 +186,8 @@ pub(crate) fn jobs_config(settings: &Settings, partition: PartitionId, defaults:
         // One message an id: a publish that is repeated because its answer was lost is refused.
         max_messages_per_subject: 1,
         discard_new_per_subject: true,
-        max_bytes: bytes(share),
+        // 0 would mean no bound.
+        max_bytes: bytes(share.max(1)),
         storage: StorageType::File,
         num_replicas: defaults.replicas,
         allow_direct: true,

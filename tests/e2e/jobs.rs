@@ -131,9 +131,15 @@ async fn what_cannot_be_done_is_refused_with_a_reason() {
 #[tokio::test]
 async fn what_is_not_there_is_404_and_says_what() {
     let uuid = "01a20992-bbb4-7096-8d37-01cac764898b";
-    for id in
-        ["x", "efficientnet-lite0", &format!("efficientnet-lite0.{uuid}"), &format!("nothing.{uuid}"), "a.b.c", "%00"]
-    {
+    for id in [
+        "x",
+        "efficientnet-lite0",
+        &format!("efficientnet-lite0.{uuid}"),
+        &format!("nothing.{uuid}"),
+        "a.b.c",
+        "%00",
+        "%FF",
+    ] {
         is_problem(&shared().get(&format!("/v1/jobs/{id}")).await, 404, "job_unknown", "there is no job");
     }
     is_problem(&shared().get("/v1/nothing").await, 404, "route_unknown", "/v1/nothing");
@@ -141,4 +147,5 @@ async fn what_is_not_there_is_404_and_says_what() {
     is_problem(&shared().get("/v1/models/x").await, 404, "model_unknown", "`x`");
     let id = format!("efficientnet-lite0.{uuid}");
     is_problem(&shared().get(&format!("/v1/jobs/{id}?wait=long")).await, 400, "option_invalid", "`wait`");
+    is_problem(&shared().get(&format!("/v1/jobs/{id}?wait=1&wait=2")).await, 400, "option_invalid", "duplicate");
 }

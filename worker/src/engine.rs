@@ -18,8 +18,10 @@ use crate::WorkerError;
 use crate::error::RunError;
 use crate::onnx::{LoadedModel, Runtime, Stop};
 
-/// How long a run that was stopped may take to end before it counts as stuck.
-const STOP_GRACE: Duration = Duration::from_secs(2);
+/// How long a run that was stopped may take to end before it counts as stuck. The stop reaches the
+/// model at its next operator, but a decoder not before its end: this is more than the slowest
+/// image within the limits takes on a busy machine.
+const STOP_GRACE: Duration = Duration::from_secs(15);
 
 /// One image for one model.
 #[derive(Debug, Clone)]
@@ -187,6 +189,9 @@ fn stages(model: &Model, loaded: &mut LoadedModel, request: &Request, stop: &Sto
     let image = timed(&mut stages.decode, || {
         decode::decode(&request.image, &Limits::default(), Some(short_side_needed(input)))
     })?;
+    if stop.is_pulled() {
+        return Err(RunError::Timeout(request.timeout));
+    }
     let (tensor, placement) = timed(&mut stages.preprocess, || preprocess(&image, input));
     let frame = Frame { width: image.full_width, height: image.full_height, placement };
     drop(image);

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use models::postprocess::OutputTensor;
 use models::{Manifest, Tensor};
@@ -77,7 +78,7 @@ impl LoadedModel {
         let failed = |error: ort::Error| RunError::Runtime(error.to_string());
         let shape = input.shape.map(|side| side as i64);
         let tensor = TensorRef::from_array_view((shape, input.data.as_slice())).map_err(failed)?;
-        let outputs = self.session.run_with_options(ort::inputs![tensor], &stop.0).map_err(failed)?;
+        let outputs = self.session.run_with_options(ort::inputs![tensor], &stop.options).map_err(failed)?;
         let wanted = self.outputs.iter().map(|name| {
             let value = outputs.get(name).ok_or_else(|| RunError::Runtime(format!("no output `{name}` came")))?;
             let (shape, data) = value.try_extract_tensor::<f32>().map_err(failed)?;
@@ -90,19 +91,28 @@ impl LoadedModel {
 
 /// Stops one run from outside; it ends at the next operator.
 #[derive(Clone)]
-pub(crate) struct Stop(Arc<RunOptions>);
+pub(crate) struct Stop {
+    options: Arc<RunOptions>,
+    pulled: Arc<AtomicBool>,
+}
 
 impl Stop {
     /// A stop that nobody has pulled yet.
     pub(crate) fn new() -> Result<Self, RunError> {
         let options = RunOptions::new().map_err(|error| RunError::Runtime(error.to_string()))?;
-        Ok(Self(Arc::new(options)))
+        Ok(Self { options: Arc::new(options), pulled: Arc::default() })
     }
 
     /// Ends the run, now or as soon as it begins.
     pub(crate) fn pull(&self) {
-        if let Err(error) = self.0.terminate() {
+        self.pulled.store(true, Ordering::Relaxed);
+        if let Err(error) = self.options.terminate() {
             tracing::warn!(%error, "the run was not told to stop");
         }
+    }
+
+    /// Whether it makes no sense to go on.
+    pub(crate) fn is_pulled(&self) -> bool {
+        self.pulled.load(Ordering::Relaxed)
     }
 }

@@ -11,6 +11,10 @@ use super::ledger::Ledger;
 
 /// How long a request may wait for its job.
 const LONG_POLL: u64 = 30;
+/// How long one answer may take, the long poll included.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(LONG_POLL + 30);
+/// The slowest upload that is waited for, bytes a second.
+const UPLOAD_PACE: u64 = 16 * 1024;
 /// How long an API that does not answer is tried again.
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
 /// Pauses between tries: the first, the longest.
@@ -30,7 +34,6 @@ impl Client {
         drop(rustls::crypto::ring::default_provider().install_default());
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(10))
-            .read_timeout(Duration::from_secs(LONG_POLL + 30))
             .build()
             .context("start an HTTP client")?;
         Ok(Self { http, base: api.trim_end_matches('/').to_owned(), model: model.to_owned() })
@@ -69,7 +72,9 @@ impl Client {
             Err(error) => return Ok(line_of(Err(json!({"code": "file_unreadable", "message": error.to_string()})))),
         };
         let url = format!("{}/v1/jobs", self.base);
-        let post = || self.http.post(&url).query(&[("model", &self.model)]).body(bytes.clone());
+        // As long as the API itself gives a body, and then some.
+        let patience = ANSWER_PATIENCE + Duration::from_secs(bytes.len() as u64 / UPLOAD_PACE);
+        let post = || self.http.post(&url).query(&[("model", &self.model)]).body(bytes.clone()).timeout(patience);
         Ok(match self.repeat(post).await? {
             Ok(job) => {
                 let id = job["id"].as_str().context("the API's answer has no job id")?;
@@ -84,7 +89,8 @@ impl Client {
     async fn wait(&self, id: &str) -> anyhow::Result<Result<Value, Value>> {
         let url = format!("{}/v1/jobs/{id}", self.base);
         loop {
-            let answer = self.repeat(|| self.http.get(&url).query(&[("wait", LONG_POLL)])).await?;
+            let answer =
+                self.repeat(|| self.http.get(&url).query(&[("wait", LONG_POLL)]).timeout(ANSWER_PATIENCE)).await?;
             match &answer {
                 Ok(job) if matches!(job["state"].as_str(), Some("queued" | "running")) => {}
                 _ => return Ok(answer),
@@ -112,7 +118,7 @@ impl Client {
                 Err(error) => give_up(&mut silent_since, &error)?,
             };
             // A little disorder, so that 64 uploads do not come back at the same moment.
-            let wait = advised.unwrap_or(pause).mul_f64(0.75 + 0.5 * rand::random::<f64>());
+            let wait = advised.unwrap_or(pause).mul_f64(1.0 + 0.5 * rand::random::<f64>());
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
@@ -123,6 +129,7 @@ fn is_temporary(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::REQUEST_TIMEOUT
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::BAD_GATEWAY
             | StatusCode::GATEWAY_TIMEOUT

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -25,8 +25,8 @@ struct Files {
 }
 
 impl Ledger {
-    /// Opens the output and reads what an earlier run left.
-    pub(super) fn open(output: Option<&Path>) -> anyhow::Result<Self> {
+    /// Opens the output and reads what an earlier run of the same model left.
+    pub(super) fn open(output: Option<&Path>, model: &str) -> anyhow::Result<Self> {
         let Some(path) = output else {
             return Ok(Self { finished: HashMap::new(), accepted: HashMap::new(), files: None });
         };
@@ -34,13 +34,12 @@ impl Ledger {
         pending_path.push(".pending");
         let pending_path = PathBuf::from(pending_path);
         let (output, lines) = open_lines(path)?;
-        if output.try_lock().is_err() {
-            bail!("{} is being written by another submit", path.display());
+        if let Some(other) = lines.iter().filter_map(|line| line["model"].as_str()).find(|other| *other != model) {
+            bail!("{} holds results of model {other}; choose another file for {model}", path.display());
         }
-        let finished = pairs(&lines, "file", "state");
-        if finished.len() != lines.len() {
-            bail!("{} holds lines that are not results of submit; choose another file", path.display());
-        }
+        // A refusal may have had a passing reason; such images are sent again.
+        let mut finished = pairs(&lines, "file", "state");
+        finished.retain(|_, state| state != "refused");
         let (pending, lines) = open_lines(&pending_path)?;
         let accepted = pairs(&lines, "file", "id");
         let files = Files { output: Mutex::new(output), pending: Mutex::new(pending), pending_path };
@@ -69,10 +68,7 @@ impl Ledger {
     pub(super) fn finish(&self, line: &Value) -> anyhow::Result<()> {
         match &self.files {
             Some(files) => append(&files.output, line).context("write the output"),
-            None => {
-                println!("{line}");
-                Ok(())
-            }
+            None => writeln!(std::io::stdout(), "{line}").context("write to standard output"),
         }
     }
 
@@ -84,18 +80,28 @@ impl Ledger {
     }
 }
 
-/// Opens a file of JSON lines for appending. A last line without its end was cut off by a crash
-/// and is taken away.
+/// Takes a file of our lines for appending. Nothing of it is changed before it is known to be ours
+/// alone; then a last line that a crash cut off is taken away.
 fn open_lines(path: &Path) -> anyhow::Result<(File, Vec<Value>)> {
     let cannot = || format!("open {}", path.display());
-    let mut file =
-        OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).with_context(cannot)?;
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path).with_context(cannot)?;
+    if file.try_lock().is_err() {
+        bail!("{} is being written by another submit", path.display());
+    }
     let mut text = Vec::new();
     file.read_to_end(&mut text).with_context(cannot)?;
     let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
-    file.set_len(whole as u64).and_then(|()| file.seek(SeekFrom::End(0))).with_context(cannot)?;
-    let lines = text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    Ok((file, lines.map(|line| serde_json::from_slice(line).unwrap_or_default()).collect()))
+    let (whole, torn) = text.split_at(whole);
+    let lines = whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let lines: Option<Vec<Value>> = lines.map(|line| serde_json::from_slice(line).ok()).collect();
+    let ours = lines.filter(|lines| lines.iter().all(|line| line["file"].is_string()));
+    let (Some(lines), true) = (ours, torn.is_empty() || torn.starts_with(b"{")) else {
+        bail!("{} holds lines that are not results of submit; choose another file", path.display());
+    };
+    if !torn.is_empty() {
+        file.set_len(whole.len() as u64).with_context(cannot)?;
+    }
+    Ok((file, lines))
 }
 
 fn pairs(lines: &[Value], key: &str, value: &str) -> HashMap<String, String> {
@@ -118,7 +124,7 @@ mod tests {
     #[test]
     fn an_interrupted_run_is_taken_up_and_a_torn_line_forgotten() {
         let output = path("resume");
-        let ledger = Ledger::open(Some(&output)).expect("opens");
+        let ledger = Ledger::open(Some(&output), "m").expect("opens");
         ledger.accept("a.png", "job-a").and_then(|()| ledger.accept("b.png", "job-b")).expect("writes");
         ledger.finish(&json!({"file": "a.png", "state": "succeeded"})).expect("writes");
         drop(ledger);
@@ -126,10 +132,10 @@ mod tests {
             OpenOptions::new().append(true).open(&output).and_then(|mut file| file.write_all(b"{\"file\":\"b.p"));
         torn.expect("writes");
 
-        let ledger = Ledger::open(Some(&output)).expect("opens again");
+        let ledger = Ledger::open(Some(&output), "m").expect("opens again");
         assert_eq!((ledger.state_of("a.png"), ledger.state_of("b.png")), (Some("succeeded"), None));
         assert_eq!(ledger.job_of("b.png"), Some("job-b"));
-        assert!(Ledger::open(Some(&output)).is_err(), "two at once");
+        assert!(Ledger::open(Some(&output), "m").is_err(), "two at once");
         ledger.finish(&json!({"file": "b.png", "state": "failed"})).and_then(|()| ledger.close()).expect("writes");
         let text = fs::read_to_string(&output).expect("reads");
         assert_eq!(text.lines().count(), 2, "{text}");
@@ -139,9 +145,13 @@ mod tests {
     #[test]
     fn a_file_of_something_else_is_not_written_to() {
         let output = path("foreign");
-        fs::write(&output, "dear diary\n").expect("writes");
-        assert!(Ledger::open(Some(&output)).is_err());
-        assert_eq!(fs::read_to_string(&output).expect("reads"), "dear diary\n");
+        for text in
+            ["dear diary\n", "dear diary", "[1]\n", "{\"file\":\"a\",\"model\":\"other\",\"state\":\"succeeded\"}\n"]
+        {
+            fs::write(&output, text).expect("writes");
+            assert!(Ledger::open(Some(&output), "m").is_err(), "{text}");
+            assert_eq!(fs::read_to_string(&output).expect("reads"), text);
+        }
         fs::remove_file(&output).expect("removes");
     }
 }

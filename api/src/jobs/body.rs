@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use crate::error::ApiError;
@@ -28,7 +28,7 @@ const PACE_MIN: u64 = 16 * 1024;
 /// A body in memory, and the right to have it there.
 pub(super) struct Upload<'a> {
     pub(super) bytes: Bytes,
-    _room: SemaphorePermit<'a>,
+    _room: Room<'a>,
 }
 
 /// Reads the whole body.
@@ -39,19 +39,42 @@ pub(super) async fn read<'a>(state: &'a State, headers: &HeaderMap, body: Body) 
     if announced.is_some_and(|length| length > body_max) {
         return Err(ApiError::BodyTooLarge { limit });
     }
-    let room = announced.unwrap_or(body_max).min(body_max).div_ceil(BODY_UNIT).max(1);
-    let room = tokio::time::timeout(BUSY_PATIENCE, state.bodies.acquire_many(room as u32)).await;
-    let room = room.map_err(|_| ApiError::UploadsBusy)?.map_err(|_| ApiError::Internal)?;
     let mut paced = Paced::new(body);
-    // Grows with what comes, not with what is announced.
-    let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(BODY_UNIT));
+    // Both grow with what comes, not with what is announced: announcing costs nothing.
+    let mut room = Room { bodies: &state.bodies, held: None, units: 0 };
+    let mut bytes = BytesMut::new();
     while let Some(chunk) = paced.next().await? {
         if bytes.len() + chunk.len() > body_max {
             return Err(ApiError::BodyTooLarge { limit });
         }
+        room.grow(bytes.len() + chunk.len()).await?;
         bytes.extend_from_slice(&chunk);
     }
     Ok(Upload { bytes: bytes.freeze(), _room: room })
+}
+
+/// Memory that was lent to one body.
+struct Room<'a> {
+    bodies: &'a Semaphore,
+    held: Option<SemaphorePermit<'a>>,
+    units: usize,
+}
+
+impl Room<'_> {
+    /// Makes sure that `bytes` are lent. Patience is what ends it when all wait for each other.
+    async fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let missing = bytes.div_ceil(BODY_UNIT).saturating_sub(self.units);
+        if missing > 0 {
+            let more = tokio::time::timeout(BUSY_PATIENCE, self.bodies.acquire_many(missing as u32)).await;
+            let more = more.map_err(|_| ApiError::UploadsBusy)?.map_err(|_| ApiError::Internal)?;
+            self.units += missing;
+            match &mut self.held {
+                Some(held) => held.merge(more),
+                None => self.held = Some(more),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A body that must keep a pace.

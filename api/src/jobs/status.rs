@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use queue::JobId;
@@ -16,6 +17,7 @@ use crate::state::Shared;
 
 /// The query of a status request.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Wish {
     /// Seconds to wait for the job's end, at most 60.
     #[serde(default)]
@@ -25,9 +27,15 @@ pub(crate) struct Wish {
 /// Shows one job.
 pub(crate) async fn status(
     State(state): State<Shared>,
-    Path(id): Path<String>,
-    Query(wish): Query<Wish>,
+    id: Result<Path<String>, PathRejection>,
+    wish: Result<Query<Wish>, QueryRejection>,
 ) -> Result<Response, ApiError> {
+    let Query(wish) = wish.map_err(|rejection| ApiError::Option {
+        name: "query".into(),
+        problem: format!("{}; the one option here is wait", rejection.body_text()),
+    })?;
+    // Not even text: no job can have such an id.
+    let id = id.map_or_else(|_| "?".to_owned(), |Path(id)| id);
     let unknown = || ApiError::JobUnknown(id.chars().take(128).collect());
     let job: JobId = id.parse().map_err(|_| unknown())?;
     let patience = match wish.wait.as_deref() {

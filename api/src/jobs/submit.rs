@@ -75,7 +75,7 @@ async fn take(state: &Inner, query: &str, headers: &HeaderMap, body: Body) -> Re
 fn find_model<'a>(state: &'a Inner, options: &Options) -> Result<(&'a Model, &'a ModelVersion), ApiError> {
     let known = || state.repository.names();
     let name = options.model.as_ref().ok_or_else(|| ApiError::ModelMissing { known: known() })?;
-    let unknown = || ApiError::ModelUnknown { name: name.clone(), known: known() };
+    let unknown = || ApiError::ModelUnknown { name: name.chars().take(80).collect(), known: known() };
     let model = state.repository.get(name).ok_or_else(unknown)?;
     let number = options.version;
     let missing = || ApiError::VersionUnknown { model: name.clone(), version: number.unwrap_or_default() };

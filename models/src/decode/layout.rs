@@ -52,10 +52,14 @@ impl Format {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FileLayout {
     pub(super) format: Format,
-    /// Width and height as stored, before orientation; of a GIF the larger of screen and frame.
+    /// Width and height that the decoder gives, before orientation.
+    pub(super) shown: (u32, u32),
+    /// The largest sides that anything in the file announces, which a decoder may allocate.
     pub(super) announced: (u32, u32),
-    /// Bytes that a decoder allocates for a pixel at the most.
+    /// About how many bytes decoding allocates for a pixel, all buffers together.
     pub(super) bytes_a_pixel: u64,
+    /// Passes over the image that the file asks for.
+    pub(super) passes: u32,
     pub(super) orientation: Orientation,
     /// The walk reached the file's own end.
     pub(super) complete: bool,
@@ -80,8 +84,10 @@ impl FileLayout {
         let walked = walked.ok_or(ImageError::Truncated { format: format.name() })?;
         Ok(Self {
             format,
+            shown: walked.shown,
             announced: walked.announced,
             bytes_a_pixel: walked.bytes_a_pixel,
+            passes: walked.passes,
             orientation: walked.exif.and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms),
             complete: walked.complete,
         })
@@ -89,7 +95,7 @@ impl FileLayout {
 
     /// What callers outside see: sides of the upright image.
     pub(super) fn header(&self) -> super::ImageHeader {
-        let (width, height) = self.announced;
+        let (width, height) = self.shown;
         let lies_on_its_side = matches!(
             self.orientation,
             Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
@@ -100,14 +106,18 @@ impl FileLayout {
 }
 
 struct Walked<'a> {
+    shown: (u32, u32),
     announced: (u32, u32),
     bytes_a_pixel: u64,
+    passes: u32,
     exif: Option<&'a [u8]>,
     complete: bool,
 }
 
 fn jpeg(bytes: &[u8]) -> Option<Walked<'_>> {
     let mut announced = None;
+    let mut bytes_a_pixel = 6;
+    let mut passes = 0;
     let mut exif = None;
     let mut at = 2;
     let complete = loop {
@@ -131,12 +141,15 @@ fn jpeg(bytes: &[u8]) -> Option<Walked<'_>> {
         match code {
             0xC0..=0xCF if !matches!(code, 0xC4 | 0xC8 | 0xCC) && announced.is_none() => {
                 announced = be16(segment, 3).zip(be16(segment, 1)).map(|(w, h)| (u32::from(w), u32::from(h)));
+                // A progressive file's coefficients are all kept, 16 bits each, beside its pixels.
+                bytes_a_pixel = if code == 0xC2 { 12 } else { 6 };
             }
             0xE1 if exif.is_none() => exif = segment.strip_prefix(b"Exif\0\0"),
             _ => {}
         }
         at += usize::from(length).max(2);
         if code == 0xDA {
+            passes += 1;
             // Entropy-coded data: FF 00 is a stuffed byte, FF D0..D7 a restart; others end it.
             let data = &bytes[at..];
             at += memchr::memchr_iter(0xFF, data)
@@ -144,7 +157,8 @@ fn jpeg(bytes: &[u8]) -> Option<Walked<'_>> {
                 .unwrap_or(data.len());
         }
     };
-    Some(Walked { announced: announced?, bytes_a_pixel: 4, exif, complete })
+    let announced = announced?;
+    Some(Walked { shown: announced, announced, bytes_a_pixel, passes, exif, complete })
 }
 
 fn png(bytes: &[u8]) -> Option<Walked<'_>> {
@@ -166,29 +180,30 @@ fn png(bytes: &[u8]) -> Option<Walked<'_>> {
         }
         at = next;
     };
-    Some(Walked { announced, bytes_a_pixel: if deep { 8 } else { 4 }, exif, complete })
+    // 16 bits in four channels, and their 8-bit copy.
+    let bytes_a_pixel = if deep { 12 } else { 7 };
+    Some(Walked { shown: announced, announced, bytes_a_pixel, passes: 1, exif, complete })
 }
 
 fn webp(bytes: &[u8]) -> Option<Walked<'_>> {
     let end = 8usize.saturating_add(le32(bytes, 4)? as usize);
-    let mut announced = None;
+    let mut shown = None;
+    let mut announced = (0, 0);
     let mut exif = None;
     let mut at = 12;
     while at + 8 <= end.min(bytes.len()) {
         let kind = bytes.get(at..at + 4)?;
         let length = le32(bytes, at + 4)? as usize;
         let data = bytes.get(at + 8..)?;
-        if announced.is_none() {
-            announced = match kind {
-                b"VP8X" => Some((le24(data, 4)? + 1, le24(data, 7)? + 1)),
-                // After the frame tag and the start code: 14 bits a side.
-                b"VP8 " => Some((u32::from(le16(data, 6)? & 0x3FFF), u32::from(le16(data, 8)? & 0x3FFF))),
-                b"VP8L" => {
-                    let sides = le32(data, 1)?;
-                    Some(((sides & 0x3FFF) + 1, ((sides >> 14) & 0x3FFF) + 1))
-                }
-                _ => None,
-            };
+        // A frame of an animation holds chunks of its own, after 16 bytes about the frame. Every
+        // chunk that announces sides counts: they need not agree, and decoders believe the inner.
+        let sides = match kind {
+            b"ANMF" => webp_sides(data.get(16..20)?, data.get(24..)?),
+            _ => webp_sides(kind, data),
+        };
+        if let Some((width, height)) = sides {
+            shown = shown.or(sides);
+            announced = (announced.0.max(width), announced.1.max(height));
         }
         if kind == b"EXIF" {
             exif = data.get(..length).map(|chunk| chunk.strip_prefix(b"Exif\0\0").unwrap_or(chunk));
@@ -196,12 +211,31 @@ fn webp(bytes: &[u8]) -> Option<Walked<'_>> {
         // Chunks are padded to an even length.
         at = at.saturating_add(8).saturating_add(length).saturating_add(length & 1);
     }
-    Some(Walked { announced: announced?, bytes_a_pixel: 4, exif, complete: bytes.len() >= end && at >= end })
+    let complete = bytes.len() >= end && at >= end;
+    Some(Walked { shown: shown?, announced, bytes_a_pixel: 7, passes: 1, exif, complete })
+}
+
+/// The sides that one WebP chunk announces.
+fn webp_sides(kind: &[u8], data: &[u8]) -> Option<(u32, u32)> {
+    match kind {
+        b"VP8X" => Some((le24(data, 4)? + 1, le24(data, 7)? + 1)),
+        // After the frame tag and the start code: 14 bits a side.
+        b"VP8 " => Some((u32::from(le16(data, 6)? & 0x3FFF), u32::from(le16(data, 8)? & 0x3FFF))),
+        b"VP8L" => {
+            let sides = le32(data, 1)?;
+            Some(((sides & 0x3FFF) + 1, ((sides >> 14) & 0x3FFF) + 1))
+        }
+        _ => None,
+    }
 }
 
 fn gif(bytes: &[u8]) -> Option<Walked<'_>> {
     let color_table = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
     let screen = (u32::from(le16(bytes, 6)?), u32::from(le16(bytes, 8)?));
+    let walked = |announced, complete| {
+        // A frame is drawn on the screen, and the screen is what is shown.
+        Walked { shown: screen, announced, bytes_a_pixel: 11, passes: 1, exif: None, complete }
+    };
     let mut announced = screen;
     let mut at = 13 + color_table(*bytes.get(10)?);
     let mut frames = 0;
@@ -231,12 +265,12 @@ fn gif(bytes: &[u8]) -> Option<Walked<'_>> {
             match bytes.get(at) {
                 Some(0) => break,
                 Some(length) => at += 1 + usize::from(*length),
-                None => return Some(Walked { announced, bytes_a_pixel: 4, exif: None, complete: false }),
+                None => return Some(walked(announced, false)),
             }
         }
         at += 1;
     };
-    Some(Walked { announced, bytes_a_pixel: 4, exif: None, complete })
+    Some(walked(announced, complete))
 }
 
 fn bmp(bytes: &[u8]) -> Option<Walked<'_>> {
@@ -257,7 +291,8 @@ fn bmp(bytes: &[u8]) -> Option<Walked<'_>> {
         1 | 2 => data_offset,
         _ => data_offset.saturating_add(row.saturating_mul(u64::from(announced.1))),
     };
-    Some(Walked { announced, bytes_a_pixel: 4, exif: None, complete: bytes.len() as u64 >= need })
+    let complete = bytes.len() as u64 >= need;
+    Some(Walked { shown: announced, announced, bytes_a_pixel: 7, passes: 1, exif: None, complete })
 }
 
 fn be16(bytes: &[u8], at: usize) -> Option<u16> {

@@ -19,6 +19,10 @@ pub use layout::Format;
 
 use crate::ImageError;
 
+/// Passes over an image. Progressive JPEGs have about ten; each pass costs as much as a decode, and
+/// a hostile file holds a hundred thousand of them.
+const PASSES_MAX: u32 = 100;
+
 /// What is accepted. Checked on the header, before any decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -26,14 +30,14 @@ pub struct Limits {
     pub side_max: u32,
     /// For width × height.
     pub pixels_max: u64,
-    /// For what one decode may allocate, bytes.
+    /// For what one decode may allocate, all buffers together, bytes.
     pub output_bytes_max: u64,
 }
 
 impl Default for Limits {
-    /// 16,384 a side, 50 megapixels, and room for those at 16 bits in four channels.
+    /// 16,384 a side, 50 megapixels, and room for those in the most spacious way that there is.
     fn default() -> Self {
-        Self { side_max: 16_384, pixels_max: 50_000_000, output_bytes_max: 400_000_000 }
+        Self { side_max: 16_384, pixels_max: 50_000_000, output_bytes_max: 600_000_000 }
     }
 }
 
@@ -110,7 +114,10 @@ fn checked_layout(bytes: &[u8], limits: &Limits) -> Result<FileLayout, ImageErro
     {
         return Err(ImageError::TooLarge { width, height, side_max: limits.side_max, pixels_max: limits.pixels_max });
     }
-    if width == 0 || height == 0 {
+    if layout.passes > PASSES_MAX {
+        return Err(corrupt(layout.format, format_args!("it asks for {} passes", layout.passes)));
+    }
+    if width == 0 || height == 0 || layout.shown.0 == 0 || layout.shown.1 == 0 {
         return Err(corrupt(layout.format, "it announces a side of 0 pixels"));
     }
     if !layout.complete {

@@ -13,8 +13,7 @@ pub(super) fn decode(bytes: &[u8], format: Format, limits: &Limits) -> Result<Rg
     let mut allowed = image::Limits::default();
     allowed.max_image_width = Some(limits.side_max);
     allowed.max_image_height = Some(limits.side_max);
-    // Output and the decoder's own buffers of about the same size.
-    allowed.max_alloc = Some(limits.output_bytes_max.saturating_mul(2));
+    allowed.max_alloc = Some(limits.output_bytes_max);
 
     let source = Cursor::new(bytes);
     let image = match format {

@@ -212,8 +212,39 @@ fn what_is_announced_is_judged_before_anything_is_decoded() {
     too_large(b"GIF89a\xFF\xFF\xFF\xFF\0\0\0,\0\0\0\0\xFF\xFF\xFF\xFF\0\x02\x02D\0;");
     // A small screen with a huge frame.
     too_large(b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0\xFF\xFF\xFF\xFF\0\x02\x02D\0;");
+    // A small canvas around a huge picture, alone and in an animation.
+    let chunk = |kind: &[u8], data: &[u8]| [kind, &(data.len() as u32).to_le_bytes(), data].concat();
+    let riff = |chunks: &[u8]| [&b"RIFF"[..], &(chunks.len() as u32 + 4).to_le_bytes(), b"WEBP", chunks].concat();
+    let canvas = chunk(b"VP8X", &[0; 10]);
+    let huge = chunk(b"VP8 ", &[0x10, 0, 0, 0x9D, 1, 0x2A, 0xFF, 0x3F, 0xFF, 0x3F]);
+    too_large(&riff(&[canvas.clone(), huge.clone()].concat()));
+    too_large(&riff(&[canvas, chunk(b"ANMF", &[&[0; 16][..], &huge].concat())].concat()));
     let mut bitmap = encoded(halves(), ImageFormat::Bmp);
     bitmap[18..22].copy_from_slice(&60_000_i32.to_le_bytes());
     too_large(&bitmap);
     assert_eq!(error_of(&png_header(0, 5)).code(), "image_corrupt");
+    // A screen of nothing with a frame on it.
+    let error = error_of(b"GIF89a\0\0\0\0\0\0\0,\0\0\0\0\x04\0\x04\0\0\x02\x02D\0;");
+    assert_eq!(error.code(), "image_corrupt");
+}
+
+#[test]
+fn a_jpeg_that_asks_for_pass_after_pass_is_refused_unread() {
+    let bytes = file("fixtures/progressive.jpg");
+    let last_scan = bytes.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).expect("it has scans");
+    let (head, tail) = bytes.split_at(last_scan);
+    let scan = &tail[..tail.len() - 2];
+    let hostile = [head, &scan.repeat(5_000), b"\xFF\xD9"].concat();
+    let error = error_of(&hostile);
+    assert!(error.code() == "image_corrupt" && error.to_string().contains("passes"), "{error}");
+}
+
+#[test]
+fn of_a_gif_the_screen_is_what_is_shown() {
+    let mut bytes = encoded(halves(), ImageFormat::Gif);
+    // A screen that is taller and narrower than its frame of 32 x 16.
+    bytes[6..10].copy_from_slice(&[20, 0, 40, 0]);
+    let image = good(&bytes);
+    assert_eq!((image.width, image.height, image.full_width, image.full_height), (20, 40, 20, 40));
+    shows(&image, (4, 8), LEFT, 3);
 }

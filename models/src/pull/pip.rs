@@ -31,12 +31,18 @@ pub(super) fn download(
     only_file(folder, ".whl", package)
 }
 
-/// Unpacks a wheel and nothing else into `folder`, with the programs that it brings.
-pub(super) fn install_into(package: &str, version: &str, folder: &Path, progress: Progress) -> Result<(), PullError> {
+/// Unpacks one wheel and nothing else into `folder`, with the programs that it brings.
+///
+/// `requirement` is a line of a requirements file with its hashes; pip holds the wheel against them.
+pub(super) fn install_into(requirement: &str, folder: &Path, progress: Progress) -> Result<(), PullError> {
+    let package = requirement.split_whitespace().next().unwrap_or(requirement);
     let mut pip = command(package)?;
-    progress(&format!("fetching {package} {version} with pip"));
+    progress(&format!("fetching {package} with pip"));
+    std::fs::create_dir_all(folder).map_err(PullError::io(folder))?;
+    let list = folder.join("requirements.txt");
+    std::fs::write(&list, requirement).map_err(PullError::io(&list))?;
     pip.args(["install", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input"]);
-    pip.arg("--target").arg(folder).arg(format!("{package}=={version}"));
+    pip.arg("--require-hashes").arg("--target").arg(folder).arg("--requirement").arg(&list);
     run(&mut pip).map(drop)
 }
 

@@ -68,6 +68,15 @@ impl Address {
         Ok(Self { servers, token })
     }
 
+    /// Whether all servers are on this machine.
+    pub fn is_loopback(&self) -> bool {
+        let hosts = self.servers.iter().filter_map(|server| server.parse::<async_nats::ServerAddr>().ok());
+        hosts.into_iter().all(|server| {
+            let host = server.host().trim_matches(['[', ']']);
+            host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+        })
+    }
+
     /// The same address with `token`, unless it has one.
     #[must_use]
     pub fn with_default_token(mut self, token: Option<String>) -> Self {
@@ -187,7 +196,8 @@ mod tests {
         let address = Address::parse("nats://s3cret@127.0.0.1:4222,nats://10.0.0.2:4222").expect("valid");
         assert_eq!(address.to_string(), "nats://127.0.0.1:4222,nats://10.0.0.2:4222");
         assert_eq!(address.token.as_deref(), Some("s3cret"));
-        assert!(!format!("{address:?}").contains("s3cret"));
+        assert!(!format!("{address:?}").contains("s3cret") && !address.is_loopback());
+        assert!(Address::parse("nats://localhost:1,127.0.0.1:2,[::1]:3").expect("valid").is_loopback());
         for bad in ["", "http://x:1", "nats://", "nats://s3cret@", "nats://a:b:c", "nats://s3cret@x y"] {
             let error = Address::parse(bad).expect_err(bad).to_string();
             assert!(!error.contains("s3cret"), "{error}");
