@@ -233,7 +233,7 @@ pub(crate) struct TopicArgs {
     #[arg(long, env = "SIGHTLINE_RUN_TIMEOUT", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub(crate) run_timeout: Duration,
     /// How long results are kept
-    #[arg(long, env = "SIGHTLINE_RESULT_TTL", default_value = "7d", value_parser = humantime::parse_duration, value_name = "TIME")]
+    #[arg(long, env = "SIGHTLINE_RESULT_TTL", default_value = "7d", value_parser = result_ttl, value_name = "TIME")]
     pub(crate) result_ttl: Duration,
     /// Bytes that queued images may take, over all models [default: 32GiB, or half of the free disk if that is less]
     #[arg(long, env = "SIGHTLINE_QUEUE_BYTES", value_name = "BYTES")]
@@ -260,6 +260,13 @@ pub(crate) struct ModelArgs {
 fn lease(text: &str) -> Result<Duration, String> {
     let lease = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if lease < Duration::from_secs(1) { Err("it must be at least 1s".into()) } else { Ok(lease) }
+}
+
+/// Servers count a message's life in nanoseconds of 64 bits.
+fn result_ttl(text: &str) -> Result<Duration, String> {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    let ttl = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_secs(1)..=100 * YEAR).contains(&ttl) { Ok(ttl) } else { Err("it must be 1s to 100y".into()) }
 }
 
 /// Puts `up` in where the first word is no command.

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::process::Signal;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::GuardArgs;
 use crate::{stop, supervisor};
@@ -24,8 +25,9 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the program until it ends or standard input closes.
 pub(crate) async fn run(args: GuardArgs) -> anyhow::Result<ExitCode> {
-    // A Ctrl-C in the terminal is for `up`, which ends us in order.
-    let _signals = stop::on_signal()?;
+    // Signals are taken and forgotten: what ends us is our supervisor's pipe, and dying by a signal
+    // would leave the program behind.
+    let (_interrupt, _terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let lock = lock(&args.lock).await?;
     let (name, arguments) = args.program.split_first().context("no program was given")?;
     let mut child = tokio::process::Command::new(name)

@@ -17,7 +17,7 @@ pub(crate) async fn run(args: MembersArgs) -> anyhow::Result<ExitCode> {
     let queue = Queue::connect(&address, "sightline members", Defaults::default()).await?;
     let mut heard = queue.announcements().await?;
     let mut table = Table::default();
-    let enough = tokio::time::sleep(ANNOUNCE_INTERVAL + Duration::from_millis(500));
+    let enough = tokio::time::sleep(2 * ANNOUNCE_INTERVAL + Duration::from_millis(500));
     tokio::pin!(enough);
     loop {
         tokio::select! {

@@ -134,23 +134,28 @@ async fn keep(launch: Launch, mut child: Child, stop: CancellationToken) {
     let mut backoff = Backoff::default();
     loop {
         let started = tokio::time::Instant::now();
+        let group = child.id();
         // Held here, because waiting for a child closes its standard input first.
         let pipe = child.stdin.take();
         tokio::select! {
             status = child.wait() => {
                 let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
                 tracing::error!(status, "the queue server died; starting it again");
+                // If it was the guard that died, the server is still there, in the guard's group.
+                supervisor::kill_group(group);
             }
             () = stop.cancelled() => {
                 // The guard ends the server when this pipe closes.
                 drop(pipe);
                 supervisor::wait_or_kill(&mut child, END_PATIENCE).await;
+                supervisor::kill_group(group);
                 return;
             }
         }
+        let lived = started.elapsed();
         loop {
             tokio::select! {
-                () = tokio::time::sleep(backoff.next(started.elapsed())) => {}
+                () = tokio::time::sleep(backoff.next(lived)) => {}
                 () = stop.cancelled() => return,
             }
             match launch.spawn() {

@@ -17,7 +17,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use queue::client::AckSubject;
 use queue::{JobId, PartitionId, Queue};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::{Semaphore, watch};
@@ -203,7 +203,11 @@ impl Keeper {
                     drop(loading.take());
                     // Its reports are read on, or it would block on a full pipe.
                     let listening = async { while let Some(report) = next_report(&mut reports).await { held.hear(report) } };
-                    tokio::join!(end(&mut child, Signal::TERM, DRAIN_PATIENCE), listening);
+                    let ending = end(&mut child, Signal::TERM, DRAIN_PATIENCE);
+                    tokio::select! {
+                        () = ending => {}
+                        () = async { listening.await; std::future::pending().await } => {}
+                    }
                     break;
                 }
             }
@@ -239,10 +243,15 @@ pub(crate) fn this_program() -> anyhow::Result<Command> {
 
 async fn next_report(lines: &mut tokio::io::Lines<BufReader<ChildStdout>>) -> Option<Report> {
     loop {
-        let line = lines.next_line().await.ok().flatten()?;
-        match serde_json::from_str(&line) {
-            Ok(report) => return Some(report),
-            Err(_) => tracing::warn!(line, "a worker said something that is no report"),
+        match lines.next_line().await {
+            Ok(Some(line)) => match serde_json::from_str(&line) {
+                Ok(report) => return Some(report),
+                Err(_) => tracing::warn!(line, "a worker said something that is no report"),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                tracing::warn!("a worker said something that is no text");
+            }
+            Ok(None) | Err(_) => return None,
         }
     }
 }
@@ -307,6 +316,15 @@ pub(crate) async fn end(child: &mut Child, signal: Signal, patience: Duration) {
         tracing::debug!(%error, "a child is gone already");
     }
     wait_or_kill(child, patience).await;
+}
+
+/// Kills whoever is left of the group that a child led.
+pub(crate) fn kill_group(leader: Option<u32>) {
+    if let Some(group) = leader.and_then(|id| Pid::from_raw(id.cast_signed()))
+        && kill_process_group(group, Signal::KILL).is_ok()
+    {
+        tracing::debug!(group = group.as_raw_nonzero(), "what was left of a process group was killed");
+    }
 }
 
 /// Waits for a child to end, and kills it if it takes too long.

@@ -113,7 +113,9 @@ impl ApiError {
             Self::Submit(SubmitError::TooLarge { .. }) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::Submit(SubmitError::Queue(error)) | Self::Queue(error) => match error {
                 QueueError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),
-                QueueError::Damaged { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+                QueueError::TooLarge { .. } | QueueError::Damaged { .. } => {
+                    (StatusCode::INTERNAL_SERVER_ERROR, "internal")
+                }
             },
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
@@ -141,7 +143,7 @@ impl ApiError {
                 "the queue did not confirm the job; it is not known whether it will run. Try again".into()
             }
             Self::Queue(QueueError::Unavailable { .. }) => "the queue does not answer; try again".into(),
-            Self::Queue(QueueError::Damaged { .. }) => Self::Internal.to_string(),
+            Self::Queue(QueueError::TooLarge { .. } | QueueError::Damaged { .. }) => Self::Internal.to_string(),
             Self::Submit(SubmitError::Full { topic }) => {
                 format!("the queue of {topic} is full; try again when workers have caught up, or raise --queue-bytes")
             }

@@ -37,6 +37,14 @@ pub enum QueueError {
         /// What came back.
         problem: String,
     },
+    /// The server takes no message of this size.
+    #[error("a record of {bytes} bytes is above what the queue's server takes (max_payload {max_payload})")]
+    TooLarge {
+        /// The record's size.
+        bytes: usize,
+        /// The server's limit.
+        max_payload: usize,
+    },
     /// What is stored is not what this version writes.
     #[error("{what} cannot be read: {problem}")]
     Damaged {
@@ -57,7 +65,7 @@ impl QueueError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Unavailable { .. } => true,
-            Self::Damaged { .. } => false,
+            Self::TooLarge { .. } | Self::Damaged { .. } => false,
         }
     }
 }

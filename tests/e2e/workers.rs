@@ -31,6 +31,17 @@ async fn workers_started_by_hand_take_their_share() {
     assert_eq!(worked, known);
 }
 
+#[test]
+fn children_of_a_supervisor_have_no_children_of_their_own() {
+    let stack = Stack::start(&["--workers", "1"]);
+    let mut command = sightline();
+    command.env("SIGHTLINE_PROCESSES", "2").arg("worker").arg("--data").arg(stack.data());
+    let group = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("starts"));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(eventually("three workers", async || (stack.members("worker").await.len() == 3).then_some(())));
+    assert_eq!(crate::harness::descendants(group.0.id()).len(), 2);
+}
+
 #[tokio::test]
 async fn several_processes_of_one_command_end_together() {
     let stack = Stack::start(&["--workers", "1"]);

@@ -6,7 +6,7 @@
 #![allow(dead_code, reason = "each test target uses a part of the harness")]
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -28,7 +28,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) struct Stack {
     up: Option<Up>,
     flags: Vec<String>,
-    data: TempDir,
+    folder: TempDir,
+    data: PathBuf,
     http: reqwest::Client,
 }
 
@@ -43,10 +44,12 @@ impl Stack {
     pub(crate) fn start(flags: &[&str]) -> Self {
         drop(rustls::crypto::ring::default_provider().install_default());
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let data = temporary_folder();
+        let folder = temporary_folder();
+        // Not there yet: `up` makes it.
+        let data = folder.path().join("data");
         // A kept connection belongs to the runtime of the test that opened it, and ends with it.
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
-        let mut stack = Self { up: None, flags, data, http };
+        let mut stack = Self { up: None, flags, folder, data, http };
         stack.restart();
         stack
     }
@@ -54,7 +57,8 @@ impl Stack {
     /// Starts it (again) on the same data folder.
     pub(crate) fn restart(&mut self) {
         drop(self.up.take());
-        let stderr = File::options().create(true).append(true).open(self.data().join("stderr")).expect("a log file");
+        let stderr =
+            File::options().create(true).append(true).open(self.folder.path().join("stderr")).expect("a log file");
         let mut child = sightline()
             .args(["up", "--supervised", "--listen", "127.0.0.1:0", "--broker-listen", "127.0.0.1:0", "--data"])
             .arg(self.data())
@@ -73,12 +77,12 @@ impl Stack {
 
     /// Its data folder.
     pub(crate) fn data(&self) -> &Path {
-        self.data.path()
+        &self.data
     }
 
     /// What it wrote to standard error.
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.data().join("stderr")).unwrap_or_default()
+        std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
     }
 
     /// Process id of `up`.
@@ -316,15 +320,6 @@ impl Drop for Running {
         drop(self.0.kill());
         drop(self.0.wait());
     }
-}
-
-/// Everything a child has written to a pipe.
-pub(crate) fn drain(pipe: Option<impl Read>) -> String {
-    let mut text = String::new();
-    if let Some(mut pipe) = pipe {
-        drop(pipe.read_to_string(&mut text));
-    }
-    text
 }
 
 /// A path inside the repository.

@@ -5,6 +5,7 @@
 //! first is answered.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -84,7 +85,8 @@ impl Engine {
             drop(loaded.send(Ok(())));
             while let Some((request, stop, answer)) = inbox.blocking_recv() {
                 // Nobody waits any more only when the process is about to end.
-                drop(answer.send(shelf.run(&request, &stop)));
+                let run = std::panic::catch_unwind(AssertUnwindSafe(|| shelf.run(&request, &stop)));
+                drop(answer.send(run.unwrap_or_else(|_| Err(RunError::Runtime("the engine gave up on it".into())))));
             }
         };
         let thread = std::thread::Builder::new().name("engine".into()).spawn(body);

@@ -6,11 +6,11 @@
 //! there; each step may be done twice.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use models::postprocess::Wishes;
 use queue::client::{Delivery, Replaced, Revision, Stored};
-use queue::{Queue, QueueError, Record, SettleError, State, Timestamp, Topic};
+use queue::{JobError, Queue, QueueError, Record, SettleError, State, Timestamp, Topic};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::engine::{Engine, Request};
@@ -108,12 +108,16 @@ impl InHand {
         // One job may be settled while the next one is in the model, not more.
         let settling = bench.settling.acquire().await;
         // A model that is stuck stays taken until the process ends.
-        let _slot = stuck.then_some(slot);
+        if stuck {
+            slot.forget();
+        } else {
+            drop(slot);
+        }
         let attempts_max = self.topic.settings.attempts_max;
         let outcome = decide(&running, &run, attempts_max, rand::random(), Timestamp::now());
         let outcome = outcome.expect("a record that `begin` has set running may go anywhere from there");
         bench.status.count(&running, &run, outcome.settlement.name());
-        self.conclude(bench, revision, outcome).await;
+        self.conclude(bench, &running, revision, outcome).await;
         drop(settling);
         if stuck { Err(WorkerError::Stuck { model }) } else { Ok(()) }
     }
@@ -134,6 +138,9 @@ impl InHand {
 
     /// `None` when somebody else wrote the record meanwhile.
     async fn try_begin(&self, bench: &Bench) -> Result<Option<Begun>, QueueError> {
+        if !self.delivery.lease().is_held(Instant::now()) {
+            return Ok(Some(Begun::Left));
+        }
         let now = Timestamp::now();
         let (record, revision) = match (bench.queue.record(&self.delivery.id).await?, &self.delivery.spec) {
             (Some(Stored { record, revision }), _) => (record, revision),
@@ -154,6 +161,10 @@ impl InHand {
         }
         if (record.partition, record.sequence) != (self.delivery.partition, self.delivery.sequence) {
             return Ok(Some(Begun::Over(Settlement::Ack)));
+        }
+        // Reading may have taken long, and past the lease the job is somebody else's.
+        if !self.delivery.lease().is_held(Instant::now()) {
+            return Ok(Some(Begun::Left));
         }
         let never_terminal = "its state was looked at just now";
         if record.attempts.len() as u32 >= self.topic.settings.attempts_max {
@@ -183,7 +194,7 @@ impl InHand {
     }
 
     /// Writes the record of an outcome, then settles.
-    async fn conclude(self, bench: &Bench, revision: Revision, outcome: Outcome) {
+    async fn conclude(self, bench: &Bench, running: &Record, revision: Revision, outcome: Outcome) {
         match bench.queue.replace(revision, &outcome.record).await {
             Ok(Replaced::Done(_)) => self.settle(&outcome.settlement).await,
             // Canceled, or given to another worker because our lease ran out. Both own the job
@@ -191,8 +202,15 @@ impl InHand {
             Ok(Replaced::Refused) => {
                 tracing::warn!(job_id = %self.delivery.id, "result dropped: the job was no longer ours")
             }
+            // A result that does not fit into a record never will.
+            Err(QueueError::TooLarge { .. }) if matches!(outcome.settlement, Settlement::Ack) => {
+                let error = JobError::new("result_too_large", "the result is larger than the queue's server takes");
+                let failed = running.fail(error, Timestamp::now()).expect("it runs");
+                let settlement = bury(&failed);
+                Box::pin(self.conclude(bench, running, revision, Outcome { record: failed, settlement })).await;
+            }
             Err(error) => {
-                tracing::error!(job_id = %self.delivery.id, %error, "outcome not written; left for its lease to end")
+                tracing::error!(job_id = %self.delivery.id, %error, "outcome not written; left for its lease to end");
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use models::{Cache, Repository};
 use queue::members::{ANNOUNCE_INTERVAL, Announcement, Role, Totals, new_id};
@@ -16,6 +17,10 @@ use crate::engine::Engine;
 use crate::execute::{Bench, InHand};
 use crate::intake::Intake;
 use crate::report::{Report, Reporter};
+
+/// How long a job may be in hand while another one is in the model. Longer, and another worker may
+/// do it sooner.
+const HOLD_MAX: Duration = Duration::from_secs(2);
 
 /// What a worker is started with.
 #[derive(Debug, Clone)]
@@ -102,10 +107,16 @@ async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken)
             biased;
             () = halt.cancelled() => None,
             permit = slot.clone().acquire_owned() => permit.ok(),
+            () = tokio::time::sleep(HOLD_MAX) => None,
         };
         let Some(permit) = permit else {
             job.hand_back().await;
-            break;
+            // A long run is in the model: ask for nothing until it is over.
+            tokio::select! {
+                () = halt.cancelled() => {}
+                free = slot.acquire() => drop(free),
+            }
+            continue;
         };
         // Forget the ones that have ended, so that the set does not grow.
         while jobs.try_join_next().is_some() {}

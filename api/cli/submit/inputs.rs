@@ -41,14 +41,15 @@ fn add(path: &str, files: &mut BTreeSet<String>) -> anyhow::Result<()> {
         }
     } else {
         let matches = glob::glob(path).with_context(|| format!("`{path}` is no file, no folder and no pattern"))?;
-        let before = files.len();
+        let mut matched = false;
         for found in matches {
             let found = found.with_context(|| format!("search {path}"))?;
             if found.is_file() {
+                matched = true;
                 files.insert(text(&found)?);
             }
         }
-        if files.len() == before {
+        if !matched {
             bail!("there is no file, folder or match for `{path}`");
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Queue;
+use super::{Queue, bounded};
 use crate::topic::{WORKERS, jobs_stream};
 use crate::{PartitionId, QueueError, Topic};
 
@@ -29,6 +29,7 @@ impl Queue {
             let info = stream.consumer_info(WORKERS).await.map_err(QueueError::unavailable("say its depth"))?;
             Ok(PartitionDepth { partition, queued: info.num_pending, in_hand: info.num_ack_pending as u64 })
         });
-        futures::future::try_join_all(asked).await
+        let answers = bounded(futures::future::try_join_all(asked)).await;
+        answers.unwrap_or_else(|error| Err(QueueError::unavailable("say its depth")(error)))
     }
 }

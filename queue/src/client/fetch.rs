@@ -16,7 +16,7 @@ use async_nats::Subscriber;
 use bytes::Bytes;
 use futures::StreamExt;
 
-use super::{Delivery, Queue};
+use super::{Delivery, Queue, bounded};
 use crate::error::chain;
 use crate::topic::{WORKERS, jobs_stream};
 use crate::{FetchError, Lease, PartitionId, Topic};
@@ -65,8 +65,8 @@ impl Fetcher {
         let body = format!(r#"{{"batch":1,"no_wait":true,"expires":{}}}"#, EXPIRES.as_nanos());
         let asked_at = Instant::now();
         self.unanswered = true;
-        let sent = self.queue.client().publish_with_reply(subject, self.inbox.clone(), Bytes::from(body)).await;
-        sent.map_err(refused)?;
+        let sending = self.queue.client().publish_with_reply(subject, self.inbox.clone(), Bytes::from(body));
+        bounded(sending).await.map_err(refused)?.map_err(refused)?;
         let answer = match tokio::time::timeout(EXPIRES + GRACE, self.answers.next()).await {
             Ok(Some(answer)) => answer,
             Ok(None) => return Err(FetchError::Refused("the connection is closed".into())),
@@ -74,7 +74,7 @@ impl Fetcher {
         };
         self.unanswered = false;
         match answer.status.map(|status| status.as_u16()) {
-            None => Ok(Delivery::read(answer, Lease::new(asked_at, topic.lease()), &self.queue).map(Some)?),
+            None => Delivery::read(answer, Lease::new(asked_at, topic.lease()), &self.queue).await.map(Some),
             Some(NO_MESSAGES | TIMED_OUT) => Ok(None),
             Some(NO_RESPONDERS) => Err(FetchError::NoPartition),
             Some(code) => Err(FetchError::Refused(format!("{code} {}", answer.description.unwrap_or_default()))),
@@ -84,7 +84,7 @@ impl Fetcher {
 
 async fn fresh_inbox(queue: &Queue) -> Result<(String, Subscriber), FetchError> {
     let inbox = queue.client().new_inbox();
-    let answers = queue.client().subscribe(inbox.clone()).await.map_err(refused)?;
+    let answers = bounded(queue.client().subscribe(inbox.clone())).await.map_err(refused)?.map_err(refused)?;
     Ok((inbox, answers))
 }
 

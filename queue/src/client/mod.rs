@@ -28,6 +28,8 @@ use crate::{ConnectError, Topic, TopicName};
 
 /// How long the server may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the connection is tried when it is quiet.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long an operation that may be repeated is repeated while the queue does not answer.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Pause between two tries.
@@ -124,11 +126,16 @@ impl Queue {
             .name(name)
             .connection_timeout(ANSWER_TIMEOUT)
             .request_timeout(Some(ANSWER_TIMEOUT))
+            // A server that is gone without a word is noticed within three of these, well inside a
+            // lease; the client's default would take three minutes.
+            .ping_interval(PING_INTERVAL)
             .event_callback(|event| async move {
                 match event {
                     async_nats::Event::Connected | async_nats::Event::Closed => {
                         tracing::debug!(%event, "queue connection");
                     }
+                    // Wake-ups that pile up behind a long job; a worker looks by itself as well.
+                    async_nats::Event::SlowConsumer(_) => tracing::debug!(%event, "queue connection"),
                     other => tracing::warn!(event = %other, "queue connection"),
                 }
             });
@@ -174,6 +181,17 @@ impl Queue {
         &self.client
     }
 }
+
+/// Bounds one call of the client. While it has no connection, the client takes a number of commands
+/// and then makes its callers wait without end.
+async fn bounded<T>(call: impl Future<Output = T>) -> Result<T, TimedOut> {
+    tokio::time::timeout(2 * ANSWER_TIMEOUT, call).await.map_err(|_| TimedOut)
+}
+
+/// A call of the client did not return.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection")]
+struct TimedOut;
 
 /// The server's own error code inside a client error, if there is one.
 fn server_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a jetstream::Error> {

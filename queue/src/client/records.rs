@@ -7,10 +7,13 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind};
 use bytes::Bytes;
 
-use super::{PATIENCE, Queue, RETRY_PAUSE, WRITE_IN_FLIGHT, server_error};
+use super::{PATIENCE, Queue, RETRY_PAUSE, WRITE_IN_FLIGHT, bounded, server_error};
 use crate::error::chain;
 use crate::topic::{record_subject, records_stream};
 use crate::{JobId, QueueError, Record, Topic};
+
+/// Pause while another write of the same record is under way in a cluster.
+const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(2);
 
 /// Which write of a record was read; 0 before the first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,7 +48,8 @@ impl Queue {
         let Some(topic) = self.topic(id.topic()).await? else { return Ok(None) };
         let started = Instant::now();
         loop {
-            match self.read(&topic, id).await {
+            let read = bounded(self.read(&topic, id)).await;
+            match read.unwrap_or_else(|error| Err(QueueError::unavailable("read a record")(error))) {
                 Err(error) if error.is_retryable() && started.elapsed() < PATIENCE => {
                     tracing::debug!(%error, "reading a record again");
                     tokio::time::sleep(RETRY_PAUSE).await;
@@ -139,7 +143,12 @@ impl Queue {
                     tracing::debug!(job_id = %id, error = chain(&error), "writing a record again");
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                Verdict::InFlight => tokio::task::yield_now().await,
+                Verdict::InFlight if started.elapsed() <= PATIENCE => tokio::time::sleep(IN_FLIGHT_PAUSE).await,
+                Verdict::InFlight => return Err(QueueError::unavailable("write a record")(error)),
+                Verdict::TooLarge => {
+                    let max_payload = self.max_payload();
+                    return Err(QueueError::TooLarge { bytes: payload.len(), max_payload });
+                }
             }
         }
     }
@@ -148,12 +157,15 @@ impl Queue {
 enum Verdict {
     SomebodyWasFirst,
     InFlight,
+    TooLarge,
     Unknown,
 }
 
 fn verdict(error: &PublishError) -> Verdict {
-    if error.kind() == PublishErrorKind::WrongLastSequence {
-        return Verdict::SomebodyWasFirst;
+    match error.kind() {
+        PublishErrorKind::WrongLastSequence => return Verdict::SomebodyWasFirst,
+        PublishErrorKind::MaxPayloadExceeded => return Verdict::TooLarge,
+        _ => {}
     }
     match server_error(error) {
         Some(refusal) if refusal.error_code() == WRITE_IN_FLIGHT => Verdict::InFlight,

@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use async_nats::connection::State;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::{Message, Subject};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::Queue;
 use super::submit::SPEC_HEADER;
+use super::{Queue, bounded};
 use crate::error::chain;
 use crate::topic::{dead_subject, wake_subject};
 use crate::{FetchError, JobId, JobSpec, Lease, PartitionId, QueueError, Sequence, SettleError};
@@ -44,15 +45,25 @@ pub struct Delivery {
 pub struct AckSubject(String);
 
 impl Delivery {
-    pub(super) fn read(message: Message, lease: Lease, queue: &Queue) -> Result<Self, FetchError> {
+    pub(super) async fn read(message: Message, lease: Lease, queue: &Queue) -> Result<Self, FetchError> {
         let strange = |what: &str| FetchError::Refused(format!("not a job: {what}"));
-        let (id, partition) = JobId::from_subject(&message.subject).map_err(|error| strange(&error.to_string()))?;
+        let (id, partition) = match JobId::from_subject(&message.subject) {
+            Ok(found) => found,
+            Err(error) => {
+                // Nobody ever could do anything with it, and it would come again and again.
+                if let Some(reply) = message.reply {
+                    drop(queue.send_settlement(&AckSubject(reply.into_string()), "+TERM".into()).await);
+                }
+                return Err(strange(&error.to_string()));
+            }
+        };
         let reply = message.reply.ok_or_else(|| strange("it cannot be acknowledged"))?;
         let sequence = stream_sequence(&reply).ok_or_else(|| strange("its ack subject has no sequence"))?;
         let header = message.headers.as_ref().and_then(|headers| headers.get(SPEC_HEADER));
         let spec = header.map_or(Err(format!("it has no {SPEC_HEADER} header")), |json| {
-            serde_json::from_str(json.as_str()).map_err(|error| error.to_string())
+            serde_json::from_str::<JobSpec>(json.as_str()).map_err(|error| error.to_string())
         });
+        let spec = spec.and_then(|spec| if spec.id == id { Ok(spec) } else { Err("it describes another job".into()) });
         let ack_subject = AckSubject(reply.into_string());
         let (payload, queue, lease) = (message.payload, queue.clone(), Arc::new(Mutex::new(lease)));
         Ok(Self { id, partition, sequence, spec, payload, ack_subject, lease, queue })
@@ -104,7 +115,8 @@ impl Delivery {
             return Err(SettleError::LeaseLost);
         }
         let subject = Subject::from(self.ack_subject.0.as_str());
-        let answer = self.queue.client().request(subject, Bytes::from_static(b"+WPI")).await;
+        let answer = bounded(self.queue.client().request(subject, Bytes::from_static(b"+WPI"))).await;
+        let answer = answer.map_err(|error| SettleError::Unconfirmed(chain(&error)))?;
         answer.map_err(|error| SettleError::Unconfirmed(chain(&error)))?;
         self.lease.lock().expect("no panic holds this lock").renew(sent_at);
         Ok(())
@@ -154,7 +166,12 @@ impl Queue {
     }
 
     async fn send_settlement(&self, at: &AckSubject, body: Bytes) -> Result<(), SettleError> {
-        let sent = self.client().publish(at.0.clone(), body).await;
+        // The client would keep it for the time after a reconnect, when the lease may be over.
+        if self.client().connection_state() != State::Connected {
+            return Err(SettleError::Unconfirmed("no connection".into()));
+        }
+        let sent = bounded(self.client().publish(at.0.clone(), body)).await;
+        let sent = sent.map_err(|error| SettleError::Unconfirmed(chain(&error)))?;
         sent.map_err(|error| SettleError::Unconfirmed(chain(&error)))
     }
 
@@ -166,7 +183,11 @@ impl Queue {
     }
 }
 
+/// A delay of zero is left out: a server arms a timer for any delay that is said.
 fn nak_body(delay: Duration) -> Bytes {
+    if delay.is_zero() {
+        return Bytes::from_static(b"-NAK");
+    }
     Bytes::from(format!(r#"-NAK {{"delay":{}}}"#, delay.as_nanos()))
 }
 

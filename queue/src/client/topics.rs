@@ -6,8 +6,8 @@ use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::{ErrorCode, stream};
 use futures::TryStreamExt;
 
-use super::Queue;
-use crate::topic::{WORKERS, dead_config, jobs_config, records_config, records_stream, workers_config};
+use super::{Queue, bounded};
+use crate::topic::{dead_config, jobs_config, records_config, records_stream, workers_config};
 use crate::{QueueError, Topic, TopicName};
 
 /// The stream is there already, with another configuration.
@@ -37,11 +37,16 @@ impl Queue {
         }
         self.ensure_stream(records_config(&settings, &self.defaults)).await?;
         tracing::info!(topic = %name, partitions = settings.partitions, "topic created");
-        // Read it back: another process may have been first, with other settings.
-        self.topic(name).await?.ok_or_else(|| QueueError::Unavailable {
+        // Read it back: another process may have been first, with other settings, and then ours
+        // must not stand anywhere. Consumers take over what the topic says.
+        let topic = self.topic(name).await?.ok_or_else(|| QueueError::Unavailable {
             action: "create the topic",
             problem: "it vanished right after it was made".into(),
-        })
+        })?;
+        for partition in topic.partitions() {
+            self.ensure_workers(&crate::topic::jobs_stream(name, partition), &topic.settings).await?;
+        }
+        Ok(topic)
     }
 
     /// The topic, if it exists.
@@ -52,11 +57,13 @@ impl Queue {
         if let Some(topic) = self.topics.read().expect("no panic holds this lock").get(name) {
             return Ok(Some(topic.clone()));
         }
-        match self.jetstream.get_stream(records_stream(name)).await {
+        let unavailable = "find the topic";
+        let stream = bounded(self.jetstream.get_stream(records_stream(name))).await;
+        match stream.map_err(QueueError::unavailable(unavailable))? {
             Ok(stream) => Ok(Some(self.remember(Topic::from_records_stream(&stream.cached_info().config)?))),
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(refusal) if refusal.error_code() == STREAM_NOT_FOUND => Ok(None),
-                _ => Err(QueueError::unavailable("find the topic")(error)),
+                _ => Err(QueueError::unavailable(unavailable)(error)),
             },
         }
     }
@@ -66,8 +73,10 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn topics(&self) -> Result<Vec<Arc<Topic>>, QueueError> {
-        let streams: Vec<stream::Info> =
-            self.jetstream.streams().try_collect().await.map_err(QueueError::unavailable("list its topics"))?;
+        let unavailable = "list its topics";
+        let streams =
+            bounded(self.jetstream.streams().try_collect()).await.map_err(QueueError::unavailable(unavailable))?;
+        let streams: Vec<stream::Info> = streams.map_err(QueueError::unavailable(unavailable))?;
         let mut topics = Vec::new();
         for info in streams.iter().filter(|info| info.config.name.starts_with("records_")) {
             match Topic::from_records_stream(&info.config) {
@@ -99,7 +108,8 @@ impl Queue {
     async fn ensure_workers(&self, stream: &str, settings: &crate::topic::Settings) -> Result<(), QueueError> {
         let stream = self.jetstream.get_stream_no_info(stream).await;
         let stream = stream.map_err(QueueError::unavailable("find a stream"))?;
-        let consumer = stream.get_or_create_consumer(WORKERS, workers_config(settings)).await;
+        // Creates it, or changes it to these settings.
+        let consumer = stream.create_consumer(workers_config(settings)).await;
         consumer.map(drop).map_err(QueueError::unavailable("create a consumer"))
     }
 }

@@ -14,7 +14,7 @@ use futures::StreamExt;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Queue, Stored};
+use super::{Queue, Stored, bounded};
 use crate::error::chain;
 use crate::topic::record_subject;
 use crate::{JobId, QueueError};
@@ -46,9 +46,10 @@ impl Queue {
     /// [`QueueError`] when the queue does not answer.
     pub async fn wait(&self, id: &JobId, patience: Duration) -> Result<Waited, QueueError> {
         let deadline = Instant::now() + patience;
-        let subscribed = self.client().subscribe(record_subject(id)).await;
-        let mut rings =
-            subscribed.map_err(|error| QueueError::Unavailable { action: "watch the job", problem: chain(&error) })?;
+        let unavailable = |problem| QueueError::Unavailable { action: "watch the job", problem };
+        let subscribed = bounded(self.client().subscribe(record_subject(id))).await;
+        let subscribed = subscribed.map_err(|error| unavailable(chain(&error)))?;
+        let mut rings = subscribed.map_err(|error| unavailable(chain(&error)))?;
         let mut look = LOOK_FIRST;
         let mut echo = None;
         loop {
