@@ -41,7 +41,7 @@ pub struct Announcement {
     pub id: String,
     /// What it does.
     pub role: Role,
-    /// What it is about: `starting`, `ready`, `busy`, `draining`.
+    /// What it is about: `starting`, `ready`, `draining`.
     pub state: String,
     /// Its process id, for people.
     pub pid: u32,
