@@ -63,7 +63,7 @@ pub struct Announcement {
 /// Counters of a worker since its start, by model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Finished attempts: model, outcome (`succeeded`, `failed`, `retried`, `superseded`), count.
+    /// Finished attempts: model, outcome (`succeeded`, `failed`, `retried`, `superseded`, `unwritten`), count.
     pub outcomes: BTreeMap<String, BTreeMap<String, u64>>,
     /// Time by stage: model, stage (`queue`, `decode`, …), count and sum.
     pub stages: BTreeMap<String, BTreeMap<String, StageTotal>>,

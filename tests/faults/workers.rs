@@ -68,6 +68,12 @@ async fn a_worker_that_wakes_after_its_lease_neither_overwrites_nor_steals() {
     assert_eq!((job["state"].as_str(), job["worker"].as_str()), (Some("succeeded"), Some(successor.as_str())), "{job}");
     assert_eq!((job["attempt"].as_u64(), &job["attempts"][0]["outcome"]), (Some(2), &"lost".into()), "{job}");
     // It notices, drops what it had, and works on.
+    eventually("it says that it was superseded", async || {
+        let members = stack.members("worker").await;
+        let sleeper = members.iter().find(|member| member["id"] == holder.as_str())?;
+        (sleeper["totals"]["outcomes"]["slow"]["superseded"] == 1).then_some(())
+    })
+    .await;
     let ids = accept_many(&stack, JOBS).await;
     all_end(&stack, &ids).await;
     assert_eq!(stack.finish(&id).await, job);

@@ -116,8 +116,8 @@ impl InHand {
         let attempts_max = self.topic.settings.attempts_max;
         let outcome = decide(&running, &run, attempts_max, rand::random(), Timestamp::now());
         let outcome = outcome.expect("a record that `begin` has set running may go anywhere from there");
-        bench.status.count(&running, &run, outcome.settlement.name());
-        self.conclude(bench, &running, revision, outcome).await;
+        let ended = self.conclude(bench, &running, revision, outcome).await;
+        bench.status.count(&running, &run, ended);
         drop(settling);
         if stuck { Err(WorkerError::Stuck { model }) } else { Ok(()) }
     }
@@ -170,8 +170,10 @@ impl InHand {
         if record.attempts.len() as u32 >= self.topic.settings.attempts_max {
             let failed = record.exhaust(None, now).expect(never_terminal);
             let written = bench.queue.replace(revision, &failed).await?;
-            bench.status.count_exhausted(&failed);
-            return Ok((written != Replaced::Refused).then(|| Begun::Over(bury(&failed))));
+            return Ok((written != Replaced::Refused).then(|| {
+                bench.status.update(|member| member.totals.count(&failed.spec.model, "failed"));
+                Begun::Over(bury(&failed))
+            }));
         }
         let running = record.start(&bench.member, now).expect(never_terminal);
         Ok(match bench.queue.replace(revision, &running).await? {
@@ -193,24 +195,30 @@ impl InHand {
         }
     }
 
-    /// Writes the record of an outcome, then settles.
-    async fn conclude(self, bench: &Bench, running: &Record, revision: Revision, outcome: Outcome) {
+    /// Writes the record of an outcome, then settles. Returns the name under which the attempt is
+    /// counted.
+    async fn conclude(self, bench: &Bench, running: &Record, revision: Revision, outcome: Outcome) -> &'static str {
         match bench.queue.replace(revision, &outcome.record).await {
-            Ok(Replaced::Done(_)) => self.settle(&outcome.settlement).await,
+            Ok(Replaced::Done(_)) => {
+                self.settle(&outcome.settlement).await;
+                outcome.settlement.name()
+            }
             // Canceled, or given to another worker because our lease ran out. Both own the job
             // and its message now.
             Ok(Replaced::Refused) => {
-                tracing::warn!(job_id = %self.delivery.id, "result dropped: the job was no longer ours")
+                tracing::warn!(job_id = %self.delivery.id, "result dropped: the job was no longer ours");
+                "superseded"
             }
             // A result that does not fit into a record never will.
             Err(QueueError::TooLarge { .. }) if matches!(outcome.settlement, Settlement::Ack) => {
                 let error = JobError::new("result_too_large", "the result is larger than the queue's server takes");
                 let failed = running.fail(error, Timestamp::now()).expect("it runs");
                 let settlement = bury(&failed);
-                Box::pin(self.conclude(bench, running, revision, Outcome { record: failed, settlement })).await;
+                Box::pin(self.conclude(bench, running, revision, Outcome { record: failed, settlement })).await
             }
             Err(error) => {
                 tracing::error!(job_id = %self.delivery.id, %error, "outcome not written; left for its lease to end");
+                "unwritten"
             }
         }
     }
@@ -244,7 +252,7 @@ impl Status {
         let queued = running.attempts.last().map_or(0, |a| a.started_at.millis_since(running.spec.created_at));
         self.update(|member| {
             member.totals.count(model, outcome);
-            if let Ok(answer) = run {
+            if let (Ok(answer), "succeeded") = (run, outcome) {
                 let stages = &answer.stages;
                 for (stage, time) in [
                     ("queue", Duration::from_millis(queued)),
@@ -257,9 +265,5 @@ impl Status {
                 }
             }
         });
-    }
-
-    fn count_exhausted(&self, failed: &Record) {
-        self.update(|member| member.totals.count(&failed.spec.model, "failed"));
     }
 }
