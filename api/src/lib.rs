@@ -4,6 +4,7 @@
 //! of its own about jobs: a `POST` ends in [`queue::Queue::submit`], a `GET` in
 //! [`queue::Queue::wait`], and any process of this kind can answer for any job.
 
+mod config;
 pub mod serve;
 mod router;
 mod middleware;
@@ -16,4 +17,5 @@ mod metrics;
 mod state;
 mod error;
 
-pub use serve::{Config, ListenError, check_listen, serve};
+pub use config::Config;
+pub use serve::{ListenError, check_listen, serve};

@@ -4,7 +4,7 @@
 //! or its header timeout never fires. HTTP/1.1 only: telling it from HTTP/2 by the first bytes has
 //! no timeout in `hyper-util`, and a connection that sends none would stay for ever.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::config::Config;
 use crate::jobs::BODY_UNIT;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
@@ -31,34 +32,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause after an error of `accept`, which mostly means that file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// What the server is started with.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The address that it listens on; decides which hosts are its own.
-    pub listen_ip: IpAddr,
-    /// Names under which it may be asked, beside `localhost` and its address.
-    pub allowed_hosts: Vec<String>,
-    /// The largest image, bytes.
-    pub upload_bytes_max: usize,
-    /// Memory for request bodies, bytes.
-    pub bodies_bytes_max: usize,
-    /// Connections at a time; more wait.
-    pub connections_max: usize,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        const MIB: usize = 1 << 20;
-        Self {
-            listen_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            allowed_hosts: Vec::new(),
-            upload_bytes_max: 20 * MIB,
-            bodies_bytes_max: 256 * MIB,
-            connections_max: 4_096,
-        }
-    }
-}
 
 /// An address on which it would not be safe to listen.
 #[derive(Debug, thiserror::Error)]

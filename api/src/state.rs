@@ -7,9 +7,9 @@ use queue::Queue;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
-use crate::serve::Config;
 
 /// Handed to each handler; clones are cheap.
 pub(crate) type Shared = Arc<State>;

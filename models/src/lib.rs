@@ -19,6 +19,7 @@ pub mod decode;
 pub mod preprocess;
 pub mod postprocess;
 pub mod output;
+mod digest;
 mod error;
 
 pub use decode::{Format, Image, ImageHeader, Limits};

@@ -9,11 +9,9 @@
 //! the manifest's checksums also the weights: equal digests mean equal answers.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
+use crate::digest::digest;
 use crate::manifest::is_valid_name;
 use crate::pull::{Cache, Progress};
 use crate::{Manifest, ManifestError, PullError, RepositoryError};
@@ -207,24 +205,6 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), PullError> {
         std::fs::copy(entry.path(), to.join(entry.file_name())).map_err(PullError::io(entry.path()))?;
     }
     Ok(())
-}
-
-/// Each part goes in with its length, so that no two lists of parts give the same bytes.
-fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    hex(&hash.finalize())
-}
-
-/// Lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    })
 }
 
 fn version_digest(folder: &Path, manifest: &str, labels: &str) -> Result<String, RepositoryError> {

@@ -18,7 +18,7 @@ use crate::error::{RunError, WorkerError};
 use crate::lease::LeaseKeeper;
 use crate::outcome::{Outcome, Settlement, bury, decide};
 use crate::report::{Report, Reporter};
-use crate::run::Status;
+use crate::status::Status;
 
 /// What all jobs of a worker need.
 #[derive(Clone)]
@@ -242,28 +242,5 @@ impl InHand {
 fn log_unsettled(delivery: &Delivery, settled: Result<(), SettleError>) {
     if let Err(error) = settled {
         tracing::warn!(job_id = %delivery.id, %error, "not settled; it will come again");
-    }
-}
-
-impl Status {
-    /// Counts a run: its outcome, and the stages of one that succeeded.
-    fn count(&self, running: &Record, run: &Result<crate::engine::Answer, RunError>, outcome: &str) {
-        let model = &running.spec.model;
-        let queued = running.attempts.last().map_or(0, |a| a.started_at.millis_since(running.spec.created_at));
-        self.update(|member| {
-            member.totals.count(model, outcome);
-            if let (Ok(answer), "succeeded") = (run, outcome) {
-                let stages = &answer.stages;
-                for (stage, time) in [
-                    ("queue", Duration::from_millis(queued)),
-                    ("decode", stages.decode),
-                    ("preprocess", stages.preprocess),
-                    ("inference", stages.inference),
-                    ("postprocess", stages.postprocess),
-                ] {
-                    member.totals.time(model, stage, time.as_secs_f64());
-                }
-            }
-        });
     }
 }

@@ -15,6 +15,7 @@ mod execute;
 mod outcome;
 mod engine;
 mod onnx;
+mod status;
 pub mod report;
 mod error;
 

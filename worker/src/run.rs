@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use models::{Cache, Repository};
-use queue::members::{ANNOUNCE_INTERVAL, Announcement, Role, Totals, new_id};
-use queue::{Queue, Timestamp};
+use queue::Queue;
+use queue::members::ANNOUNCE_INTERVAL;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -17,6 +17,7 @@ use crate::engine::Engine;
 use crate::execute::{Bench, InHand};
 use crate::intake::Intake;
 use crate::report::{Report, Reporter};
+use crate::status::Status;
 
 /// How long a job may be in hand while another one is in the model. Longer, and another worker may
 /// do it sooner.
@@ -37,34 +38,6 @@ pub struct Config {
     pub threads: usize,
     /// Whom to tell about jobs in hand.
     pub reporter: Reporter,
-}
-
-/// What the worker says of itself; clones share it.
-#[derive(Clone)]
-pub(crate) struct Status(Arc<Mutex<Announcement>>);
-
-impl Status {
-    fn new(models: &[String]) -> Self {
-        Self(Arc::new(Mutex::new(Announcement {
-            id: new_id(Role::Worker),
-            role: Role::Worker,
-            state: "starting".into(),
-            pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            started_at: Timestamp::now(),
-            models: models.to_vec(),
-            in_hand: 0,
-            totals: Totals::default(),
-        })))
-    }
-
-    pub(crate) fn update(&self, change: impl FnOnce(&mut Announcement)) {
-        change(&mut self.0.lock().expect("no panic holds this lock"));
-    }
-
-    fn snapshot(&self) -> Announcement {
-        self.0.lock().expect("no panic holds this lock").clone()
-    }
 }
 
 /// Works until `stop`: then takes no more, hands back what has not begun, finishes what has.

@@ -20,8 +20,8 @@ pub use cache::Cache;
 pub use tools::{nats_server, onnx_runtime};
 
 use crate::PullError;
+use crate::digest::hex;
 use crate::manifest::{Registry, Weights};
-use crate::repository::hex;
 
 /// Hears one line for people about each thing that is fetched.
 pub type Progress<'a> = &'a dyn Fn(&str);
