@@ -99,6 +99,8 @@ fn screen(
     let image = if Path::new(example).exists() { example } else { "photo.jpg" };
     let first = models.names.first().map_or("efficientnet-lite0", String::as_str);
     let port = api.port();
+    // As the user called it: it need not be on the path.
+    let program = std::env::args().next().unwrap_or_else(|| "sightline".into());
     format!(
         "\nSightline {} is ready.\n\n  \
          API      http://{api}\n  \
@@ -108,8 +110,8 @@ fn screen(
          cache    {}\n\n\
          Try in another terminal:\n  \
          curl --data-binary @{image} 'localhost:{port}/v1/jobs?model={first}' -H 'Prefer: wait=10'\n  \
-         sightline submit FOLDER --model {first} --out results.ndjson\n  \
-         sightline members\n\n\
+         {program} submit FOLDER --model {first} --out results.ndjson\n  \
+         {program} members\n\n\
          Ctrl-C stops everything; what was accepted stays in the data folder.\n",
         env!("CARGO_PKG_VERSION"),
         models.names.join(", "),
