@@ -90,11 +90,8 @@ impl Delivery {
     /// # Errors
     /// [`SettleError`].
     pub async fn nak(&self, delay: Duration) -> Result<(), SettleError> {
-        self.settle(nak_body(delay)).await?;
-        if delay.is_zero() {
-            self.queue.wake(&self.id, self.partition).await;
-        }
-        Ok(())
+        self.must_hold(Instant::now())?;
+        self.queue.nak_for(&self.id, self.partition, &self.ack_subject, delay).await
     }
 
     /// Never again: the message goes, whatever its state.
@@ -111,9 +108,7 @@ impl Delivery {
     /// [`SettleError`]; the lease is unchanged then.
     pub async fn renew(&self) -> Result<(), SettleError> {
         let sent_at = Instant::now();
-        if !self.lease().is_held(sent_at) {
-            return Err(SettleError::LeaseLost);
-        }
+        self.must_hold(sent_at)?;
         let subject = Subject::from(self.ack_subject.0.as_str());
         let answer = bounded(self.queue.client().request(subject, Bytes::from_static(b"+WPI"))).await;
         let answer = answer.map_err(|error| SettleError::Unconfirmed(chain(&error)))?;
@@ -139,10 +134,12 @@ impl Delivery {
     }
 
     async fn settle(&self, body: Bytes) -> Result<(), SettleError> {
-        if !self.lease().is_held(Instant::now()) {
-            return Err(SettleError::LeaseLost);
-        }
+        self.must_hold(Instant::now())?;
         self.queue.send_settlement(&self.ack_subject, body).await
+    }
+
+    fn must_hold(&self, now: Instant) -> Result<(), SettleError> {
+        if self.lease().is_held(now) { Ok(()) } else { Err(SettleError::LeaseLost) }
     }
 }
 
