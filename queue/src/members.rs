@@ -12,7 +12,6 @@ use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::error::chain;
 use crate::{Queue, QueueError, Timestamp};
 
 /// How often a member announces itself.
@@ -170,7 +169,7 @@ impl Queue {
         let role = serde_json::to_value(announcement.role).expect("a role is a string");
         let subject = format!("members.{}.{}", role.as_str().unwrap_or_default(), announcement.id);
         let payload = serde_json::to_vec(announcement).expect("an announcement holds strings and numbers");
-        if let Err(error) = self.client().publish(subject, Bytes::from(payload)).await {
+        if let Err(error) = self.send(subject, Bytes::from(payload)).await {
             tracing::debug!(%error, "not announced");
         }
     }
@@ -180,9 +179,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the connection is closed.
     pub async fn announcements(&self) -> Result<impl Stream<Item = Announcement> + Unpin + use<>, QueueError> {
-        let subscribed = self.client().subscribe("members.>").await;
-        let messages = subscribed
-            .map_err(|error| QueueError::Unavailable { action: "listen to members", problem: chain(&error) })?;
+        let unavailable = |problem| QueueError::Unavailable { action: "listen to members", problem };
+        let messages = self.listen("members.>".into()).await.map_err(unavailable)?;
         Ok(messages.filter_map(|message| std::future::ready(serde_json::from_slice(&message.payload).ok())))
     }
 
@@ -193,9 +191,8 @@ impl Queue {
     pub async fn wakes(
         &self,
     ) -> Result<impl Stream<Item = (crate::TopicName, crate::PartitionId)> + Unpin + use<>, QueueError> {
-        let subscribed = self.client().subscribe("wake.*.*").await;
-        let messages = subscribed
-            .map_err(|error| QueueError::Unavailable { action: "listen for new jobs", problem: chain(&error) })?;
+        let unavailable = |problem| QueueError::Unavailable { action: "listen for new jobs", problem };
+        let messages = self.listen("wake.*.*".into()).await.map_err(unavailable)?;
         Ok(messages.filter_map(|message| {
             let mut tokens = message.subject.split('.').skip(1);
             let topic = tokens.next().and_then(|token| token.parse().ok());

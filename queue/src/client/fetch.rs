@@ -84,7 +84,7 @@ impl Fetcher {
 
 async fn fresh_inbox(queue: &Queue) -> Result<(String, Subscriber), FetchError> {
     let inbox = queue.client().new_inbox();
-    let answers = bounded(queue.client().subscribe(inbox.clone())).await.map_err(refused)?.map_err(refused)?;
+    let answers = queue.listen(inbox.clone()).await.map_err(FetchError::Refused)?;
     Ok((inbox, answers))
 }
 

@@ -14,7 +14,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use async_nats::Subscriber;
 use async_nats::jetstream::{self, ErrorCode};
+use bytes::Bytes;
 
 pub use depth::PartitionDepth;
 pub use fetch::Fetcher;
@@ -176,7 +178,19 @@ impl Queue {
         }
     }
 
-    /// The connection itself, for plain messages (announcements, wake-ups).
+    /// Sends a plain message: not stored, not confirmed.
+    pub(crate) async fn send(&self, subject: String, payload: Bytes) -> Result<(), String> {
+        let sent = bounded(self.client.publish(subject, payload)).await.map_err(|error| chain(&error))?;
+        sent.map_err(|error| chain(&error))
+    }
+
+    /// Listens to plain messages, for as long as what it returns is kept.
+    pub(crate) async fn listen(&self, subject: String) -> Result<Subscriber, String> {
+        let subscribed = bounded(self.client.subscribe(subject)).await.map_err(|error| chain(&error))?;
+        subscribed.map_err(|error| chain(&error))
+    }
+
+    /// The connection itself, for requests.
     pub(crate) fn client(&self) -> &async_nats::Client {
         &self.client
     }

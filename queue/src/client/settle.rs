@@ -167,14 +167,12 @@ impl Queue {
         if self.client().connection_state() != State::Connected {
             return Err(SettleError::Unconfirmed("no connection".into()));
         }
-        let sent = bounded(self.client().publish(at.0.clone(), body)).await;
-        let sent = sent.map_err(|error| SettleError::Unconfirmed(chain(&error)))?;
-        sent.map_err(|error| SettleError::Unconfirmed(chain(&error)))
+        self.send(at.0.clone(), body).await.map_err(SettleError::Unconfirmed)
     }
 
-    /// Tells idle workers that a job has come back.
-    async fn wake(&self, job: &JobId, partition: PartitionId) {
-        if let Err(error) = self.client().publish(wake_subject(job.topic(), partition), Bytes::new()).await {
+    /// Tells idle workers that there is a job. They also look by themselves each second.
+    pub(super) async fn wake(&self, job: &JobId, partition: PartitionId) {
+        if let Err(error) = self.send(wake_subject(job.topic(), partition), Bytes::new()).await {
             tracing::debug!(%error, "no wake-up sent");
         }
     }

@@ -11,7 +11,7 @@ use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 
 use super::{LIMIT_REACHED, PATIENCE, Queue, RETRY_PAUSE, Replaced, server_error};
-use crate::topic::{job_subject, jobs_stream, wake_subject};
+use crate::topic::{job_subject, jobs_stream};
 use crate::{JobSpec, PartitionId, QueueError, Record, Sequence, SubmitError, Topic};
 
 /// The header that holds the job's [`JobSpec`] as JSON.
@@ -36,11 +36,7 @@ impl Queue {
                 None => record,
             },
         };
-        let wake = wake_subject(topic.name(), partition);
-        if let Err(error) = self.client().publish(wake, Bytes::new()).await {
-            // Workers also look by themselves each second.
-            tracing::debug!(%error, "no wake-up sent");
-        }
+        self.wake(&record.spec.id, partition).await;
         Ok(record)
     }
 

@@ -14,8 +14,7 @@ use futures::StreamExt;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Queue, Stored, bounded};
-use crate::error::chain;
+use super::{Queue, Stored};
 use crate::topic::record_subject;
 use crate::{JobId, QueueError};
 
@@ -47,9 +46,7 @@ impl Queue {
     pub async fn wait(&self, id: &JobId, patience: Duration) -> Result<Waited, QueueError> {
         let deadline = Instant::now() + patience;
         let unavailable = |problem| QueueError::Unavailable { action: "watch the job", problem };
-        let subscribed = bounded(self.client().subscribe(record_subject(id))).await;
-        let subscribed = subscribed.map_err(|error| unavailable(chain(&error)))?;
-        let mut rings = subscribed.map_err(|error| unavailable(chain(&error)))?;
+        let mut rings = self.listen(record_subject(id)).await.map_err(unavailable)?;
         let mut look = LOOK_FIRST;
         let mut echo = None;
         loop {
