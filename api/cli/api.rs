@@ -14,7 +14,9 @@ pub(crate) async fn run(args: ApiArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
     let models = Models::open(&args.models)?;
     let listener = setup::bind(&args.http).await?;
-    let defaults = setup::topic_defaults(&args.topics, models.repository.iter().count(), None)?;
+    // A queue that runs elsewhere bounds its streams one by one; so each topic gets its share.
+    let share = setup::queue_bytes(args.topics.queue_bytes, None)? / models.repository.iter().count().max(1) as u64;
+    let defaults = setup::topic_defaults(&args.topics, share);
     let address = data::queue_address(&args.queue)?;
     let queue = Queue::connect(&address, "sightline api", defaults).await?;
     let config = setup::http_config(&args.http, queue.max_payload());

@@ -44,6 +44,8 @@ pub(crate) enum Command {
     Up(UpArgs),
     /// Serve HTTP, on a queue that runs elsewhere
     Api(ApiArgs),
+    /// Run the queue alone
+    Broker(BrokerArgs),
     /// Run models, on a queue that runs elsewhere
     Worker(WorkerArgs),
     /// Send images and collect the results
@@ -68,9 +70,12 @@ pub(crate) struct UpArgs {
     /// Use this queue (`nats://[TOKEN@]host:port,…`) and start none
     #[arg(long, env = "SIGHTLINE_QUEUE", hide_env_values = true, value_name = "URL")]
     pub(crate) queue: Option<String>,
-    /// Which queue server to start
-    #[arg(long, env = "SIGHTLINE_ENGINE", default_value = "nats")]
+    /// Which queue to start
+    #[arg(long, env = "SIGHTLINE_ENGINE", default_value = "own")]
     pub(crate) engine: EngineKind,
+    /// Let everybody on this machine use the queue, without its token
+    #[arg(long, env = "SIGHTLINE_BROKER_OPEN")]
+    pub(crate) broker_open: bool,
     /// Threads inside one operator of a model, for each worker
     #[arg(long, env = "SIGHTLINE_THREADS", default_value = "1", value_name = "N")]
     pub(crate) threads: NonZeroUsize,
@@ -89,8 +94,34 @@ pub(crate) struct UpArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineKind {
+    /// The broker that is built in
+    Own,
     /// A NATS server, fetched with pip and run as a child process
     Nats,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BrokerArgs {
+    /// Where it listens; a free port is taken if this one is in use
+    #[arg(long, env = "SIGHTLINE_LISTEN", default_value = "127.0.0.1:4222", value_name = "HOST:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// Let everybody on this machine in, without the token
+    #[arg(long, env = "SIGHTLINE_BROKER_OPEN")]
+    pub(crate) broker_open: bool,
+    /// Bytes that queued images may take [default: 32GiB, or half of the free disk if that is less]
+    #[arg(long, env = "SIGHTLINE_QUEUE_BYTES", value_name = "BYTES")]
+    pub(crate) queue_bytes: Option<ByteSize>,
+    /// The largest message
+    #[arg(long, env = "SIGHTLINE_MAX_PAYLOAD", default_value = "32MiB", value_name = "BYTES")]
+    pub(crate) max_payload: ByteSize,
+    /// Sync nothing: a power cut loses what was acknowledged. Shows what syncing is worth
+    #[arg(long, hide = true)]
+    pub(crate) no_sync: bool,
+    /// End when standard input closes
+    #[arg(long, hide = true)]
+    pub(crate) supervised: bool,
+    #[command(flatten)]
+    pub(crate) data: DataArgs,
 }
 
 #[derive(Debug, Args)]

@@ -58,8 +58,13 @@ impl DataDir {
 
     /// Leaves the addresses for other commands.
     pub(crate) fn announce(&self, broker: &Address, api: &str) -> anyhow::Result<()> {
-        self.write(BROKER_URL, &broker.to_string())?;
+        self.announce_broker(broker)?;
         self.write(API_URL, api)
+    }
+
+    /// Leaves the broker's address for other commands.
+    pub(crate) fn announce_broker(&self, broker: &Address) -> anyhow::Result<()> {
+        self.write(BROKER_URL, &broker.to_string())
     }
 
     /// Writes a small file that only this user reads, whole or not at all.

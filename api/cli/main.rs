@@ -4,6 +4,8 @@ mod config;
 mod data;
 mod up;
 mod supervisor;
+mod engine;
+mod broker;
 mod nats;
 mod guard;
 mod api;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Up(args) => up::run(args, &cli.log).await,
             Command::Api(args) => api::run(args).await,
+            Command::Broker(args) => broker::run(args).await,
             Command::Worker(args) => worker::run(args, &cli.log).await,
             Command::Submit(args) => submit::run(args).await,
             Command::Models(args) => models::run(args).await,

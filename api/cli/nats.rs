@@ -15,13 +15,12 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::data::DataDir;
+use crate::engine::MAX_PAYLOAD;
 use crate::supervisor::{self, Backoff};
 
 /// How long the server may take until it answers.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 const START_PAUSE: Duration = Duration::from_millis(50);
-/// The largest message: an upload of the default limit, with room for larger ones.
-const MAX_PAYLOAD: u32 = 32 << 20;
 /// How long the guard may take to end the server.
 const END_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -34,11 +33,17 @@ pub(crate) struct NatsServer {
 
 impl NatsServer {
     /// Starts the server on the data folder and waits until it answers.
-    pub(crate) async fn start(data: &DataDir, program: PathBuf, wanted: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        data: &DataDir,
+        program: PathBuf,
+        wanted: SocketAddr,
+        open: bool,
+    ) -> anyhow::Result<Self> {
         let listen = free_address(wanted)?;
-        let token = data.token()?;
-        let launch = Launch::prepare(data, program, listen, &token)?;
-        let address = Address::parse(&format!("nats://{token}@{listen}"))?;
+        let token = if open { None } else { Some(data.token()?) };
+        let launch = Launch::prepare(data, program, listen, token.as_deref())?;
+        let user = token.map(|token| format!("{token}@")).unwrap_or_default();
+        let address = Address::parse(&format!("nats://{user}{listen}"))?;
         let stop = CancellationToken::new();
         let child = launch.spawn()?;
         let keeping = tokio::spawn(keep(launch.clone(), child, stop.clone()));
@@ -88,16 +93,17 @@ struct Launch {
 }
 
 impl Launch {
-    fn prepare(data: &DataDir, program: PathBuf, listen: SocketAddr, token: &str) -> anyhow::Result<Self> {
+    fn prepare(data: &DataDir, program: PathBuf, listen: SocketAddr, token: Option<&str>) -> anyhow::Result<Self> {
         let folder = data.path().join("nats");
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let log = folder.join("nats-server.log");
         let quoted = |path: &PathBuf| serde_json::to_string(&path.to_string_lossy()).context("quote a path");
         // An explicit file-store limit: the default is taken from the disk's free space and would
         // refuse streams on a small one. What may lie in it is bounded stream by stream.
+        let authorization = token.map(|token| format!("authorization {{ token: \"{token}\" }}")).unwrap_or_default();
         let config = format!(
             "listen: \"{listen}\"\n\
-             authorization {{ token: \"{token}\" }}\n\
+             {authorization}\n\
              max_payload: {MAX_PAYLOAD}\n\
              log_file: {}\n\
              logfile_size_limit: 10MB\n\

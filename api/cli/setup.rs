@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ::models::{Cache, Repository, pull};
 use anyhow::{Context, bail};
+use bytesize::ByteSize;
 use queue::topic::Defaults;
 
 use crate::config::{HttpArgs, ModelArgs, TopicArgs};
@@ -82,8 +83,9 @@ fn say(line: &str) {
     eprintln!("{line}");
 }
 
-/// What topics are created with. `disk` is the folder whose disk the queue fills, if it is ours.
-pub(crate) fn topic_defaults(args: &TopicArgs, models: usize, disk: Option<&Path>) -> anyhow::Result<Defaults> {
+/// Bytes that queued jobs may take over all topics. `disk` is the folder whose disk the queue fills,
+/// if it is ours.
+pub(crate) fn queue_bytes(said: Option<ByteSize>, disk: Option<&Path>) -> anyhow::Result<u64> {
     let half_of_free = match disk {
         Some(path) => {
             let disk = rustix::fs::statvfs(path).with_context(|| format!("look at the disk of {}", path.display()))?;
@@ -91,18 +93,21 @@ pub(crate) fn topic_defaults(args: &TopicArgs, models: usize, disk: Option<&Path
         }
         None => u64::MAX,
     };
-    let total = args.queue_bytes.map_or(QUEUE_BYTES_MAX.min(half_of_free), |bytes| bytes.as_u64());
-    Ok(Defaults {
+    Ok(said.map_or(QUEUE_BYTES_MAX.min(half_of_free), |bytes| bytes.as_u64()))
+}
+
+/// What topics are created with, each with so many bytes for its queue.
+pub(crate) fn topic_defaults(args: &TopicArgs, topic_bytes_max: u64) -> Defaults {
+    Defaults {
         partitions: args.partitions.get(),
         lease: args.lease,
         attempts_max: args.attempts.get(),
         run_timeout: args.run_timeout,
         result_ttl: args.result_ttl,
-        // Streams are bounded one by one; so each topic gets its share.
-        topic_bytes_max: total / models.max(1) as u64,
+        topic_bytes_max,
         replicas: args.replicas.get(),
         ..Defaults::default()
-    })
+    }
 }
 
 /// The API's settings. Says so when the queue's server takes less than the upload limit.

@@ -4,13 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use queue::Queue;
-use queue::client::Address;
 
-use crate::config::{EngineKind, LogArgs, UpArgs};
+use crate::config::{LogArgs, UpArgs};
 use crate::data::DataDir;
-use crate::nats::NatsServer;
+use crate::engine::Engine;
 use crate::setup::{self, Models};
 use crate::stop;
 use crate::supervisor::{Supervisor, WorkerCommand};
@@ -27,19 +26,21 @@ pub(crate) async fn run(args: UpArgs, log: &LogArgs) -> anyhow::Result<ExitCode>
     let data = DataDir::open(&args.data)?;
     let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| Arc::new(models))).await??;
 
-    let server = match (&args.queue, args.engine) {
-        (Some(_), _) => None,
-        (None, EngineKind::Nats) => {
-            let fetching = models.clone();
-            let program = tokio::task::spawn_blocking(move || fetching.nats_server()).await??;
-            Some(NatsServer::start(&data, program, args.broker_listen).await?)
+    let engine = Engine::start(&args, &data, &models).await?;
+    let failed = {
+        let serving = serve(&args, &data, &models, listener, &engine, log, &stop);
+        tokio::pin!(serving);
+        tokio::select! {
+            result = &mut serving => result,
+            problem = engine.failure() => {
+                // Without the queue nothing can end in order; but what can is given the chance.
+                stop.cancel();
+                serving.await.and_then(|()| bail!("the queue has failed: {problem}"))
+            }
         }
     };
-    let result = serve(&args, &data, &models, listener, server.as_ref(), log, &stop).await;
-    if let Some(server) = server {
-        server.end().await;
-    }
-    result.map(|()| ExitCode::SUCCESS)
+    engine.end().await;
+    failed.map(|()| ExitCode::SUCCESS)
 }
 
 /// Everything between the queue's start and its end.
@@ -48,21 +49,16 @@ async fn serve(
     data: &DataDir,
     models: &Models,
     listener: tokio::net::TcpListener,
-    server: Option<&NatsServer>,
+    engine: &Engine,
     log: &LogArgs,
     stop: &tokio_util::sync::CancellationToken,
 ) -> anyhow::Result<()> {
-    let address = match (&args.queue, server) {
-        (Some(url), _) => Address::parse(url)?,
-        (None, Some(server)) => server.address().clone(),
-        (None, None) => anyhow::bail!("there is no queue"),
-    };
-    let disk = server.map(|_| data.path());
-    let defaults = setup::topic_defaults(&args.topics, models.repository.iter().count(), disk)?;
-    let queue = Queue::connect(&address, "sightline up", defaults).await?;
+    let address = engine.address();
+    let defaults = setup::topic_defaults(&args.topics, engine.topic_bytes_max());
+    let queue = Queue::connect(address, "sightline up", defaults).await?;
     let config = setup::http_config(&args.http, queue.max_payload());
     let api = listener.local_addr().context("find the API's own address")?;
-    data.announce(&address, &format!("http://{api}"))?;
+    data.announce(address, &format!("http://{api}"))?;
 
     let workers = args.workers.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
     let command = WorkerCommand::new(models, args.threads, data.path(), args.queue.as_deref(), log)?;
@@ -73,7 +69,7 @@ async fn serve(
         () = stop.cancelled() => Ok(()),
     };
     if ready.is_ok() && !stop.is_cancelled() {
-        print!("{}", screen(args, data, models, &address, api, workers));
+        print!("{}", screen(args, data, models, engine, api, workers));
         stop.cancelled().await;
         eprintln!("stopping: requests end, workers finish and hand back");
     }
@@ -89,11 +85,11 @@ fn screen(
     args: &UpArgs,
     data: &DataDir,
     models: &Models,
-    queue: &Address,
+    engine: &Engine,
     api: std::net::SocketAddr,
     workers: usize,
 ) -> String {
-    let kind = if args.queue.is_some() { "" } else { " (nats-server; every acknowledgement is on disk)" };
+    let (queue, kind) = (engine.address(), engine.kind());
     let threads = args.threads;
     let example = "tests/photos/coffee.png";
     let image = if Path::new(example).exists() { example } else { "photo.jpg" };

@@ -25,6 +25,11 @@ pub mod topic;
 pub mod client;
 pub mod lease;
 pub mod members;
+pub mod broker;
+mod stream;
+mod journal;
+mod nats;
+mod platform;
 mod error;
 mod timestamp;
 

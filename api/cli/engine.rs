@@ -1,0 +1,101 @@
+//! The queue that `up` works on: our own broker in this process, a NATS server as a child, or one
+//! that runs elsewhere.
+
+use std::sync::Arc;
+
+use queue::broker::Broker;
+use queue::client::Address;
+
+use crate::broker::{self, Settings};
+use crate::config::{EngineKind, UpArgs};
+use crate::data::DataDir;
+use crate::nats::NatsServer;
+use crate::setup::{self, Models};
+
+/// The largest message: an upload of the default limit, with room for larger ones.
+pub(crate) const MAX_PAYLOAD: u32 = 32 << 20;
+
+/// A queue, and what has to be ended with it.
+pub(crate) struct Engine {
+    running: Running,
+    address: Address,
+    topic_bytes_max: u64,
+}
+
+enum Running {
+    Own(Broker),
+    Nats(NatsServer),
+    Elsewhere,
+}
+
+impl Engine {
+    /// Starts the queue that was asked for, or none if it runs elsewhere.
+    pub(crate) async fn start(args: &UpArgs, data: &DataDir, models: &Arc<Models>) -> anyhow::Result<Self> {
+        let topics = models.repository.iter().count().max(1) as u64;
+        let queue_bytes = |disk| setup::queue_bytes(args.topics.queue_bytes, disk);
+        if let Some(url) = &args.queue {
+            let topic_bytes_max = queue_bytes(None)? / topics;
+            return Ok(Self { running: Running::Elsewhere, address: Address::parse(url)?, topic_bytes_max });
+        }
+        let queue_bytes = queue_bytes(Some(data.path()))?;
+        match args.engine {
+            EngineKind::Own => {
+                let settings = Settings {
+                    listen: args.broker_listen,
+                    open: args.broker_open,
+                    queue_bytes,
+                    max_payload: MAX_PAYLOAD.into(),
+                    sync: true,
+                };
+                let (broker, address) = broker::start(data, settings).await?;
+                // The broker bounds all topics together; none has a share of its own.
+                Ok(Self { running: Running::Own(broker), address, topic_bytes_max: queue_bytes })
+            }
+            EngineKind::Nats => {
+                let fetching = models.clone();
+                let program = tokio::task::spawn_blocking(move || fetching.nats_server()).await??;
+                let server = NatsServer::start(data, program, args.broker_listen, args.broker_open).await?;
+                let address = server.address().clone();
+                // A NATS server bounds its streams one by one; so each topic gets its share.
+                Ok(Self { running: Running::Nats(server), address, topic_bytes_max: queue_bytes / topics })
+            }
+        }
+    }
+
+    /// Where it listens, with its token.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Bytes that the queue of one topic may take.
+    pub(crate) fn topic_bytes_max(&self) -> u64 {
+        self.topic_bytes_max
+    }
+
+    /// What it is, for people.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.running {
+            Running::Own(_) => " (built in; every acknowledgement is on disk)",
+            Running::Nats(_) => " (nats-server; every acknowledgement is on disk)",
+            Running::Elsewhere => "",
+        }
+    }
+
+    /// Waits until it fails for good, and returns why.
+    pub(crate) async fn failure(&self) -> String {
+        match &self.running {
+            Running::Own(broker) => broker.failure().await,
+            // A server that dies is started again.
+            Running::Nats(_) | Running::Elsewhere => std::future::pending().await,
+        }
+    }
+
+    /// Ends what was started.
+    pub(crate) async fn end(self) {
+        match self.running {
+            Running::Own(broker) => broker.stop().await,
+            Running::Nats(server) => server.end().await,
+            Running::Elsewhere => {}
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! A client as the rest of the broker sees it: something that takes messages.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::sync::Notify;
+
+use crate::journal::{Release, Source};
+use crate::nats::Frame;
+
+/// Bytes shorter than this are put together, longer ones are passed on as they are.
+const COPY_BYTES_MAX: usize = 4096;
+
+/// A connected client.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) id: u64,
+    /// It understands messages with headers.
+    pub(super) takes_headers: AtomicBool,
+    outbox: Mutex<Outbox>,
+    outbox_bytes_max: usize,
+    /// The outbox has something, or is closed.
+    pub(super) notify: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Outbox {
+    chunks: Vec<Chunk>,
+    bytes: usize,
+    /// Nothing more is taken; what is there is still sent.
+    closed: bool,
+}
+
+/// Bytes on their way to a client.
+#[derive(Debug)]
+pub(super) enum Chunk {
+    Bytes(Bytes),
+    /// A part of a stored entry, from one offset to another.
+    Stored { source: Source, from: usize, to: usize },
+}
+
+impl Client {
+    pub(super) fn new(id: u64, outbox_bytes_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            takes_headers: AtomicBool::new(false),
+            outbox: Mutex::new(Outbox::default()),
+            outbox_bytes_max,
+            notify: Notify::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts bytes into the outbox. A client that does not keep up is cut: others must not pay for it.
+    fn push(&self, bundle: Bundle) {
+        let mut outbox = self.lock();
+        if outbox.closed {
+            return;
+        }
+        if outbox.bytes + bundle.bytes > self.outbox_bytes_max {
+            tracing::warn!(client = self.id, bytes = outbox.bytes, "slow consumer: the client is cut");
+            outbox.chunks.clear();
+            outbox.chunks.push(Chunk::Bytes(crate::nats::err("Slow Consumer")));
+            outbox.closed = true;
+        } else {
+            outbox.bytes += bundle.bytes;
+            outbox.chunks.extend(bundle.into_chunks());
+        }
+        drop(outbox);
+        self.notify.notify_one();
+    }
+
+    /// Sends protocol bytes that depend on nothing.
+    pub(super) fn send_now(&self, bytes: Bytes) {
+        let mut bundle = Bundle::default();
+        bundle.put(&bytes);
+        self.push(bundle);
+    }
+
+    /// Takes what is to be sent, and whether that was all for ever.
+    pub(super) fn take(&self) -> (Vec<Chunk>, bool) {
+        let mut outbox = self.lock();
+        outbox.bytes = 0;
+        (std::mem::take(&mut outbox.chunks), outbox.closed)
+    }
+
+    /// Takes nothing more; with a last word.
+    pub(super) fn close(&self, last: Option<Bytes>) {
+        if let Some(last) = last {
+            self.send_now(last);
+        }
+        self.lock().closed = true;
+        self.notify.notify_one();
+    }
+}
+
+/// A subscription of a client.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    pub(super) client: Arc<Client>,
+    pub(super) subject: Bytes,
+    pub(super) sid: Bytes,
+    pub(super) queue: Option<Bytes>,
+    pub(super) delivered: AtomicU64,
+    /// It ends after so many; 0 is never.
+    pub(super) ends_after: AtomicU64,
+}
+
+/// A subscription that many places hold; equal is the same one.
+#[derive(Debug, Clone)]
+pub(super) struct Handle(pub(super) Arc<Subscription>);
+
+impl PartialEq for Handle {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Subscription {
+    /// Whether it has had all that it asked for.
+    pub(super) fn is_used_up(&self) -> bool {
+        let ends_after = self.ends_after.load(Ordering::Relaxed);
+        ends_after > 0 && self.delivered.load(Ordering::Relaxed) >= ends_after
+    }
+}
+
+/// What a message carries.
+#[derive(Debug, Clone)]
+pub(super) enum Body<'a> {
+    /// Header block and payload.
+    Given { header: &'a [u8], payload: &'a Bytes },
+    /// A stored message: header block and payload lie behind one another in the entry.
+    Stored { source: Source, start: usize, header_bytes: usize, payload_bytes: usize, extra: Option<Bytes> },
+}
+
+impl Body<'_> {
+    fn lengths(&self) -> (usize, usize) {
+        match self {
+            Self::Given { header, payload } => (header.len(), payload.len()),
+            Self::Stored { header_bytes, payload_bytes, extra: None, .. } => (*header_bytes, *payload_bytes),
+            // Further lines stand before the block's last line end, or in a block of their own.
+            Self::Stored { header_bytes, payload_bytes, extra: Some(extra), .. } => {
+                (header_bytes.saturating_sub(2) + extra.len(), *payload_bytes)
+            }
+        }
+    }
+
+    fn put(&self, with_header: bool, bundle: &mut Bundle) {
+        match self {
+            Self::Given { header, payload } => {
+                if with_header {
+                    bundle.put(header);
+                }
+                bundle.put_bytes(payload);
+            }
+            Self::Stored { source, start, header_bytes, payload_bytes, extra } => {
+                let payload = start + header_bytes;
+                match extra {
+                    Some(extra) if with_header => {
+                        bundle.put_stored(source, *start, start + header_bytes.saturating_sub(2));
+                        bundle.put_bytes(extra);
+                        bundle.put_stored(source, payload, payload + payload_bytes);
+                    }
+                    _ => {
+                        let from = if with_header { *start } else { payload };
+                        bundle.put_stored(source, from, payload + payload_bytes);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Bytes for one client, small ones put together.
+#[derive(Debug, Default)]
+pub(super) struct Bundle {
+    chunks: Vec<Chunk>,
+    tail: BytesMut,
+    bytes: usize,
+}
+
+impl Bundle {
+    pub(super) fn put(&mut self, bytes: &[u8]) {
+        self.tail.put_slice(bytes);
+        self.bytes += bytes.len();
+    }
+
+    fn put_bytes(&mut self, bytes: &Bytes) {
+        if bytes.len() <= COPY_BYTES_MAX {
+            return self.put(bytes);
+        }
+        self.close_tail();
+        self.bytes += bytes.len();
+        self.chunks.push(Chunk::Bytes(bytes.clone()));
+    }
+
+    fn put_stored(&mut self, source: &Source, from: usize, to: usize) {
+        match source {
+            _ if from == to => {}
+            Source::Memory(entry) => self.put_bytes(&entry.slice(from..to)),
+            Source::Disk { .. } => {
+                self.close_tail();
+                self.bytes += to - from;
+                self.chunks.push(Chunk::Stored { source: source.clone(), from, to });
+            }
+        }
+    }
+
+    /// A whole message.
+    pub(super) fn put_message(&mut self, subscription: &Subscription, subject: &[u8], reply: Option<&[u8]>, body: &Body<'_>) {
+        let (header_bytes, payload_bytes) = body.lengths();
+        let with_header = subscription.client.takes_headers.load(Ordering::Relaxed);
+        let header_bytes = if with_header { header_bytes } else { 0 };
+        let before = self.tail.len();
+        Frame { subject, sid: &subscription.sid, reply, header_bytes, payload_bytes }.put(&mut self.tail);
+        self.bytes += self.tail.len() - before;
+        body.put(with_header, self);
+        self.put(b"\r\n");
+    }
+
+    fn close_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.chunks.push(Chunk::Bytes(self.tail.split().freeze()));
+        }
+    }
+
+    fn into_chunks(mut self) -> Vec<Chunk> {
+        self.close_tail();
+        self.chunks
+    }
+}
+
+/// What leaves together, for any number of clients.
+#[derive(Debug, Default)]
+pub(super) struct Outgoing {
+    bundles: Vec<(Arc<Client>, Bundle)>,
+}
+
+impl Outgoing {
+    pub(super) fn is_empty(&self) -> bool {
+        self.bundles.is_empty()
+    }
+
+    /// What goes to a client.
+    pub(super) fn to(&mut self, client: &Arc<Client>) -> &mut Bundle {
+        // Few clients get something at a time, and most often it is the last one again.
+        let index = match self.bundles.iter().rposition(|(known, _)| known.id == client.id) {
+            Some(index) => index,
+            None => {
+                self.bundles.push((client.clone(), Bundle::default()));
+                self.bundles.len() - 1
+            }
+        };
+        &mut self.bundles[index].1
+    }
+}
+
+impl Release for Outgoing {
+    fn release(self) {
+        self.bundles.into_iter().for_each(|(client, bundle)| client.push(bundle));
+    }
+}

@@ -1,0 +1,232 @@
+//! One client's connection: one task, which reads and writes at once.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use serde::Deserialize;
+use subtle::ConstantTimeEq;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+
+use super::client::{Chunk, Client, Subscription};
+use super::{PROTOCOL_VERSION, Shared};
+use crate::nats::{Command, Parser, err, info};
+
+/// What is read at a time when no payload is on its way.
+const READ_BYTES: usize = 64 * 1024;
+/// The largest message of a client that has not said who it is.
+const STRANGER_PAYLOAD_MAX: usize = 1024;
+/// How long one write may be blocked.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the last words may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Signs of life that may be missed.
+const PINGS_MAX: u32 = 2;
+/// Bytes that may wait for the disk before clients have to wait to send more.
+const BACKLOG_BYTES_MAX: usize = 64 << 20;
+const BACKLOG_PAUSE: Duration = Duration::from_millis(1);
+
+/// What is known of a client, and what it has subscribed.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) client: Arc<Client>,
+    pub(super) subscriptions: HashMap<Bytes, Arc<Subscription>>,
+    pub(super) is_verbose: bool,
+    pub(super) wants_echo: bool,
+    pub(super) wants_no_responders: bool,
+    /// It may send more than `CONNECT`.
+    is_let_in: bool,
+}
+
+/// Why a connection ends: what to tell the client, if anything.
+pub(super) type Goodbye = Option<&'static str>;
+
+/// What a client says of itself. Fields may be null, which is as if they were not there.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Connect {
+    verbose: Option<bool>,
+    echo: Option<bool>,
+    headers: Option<bool>,
+    no_responders: Option<bool>,
+    auth_token: Option<String>,
+}
+
+/// Serves a client until it goes or has to.
+pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, id: u64, is_full: bool) {
+    // Answers are small and awaited.
+    drop(socket.set_nodelay(true));
+    let client = Client::new(id, shared.options.outbox_bytes_max);
+    let (reader, writer) = socket.into_split();
+    client.send_now(greeting(&shared, peer, id));
+    let mut session = Session {
+        client: client.clone(),
+        subscriptions: HashMap::new(),
+        is_verbose: true,
+        wants_echo: true,
+        wants_no_responders: false,
+        is_let_in: shared.options.token.is_none(),
+    };
+    let mut writing = Box::pin(write(client.clone(), writer));
+    let mut stop = shared.stop.subscribe();
+    if is_full {
+        client.close(Some(err("maximum connections exceeded")));
+    } else {
+        tokio::select! {
+            goodbye = read(&shared, &mut session, reader) => client.close(goodbye.map(err)),
+            () = &mut writing => {}
+            () = super::told(&mut stop) => client.close(None),
+        }
+    }
+    shared.forget(&mut session);
+    // The last words of a client that is still there.
+    drop(timeout(LAST_WORDS, writing).await);
+}
+
+fn greeting(shared: &Shared, peer: SocketAddr, id: u64) -> Bytes {
+    let json = serde_json::json!({
+        "server_id": shared.server_id,
+        "server_name": "sightline",
+        "version": PROTOCOL_VERSION,
+        "proto": 1,
+        "go": "",
+        "host": shared.address.ip().to_string(),
+        "port": shared.address.port(),
+        "headers": true,
+        "auth_required": shared.options.token.is_some(),
+        "max_payload": shared.options.max_payload,
+        "jetstream": true,
+        "client_id": id,
+        "client_ip": peer.ip().to_string(),
+    });
+    info(&json.to_string())
+}
+
+/// Reads commands until the connection ends.
+async fn read(shared: &Shared, session: &mut Session, mut reader: OwnedReadHalf) -> Goodbye {
+    let payload_max = shared.options.max_payload;
+    let mut parser = Parser::new(if session.is_let_in { payload_max } else { STRANGER_PAYLOAD_MAX });
+    let mut buffer = BytesMut::with_capacity(READ_BYTES);
+    let let_in_by = tokio::time::Instant::now() + shared.options.auth_timeout;
+    let mut pings = 0;
+    loop {
+        buffer.reserve(parser.missing(buffer.len()).max(READ_BYTES));
+        let read = if session.is_let_in {
+            timeout(shared.options.ping_interval, reader.read_buf(&mut buffer)).await
+        } else {
+            tokio::time::timeout_at(let_in_by, reader.read_buf(&mut buffer)).await
+        };
+        match read {
+            Ok(Ok(0) | Err(_)) => return None,
+            Ok(Ok(_)) => pings = 0,
+            Err(_) if !session.is_let_in => return Some("Authentication Timeout"),
+            Err(_) if pings >= PINGS_MAX => return Some("Stale Connection"),
+            Err(_) => {
+                pings += 1;
+                session.client.send_now(Bytes::from_static(b"PING\r\n"));
+                continue;
+            }
+        }
+        let mut commands = Vec::new();
+        loop {
+            match parser.next(&mut buffer) {
+                Ok(Some(command)) if session.is_let_in => commands.push(command),
+                // Whoever is not let in is heard one command at a time, and only to say who it is.
+                Ok(Some(Command::Connect(json))) => {
+                    if let Err(goodbye) = greet(shared, session, &json) {
+                        return goodbye;
+                    }
+                    parser.set_payload_bytes_max(payload_max);
+                }
+                Ok(Some(_)) => return Some("Authorization Violation"),
+                Ok(None) => break,
+                Err(error) => {
+                    // What came before it still counts.
+                    if let Err(goodbye) = shared.execute(session, commands) {
+                        return goodbye;
+                    }
+                    tracing::debug!(client = session.client.id, %error, "a client is cut");
+                    return Some(match error {
+                        crate::nats::ParseError::UnknownOperation => "Unknown Protocol Operation",
+                        crate::nats::ParseError::LineTooLong => "maximum control line exceeded",
+                        crate::nats::ParseError::PayloadTooLarge if session.is_let_in => "Maximum Payload Violation",
+                        crate::nats::ParseError::PayloadTooLarge => "Authorization Violation",
+                    });
+                }
+            }
+        }
+        if let Err(goodbye) = shared.execute(session, commands) {
+            return goodbye;
+        }
+        // Bounded input: what is faster than the disk has to wait.
+        while shared.backlog() > BACKLOG_BYTES_MAX {
+            tokio::time::sleep(BACKLOG_PAUSE).await;
+        }
+    }
+}
+
+/// Takes in what a client says of itself.
+pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Result<(), Goodbye> {
+    let connect: Connect = serde_json::from_slice(json).map_err(|_| None)?;
+    if let Some(token) = &shared.options.token {
+        let said = connect.auth_token.unwrap_or_default();
+        if !bool::from(said.as_bytes().ct_eq(token.as_bytes())) {
+            return Err(Some("Authorization Violation"));
+        }
+    }
+    let takes_headers = connect.headers.unwrap_or(false);
+    session.wants_no_responders = connect.no_responders.unwrap_or(false);
+    if session.wants_no_responders && !takes_headers {
+        return Err(Some("no responders requires headers support"));
+    }
+    session.client.takes_headers.store(takes_headers, Ordering::Relaxed);
+    session.is_verbose = connect.verbose.unwrap_or(false);
+    session.wants_echo = connect.echo.unwrap_or(true);
+    session.is_let_in = true;
+    if session.is_verbose {
+        session.client.send_now(Bytes::from_static(b"+OK\r\n"));
+    }
+    Ok(())
+}
+
+/// Writes what is put into the outbox until it is closed and empty, or the client does not take it.
+async fn write(client: Arc<Client>, mut writer: OwnedWriteHalf) {
+    loop {
+        let (chunks, closed) = client.take();
+        if chunks.is_empty() {
+            if closed {
+                break;
+            }
+            client.notify.notified().await;
+            continue;
+        }
+        for chunk in chunks {
+            let bytes = match chunk {
+                Chunk::Bytes(bytes) => bytes,
+                Chunk::Stored { source, from, to } => {
+                    let loading = tokio::task::spawn_blocking(move || source.load());
+                    match loading.await.map_err(std::io::Error::other).flatten() {
+                        Ok(entry) => entry.slice(from..to),
+                        Err(error) => {
+                            // Its length is announced already, so the connection cannot go on.
+                            tracing::error!(client = client.id, %error, "a stored message cannot be read");
+                            client.close(None);
+                            return;
+                        }
+                    }
+                }
+            };
+            if !matches!(timeout(WRITE_TIMEOUT, writer.write_all(&bytes)).await, Ok(Ok(()))) {
+                client.close(None);
+                return;
+            }
+        }
+    }
+    drop(timeout(LAST_WORDS, writer.shutdown()).await);
+}

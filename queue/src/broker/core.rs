@@ -1,0 +1,342 @@
+//! All that is true in a broker, under one lock.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+
+use super::Options;
+use super::client::{Body, Handle, Outgoing};
+use crate::journal::{Change, Full, Journal, OpenError, Place, Release, Share};
+use crate::nats::SubjectTree;
+use crate::platform::storage::Storage;
+use crate::stream::config::Discard;
+use crate::stream::{Now, Stream, StreamConfig};
+
+/// Room that is kept for what a queued job has yet to write: its records.
+const OWED_BYTES: u64 = 4096;
+/// Payloads of other streams above this may use half of the reserve only.
+const BULK_BYTES: usize = 64 * 1024;
+/// The farthest that a timer is set: the calendar may jump.
+const TIMER_MAX: Duration = Duration::from_secs(60);
+
+/// Streams, subscriptions, journal, and what is to be sent.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) subscriptions: SubjectTree<Handle>,
+    pub(super) streams: BTreeMap<u32, Stream>,
+    names: BTreeMap<String, u32>,
+    /// Which stream takes a subject.
+    subjects: SubjectTree<u32>,
+    next_stream: u32,
+    pub(super) journal: Journal<Outgoing>,
+    pub(super) outgoing: Outgoing,
+    /// When which stream (consumer 0) or consumer has to be looked at.
+    pub(super) timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
+    /// Messages and bytes of all streams that refuse when full.
+    queued: (u64, u64),
+    queue_bytes_max: u64,
+    /// Counts up, to choose among the members of a queue group.
+    turn: usize,
+    pub(super) api_requests: u64,
+    pub(super) api_errors: u64,
+}
+
+/// The moment.
+pub(super) fn now() -> Now {
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Now { wall: i64::try_from(wall.as_nanos()).unwrap_or(i64::MAX), clock: Instant::now() }
+}
+
+impl Core {
+    /// Opens the journal and rebuilds what it says.
+    pub(super) fn open(
+        storage: Arc<dyn Storage>,
+        options: &Options,
+        on_failure: Box<dyn FnOnce(std::io::Error) + Send>,
+    ) -> Result<Self, OpenError> {
+        let started = Instant::now();
+        let mut state = Replay { streams: BTreeMap::new(), next_stream: 1, now: now() };
+        let (journal, recovered) = Journal::open(storage, options.segment_bytes, on_failure, &mut |change, place| {
+            state.apply(&change, place)
+        })?;
+        let mut core = Self {
+            subscriptions: SubjectTree::default(),
+            streams: BTreeMap::new(),
+            names: BTreeMap::new(),
+            subjects: SubjectTree::default(),
+            next_stream: state.next_stream,
+            journal,
+            outgoing: Outgoing::default(),
+            timers: BinaryHeap::new(),
+            queued: (0, 0),
+            queue_bytes_max: options.queue_bytes_max,
+            turn: 0,
+            api_requests: 0,
+            api_errors: 0,
+        };
+        for (_, mut stream) in state.streams {
+            stream.recovered();
+            for (sequence, message) in stream.messages.from(0) {
+                if !core.journal.claim(message.place) {
+                    return Err(OpenError::Damaged {
+                        name: "segments".into(),
+                        offset: message.place.position,
+                        problem: format!("message {sequence} of stream {} is in none of them", stream.config.name),
+                    });
+                }
+            }
+            core.admit(stream);
+        }
+        let now = now();
+        for id in core.streams.keys().copied().collect::<Vec<_>>() {
+            core.schedule_all(id, now);
+        }
+        tracing::info!(
+            streams = core.streams.len(),
+            messages = core.streams.values().map(|stream| stream.messages.len()).sum::<usize>(),
+            entries = recovered.entries,
+            torn_bytes = recovered.torn_bytes,
+            elapsed_ms = started.elapsed().as_millis() as u64,
+            "journal opened"
+        );
+        Ok(core)
+    }
+
+    /// Makes a stream known.
+    fn admit(&mut self, stream: Stream) {
+        for subject in &stream.config.subjects {
+            self.subjects.insert(subject.as_bytes(), stream.id);
+        }
+        self.count(weight(&stream), true);
+        self.names.insert(stream.config.name.clone(), stream.id);
+        self.streams.insert(stream.id, stream);
+    }
+
+    fn count(&mut self, (messages, bytes): (u64, u64), more: bool) {
+        let by = |total: u64, part: u64| if more { total + part } else { total.saturating_sub(part) };
+        self.queued = (by(self.queued.0, messages), by(self.queued.1, bytes));
+    }
+
+    pub(super) fn id_of(&self, name: &str) -> Option<u32> {
+        self.names.get(name).copied()
+    }
+
+    pub(super) fn stream(&self, name: &str) -> Option<&Stream> {
+        self.streams.get(self.names.get(name)?)
+    }
+
+    /// Streams in the order of their names.
+    pub(super) fn by_name(&self) -> impl Iterator<Item = &Stream> {
+        self.names.values().filter_map(|id| self.streams.get(id))
+    }
+
+    /// The stream that takes a subject.
+    pub(super) fn taker(&self, subject: &[u8]) -> Option<u32> {
+        let mut taker = None;
+        self.subjects.find(subject, &mut |id| taker = Some(*id));
+        taker
+    }
+
+    /// An id that no stream has had.
+    pub(super) fn new_stream_id(&self) -> u32 {
+        self.next_stream
+    }
+
+    /// Writes a change down and applies it. `durable`: what is sent because of it must wait for the
+    /// disk.
+    pub(super) fn change(&mut self, change: &Change<'_>, durable: bool, now: Now) -> Result<(), Full> {
+        let id = change.stream();
+        let share = match (change, self.streams.get(&id)) {
+            (Change::Stored(stored), Some(stream)) if !stored.moved => share(stream, stored.payload.len()),
+            _ => Share::Settle,
+        };
+        let place = self.journal.append(change, share, durable)?;
+        if let Change::StreamPut { config, created, .. } = change
+            && let Ok(config) = serde_json::from_slice::<StreamConfig>(config)
+        {
+            self.put_stream(id, config, *created);
+            return Ok(());
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        let before = weight(stream);
+        let mut freed = Vec::new();
+        if let Err(problem) = stream.apply(change, Some(place), now, &mut freed) {
+            // Only what we decided ourselves comes here, so this is a bug; the journal has it too.
+            tracing::error!(problem, ?id, "a change does not apply");
+        }
+        let after = weight(stream);
+        self.count(before, false);
+        self.count(after, true);
+        if matches!(change, Change::Stored(_)) {
+            let is_there = self.journal.claim(place);
+            debug_assert!(is_there, "an entry lies in the segment that it was put into");
+        }
+        freed.into_iter().for_each(|place| self.journal.release(place));
+        if matches!(change, Change::StreamDeleted { .. })
+            && let Some(gone) = self.streams.remove(&id)
+        {
+            self.names.remove(&gone.config.name);
+            gone.config.subjects.iter().for_each(|subject| self.subjects.remove(subject.as_bytes(), &id));
+        }
+        Ok(())
+    }
+
+    fn put_stream(&mut self, id: u32, config: StreamConfig, created: i64) {
+        self.next_stream = self.next_stream.max(id + 1);
+        match self.streams.remove(&id) {
+            Some(mut stream) => {
+                stream.config.subjects.iter().for_each(|subject| self.subjects.remove(subject.as_bytes(), &id));
+                self.count(weight(&stream), false);
+                stream.config = config;
+                self.admit(stream);
+            }
+            None => self.admit(Stream::new(id, config, created)),
+        }
+    }
+
+    /// Whether a new message of a stream may take this room. Jobs are refused long before what
+    /// settles them.
+    pub(super) fn make_room(&mut self, id: u32, bytes: usize, payload_bytes: usize) -> Result<(), Full> {
+        let Some(stream) = self.streams.get(&id) else { return Ok(()) };
+        let share = share(stream, payload_bytes);
+        if share == Share::Work && self.queued.1 + bytes as u64 > self.queue_bytes_max {
+            return Err(Full);
+        }
+        self.journal.make_room(bytes as u64, share, self.queued.0 * OWED_BYTES)
+    }
+
+    /// Sends a message to everybody who listens; whether somebody does. `from` is a client that does
+    /// not want to hear itself.
+    pub(super) fn route(&mut self, subject: &[u8], reply: Option<&[u8]>, body: &Body<'_>, from: Option<u64>) -> bool {
+        let mut plain = 0;
+        let mut groups: Vec<(&Bytes, Vec<&Handle>)> = Vec::new();
+        let outgoing = &mut self.outgoing;
+        let mut used_up = Vec::new();
+        let mut deliver = |handle: &Handle| {
+            let subscription = &handle.0;
+            outgoing.to(&subscription.client).put_message(subscription, subject, reply, body);
+            subscription.delivered.fetch_add(1, Ordering::Relaxed);
+            if subscription.is_used_up() {
+                used_up.push(handle.clone());
+            }
+        };
+        self.subscriptions.find(subject, &mut |handle: &Handle| {
+            if from == Some(handle.0.client.id) {
+                return;
+            }
+            match &handle.0.queue {
+                None => {
+                    deliver(handle);
+                    plain += 1;
+                }
+                Some(queue) => match groups.iter_mut().find(|(known, _)| *known == queue) {
+                    Some((_, members)) => members.push(handle),
+                    None => groups.push((queue, vec![handle])),
+                },
+            }
+        });
+        for (_, members) in &groups {
+            deliver(members[self.turn % members.len()]);
+        }
+        self.turn = self.turn.wrapping_add(1);
+        let is_heard = plain > 0 || !groups.is_empty();
+        for handle in used_up {
+            self.subscriptions.remove(&handle.0.subject, &handle);
+        }
+        is_heard
+    }
+
+    /// Sends a small message that the broker makes itself.
+    pub(super) fn tell(&mut self, subject: &[u8], header: &[u8], payload: &Bytes) {
+        self.route(subject, None, &Body::Given { header, payload }, None);
+    }
+
+    /// Ends a turn with the lock: what was changed goes to the journal, and what is to be sent goes
+    /// behind it, or out at once if nothing is before it.
+    pub(super) fn finish(&mut self) {
+        let outgoing = std::mem::take(&mut self.outgoing);
+        let release = (!outgoing.is_empty()).then_some(outgoing);
+        if let Some(ready) = self.journal.commit(release) {
+            ready.release();
+        }
+    }
+
+    /// Sets the timer of a consumer, or of a stream (consumer 0), to when it needs it.
+    pub(super) fn schedule(&mut self, id: u32, consumer: u32, now: Now) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let farthest = now.clock + TIMER_MAX;
+        let (wanted, scheduled) = if consumer == 0 {
+            let in_ns = stream.next_expiry().map(|when| when.saturating_sub(now.wall).max(0).unsigned_abs());
+            (in_ns.map(|ns| now.clock + Duration::from_nanos(ns).min(TIMER_MAX)), &mut stream.scheduled)
+        } else {
+            let Some(consumer) = stream.consumer_by_id(consumer) else { return };
+            (consumer.next_deadline().map(|at| at.min(farthest)), &mut consumer.scheduled)
+        };
+        if let Some(wanted) = wanted
+            && scheduled.is_none_or(|at| wanted < at)
+        {
+            *scheduled = Some(wanted);
+            self.timers.push(Reverse((wanted, id, consumer)));
+        }
+    }
+
+    /// When the next timer goes off.
+    pub(super) fn earliest_timer(&self) -> Option<Instant> {
+        self.timers.peek().map(|Reverse((at, _, _))| *at)
+    }
+
+    fn schedule_all(&mut self, id: u32, now: Now) {
+        self.schedule(id, 0, now);
+        let consumers: Vec<u32> =
+            self.streams.get(&id).into_iter().flat_map(|s| s.consumers().map(|c| c.id)).collect();
+        consumers.into_iter().for_each(|consumer| self.schedule(id, consumer, now));
+    }
+}
+
+/// What a stream counts against the bound over all queues.
+fn weight(stream: &Stream) -> (u64, u64) {
+    match stream.config.discard {
+        Discard::New => (stream.messages.len() as u64, stream.messages.bytes()),
+        Discard::Old => (0, 0),
+    }
+}
+
+/// How much of the room on disk a message may use.
+fn share(stream: &Stream, payload_bytes: usize) -> Share {
+    match stream.config.discard {
+        Discard::New => Share::Work,
+        Discard::Old if payload_bytes > BULK_BYTES => Share::Bulk,
+        Discard::Old => Share::Settle,
+    }
+}
+
+/// The state while it is read from the journal.
+struct Replay {
+    streams: BTreeMap<u32, Stream>,
+    next_stream: u32,
+    now: Now,
+}
+
+impl Replay {
+    fn apply(&mut self, change: &Change<'_>, place: Option<Place>) -> Result<(), String> {
+        let id = change.stream();
+        self.next_stream = self.next_stream.max(id + 1);
+        if let Change::StreamPut { config, created, .. } = change
+            && !self.streams.contains_key(&id)
+        {
+            let config = serde_json::from_slice(config).map_err(|error| error.to_string())?;
+            self.streams.insert(id, Stream::new(id, config, *created));
+            return Ok(());
+        }
+        if matches!(change, Change::StreamDeleted { .. }) {
+            self.streams.remove(&id);
+        }
+        // A snapshot may know that the stream is gone by now.
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        stream.apply(change, place, self.now, &mut Vec::new())
+    }
+}

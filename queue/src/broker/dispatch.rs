@@ -1,0 +1,145 @@
+//! From a command to whoever deals with it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use super::client::{Body, Handle, Subscription};
+use super::connection::{Goodbye, Session, greet};
+use super::core::{Core, now};
+use super::{Shared, admin, settle};
+use crate::nats::{Command, Publication, is_literal, is_valid, status};
+use crate::stream::Now;
+
+impl Shared {
+    /// Carries out commands of one client in one turn with the lock.
+    pub(super) fn execute(&self, session: &mut Session, commands: Vec<Command>) -> Result<(), Goodbye> {
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let mut core = self.lock();
+        let (earliest, now) = (core.earliest_timer(), now());
+        let mut result = Ok(());
+        for command in commands {
+            result = self.one(&mut core, session, command, now);
+            if result.is_err() {
+                break;
+            }
+        }
+        core.finish();
+        if core.earliest_timer() != earliest {
+            self.timer_set.notify_one();
+        }
+        result
+    }
+
+    fn one(&self, core: &mut Core, session: &mut Session, command: Command, now: Now) -> Result<(), Goodbye> {
+        let client = session.client.clone();
+        let answer = |core: &mut Core, bytes: &[u8]| core.outgoing.to(&client).put(bytes);
+        match command {
+            Command::Ping => {
+                answer(core, b"PONG\r\n");
+                return Ok(());
+            }
+            Command::Pong => return Ok(()),
+            Command::Connect(json) => return greet(self, session, &json),
+            Command::Subscribe { subject, queue, sid } => {
+                if !is_valid(&subject) {
+                    answer(core, b"-ERR 'Invalid Subject'\r\n");
+                    return Ok(());
+                }
+                subscribe(core, session, subject, queue, sid);
+            }
+            Command::Unsubscribe { sid, after } => unsubscribe(core, session, &sid, after),
+            Command::Publish(publication) => {
+                if !publication.header.is_empty() && !client.takes_headers.load(Ordering::Relaxed) {
+                    return Err(Some("message headers not supported"));
+                }
+                if !is_literal(&publication.subject) || std::str::from_utf8(&publication.subject).is_err() {
+                    answer(core, b"-ERR 'Invalid Publish Subject'\r\n");
+                    return Ok(());
+                }
+                publish(core, session, &publication, now);
+            }
+        }
+        if session.is_verbose {
+            answer(core, b"+OK\r\n");
+        }
+        Ok(())
+    }
+
+    /// Ends everything that a client has subscribed.
+    pub(super) fn forget(&self, session: &mut Session) {
+        let mut core = self.lock();
+        for (_, subscription) in session.subscriptions.drain() {
+            let subject = subscription.subject.clone();
+            core.subscriptions.remove(&subject, &Handle(subscription));
+        }
+    }
+
+    /// Bytes that wait for the disk.
+    pub(super) fn backlog(&self) -> usize {
+        let committer = self.lock().journal.committer().clone();
+        committer.waiting_bytes()
+    }
+}
+
+fn subscribe(core: &mut Core, session: &mut Session, subject: Bytes, queue: Option<Bytes>, sid: Bytes) {
+    // The first one of an id stays.
+    if session.subscriptions.contains_key(&sid) {
+        return;
+    }
+    // Copied: a slice would keep the whole read buffer.
+    let owned = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+    let subscription = Arc::new(Subscription {
+        client: session.client.clone(),
+        subject: owned(&subject),
+        sid: owned(&sid),
+        queue: queue.as_ref().map(owned),
+        delivered: AtomicU64::new(0),
+        ends_after: AtomicU64::new(0),
+    });
+    core.subscriptions.insert(&subject, Handle(subscription.clone()));
+    session.subscriptions.insert(subscription.sid.clone(), subscription);
+}
+
+fn unsubscribe(core: &mut Core, session: &mut Session, sid: &Bytes, after: u64) {
+    let Some(subscription) = session.subscriptions.get(sid) else { return };
+    subscription.ends_after.store(after, Ordering::Relaxed);
+    if after == 0 || subscription.is_used_up() {
+        let subject = subscription.subject.clone();
+        core.subscriptions.remove(&subject, &Handle(subscription.clone()));
+        session.subscriptions.remove(sid);
+    }
+}
+
+/// A message of a client: to the API, as an ack, into a stream, to who listens; or to nobody.
+fn publish(core: &mut Core, session: &Session, publication: &Publication, now: Now) {
+    let subject = &publication.subject[..];
+    if let Some(rest) = subject.strip_prefix(b"$JS.") {
+        let is_known = if let Some(operation) = rest.strip_prefix(b"API.") {
+            admin::request(core, operation, publication, now)
+        } else if let Some(tokens) = rest.strip_prefix(b"ACK.") {
+            settle::settle(core, tokens, publication, now)
+        } else {
+            false
+        };
+        if is_known {
+            return;
+        }
+    }
+    let taker = core.taker(subject);
+    if let Some(stream) = taker {
+        core.store(stream, publication, now);
+    }
+    // After the stream, so that the ring of a doorbell never comes before what it rings for.
+    let body = Body::Given { header: &publication.header, payload: &publication.payload };
+    let from = (!session.wants_echo).then_some(session.client.id);
+    let is_heard = core.route(subject, publication.reply.as_deref(), &body, from);
+    if let (Some(reply), false, None, true) = (&publication.reply, is_heard, taker, session.wants_no_responders) {
+        let text = String::from_utf8_lossy(subject).into_owned();
+        let header = status("503", &[("Nats-Subject", text)]);
+        core.tell(reply, &header, &Bytes::new());
+    }
+}

@@ -1,0 +1,272 @@
+//! Keeps the journal short: spares ahead, snapshots behind, and old segments emptied and dropped.
+//!
+//! A segment may be dropped when nothing in it is live, a snapshot stands behind it, and what made
+//! it dead is durable: else a power cut could bring back a message whose bytes are gone.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+
+use super::Shared;
+use super::core::{Core, now};
+use crate::journal::change::Change;
+use crate::journal::entry::Entry;
+use crate::journal::segment::{HEADER_BYTES, SegmentFile};
+use crate::journal::snapshot::{SnapshotWriter, put_record};
+use crate::journal::{Indexed, Place, Stored};
+
+/// Pause between two looks.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// Pause between two looks at what could be emptied: what drains by itself needs none.
+const SWEEP_PAUSE: Duration = Duration::from_secs(2);
+/// Room that is dead for so long is given back, however little it is.
+const GIVE_BACK: Duration = Duration::from_secs(15);
+/// Log behind the last snapshot, at least, before the next one.
+const SNAPSHOT_EVERY: u64 = 64 << 20;
+/// Dead bytes that are worth a snapshot at once, at least.
+const WORTH_BYTES: u64 = 32 << 20;
+/// Messages that are put into a snapshot in one turn with the lock.
+const TURN_MESSAGES: usize = 2048;
+/// Bytes that are carried out of an old segment in one turn with the lock.
+const TURN_BYTES: usize = 1 << 20;
+
+/// The keeper's thread.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the keeper remembers between two looks.
+struct State {
+    /// Where recovery would begin, and how long that snapshot is.
+    mark: u64,
+    snapshot_bytes: u64,
+    snapshot_at: Instant,
+    swept_at: Instant,
+}
+
+impl Keeper {
+    pub(super) fn start(shared: Arc<Shared>) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (worker, stopping) = (shared.clone(), stop.clone());
+        let thread = std::thread::Builder::new().name("keeper".into()).spawn(move || {
+            let now = Instant::now();
+            let mut state = State { mark: 0, snapshot_bytes: 0, snapshot_at: now, swept_at: now };
+            while !stopping.load(Ordering::Acquire) {
+                if let Err(error) = worker.look(&mut state) {
+                    tracing::warn!(%error, "the journal could not be tidied; it is tried again");
+                }
+                std::thread::park_timeout(LOOK_PAUSE);
+            }
+        })?;
+        Ok(Self { shared, stop, thread: Some(thread) })
+    }
+
+    /// Stops the thread and leaves a snapshot, so that the next start has nothing to read again.
+    pub(super) fn end(mut self) {
+        self.halt();
+        if let Err(error) = self.shared.snapshot() {
+            tracing::warn!(%error, "no snapshot at the end; the next start reads the log instead");
+        }
+    }
+
+    fn halt(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!("the journal's keeper panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+impl Shared {
+    /// One look at the journal, and what it needs.
+    fn look(&self, state: &mut State) -> io::Result<()> {
+        let is_short = self.fill_spares()?;
+        if state.swept_at.elapsed() >= SWEEP_PAUSE || is_short {
+            state.swept_at = Instant::now();
+            self.sweep()?;
+        }
+        self.drop_dead(state.mark)?;
+        let (dead, head) = {
+            let mut core = self.lock();
+            let old = state.snapshot_at.elapsed() >= GIVE_BACK;
+            if old || is_short {
+                core.journal.roll_if_dead();
+                core.finish();
+            }
+            (core.journal.dead_bytes(), core.journal.mark().0)
+        };
+        let is_worth = dead >= WORTH_BYTES.max(4 * state.snapshot_bytes);
+        let is_time = dead > 0 && (is_short || state.snapshot_at.elapsed() >= GIVE_BACK);
+        let is_long = head - state.mark >= SNAPSHOT_EVERY.max(4 * state.snapshot_bytes);
+        if is_worth || is_time || is_long {
+            (state.mark, state.snapshot_bytes) = self.snapshot()?;
+            state.snapshot_at = Instant::now();
+            self.drop_dead(state.mark)?;
+        }
+        Ok(())
+    }
+
+    /// Allocates spares. Whether some are missing all the same.
+    fn fill_spares(&self) -> io::Result<bool> {
+        let (storage, (missing, bytes)) = {
+            let mut core = self.lock();
+            (core.journal.storage().clone(), core.journal.spares_wanted())
+        };
+        let mut is_short = false;
+        for _ in 0..missing {
+            let number = self.lock().journal.space().next_number();
+            match SegmentFile::allocate(&storage, number, bytes) {
+                Ok(spare) => self.lock().journal.space().put(spare),
+                Err(error) => {
+                    tracing::debug!(%error, "no room for a spare");
+                    is_short = true;
+                    break;
+                }
+            }
+        }
+        let free = storage.free_bytes()?;
+        self.lock().journal.space().set_free_bytes(free);
+        Ok(is_short)
+    }
+
+    fn drop_dead(&self, mark: u64) -> io::Result<()> {
+        let (dead, committer) = {
+            let mut core = self.lock();
+            core.finish();
+            (core.journal.dead_before(mark), core.journal.committer().clone())
+        };
+        if dead.is_empty() {
+            return Ok(());
+        }
+        committer.barrier()?;
+        self.lock().journal.drop_segments(&dead);
+        Ok(())
+    }
+
+    /// Carries what lives out of the emptiest old segment.
+    fn sweep(&self) -> io::Result<()> {
+        let Some((base, file)) = self.lock().journal.emptiest() else { return Ok(()) };
+        let mut bytes = vec![0; (file.file.bytes()?.min(file.bytes) - HEADER_BYTES) as usize];
+        file.file.read_at(&mut bytes, HEADER_BYTES)?;
+        let mut position = base + HEADER_BYTES;
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let mut core = self.lock();
+            let mut carried = 0;
+            loop {
+                let Some(entry) = Entry::decode(position, rest) else {
+                    rest = &[];
+                    break;
+                };
+                let place = Place { position, bytes: entry.bytes() as u32 };
+                if let Some(Change::Stored(stored)) = Change::decode(entry.kind, entry.body) {
+                    carried += core.carry(&stored, place)?;
+                }
+                position += entry.bytes() as u64;
+                rest = &rest[entry.bytes()..];
+                if carried > TURN_BYTES {
+                    break;
+                }
+            }
+            core.finish();
+        }
+        Ok(())
+    }
+
+    /// Writes a snapshot. Returns where recovery goes on from it, and its length.
+    fn snapshot(&self) -> io::Result<(u64, u64)> {
+        let (storage, mark, streams) = {
+            let mut core = self.lock();
+            core.finish();
+            (core.journal.storage().clone(), core.journal.mark(), core.streams.keys().copied().collect::<Vec<_>>())
+        };
+        let write = || {
+            let mut writer = SnapshotWriter::create(&storage, mark)?;
+            for stream in &streams {
+                self.snapshot_stream(*stream, &mut writer)?;
+            }
+            // All that it knows of must be durable before it counts.
+            let committer = {
+                let mut core = self.lock();
+                core.finish();
+                core.journal.committer().clone()
+            };
+            committer.barrier()?;
+            writer.finish()
+        };
+        let written = write().or_else(|error| {
+            // A full disk: a snapshot gives back more than a spare takes.
+            let is_full = error.kind() == io::ErrorKind::StorageFull;
+            if is_full && self.lock().journal.space().sacrifice() { write() } else { Err(error) }
+        });
+        written.map(|bytes| (mark.0, bytes))
+    }
+
+    fn snapshot_stream(&self, id: u32, writer: &mut SnapshotWriter) -> io::Result<()> {
+        let mut records = BytesMut::new();
+        let mut next = 0;
+        {
+            let core = self.lock();
+            let Some(stream) = core.streams.get(&id) else { return Ok(()) };
+            stream.snapshot_head(&mut records);
+        }
+        loop {
+            writer.put(&records.split())?;
+            let core = self.lock();
+            let Some(stream) = core.streams.get(&id) else { return Ok(()) };
+            let before = next;
+            for (sequence, message) in stream.messages.from(next).take(TURN_MESSAGES) {
+                let indexed = Indexed {
+                    stream: id,
+                    sequence,
+                    time: message.time,
+                    expires: message.expires,
+                    place: message.place,
+                    header_bytes: message.header_bytes,
+                    payload_bytes: message.payload_bytes,
+                    subject: message.subject.as_bytes(),
+                };
+                put_record(&Change::Indexed(indexed), &mut records);
+                next = sequence + 1;
+            }
+            if next == before {
+                // Behind the messages, because a delivery of one that is not there counts for nothing.
+                stream.snapshot_tail(&mut records);
+                drop(core);
+                return writer.put(&records);
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Writes a message anew at the head of the log, if this is where it lies. Returns the bytes
+    /// that it took.
+    fn carry(&mut self, stored: &Stored<'_>, place: Place) -> io::Result<usize> {
+        let message = self.streams.get(&stored.stream).and_then(|stream| stream.messages.get(stored.sequence));
+        if message.is_none_or(|message| message.place != place) {
+            return Ok(0);
+        }
+        // Nothing that waits is told of this, and it replaces nothing any more.
+        let moved = Change::Stored(Stored { moved: true, replaces: 0, ..*stored });
+        let full = |full| io::Error::new(io::ErrorKind::StorageFull, full);
+        self.change(&moved, false, now()).map_err(full)?;
+        Ok(place.bytes as usize)
+    }
+}

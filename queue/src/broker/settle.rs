@@ -1,0 +1,179 @@
+//! What becomes of a delivery: done, again, not yet, never.
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::core::Core;
+use super::answer::advisory;
+use crate::journal::Change;
+use crate::nats::Publication;
+use crate::stream::{Now, go_duration};
+
+/// What a holder of a delivery says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict<'a> {
+    Ack,
+    /// Again, after so many ns.
+    Nak(i64),
+    Progress,
+    Term(&'a str),
+    /// Done, and the next one please.
+    Next(&'a [u8]),
+    /// Nothing that we know; the sender is answered all the same.
+    Unknown,
+}
+
+impl<'a> Verdict<'a> {
+    fn read(payload: &'a [u8]) -> Self {
+        let rest = |word: &str| payload.strip_prefix(word.as_bytes()).map(<[u8]>::trim_ascii);
+        if matches!(payload, b"" | b"+ACK" | b"+OK") {
+            Self::Ack
+        } else if payload == b"+WPI" {
+            Self::Progress
+        } else if let Some(delay) = rest("-NAK") {
+            Self::Nak(nak_delay(delay))
+        } else if let Some(reason) = rest("+TERM") {
+            Self::Term(std::str::from_utf8(reason).unwrap_or_default())
+        } else if let Some(pull) = rest("+NXT") {
+            Self::Next(pull)
+        } else {
+            Self::Unknown
+        }
+    }
+}
+
+/// The delay of a nak: JSON or a Go duration; anything else is none.
+fn nak_delay(text: &[u8]) -> i64 {
+    #[derive(Deserialize)]
+    struct Delay {
+        delay: i64,
+    }
+    let json = serde_json::from_slice::<Delay>(text).ok().map(|options| options.delay);
+    let delay = json.or_else(|| go_duration(std::str::from_utf8(text).ok()?));
+    delay.unwrap_or(0).max(0)
+}
+
+/// A delivery as its ack subject names it, of either version; the rest of the tokens is for people.
+fn delivery(tokens: &[u8]) -> Option<(&str, &str, u64)> {
+    let tokens: Vec<&str> = std::str::from_utf8(tokens).ok()?.split('.').collect();
+    let fields = match tokens.len() {
+        7 => &tokens[..],
+        9.. => &tokens[2..],
+        _ => return None,
+    };
+    Some((fields[0], fields[1], fields[3].parse().ok()?))
+}
+
+/// Settles a delivery, and answers the sender if it waits for that. `false`: that is no ack subject.
+pub(super) fn settle(core: &mut Core, tokens: &[u8], publication: &Publication, now: Now) -> bool {
+    let Some((stream, consumer, sequence)) = delivery(tokens) else { return false };
+    let verdict = Verdict::read(&publication.payload);
+    let applied = apply(core, stream, consumer, sequence, &verdict, publication.reply.is_some(), now);
+    let Some(reply) = &publication.reply else { return true };
+    if let Verdict::Next(pull) = verdict {
+        core.pull(stream, consumer, Some(reply), pull, now);
+    } else if applied {
+        // Whether it was settled now or before, the answer says that this is on disk.
+        core.journal.require_sync();
+        core.tell(reply, &[], &Bytes::new());
+    }
+    true
+}
+
+/// Whether it was taken note of; not, if there was no room to.
+fn apply(
+    core: &mut Core,
+    stream_name: &str,
+    consumer_name: &str,
+    sequence: u64,
+    verdict: &Verdict<'_>,
+    is_confirmed: bool,
+    now: Now,
+) -> bool {
+    let Some(stream) = core.id_of(stream_name) else { return true };
+    let Some(found) = core.streams.get_mut(&stream).and_then(|stream| stream.consumer_mut(consumer_name)) else {
+        return true;
+    };
+    let consumer = found.id;
+    let Some(pending) = found.pending_of(sequence).copied() else { return true };
+    let change = match verdict {
+        Verdict::Ack | Verdict::Next(_) | Verdict::Term(_) => Change::Acked { stream, consumer, sequence },
+        Verdict::Nak(_) if found.is_used_up(pending.count) => {
+            found.give_up(sequence);
+            core.advise_given_up(stream, consumer, &[(sequence, pending.count)]);
+            return true;
+        }
+        Verdict::Nak(delay) => {
+            let until = if *delay > 0 { now.wall.saturating_add(*delay) } else { 0 };
+            Change::Nakked { stream, consumer, sequence, until }
+        }
+        Verdict::Progress => {
+            found.progress(sequence, now.clock);
+            return true;
+        }
+        Verdict::Unknown => return true,
+    };
+    if core.change(&change, is_confirmed, now).is_err() {
+        tracing::warn!(stream = stream_name, sequence, "no room to note what became of a delivery");
+        return false;
+    }
+    if let Verdict::Term(reason) = verdict {
+        let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{stream_name}.{consumer_name}");
+        let fields = serde_json::json!({
+            "stream": stream_name, "consumer": consumer_name, "consumer_seq": pending.consumer_sequence,
+            "stream_seq": sequence, "deliveries": pending.count, "reason": reason,
+        });
+        advisory(core, &subject, "io.nats.jetstream.advisory.v1.terminated", fields, now);
+    }
+    core.serve(stream, consumer, now);
+    core.schedule(stream, consumer, now);
+    true
+}
+
+impl Core {
+    /// Says that messages were handed out as often as they may be; they stay in the stream.
+    pub(super) fn advise_given_up(&mut self, stream: u32, consumer: u32, given_up: &[(u64, u32)]) {
+        let Some(found) = self.streams.get_mut(&stream) else { return };
+        let stream_name = found.config.name.clone();
+        let Some(consumer_name) = found.consumer_by_id(consumer).map(|consumer| consumer.name.clone()) else { return };
+        let now = super::core::now();
+        for (sequence, count) in given_up {
+            let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream_name}.{consumer_name}");
+            let fields = serde_json::json!({
+                "stream": stream_name, "consumer": consumer_name, "stream_seq": sequence, "deliveries": count,
+            });
+            advisory(self, &subject, "io.nats.jetstream.advisory.v1.max_deliver", fields, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_are_read_as_clients_write_them() {
+        for (payload, expected) in [
+            ("", Verdict::Ack),
+            ("+ACK", Verdict::Ack),
+            ("-NAK", Verdict::Nak(0)),
+            (r#"-NAK {"delay":1500}"#, Verdict::Nak(1500)),
+            ("-NAK 1.5s", Verdict::Nak(1_500_000_000)),
+            ("-NAK nonsense", Verdict::Nak(0)),
+            ("+WPI", Verdict::Progress),
+            ("+TERM bad image", Verdict::Term("bad image")),
+            ("+NXT 3", Verdict::Next(b"3")),
+            ("hello", Verdict::Unknown),
+        ] {
+            assert_eq!(Verdict::read(payload.as_bytes()), expected, "{payload}");
+        }
+    }
+
+    #[test]
+    fn deliveries_are_named_in_two_ways() {
+        assert_eq!(delivery(b"s.c.1.22.3.4.5"), Some(("s", "c", 22)));
+        assert_eq!(delivery(b"_.hash.s.c.1.22.3.4.5"), Some(("s", "c", 22)));
+        assert_eq!(delivery(b"_.hash.s.c.1.22.3.4.5.token"), Some(("s", "c", 22)));
+        assert_eq!((delivery(b"s.c.1.x.3.4.5"), delivery(b"s.c")), (None, None));
+    }
+}

@@ -1,0 +1,124 @@
+//! What happens because time passes: leases end, requests run out, messages grow old.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::core::{Core, now};
+use super::{Shared, admin};
+use crate::journal::Change;
+use crate::nats::status;
+use crate::stream::Now;
+
+/// Looks at streams and consumers when they asked to be looked at.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut stop = shared.stop.subscribe();
+    loop {
+        let next = shared.lock().earliest_timer();
+        let sleeping = async {
+            match next {
+                Some(next) => tokio::time::sleep_until(next.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = sleeping => {
+                let mut core = shared.lock();
+                core.tick(now());
+                core.finish();
+            }
+            () = shared.timer_set.notified() => {}
+            () = super::told(&mut stop) => return,
+        }
+    }
+}
+
+impl Core {
+    /// Does everything that is due.
+    fn tick(&mut self, now: Now) {
+        while let Some(Reverse((at, stream, consumer))) = self.timers.peek().copied() {
+            if at > now.clock {
+                return;
+            }
+            self.timers.pop();
+            if consumer == 0 {
+                self.tick_stream(stream, at, now);
+            } else {
+                self.tick_consumer(stream, consumer, at, now);
+            }
+        }
+    }
+
+    fn tick_stream(&mut self, id: u32, at: Instant, now: Now) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        // An earlier timer has taken the place of this one.
+        if stream.scheduled != Some(at) {
+            return;
+        }
+        stream.scheduled = None;
+        for (from, to) in stream.expired(now.wall) {
+            let removed = Change::Removed { stream: id, from, to };
+            if self.change(&removed, false, now).is_err() {
+                break;
+            }
+        }
+        self.schedule(id, 0, now);
+    }
+
+    fn tick_consumer(&mut self, id: u32, consumer_id: u32, at: Instant, now: Now) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let stream_name = stream.config.name.clone();
+        let Some(consumer) = stream.consumer_by_id(consumer_id) else { return };
+        if consumer.scheduled != Some(at) {
+            return;
+        }
+        consumer.scheduled = None;
+        let given_up = consumer.expire(now.clock);
+        if consumer.ends_at().is_some_and(|ends_at| ends_at <= now.clock) {
+            let name = consumer.name.clone();
+            admin::end_requests(self, &stream_name, &name, "409 Consumer Deleted");
+            let deleted = Change::ConsumerDeleted { stream: id, consumer: consumer_id };
+            if self.change(&deleted, false, now).is_ok() {
+                return;
+            }
+        }
+        self.advise_given_up(id, consumer_id, &given_up);
+        self.serve(id, consumer_id, now);
+        self.end_requests_due(id, consumer_id, now);
+        self.schedule(id, consumer_id, now);
+    }
+
+    /// Ends requests that have run out, and gives signs of life to the others.
+    fn end_requests_due(&mut self, id: u32, consumer_id: u32, now: Now) {
+        let Some(consumer) = self.streams.get_mut(&id).and_then(|s| s.consumer_by_id(consumer_id)) else { return };
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now.clock);
+        let all = std::mem::take(&mut consumer.waiting);
+        let (ended, mut staying): (Vec<_>, Vec<_>) = all.into_iter().partition(|waiting| is_due(waiting.expires));
+        let mut beats = Vec::new();
+        for waiting in &mut staying {
+            if let Some((pause, next)) = &mut waiting.heartbeat
+                && *next <= now.clock
+            {
+                *next = now.clock + *pause;
+                beats.push(waiting.reply.clone());
+            }
+        }
+        consumer.waiting = staying.into();
+        if !ended.is_empty() {
+            consumer.asked_at = now.clock;
+        }
+        let (consumer_sequence, stream_sequence) = consumer.delivered_floor();
+        let lines = [
+            ("Nats-Last-Consumer", consumer_sequence.to_string()),
+            ("Nats-Last-Stream", stream_sequence.to_string()),
+        ];
+        for reply in beats {
+            self.tell(&reply, &status("100 Idle Heartbeat", &lines), &Bytes::new());
+        }
+        for waiting in ended {
+            self.end_request(&waiting, "408 Request Timeout");
+        }
+    }
+}

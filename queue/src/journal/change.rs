@@ -1,0 +1,322 @@
+//! What the journal says: changes of streams and consumers, and their bytes.
+//!
+//! All numbers are little-endian. Kinds are never reused. The byte tables are in
+//! `queue/README.md`.
+
+use bytes::{BufMut, BytesMut};
+
+/// One change. Applied in order, from nothing, they give the state.
+///
+/// Invariant: applying a suffix of the changes to a state that has seen some of them already ends
+/// in the same state as applying each once. That is what lets a snapshot be taken in portions
+/// while work goes on. Hence absolute values, never increments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change<'a> {
+    /// A stream is there, with this configuration (JSON).
+    StreamPut { stream: u32, created: i64, config: &'a [u8] },
+    /// A stream is gone, with all that it held.
+    StreamDeleted { stream: u32 },
+    /// A message is in a stream.
+    Stored(Stored<'a>),
+    /// All messages of these sequences are gone, both ends included.
+    Removed { stream: u32, from: u64, to: u64 },
+    /// A consumer is there; its cursor begins at `start`.
+    ConsumerPut { stream: u32, consumer: u32, created: i64, start: u64, config: &'a [u8] },
+    /// A consumer is gone.
+    ConsumerDeleted { stream: u32, consumer: u32 },
+    /// A message was handed out, for the `count`th time.
+    Delivered { stream: u32, consumer: u32, sequence: u64, consumer_sequence: u64, count: u32, time: i64 },
+    /// A message needs no more deliveries; in a work queue it is gone.
+    Acked { stream: u32, consumer: u32, sequence: u64 },
+    /// A message comes again, not before `until`, Unix time in ns.
+    Nakked { stream: u32, consumer: u32, sequence: u64, until: i64 },
+    /// Snapshots only: a message whose entry is earlier in the journal.
+    Indexed(Indexed<'a>),
+    /// Snapshots only: the stream's last sequence.
+    Counted { stream: u32, last: u64, last_time: i64 },
+    /// Snapshots only: an id in the dedupe window.
+    Registered { stream: u32, sequence: u64, time: i64, id: &'a [u8] },
+    /// Snapshots only: how far a consumer is.
+    Cursor { stream: u32, consumer: u32, cursor: u64, consumer_sequence: u64, time: i64 },
+}
+
+/// A message with its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stored<'a> {
+    pub(crate) stream: u32,
+    pub(crate) sequence: u64,
+    /// When it was stored, Unix time in ns.
+    pub(crate) time: i64,
+    /// When it ends by its own TTL, Unix time in ns; 0 is never.
+    pub(crate) expires: i64,
+    /// The earlier message of the subject that it takes the place of; 0 is none.
+    pub(crate) replaces: u64,
+    /// It is not new, but was carried here out of an old segment.
+    pub(crate) moved: bool,
+    pub(crate) subject: &'a [u8],
+    pub(crate) header: &'a [u8],
+    pub(crate) payload: &'a [u8],
+}
+
+/// A message without its bytes, and where they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Indexed<'a> {
+    pub(crate) stream: u32,
+    pub(crate) sequence: u64,
+    pub(crate) time: i64,
+    pub(crate) expires: i64,
+    pub(crate) place: Place,
+    pub(crate) header_bytes: u32,
+    pub(crate) payload_bytes: u32,
+    pub(crate) subject: &'a [u8],
+}
+
+/// Where an entry lies: its position in the whole log, and its length with its frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    pub(crate) position: u64,
+    pub(crate) bytes: u32,
+}
+
+const STREAM_PUT: u8 = 1;
+const STREAM_DELETED: u8 = 2;
+const STORED: u8 = 3;
+const REMOVED: u8 = 4;
+const CONSUMER_PUT: u8 = 5;
+const CONSUMER_DELETED: u8 = 6;
+const DELIVERED: u8 = 7;
+const ACKED: u8 = 8;
+const NAKKED: u8 = 9;
+const INDEXED: u8 = 10;
+const COUNTED: u8 = 11;
+const REGISTERED: u8 = 12;
+const CURSOR: u8 = 13;
+
+/// Bytes of a [`Stored`] body before the subject.
+const STORED_FIXED: usize = 4 + 1 + 8 + 8 + 8 + 8 + 2 + 4;
+
+impl Change<'_> {
+    /// The stream that it is about.
+    pub(crate) fn stream(&self) -> u32 {
+        match self {
+            Self::StreamPut { stream, .. }
+            | Self::StreamDeleted { stream }
+            | Self::Stored(Stored { stream, .. })
+            | Self::Removed { stream, .. }
+            | Self::ConsumerPut { stream, .. }
+            | Self::ConsumerDeleted { stream, .. }
+            | Self::Delivered { stream, .. }
+            | Self::Acked { stream, .. }
+            | Self::Nakked { stream, .. }
+            | Self::Indexed(Indexed { stream, .. })
+            | Self::Counted { stream, .. }
+            | Self::Registered { stream, .. }
+            | Self::Cursor { stream, .. } => *stream,
+        }
+    }
+
+    /// Appends its bytes, and returns its kind.
+    pub(crate) fn encode(&self, out: &mut BytesMut) -> u8 {
+        match self {
+            Self::StreamPut { stream, created, config } => {
+                out.put_u32_le(*stream);
+                out.put_i64_le(*created);
+                out.put_slice(config);
+                STREAM_PUT
+            }
+            Self::StreamDeleted { stream } => {
+                out.put_u32_le(*stream);
+                STREAM_DELETED
+            }
+            Self::Stored(stored) => {
+                out.put_u32_le(stored.stream);
+                out.put_u8(stored.moved.into());
+                out.put_u64_le(stored.sequence);
+                out.put_i64_le(stored.time);
+                out.put_i64_le(stored.expires);
+                out.put_u64_le(stored.replaces);
+                // A control line is at most 4 KiB, so its subject fits in 16 bits.
+                out.put_u16_le(stored.subject.len() as u16);
+                out.put_u32_le(stored.header.len() as u32);
+                out.put_slice(stored.subject);
+                out.put_slice(stored.header);
+                out.put_slice(stored.payload);
+                STORED
+            }
+            Self::Removed { stream, from, to } => {
+                out.put_u32_le(*stream);
+                out.put_u64_le(*from);
+                out.put_u64_le(*to);
+                REMOVED
+            }
+            Self::ConsumerPut { stream, consumer, created, start, config } => {
+                out.put_u32_le(*stream);
+                out.put_u32_le(*consumer);
+                out.put_i64_le(*created);
+                out.put_u64_le(*start);
+                out.put_slice(config);
+                CONSUMER_PUT
+            }
+            Self::ConsumerDeleted { stream, consumer } => {
+                out.put_u32_le(*stream);
+                out.put_u32_le(*consumer);
+                CONSUMER_DELETED
+            }
+            Self::Delivered { stream, consumer, sequence, consumer_sequence, count, time } => {
+                out.put_u32_le(*stream);
+                out.put_u32_le(*consumer);
+                out.put_u64_le(*sequence);
+                out.put_u64_le(*consumer_sequence);
+                out.put_u32_le(*count);
+                out.put_i64_le(*time);
+                DELIVERED
+            }
+            Self::Acked { stream, consumer, sequence } => {
+                out.put_u32_le(*stream);
+                out.put_u32_le(*consumer);
+                out.put_u64_le(*sequence);
+                ACKED
+            }
+            Self::Nakked { stream, consumer, sequence, until } => {
+                out.put_u32_le(*stream);
+                out.put_u32_le(*consumer);
+                out.put_u64_le(*sequence);
+                out.put_i64_le(*until);
+                NAKKED
+            }
+            Self::Indexed(indexed) => {
+                out.put_u32_le(indexed.stream);
+                out.put_u64_le(indexed.sequence);
+                out.put_i64_le(indexed.time);
+                out.put_i64_le(indexed.expires);
+                out.put_u64_le(indexed.place.position);
+                out.put_u32_le(indexed.place.bytes);
+                out.put_u32_le(indexed.header_bytes);
+                out.put_u32_le(indexed.payload_bytes);
+                out.put_slice(indexed.subject);
+                INDEXED
+            }
+            Self::Counted { stream, last, last_time } => {
+                out.put_u32_le(*stream);
+                out.put_u64_le(*last);
+                out.put_i64_le(*last_time);
+                COUNTED
+            }
+            Self::Registered { stream, sequence, time, id } => {
+                out.put_u32_le(*stream);
+                out.put_u64_le(*sequence);
+                out.put_i64_le(*time);
+                out.put_slice(id);
+                REGISTERED
+            }
+            Self::Cursor { stream, consumer, cursor, consumer_sequence, time } => {
+                out.put_u32_le(*stream);
+                out.put_u32_le(*consumer);
+                out.put_u64_le(*cursor);
+                out.put_u64_le(*consumer_sequence);
+                out.put_i64_le(*time);
+                CURSOR
+            }
+        }
+    }
+}
+
+impl<'a> Change<'a> {
+    /// Reads what [`Change::encode`] wrote; `None` if these are not such bytes.
+    pub(crate) fn decode(kind: u8, body: &'a [u8]) -> Option<Self> {
+        let mut from = Reader(body);
+        let stream = from.u32()?;
+        let change = match kind {
+            STREAM_PUT => Self::StreamPut { stream, created: from.i64()?, config: from.rest() },
+            STREAM_DELETED => Self::StreamDeleted { stream },
+            STORED => {
+                let moved = from.take(1)?[0] & 1 != 0;
+                let (sequence, time, expires, replaces) = (from.u64()?, from.i64()?, from.i64()?, from.u64()?);
+                let (subject, header) = (from.u16()?, from.u32()?);
+                let (subject, header) = (from.take(subject.into())?, from.take(header as usize)?);
+                let payload = from.rest();
+                Self::Stored(Stored { stream, sequence, time, expires, replaces, moved, subject, header, payload })
+            }
+            REMOVED => Self::Removed { stream, from: from.u64()?, to: from.u64()? },
+            CONSUMER_PUT => {
+                let (consumer, created, start) = (from.u32()?, from.i64()?, from.u64()?);
+                Self::ConsumerPut { stream, consumer, created, start, config: from.rest() }
+            }
+            CONSUMER_DELETED => Self::ConsumerDeleted { stream, consumer: from.u32()? },
+            DELIVERED => {
+                let (consumer, sequence, consumer_sequence) = (from.u32()?, from.u64()?, from.u64()?);
+                let (count, time) = (from.u32()?, from.i64()?);
+                Self::Delivered { stream, consumer, sequence, consumer_sequence, count, time }
+            }
+            ACKED => Self::Acked { stream, consumer: from.u32()?, sequence: from.u64()? },
+            NAKKED => {
+                Self::Nakked { stream, consumer: from.u32()?, sequence: from.u64()?, until: from.i64()? }
+            }
+            INDEXED => {
+                let (sequence, time, expires) = (from.u64()?, from.i64()?, from.i64()?);
+                let place = Place { position: from.u64()?, bytes: from.u32()? };
+                let (header_bytes, payload_bytes) = (from.u32()?, from.u32()?);
+                let subject = from.rest();
+                Self::Indexed(Indexed { stream, sequence, time, expires, place, header_bytes, payload_bytes, subject })
+            }
+            COUNTED => Self::Counted { stream, last: from.u64()?, last_time: from.i64()? },
+            REGISTERED => {
+                let (sequence, time) = (from.u64()?, from.i64()?);
+                Self::Registered { stream, sequence, time, id: from.rest() }
+            }
+            CURSOR => {
+                let (consumer, cursor, consumer_sequence) = (from.u32()?, from.u64()?, from.u64()?);
+                Self::Cursor { stream, consumer, cursor, consumer_sequence, time: from.i64()? }
+            }
+            _ => return None,
+        };
+        Some(change)
+    }
+}
+
+impl Stored<'_> {
+    /// How long its body will be.
+    pub(crate) fn body_bytes(&self) -> usize {
+        STORED_FIXED + self.subject.len() + self.header.len() + self.payload.len()
+    }
+}
+
+/// Where header and payload begin in a body that was checked: what is needed to serve a message
+/// without decoding it.
+pub(crate) fn stored_header_start(subject_bytes: usize) -> usize {
+    STORED_FIXED + subject_bytes
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, bytes: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(bytes)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn i64(&mut self) -> Option<i64> {
+        self.array().map(i64::from_le_bytes)
+    }
+
+    fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+}

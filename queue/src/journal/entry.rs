@@ -1,0 +1,117 @@
+//! An entry: one change in a frame that tells whether it is whole.
+//!
+//! | bytes | |
+//! |---|---|
+//! | 0..4 | length of the body |
+//! | 4..8 | CRC-32 of the entry's position in the log, then of bytes 8.. of the entry and the length |
+//! | 8..12 | CRC of the entry before it in the segment; of the segment's header for the first |
+//! | 12 | kind of the change |
+//! | 13..16 | 0 |
+//! | 16.. | the body |
+//!
+//! The chain of CRCs is what makes a torn tail safe to write over: entries that lie behind the
+//! tear, whole as they may be, do not follow on what is written there later, so they never come
+//! back. The position keeps an entry from being taken for another's place.
+
+use bytes::{BufMut, BytesMut};
+
+use super::change::Change;
+
+/// Length of a frame.
+pub(crate) const FRAME_BYTES: usize = 16;
+
+/// Appends the entry of `change` at `position`, and returns its CRC.
+pub(super) fn encode(change: &Change<'_>, position: u64, before: u32, out: &mut BytesMut) -> u32 {
+    let start = out.len();
+    out.put_bytes(0, FRAME_BYTES);
+    let kind = change.encode(out);
+    let bytes = ((out.len() - start - FRAME_BYTES) as u32).to_le_bytes();
+    let entry = &mut out[start..];
+    entry[..4].copy_from_slice(&bytes);
+    entry[8..12].copy_from_slice(&before.to_le_bytes());
+    entry[12] = kind;
+    let crc = crc(position, entry);
+    entry[4..8].copy_from_slice(&crc.to_le_bytes());
+    crc
+}
+
+/// Fills a frame without a body.
+pub(super) fn seal(position: u64, before: u32, frame: &mut [u8], kind: u8) {
+    frame[8..12].copy_from_slice(&before.to_le_bytes());
+    frame[12] = kind;
+    let crc = crc(position, frame);
+    frame[4..8].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn crc(position: u64, entry: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&position.to_le_bytes());
+    crc.update(&entry[8..]);
+    crc.update(&entry[..4]);
+    crc.finalize()
+}
+
+/// An entry that was read and checked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry<'a> {
+    pub(crate) crc: u32,
+    pub(super) before: u32,
+    pub(crate) kind: u8,
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> Entry<'a> {
+    /// The entry at the start of `bytes`; `None` if there is no whole one.
+    pub(crate) fn decode(position: u64, bytes: &'a [u8]) -> Option<Self> {
+        let frame = bytes.first_chunk::<FRAME_BYTES>()?;
+        let word = |at: usize| u32::from_le_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
+        let entry = bytes.get(..FRAME_BYTES + word(0) as usize)?;
+        // Zeros are room that was never written. They are no entry, whatever their CRC.
+        if frame[12] == 0 || crc(position, entry) != word(4) {
+            return None;
+        }
+        Some(Self { crc: word(4), before: word(8), kind: frame[12], body: &entry[FRAME_BYTES..] })
+    }
+
+    /// Its length with the frame.
+    pub(crate) fn bytes(&self) -> usize {
+        FRAME_BYTES + self.body.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::change::Stored;
+
+    #[test]
+    fn an_entry_is_whole_only_where_it_was_written() {
+        let stored = Stored {
+            stream: 1,
+            sequence: 2,
+            time: 3,
+            expires: 4,
+            replaces: 5,
+            moved: true,
+            subject: b"a.b",
+            header: b"NATS/1.0\r\n\r\n",
+            payload: b"payload",
+        };
+        let mut bytes = BytesMut::new();
+        let crc = encode(&Change::Stored(stored), 100, 7, &mut bytes);
+        let entry = Entry::decode(100, &bytes).expect("whole");
+        assert_eq!((entry.crc, entry.before, entry.bytes()), (crc, 7, bytes.len()));
+        assert_eq!(entry.body.len(), stored.body_bytes());
+        assert_eq!(Change::decode(entry.kind, entry.body), Some(Change::Stored(stored)));
+        assert!(Entry::decode(101, &bytes).is_none(), "another position");
+        for cut in 0..bytes.len() {
+            assert!(Entry::decode(100, &bytes[..cut]).is_none(), "cut at {cut}");
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[cut] ^= 1 << bit;
+                assert!(Entry::decode(100, &flipped).is_none(), "bit {bit} of byte {cut} flipped");
+            }
+        }
+        assert!(Entry::decode(0, &[0; 64]).is_none(), "zeros");
+    }
+}

@@ -1,0 +1,327 @@
+//! The journal: one append-only log for all streams of a broker.
+//!
+//! The log is a line of positions, cut into [segments](segment). [`Journal::append`] gives an
+//! [entry](entry) its place and keeps its bytes; [`Journal::commit`] hands them to the
+//! [committer](commit), which makes them durable. What is live is known by the streams, which
+//! [claim](Journal::claim) and [release](Journal::release) places; a segment that nobody claims
+//! anything in is dropped once a [snapshot] stands behind it.
+//!
+//! Invariant: between two commits the log, the streams and what clients are told are changed
+//! together under one lock. So the order in the log is the order in which things happened.
+
+pub(crate) mod change;
+pub(crate) mod entry;
+pub(crate) mod segment;
+pub(crate) mod commit;
+pub(crate) mod recovery;
+pub(crate) mod snapshot;
+mod space;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+pub(crate) use change::{Change, Indexed, Place, Stored};
+pub(crate) use commit::{Committer, Release};
+pub(crate) use recovery::OpenError;
+pub(crate) use space::{Full, Share};
+
+use crate::platform::storage::Storage;
+use commit::{Batch, Write};
+use entry::FRAME_BYTES;
+use segment::{HEADER_BYTES, Header, SEAL, SegmentFile};
+use space::Space;
+
+/// Bytes of the log's end that are kept in memory, so that a message that is delivered soon is not
+/// read from disk.
+const RECENT_BYTES_MAX: usize = 32 << 20;
+
+/// The log and what is on its way into it.
+#[derive(Debug)]
+pub(crate) struct Journal<R> {
+    storage: Arc<dyn Storage>,
+    committer: Arc<Committer<R>>,
+    segments: BTreeMap<u64, Segment>,
+    /// Base of the segment that is written now.
+    active: u64,
+    /// Position of the next entry.
+    head: u64,
+    /// CRC of the last entry.
+    crc: u32,
+    space: Space,
+    /// Entries that end at `head` and are not handed over.
+    open: BytesMut,
+    writes: Vec<Write>,
+    must_sync: bool,
+    recent: Recent,
+}
+
+/// A span of the log.
+#[derive(Debug)]
+struct Segment {
+    file: Arc<SegmentFile>,
+    /// Its span on the line of positions.
+    span: u64,
+    /// Bytes of entries that somebody claims.
+    live: u64,
+    /// The same at the last look for one to empty.
+    live_before: u64,
+}
+
+impl<R: Release> Journal<R> {
+    /// Makes sure that entries of `bytes` in all can be appended; jobs are told to wait long before
+    /// there is no room for what settles them.
+    ///
+    /// `owed` is what queued jobs may still need for their records.
+    pub(crate) fn make_room(&mut self, bytes: u64, share: Share, owed: u64) -> Result<(), Full> {
+        let left = self.left();
+        self.space.admit(bytes.saturating_sub(left), share, owed)?;
+        if bytes > left {
+            let file = self.space.take(&self.storage, bytes + HEADER_BYTES + FRAME_BYTES as u64, share)?;
+            self.roll(file);
+        }
+        Ok(())
+    }
+
+    /// Bytes that fit in the active segment, the seal left out.
+    fn left(&self) -> u64 {
+        let end = self.active + self.segments[&self.active].span;
+        end.saturating_sub(self.head + FRAME_BYTES as u64)
+    }
+
+    /// Appends an entry. `durable`: somebody will be told, so it is synced before that.
+    pub(crate) fn append(&mut self, change: &Change<'_>, share: Share, durable: bool) -> Result<Place, Full> {
+        let estimate = match change {
+            Change::Stored(stored) => stored.body_bytes(),
+            Change::StreamPut { config, .. } | Change::ConsumerPut { config, .. } => config.len() + 64,
+            _ => 64,
+        };
+        let needed = (FRAME_BYTES + estimate) as u64;
+        if needed > self.left() {
+            self.make_room(needed, share, 0)?;
+        }
+        let (position, before) = (self.head, self.open.len());
+        self.crc = entry::encode(change, position, self.crc, &mut self.open);
+        let bytes = (self.open.len() - before) as u64;
+        self.head += bytes;
+        self.must_sync |= durable;
+        // Invariant: an entry lies within one segment, with room for the seal behind it.
+        debug_assert!(self.head + FRAME_BYTES as u64 <= self.active + self.segments[&self.active].span);
+        Ok(Place { position, bytes: bytes as u32 })
+    }
+
+    /// Has everything up to here synced with the next commit.
+    pub(crate) fn require_sync(&mut self) {
+        self.must_sync = true;
+    }
+
+    /// Seals the active segment and goes on in `file`.
+    fn roll(&mut self, file: Arc<SegmentFile>) {
+        let mut seal = BytesMut::zeroed(FRAME_BYTES);
+        entry::seal(self.head, self.crc, &mut seal, SEAL);
+        self.open.put_slice(&seal);
+        self.head += FRAME_BYTES as u64;
+        self.close_open();
+        let base = self.active + self.segments[&self.active].span;
+        let header = Header { base, span: file.bytes, salt: rand_salt() };
+        self.writes.push(Write::Begin { segment: file.clone(), header });
+        self.segments.insert(base, Segment { span: file.bytes, file, live: 0, live_before: 0 });
+        (self.active, self.head, self.crc) = (base, base + HEADER_BYTES, header.encode().1);
+    }
+
+    /// Moves the open entries to the writes.
+    fn close_open(&mut self) {
+        if self.open.is_empty() {
+            return;
+        }
+        let bytes = self.open.split().freeze();
+        let position = self.head - bytes.len() as u64;
+        self.recent.push(position, bytes.clone());
+        let segment = self.segments[&self.active].file.clone();
+        self.writes.push(Write::Data { segment, offset: position - self.active, bytes });
+    }
+
+    /// Hands over what was appended, with what waits for it. Returns `release` when it waits for
+    /// nothing: nothing was appended, and nothing earlier is on its way.
+    pub(crate) fn commit(&mut self, release: Option<R>) -> Option<R> {
+        self.close_open();
+        let writes = std::mem::take(&mut self.writes);
+        if writes.is_empty() && !self.must_sync && (release.is_none() || self.committer.is_idle()) {
+            return release;
+        }
+        let bytes = writes.iter().map(|write| if let Write::Data { bytes, .. } = write { bytes.len() } else { 0 });
+        let bytes = bytes.sum();
+        let must_sync = std::mem::take(&mut self.must_sync);
+        self.committer.push(Batch { writes, must_sync, bytes, release });
+        None
+    }
+
+    /// The thread that makes things durable.
+    pub(crate) fn committer(&self) -> &Arc<Committer<R>> {
+        &self.committer
+    }
+
+    /// An entry's bytes, or where to read them.
+    pub(crate) fn read(&mut self, place: Place) -> Source {
+        if place.position >= self.head - self.open.len() as u64 {
+            self.close_open();
+        }
+        if let Some(bytes) = self.recent.get(place) {
+            return Source::Memory(bytes);
+        }
+        let (base, segment) = self.segment_of(place).expect("live entries lie in segments that are there");
+        Source::Disk { file: segment.file.clone(), offset: place.position - base, place }
+    }
+
+    fn segment_of(&self, place: Place) -> Option<(u64, &Segment)> {
+        self.segments.range(..=place.position).next_back().map(|(base, segment)| (*base, segment))
+    }
+
+    /// Somebody needs the entry. Whether it is there.
+    pub(crate) fn claim(&mut self, place: Place) -> bool {
+        match self.segments.range_mut(..=place.position).next_back() {
+            Some((base, segment)) if place.position + u64::from(place.bytes) <= base + segment.span => {
+                segment.live += u64::from(place.bytes);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Nobody needs the entry any more.
+    pub(crate) fn release(&mut self, place: Place) {
+        if let Some((_, segment)) = self.segments.range_mut(..=place.position).next_back() {
+            debug_assert!(segment.live >= u64::from(place.bytes), "released more than was claimed");
+            segment.live = segment.live.saturating_sub(u64::from(place.bytes));
+        }
+    }
+
+    /// Where a snapshot that is begun now lets recovery start, and the CRC before that.
+    pub(crate) fn mark(&self) -> (u64, u32) {
+        (self.head, self.crc)
+    }
+
+    /// The files' owner.
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// Bases of the segments before `position` that hold nothing.
+    pub(crate) fn dead_before(&self, position: u64) -> Vec<u64> {
+        let dead = self.segments.iter().filter(|(base, s)| s.live == 0 && **base + s.span <= position);
+        dead.map(|(base, _)| *base).filter(|base| *base != self.active).collect()
+    }
+
+    /// Drops dead segments. What made them dead must be durable.
+    pub(crate) fn drop_segments(&mut self, bases: &[u64]) {
+        for base in bases {
+            if let Some(segment) = self.segments.remove(base) {
+                debug_assert_eq!(segment.live, 0, "a dead segment came to life");
+                segment.file.doom();
+            }
+        }
+    }
+
+    /// Bytes of sealed segments that hold nothing.
+    pub(crate) fn dead_bytes(&self) -> u64 {
+        let sealed = self.segments.iter().filter(|(base, _)| **base != self.active);
+        sealed.filter(|(_, segment)| segment.live == 0).map(|(_, segment)| segment.span).sum()
+    }
+
+    /// The sealed segment with the least in it, if at most half of it is live and nothing in it has
+    /// gone since this was last asked. One that drains by itself is better left alone.
+    pub(crate) fn emptiest(&mut self) -> Option<(u64, Arc<SegmentFile>)> {
+        let active = self.active;
+        let sealed = self.segments.iter_mut().filter(|(base, segment)| **base != active && segment.live > 0);
+        let quiet = sealed.filter_map(|(base, segment)| {
+            let is_quiet = std::mem::replace(&mut segment.live_before, segment.live) == segment.live;
+            (is_quiet && segment.live * 2 <= segment.span).then_some((*base, segment))
+        });
+        let (base, segment) = quiet.min_by_key(|(_, segment)| segment.live * 1024 / segment.span)?;
+        Some((base, segment.file.clone()))
+    }
+
+    /// Seals the active segment if most of what was written to it is dead, so that its room can be
+    /// given back.
+    pub(crate) fn roll_if_dead(&mut self) {
+        let (segment, used) = (&self.segments[&self.active], self.head - self.active);
+        if used > segment.span / 4 && segment.live * 4 < used {
+            if let Ok(file) = self.space.take(&self.storage, 0, Share::Work) {
+                self.roll(file);
+            }
+        }
+    }
+
+    /// What has to be allocated ahead now: how many files, of which length, and their first number.
+    pub(crate) fn spares_wanted(&mut self) -> (usize, u64) {
+        self.space.wanted()
+    }
+
+    /// The room on the disk, looked at by whoever keeps the spares.
+    pub(crate) fn space(&mut self) -> &mut Space {
+        &mut self.space
+    }
+}
+
+fn rand_salt() -> u64 {
+    uuid::Uuid::new_v4().as_u64_pair().0
+}
+
+/// An entry that was looked up.
+#[derive(Debug, Clone)]
+pub(crate) enum Source {
+    /// Its bytes, frame included.
+    Memory(Bytes),
+    /// Where they are. The file stays for as long as this is kept.
+    Disk {
+        file: Arc<SegmentFile>,
+        offset: u64,
+        place: Place,
+    },
+}
+
+impl Source {
+    /// The entry's bytes; what is read from disk is checked. Blocks.
+    pub(crate) fn load(&self) -> io::Result<Bytes> {
+        match self {
+            Self::Memory(bytes) => Ok(bytes.clone()),
+            Self::Disk { file, offset, place } => {
+                let mut bytes = vec![0; place.bytes as usize];
+                file.file.read_at(&mut bytes, *offset)?;
+                match entry::Entry::decode(place.position, &bytes) {
+                    Some(entry) if entry.bytes() == bytes.len() => Ok(bytes.into()),
+                    _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the entry is damaged")),
+                }
+            }
+        }
+    }
+}
+
+/// The end of the log, by position.
+#[derive(Debug, Default)]
+struct Recent {
+    chunks: VecDeque<(u64, Bytes)>,
+    bytes: usize,
+}
+
+impl Recent {
+    fn push(&mut self, position: u64, bytes: Bytes) {
+        self.bytes += bytes.len();
+        self.chunks.push_back((position, bytes));
+        while self.bytes > RECENT_BYTES_MAX {
+            let Some((_, oldest)) = self.chunks.pop_front() else { break };
+            self.bytes -= oldest.len();
+        }
+    }
+
+    fn get(&self, place: Place) -> Option<Bytes> {
+        let after = self.chunks.partition_point(|(start, _)| *start <= place.position);
+        let (start, chunk) = self.chunks.get(after.checked_sub(1)?)?;
+        let from = (place.position - start) as usize;
+        chunk.get(from..from + place.bytes as usize).map(|slice| chunk.slice_ref(slice))
+    }
+}

@@ -1,0 +1,277 @@
+//! Opening a journal: the newest snapshot, then every whole entry behind it.
+//!
+//! The log ends at the first entry that is not whole or does not follow on the one before. In the
+//! last segment that is a torn tail: such entries were never acknowledged, and the log goes on in
+//! their place. Anywhere else it is damage, and the journal is not opened.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+
+use super::change::{Change, Place};
+use super::commit::{Committer, Release};
+use super::entry::Entry;
+use super::segment::{HEADER_BYTES, Header, HeaderRead, SEAL, SegmentFile, segment_name};
+use super::snapshot::{self, Mark, Unusable};
+use super::space::Space;
+use super::{Journal, Recent, Segment, rand_salt};
+use crate::platform::storage::Storage;
+
+/// A journal cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A file cannot be read or written.
+    #[error("the journal's {name} cannot be used")]
+    Io {
+        /// The file, or what was done.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("the journal in {0} is in use by another broker")]
+    Locked(String),
+    /// A later version of the program has written it.
+    #[error("the journal's {name} has format {version}, which this version cannot read: use a newer sightline")]
+    Newer {
+        /// The file.
+        name: String,
+        /// Its format.
+        version: u32,
+    },
+    /// What was once written whole no longer is.
+    #[error("the journal's {name} is damaged at byte {offset}: {problem}; restore the folder from a backup")]
+    Damaged {
+        /// The file.
+        name: String,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl OpenError {
+    pub(crate) fn io(name: &str) -> impl FnOnce(io::Error) -> Self + use<> {
+        let name = name.to_owned();
+        move |source| Self::Io { name, source }
+    }
+}
+
+/// What recovery found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Recovered {
+    /// Entries behind the snapshot.
+    pub(crate) entries: u64,
+    /// Bytes behind the last whole entry that are not zero: a tail that was torn.
+    pub(crate) torn_bytes: u64,
+}
+
+/// A segment that is there.
+struct Found {
+    file: Arc<SegmentFile>,
+    header: Header,
+}
+
+/// The end of the log while it is read.
+struct End {
+    active: u64,
+    head: u64,
+    crc: u32,
+}
+
+impl<R: Release> Journal<R> {
+    /// Opens the journal of a folder and gives every change to `apply`, with the place of its entry;
+    /// changes of a snapshot have none. What is live has to be [claimed](Journal::claim) after that.
+    pub(crate) fn open(
+        storage: Arc<dyn Storage>,
+        segment_bytes: Option<u64>,
+        on_failure: Box<dyn FnOnce(io::Error) + Send>,
+        apply: &mut dyn FnMut(Change<'_>, Option<Place>) -> Result<(), String>,
+    ) -> Result<(Self, Recovered), OpenError> {
+        let mut space = Space::new(&storage, segment_bytes).map_err(OpenError::io("disk"))?;
+        let mut found = segments(&storage)?;
+        let mark = load_snapshot(storage.as_ref(), &found, apply)?;
+        let mut recovered = Recovered::default();
+        if found.is_empty() {
+            let file = space.take(&storage, 0, super::Share::Settle).map_err(|full| OpenError::Io {
+                name: "first segment".into(),
+                source: io::Error::new(io::ErrorKind::StorageFull, full),
+            })?;
+            let header = Header { base: 0, span: file.bytes, salt: rand_salt() };
+            file.begin(&header).map_err(OpenError::io("first segment"))?;
+            found.insert(0, Found { file, header });
+        }
+        let end = replay(&found, mark, apply, &mut recovered)?;
+        let last = found[&end.active].file.clone();
+        // What was read may lie in the system's memory only. It is about to be built upon.
+        last.file.sync().map_err(OpenError::io("last segment"))?;
+        let committer = Committer::start(last, on_failure).map_err(OpenError::io("thread"))?;
+        let segments = found.into_iter().map(|(base, found)| {
+            (base, Segment { file: found.file, span: found.header.span, live: 0, live_before: 0 })
+        });
+        let journal = Self {
+            storage,
+            committer: Arc::new(committer),
+            segments: segments.collect(),
+            active: end.active,
+            head: end.head,
+            crc: end.crc,
+            space,
+            open: BytesMut::new(),
+            writes: Vec::new(),
+            must_sync: false,
+            recent: Recent::default(),
+        };
+        Ok((journal, recovered))
+    }
+}
+
+/// All segments by base. Spares and what was never begun are removed.
+fn segments(storage: &Arc<dyn Storage>) -> Result<BTreeMap<u64, Found>, OpenError> {
+    let names = storage.names().map_err(OpenError::io("folder"))?;
+    let mut found = BTreeMap::new();
+    let mut empty = Vec::new();
+    for name in names {
+        if name.starts_with("spare-") || name.ends_with(".partial") {
+            storage.remove(&name).map_err(OpenError::io(&name))?;
+        }
+        let Some(base) = name.strip_prefix("segment-").and_then(|base| u64::from_str_radix(base, 16).ok()) else {
+            continue;
+        };
+        let damaged = |problem: &str| OpenError::Damaged { name: name.clone(), offset: 0, problem: problem.into() };
+        let file = storage.open(&name).map_err(OpenError::io(&name))?;
+        let bytes = file.bytes().map_err(OpenError::io(&name))?;
+        let mut header = [0; HEADER_BYTES as usize];
+        let there = bytes.min(HEADER_BYTES) as usize;
+        file.read_at(&mut header[..there], 0).map_err(OpenError::io(&name))?;
+        match Header::decode(&header) {
+            HeaderRead::Whole(header) if header.base == base => {
+                let file = SegmentFile::opened(storage, name, file, bytes);
+                found.insert(base, Found { file, header });
+            }
+            HeaderRead::Empty => empty.push((base, name)),
+            HeaderRead::Newer(version) => return Err(OpenError::Newer { name, version }),
+            HeaderRead::Whole(_) => return Err(damaged("it is another segment than its name says")),
+            HeaderRead::Damaged => return Err(damaged("its header cannot be read")),
+        }
+    }
+    for (base, name) in empty {
+        // The crash came after the name and before the header: nothing lies behind it.
+        if found.range(base..).next().is_some() {
+            return Err(OpenError::Damaged { name, offset: 0, problem: "its header is missing".into() });
+        }
+        storage.remove(&name).map_err(OpenError::io(&name))?;
+    }
+    Ok(found)
+}
+
+/// Applies the newest snapshot that is whole. Without any the log is read from its start.
+fn load_snapshot(
+    storage: &dyn Storage,
+    found: &BTreeMap<u64, Found>,
+    apply: &mut dyn FnMut(Change<'_>, Option<Place>) -> Result<(), String>,
+) -> Result<Option<Mark>, OpenError> {
+    let snapshots = snapshot::names(storage).map_err(OpenError::io("folder"))?;
+    let mut damaged = None;
+    for (_, name) in snapshots {
+        match snapshot::load(storage, &name, &mut |change| apply(change, None)) {
+            Ok(mark) => return Ok(Some(mark)),
+            Err(Unusable::Io(source)) => return Err(OpenError::Io { name, source }),
+            Err(Unusable::Newer(version)) => return Err(OpenError::Newer { name, version }),
+            Err(Unusable::Damaged) => {
+                tracing::error!(name, "the snapshot is damaged; looking for an older one");
+                damaged.get_or_insert(name);
+            }
+        }
+    }
+    match (damaged, found.keys().next()) {
+        (_, None | Some(0)) => Ok(None),
+        (Some(name), _) => Err(OpenError::Damaged {
+            name,
+            offset: 0,
+            problem: "it is not whole, and the log before it is no longer there".into(),
+        }),
+        (None, Some(first)) => Err(OpenError::Damaged {
+            name: segment_name(*first),
+            offset: 0,
+            problem: "the log before it is missing, and there is no snapshot".into(),
+        }),
+    }
+}
+
+fn replay(
+    found: &BTreeMap<u64, Found>,
+    mark: Option<Mark>,
+    apply: &mut dyn FnMut(Change<'_>, Option<Place>) -> Result<(), String>,
+    recovered: &mut Recovered,
+) -> Result<End, OpenError> {
+    let start = mark.map_or(0, |mark| mark.position);
+    let Some((_, first)) = found.range(..=start).next_back() else {
+        let problem = "the log that its snapshot goes on from is missing".to_owned();
+        return Err(OpenError::Damaged { name: segment_name(start), offset: 0, problem });
+    };
+    let mut segment = first;
+    let mut end = End { active: segment.header.base, head: start, crc: mark.map_or(0, |mark| mark.before) };
+    if start < segment.header.base + HEADER_BYTES {
+        (end.head, end.crc) = (segment.header.base + HEADER_BYTES, segment.header.encode().1);
+    }
+    loop {
+        let is_sealed = replay_segment(segment, &mut end, apply, recovered)?;
+        let next = segment.header.base + segment.header.span;
+        match (is_sealed, found.get(&next), found.range(next..).next().is_some()) {
+            (true, Some(following), _) => {
+                segment = following;
+                end = End { active: next, head: next + HEADER_BYTES, crc: following.header.encode().1 };
+            }
+            // Sealed, and the next one was not begun: the seal was written and not acknowledged. It
+            // is taken back, by going on in its place.
+            (true, None, false) => {
+                end.head -= super::FRAME_BYTES as u64;
+                return Ok(end);
+            }
+            (false, _, false) => return Ok(end),
+            (_, _, true) => {
+                return Err(OpenError::Damaged {
+                    name: segment_name(segment.header.base),
+                    offset: end.head - segment.header.base,
+                    problem: "an entry is not whole, and the log goes on behind it".into(),
+                });
+            }
+        }
+    }
+}
+
+/// Applies the entries of one segment from `end.head` on. Whether it ended with a seal.
+fn replay_segment(
+    segment: &Found,
+    end: &mut End,
+    apply: &mut dyn FnMut(Change<'_>, Option<Place>) -> Result<(), String>,
+    recovered: &mut Recovered,
+) -> Result<bool, OpenError> {
+    let base = segment.header.base;
+    let name = segment_name(base);
+    let mut bytes = vec![0; segment.file.bytes.saturating_sub(end.head - base) as usize];
+    segment.file.file.read_at(&mut bytes, end.head - base).map_err(OpenError::io(&name))?;
+    let mut rest = &bytes[..];
+    // A seal is the last entry, and `end.crc` must stay the one before it, in case it is taken back.
+    while let Some(entry) = Entry::decode(end.head, rest).filter(|entry| entry.before == end.crc) {
+        let place = Place { position: end.head, bytes: entry.bytes() as u32 };
+        end.head += entry.bytes() as u64;
+        if entry.kind == SEAL {
+            return Ok(true);
+        }
+        let damaged =
+            |problem: String| OpenError::Damaged { name: name.clone(), offset: place.position - base, problem };
+        let change = Change::decode(entry.kind, entry.body).ok_or_else(|| damaged("unknown entry".into()))?;
+        apply(change, Some(place)).map_err(damaged)?;
+        end.crc = entry.crc;
+        recovered.entries += 1;
+        rest = &rest[entry.bytes()..];
+    }
+    recovered.torn_bytes += rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+    Ok(false)
+}

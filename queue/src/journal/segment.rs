@@ -1,0 +1,167 @@
+//! A segment: a file with a span of the log.
+//!
+//! | bytes | |
+//! |---|---|
+//! | 0..8 | `SLJOURNL` |
+//! | 8..12 | version of the format |
+//! | 12..16 | 0 |
+//! | 16..24 | base: the position in the log of the file's first byte |
+//! | 24..32 | length of the span; the next segment's base is base + length |
+//! | 32..40 | a random number, so that no two segments chain alike |
+//! | 40..44 | CRC-32 of bytes 0..40 |
+//! | 64.. | entries, the last of a full segment being a seal |
+//!
+//! Files are allocated ahead under the name `spare-<n>` and take their own, `segment-<base>`, when
+//! the log reaches them.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::platform::storage::{File, Storage};
+
+/// Where the first entry of a segment lies.
+pub(crate) const HEADER_BYTES: u64 = 64;
+/// The version that is written, and the newest that is read.
+pub(crate) const VERSION: u32 = 1;
+/// Kind of the entry that ends a full segment; see [`super::change`] for the others.
+pub(crate) const SEAL: u8 = 255;
+
+const MAGIC: &[u8; 8] = b"SLJOURNL";
+const CHECKED_BYTES: usize = 40;
+
+/// What stands at the start of a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) base: u64,
+    pub(crate) span: u64,
+    pub(crate) salt: u64,
+}
+
+/// What a file's first bytes are.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum HeaderRead {
+    Whole(Header),
+    /// The file was allocated and never written.
+    Empty,
+    /// Written by a version that we do not know.
+    Newer(u32),
+    Damaged,
+}
+
+impl Header {
+    /// Its bytes, and the CRC with which the chain of entries begins.
+    pub(crate) fn encode(&self) -> ([u8; HEADER_BYTES as usize], u32) {
+        let mut bytes = [0; HEADER_BYTES as usize];
+        bytes[..8].copy_from_slice(MAGIC);
+        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.base.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.span.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.salt.to_le_bytes());
+        let crc = crc32fast::hash(&bytes[..CHECKED_BYTES]);
+        bytes[40..44].copy_from_slice(&crc.to_le_bytes());
+        (bytes, crc)
+    }
+
+    pub(crate) fn decode(bytes: &[u8; HEADER_BYTES as usize]) -> HeaderRead {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return HeaderRead::Empty;
+        }
+        let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        if &bytes[..8] != MAGIC {
+            return HeaderRead::Damaged;
+        }
+        // Before the CRC: another version may have put it elsewhere.
+        if word(8) > VERSION {
+            return HeaderRead::Newer(word(8));
+        }
+        let header = Self { base: long(16), span: long(24), salt: long(32) };
+        let fits = header.span > HEADER_BYTES && header.base.checked_add(header.span).is_some();
+        if crc32fast::hash(&bytes[..CHECKED_BYTES]) != word(40) || word(8) != VERSION || !fits {
+            return HeaderRead::Damaged;
+        }
+        HeaderRead::Whole(header)
+    }
+}
+
+/// A segment's file, or a spare one. Whoever reads it keeps it; when it is doomed, the last one to
+/// let go removes it.
+#[derive(Debug)]
+pub(crate) struct SegmentFile {
+    storage: Arc<dyn Storage>,
+    name: Mutex<String>,
+    pub(crate) file: Arc<dyn File>,
+    /// Bytes that are allocated.
+    pub(crate) bytes: u64,
+    doomed: AtomicBool,
+}
+
+impl SegmentFile {
+    /// Allocates a spare.
+    pub(crate) fn allocate(storage: &Arc<dyn Storage>, number: u64, bytes: u64) -> io::Result<Arc<Self>> {
+        let name = format!("spare-{number}");
+        let file = storage.create(&name, bytes)?;
+        Ok(Self::opened(storage, name, file, bytes))
+    }
+
+    /// A file that is there.
+    pub(crate) fn opened(storage: &Arc<dyn Storage>, name: String, file: Arc<dyn File>, bytes: u64) -> Arc<Self> {
+        Arc::new(Self { storage: storage.clone(), name: Mutex::new(name), file, bytes, doomed: AtomicBool::new(false) })
+    }
+
+    /// Makes a spare the segment of `header`, durably.
+    pub(crate) fn begin(&self, header: &Header) -> io::Result<()> {
+        let name = segment_name(header.base);
+        {
+            let mut current = self.name.lock().unwrap_or_else(PoisonError::into_inner);
+            self.storage.rename(&current, &name)?;
+            current.clone_from(&name);
+        }
+        self.file.write_at(&header.encode().0, 0)?;
+        self.file.sync()?;
+        self.storage.sync_names()
+    }
+
+    /// Has the file removed once nobody reads it.
+    pub(crate) fn doom(&self) {
+        self.doomed.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for SegmentFile {
+    fn drop(&mut self) {
+        if self.doomed.load(Ordering::Acquire) {
+            let name = self.name.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = self.storage.remove(name) {
+                tracing::warn!(%error, name, "a dead segment could not be removed");
+            }
+        }
+    }
+}
+
+/// Name of the segment that begins at a position.
+pub(crate) fn segment_name(base: u64) -> String {
+    format!("segment-{base:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_whole_newer_empty_or_damaged() {
+        let header = Header { base: 3, span: 1 << 20, salt: 9 };
+        let (bytes, _) = header.encode();
+        assert_eq!(Header::decode(&bytes), HeaderRead::Whole(header));
+        assert_eq!(Header::decode(&[0; 64]), HeaderRead::Empty);
+        let mut newer = bytes;
+        newer[8] = 2;
+        assert_eq!(Header::decode(&newer), HeaderRead::Newer(2));
+        for at in (0..8).chain(16..44) {
+            let mut flipped = bytes;
+            flipped[at] ^= 4;
+            assert_eq!(Header::decode(&flipped), HeaderRead::Damaged, "byte {at}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Room on the disk: spare files that are allocated ahead, and who may still use the last of them.
+//!
+//! Jobs are refused at a high-water mark, while the room that is left serves those that are queued:
+//! their records, dead letters and acks. So a full disk drains by itself.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::segment::SegmentFile;
+use crate::platform::storage::Storage;
+
+/// Spares beyond the reserve, so that the log never waits for an allocation.
+const AHEAD: usize = 1;
+/// Spares that jobs leave alone.
+const RESERVE: usize = 4;
+/// Segments on a disk that is large enough.
+const SEGMENT_BYTES_MAX: u64 = 16 << 20;
+const SEGMENT_BYTES_MIN: u64 = 256 << 10;
+/// A refused allocation is not tried again before this has passed.
+const REFUSED_FOR: Duration = Duration::from_millis(100);
+
+/// How much of the room an append may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// New work: what is beyond the reserve.
+    Work,
+    /// Large things that come of work, such as dead letters: half of the reserve.
+    Bulk,
+    /// What settles work and makes room: everything.
+    Settle,
+}
+
+/// There is no room for this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no room on the disk")]
+pub(crate) struct Full;
+
+#[derive(Debug)]
+pub(crate) struct Space {
+    pub(super) segment_bytes: u64,
+    spares: Vec<Arc<SegmentFile>>,
+    /// Free bytes of the disk when it was last looked at, less what was allocated since.
+    free_bytes: u64,
+    next_number: u64,
+    refused_at: Option<Instant>,
+}
+
+impl Space {
+    /// Segments are small on a small disk.
+    pub(super) fn new(storage: &Arc<dyn Storage>, segment_bytes: Option<u64>) -> io::Result<Self> {
+        let by_disk = storage.disk_bytes()?.div_euclid(64).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+        let segment_bytes = segment_bytes.unwrap_or(by_disk);
+        let free_bytes = storage.free_bytes()?;
+        Ok(Self { segment_bytes, spares: Vec::new(), free_bytes, next_number: 0, refused_at: None })
+    }
+
+    /// Whether new work of these bytes leaves the reserve, and what is owed to queued work, alone.
+    pub(super) fn admit(&self, bytes: u64, share: Share, owed: u64) -> Result<(), Full> {
+        let reserve = match share {
+            Share::Work => RESERVE as u64,
+            Share::Bulk => RESERVE as u64 / 2,
+            Share::Settle => return Ok(()),
+        };
+        let there = self.free_bytes + self.spares.len() as u64 * self.segment_bytes;
+        let owed = if share == Share::Work { owed } else { 0 };
+        if there < bytes + owed + reserve * self.segment_bytes { Err(Full) } else { Ok(()) }
+    }
+
+    /// A file of at least these bytes: a spare, or one that is allocated now.
+    pub(super) fn take(
+        &mut self,
+        storage: &Arc<dyn Storage>,
+        bytes: u64,
+        share: Share,
+    ) -> Result<Arc<SegmentFile>, Full> {
+        if bytes > self.segment_bytes {
+            return self.allocate(storage, bytes);
+        }
+        let kept = match share {
+            Share::Work => RESERVE,
+            Share::Bulk => RESERVE / 2,
+            Share::Settle => 0,
+        };
+        if self.spares.len() > kept {
+            return self.spares.pop().ok_or(Full);
+        }
+        let allocated = self.allocate(storage, self.segment_bytes);
+        if share == Share::Settle { allocated.or_else(|full| self.spares.pop().ok_or(full)) } else { allocated }
+    }
+
+    fn allocate(&mut self, storage: &Arc<dyn Storage>, bytes: u64) -> Result<Arc<SegmentFile>, Full> {
+        if self.refused_at.is_some_and(|at| at.elapsed() < REFUSED_FOR) {
+            return Err(Full);
+        }
+        let number = self.next_number();
+        match SegmentFile::allocate(storage, number, bytes) {
+            Ok(file) => {
+                self.free_bytes = self.free_bytes.saturating_sub(bytes);
+                Ok(file)
+            }
+            Err(error) => {
+                tracing::warn!(%error, bytes, "no room for a segment");
+                self.refused_at = Some(Instant::now());
+                Err(Full)
+            }
+        }
+    }
+
+    /// A number that no spare has had.
+    pub(crate) fn next_number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    /// How many spares are missing, and their length.
+    pub(super) fn wanted(&self) -> (usize, u64) {
+        ((RESERVE + AHEAD).saturating_sub(self.spares.len()), self.segment_bytes)
+    }
+
+    /// Puts a spare in.
+    pub(crate) fn put(&mut self, spare: Arc<SegmentFile>) {
+        self.spares.push(spare);
+    }
+
+    /// Gives a spare up, for something that needs its room more.
+    pub(crate) fn sacrifice(&mut self) -> bool {
+        self.spares.pop().is_some_and(|spare| {
+            spare.doom();
+            true
+        })
+    }
+
+    /// What the disk has free now.
+    pub(crate) fn set_free_bytes(&mut self, bytes: u64) {
+        self.free_bytes = bytes;
+    }
+}

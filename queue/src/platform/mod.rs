@@ -1,0 +1,3 @@
+//! The seams to the machine that tests replace.
+
+pub(crate) mod storage;

@@ -1,0 +1,149 @@
+//! Files of one folder, as the journal needs them.
+//!
+//! Durability: what is written is on disk after [`File::sync`], a name after
+//! [`Storage::sync_names`]. Nothing else is relied on: not the order of writes, and not that a
+//! sector is written whole.
+
+use std::fmt::Debug;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Name of the lock file.
+const LOCK: &str = "lock";
+
+/// A flat folder of files.
+pub(crate) trait Storage: Send + Sync + Debug {
+    /// Names of all files.
+    fn names(&self) -> io::Result<Vec<String>>;
+    /// Creates a file of this many zero bytes, whose room on the disk is taken: writing inside it
+    /// later does not run out of space.
+    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>>;
+    /// Opens a file to read and write.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>>;
+    /// Gives a file another name, in place of the one that had it.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes names and removals durable.
+    fn sync_names(&self) -> io::Result<()>;
+    /// Size of the whole disk, bytes.
+    fn disk_bytes(&self) -> io::Result<u64>;
+    /// Bytes of the disk that are free.
+    fn free_bytes(&self) -> io::Result<u64>;
+}
+
+/// An open file.
+pub(crate) trait File: Send + Sync + Debug {
+    /// Fills `buffer` from `offset`; a file that ends before is an error.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `bytes` at `offset`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Returns when everything that was written before is on disk.
+    fn sync(&self) -> io::Result<()>;
+    /// The file's length, bytes.
+    fn bytes(&self) -> io::Result<u64>;
+}
+
+/// A folder of the file system.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    /// Held for as long as the folder is.
+    _lock: std::fs::File,
+    /// Off only to show what a journal without it loses.
+    sync: bool,
+}
+
+impl Folder {
+    /// Makes the folder if it is missing, and takes it for this process.
+    ///
+    /// # Errors
+    /// `WouldBlock` if another one has it.
+    pub(crate) fn open(path: &Path, sync: bool) -> io::Result<Self> {
+        std::fs::create_dir_all(path)?;
+        if let (true, Some(parent)) = (sync, path.parent()) {
+            std::fs::File::open(parent)?.sync_all()?;
+        }
+        let lock = std::fs::File::options().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        lock.try_lock()?;
+        Ok(Self { path: path.to_owned(), _lock: lock, sync })
+    }
+
+    fn wrap(&self, file: std::fs::File) -> Arc<dyn File> {
+        Arc::new(DiskFile { file, sync: self.sync })
+    }
+}
+
+impl Storage for Folder {
+    fn names(&self) -> io::Result<Vec<String>> {
+        let entries = std::fs::read_dir(&self.path)?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
+        let path = self.path.join(name);
+        let file =
+            std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+        if bytes > 0 {
+            let taken = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
+            if let Err(error) = taken {
+                // Half a file would keep the room that it got.
+                drop(std::fs::remove_file(&path));
+                return Err(error.into());
+            }
+        }
+        Ok(self.wrap(file))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        std::fs::File::options().read(true).write(true).open(self.path.join(name)).map(|file| self.wrap(file))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.path.join(from), self.path.join(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path.join(name))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        if self.sync { std::fs::File::open(&self.path)?.sync_all() } else { Ok(()) }
+    }
+
+    fn disk_bytes(&self) -> io::Result<u64> {
+        let disk = rustix::fs::statvfs(&self.path)?;
+        Ok(disk.f_blocks.saturating_mul(disk.f_frsize))
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let disk = rustix::fs::statvfs(&self.path)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+}
+
+#[derive(Debug)]
+struct DiskFile {
+    file: std::fs::File,
+    sync: bool,
+}
+
+impl File for DiskFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if self.sync { self.file.sync_data() } else { Ok(()) }
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+}

@@ -1,0 +1,45 @@
+//! The window in which a `Nats-Msg-Id` is known, and stays known when its message is gone.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Ids with the sequence that they were first stored under.
+#[derive(Debug, Default)]
+pub(crate) struct Dedupe {
+    ids: HashMap<Arc<str>, (u64, i64)>,
+    by_time: VecDeque<(i64, Arc<str>)>,
+}
+
+impl Dedupe {
+    /// The sequence under which an id was stored within the window before `wall`, in ns.
+    pub(crate) fn find(&self, id: &str, wall: i64, window: i64) -> Option<u64> {
+        self.ids.get(id).filter(|(_, time)| wall - time < window).map(|(sequence, _)| *sequence)
+    }
+
+    /// Remembers an id, and forgets what is out of the window.
+    pub(crate) fn register(&mut self, id: &str, sequence: u64, time: i64, window: i64) {
+        while let Some((oldest, id)) = self.by_time.front().filter(|(oldest, _)| time - *oldest >= window) {
+            // Registered anew since then: its later place in the line speaks for it.
+            if self.ids.get(id).is_some_and(|(_, registered)| registered == oldest) {
+                self.ids.remove(id);
+            }
+            self.by_time.pop_front();
+        }
+        let id: Arc<str> = id.into();
+        self.by_time.push_back((time, id.clone()));
+        self.ids.insert(id, (sequence, time));
+    }
+
+    /// All ids: `(id, sequence, time)`, the oldest first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, u64, i64)> {
+        self.by_time.iter().filter_map(|(time, id)| {
+            let (sequence, registered) = self.ids.get(id)?;
+            (registered == time).then_some((id.as_ref(), *sequence, *time))
+        })
+    }
+
+    /// The id that was stored last.
+    pub(crate) fn last(&self) -> Option<&str> {
+        self.by_time.back().map(|(_, id)| id.as_ref())
+    }
+}

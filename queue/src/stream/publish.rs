@@ -1,0 +1,217 @@
+//! Whether a message may be stored, and what has to go for it.
+
+use super::config::{Discard, StreamConfig};
+use super::messages::counted_bytes;
+use super::state::{MESSAGE_ID, Stream};
+use super::Refusal;
+use crate::nats::HeaderBlock;
+
+const HEADER_BYTES_MAX: usize = 64 * 1024;
+
+/// A message that may be stored, or is there already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Accepted {
+    /// It was stored before, under this sequence.
+    Duplicate(u64),
+    Store {
+        sequence: u64,
+        /// When it ends by its own TTL, Unix time in ns; 0 is never.
+        expires: i64,
+        /// The earlier message of the subject that it takes the place of; 0 is none.
+        replaces: u64,
+        /// Further messages that go, as ranges of sequences.
+        evicts: Vec<(u64, u64)>,
+    },
+}
+
+impl Stream {
+    /// Decides about a message in the order of checks that nats-server has.
+    pub(crate) fn decide_publish(
+        &self,
+        subject: &str,
+        header: &[u8],
+        payload_bytes: usize,
+        wall: i64,
+    ) -> Result<Accepted, Refusal> {
+        let config = &self.config;
+        let headers = HeaderBlock(header);
+        if config.sealed {
+            return Err(Refusal::sealed());
+        }
+        let mut ttl = None;
+        if !header.is_empty() {
+            if headers.get("Nats-Expected-Stream").is_some_and(|expected| expected != config.name) {
+                return Err(Refusal::expected_stream());
+            }
+            ttl = headers.get("Nats-TTL").map(|text| if config.allow_msg_ttl { ttl_ns(text) } else { Err(Refusal::ttl_disabled()) });
+            self.check_expectations(subject, headers)?;
+            if ["Nats-Batch-Id", "Nats-Batch-Sequence"].iter().any(|name| headers.has(name)) {
+                return Err(Refusal::batch());
+            }
+            if headers.has("Nats-Incr") {
+                return Err(Refusal::counter());
+            }
+            if headers.has("Nats-Schedule") {
+                return Err(Refusal::schedules());
+            }
+            if let Some(sequence) =
+                headers.get(MESSAGE_ID).and_then(|id| self.dedupe.find(id, wall, config.duplicate_window))
+            {
+                return Ok(Accepted::Duplicate(sequence));
+            }
+            if let Some(expected) = headers.get("Nats-Expected-Last-Msg-Id") {
+                let actual = self.dedupe.last().unwrap_or_default();
+                if actual != expected {
+                    return Err(Refusal::wrong_last_id(actual));
+                }
+            }
+        }
+        let ttl = ttl.transpose()?.unwrap_or(0);
+        let total = header.len() + payload_bytes;
+        if StreamConfig::limit(config.max_msg_size).is_some_and(|max| total as u64 > max) {
+            return Err(Refusal::message_too_large());
+        }
+        if header.len() > HEADER_BYTES_MAX {
+            return Err(Refusal::header_too_large());
+        }
+        let sequence = self.last + 1;
+        let expires = if ttl > 0 { wall.saturating_add(ttl) } else { 0 };
+        if let Some(rollup) = headers.get("Nats-Rollup") {
+            if !config.allow_rollup_hdrs {
+                return Err(Refusal::rollup());
+            }
+            let filter = if rollup == "all" { None } else { Some(subject) };
+            let evicts = self.purged(filter, None, None);
+            return Ok(Accepted::Store { sequence, expires, replaces: 0, evicts });
+        }
+        let (replaces, evicts) = self.make_room(subject, counted_bytes(subject.len(), header.len(), payload_bytes))?;
+        Ok(Accepted::Store { sequence, expires, replaces, evicts })
+    }
+
+    fn check_expectations(&self, subject: &str, headers: HeaderBlock<'_>) -> Result<(), Refusal> {
+        if let Some(expected) = headers.get("Nats-Expected-Last-Subject-Sequence") {
+            let other = headers.get("Nats-Expected-Last-Subject-Sequence-Subject").unwrap_or(subject);
+            let actual = self.last_of(other);
+            if expected.parse() != Ok(actual) {
+                return Err(Refusal::wrong_last_sequence(actual));
+            }
+        }
+        if let Some(expected) = headers.get("Nats-Expected-Last-Sequence")
+            && expected.parse() != Ok(self.last)
+        {
+            return Err(Refusal::wrong_last_sequence(self.last));
+        }
+        Ok(())
+    }
+
+    /// The last sequence of the messages that a filter stands for, 0 for none.
+    pub(crate) fn last_of(&self, filter: &str) -> u64 {
+        if crate::nats::is_literal(filter.as_bytes()) {
+            return self.messages.ends(filter).map_or(0, |(_, last)| last);
+        }
+        let matching = self.messages.counts().filter(|(s, _)| crate::nats::matches(filter.as_bytes(), s.as_bytes()));
+        matching.filter_map(|(subject, _)| self.messages.ends(subject)).map(|(_, last)| last).max().unwrap_or(0)
+    }
+
+    /// What goes so that a message of `bytes` fits, or why it does not.
+    fn make_room(&self, subject: &str, bytes: u64) -> Result<(u64, Vec<(u64, u64)>), Refusal> {
+        let config = &self.config;
+        let discards_new = config.discard == Discard::New;
+        let mut replaces = 0;
+        if let Some(max) = StreamConfig::limit(config.max_msgs_per_subject)
+            && self.messages.count(subject) as u64 >= max
+        {
+            if discards_new && config.discard_new_per_subject {
+                return Err(Refusal::limit("messages per subject"));
+            }
+            replaces = self.messages.ends(subject).map_or(0, |(first, _)| first);
+        }
+        let replaced = self.messages.get(replaces).map_or(0, super::Message::counted_bytes);
+        let mut count = self.messages.len() as u64 + 1 - u64::from(replaced > 0);
+        let mut total = self.messages.bytes() - replaced + bytes;
+        let (max_count, max_bytes) = (StreamConfig::limit(config.max_msgs), StreamConfig::limit(config.max_bytes));
+        let is_over = |count, total| {
+            let messages = max_count.is_some_and(|max| count > max).then_some("messages");
+            messages.or(max_bytes.is_some_and(|max| total > max).then_some("bytes"))
+        };
+        match is_over(count, total) {
+            None => return Ok((replaces, Vec::new())),
+            Some(which) if discards_new || max_bytes.is_some_and(|max| bytes > max) => {
+                return Err(Refusal::limit(which));
+            }
+            Some(_) => {}
+        }
+        let mut last = 0;
+        for (sequence, message) in self.messages.from(0).filter(|(sequence, _)| *sequence != replaces) {
+            last = sequence;
+            count -= 1;
+            total -= message.counted_bytes();
+            if is_over(count, total).is_none() {
+                break;
+            }
+        }
+        Ok((replaces, vec![(0, last)]))
+    }
+}
+
+impl Stream {
+    /// Messages above the limits, which may have been lowered, as ranges of sequences.
+    pub(crate) fn over_limits(&self) -> Vec<(u64, u64)> {
+        let config = &self.config;
+        let mut ranges = Vec::new();
+        if let Some(max) = StreamConfig::limit(config.max_msgs_per_subject) {
+            let over = self.messages.counts().filter(|(_, count)| *count as u64 > max);
+            for (subject, count) in over {
+                let surplus = count - max as usize;
+                ranges.extend(self.messages.sequences(subject).into_iter().take(surplus).map(|s| (s, s)));
+            }
+        }
+        let (mut count, mut bytes) = (self.messages.len() as u64, self.messages.bytes());
+        let (max_count, max_bytes) = (StreamConfig::limit(config.max_msgs), StreamConfig::limit(config.max_bytes));
+        let mut last = 0;
+        for (sequence, message) in self.messages.from(0) {
+            if max_count.is_none_or(|max| count <= max) && max_bytes.is_none_or(|max| bytes <= max) {
+                break;
+            }
+            last = sequence;
+            count -= 1;
+            bytes -= message.counted_bytes();
+        }
+        if last > 0 {
+            ranges.push((0, last));
+        }
+        ranges
+    }
+}
+
+/// `Nats-TTL`: seconds, a Go duration, or `never` (0).
+fn ttl_ns(text: &str) -> Result<i64, Refusal> {
+    if text == "never" {
+        return Ok(0);
+    }
+    let seconds = text.parse::<i64>().ok().and_then(|seconds| seconds.checked_mul(1_000_000_000));
+    let ttl = seconds.or_else(|| go_duration(text)).ok_or_else(Refusal::ttl_invalid)?;
+    if ttl >= 1_000_000_000 { Ok(ttl) } else { Err(Refusal::ttl_invalid()) }
+}
+
+/// A duration as Go writes it, `1h2m3.5s` for instance, in ns.
+pub(crate) fn go_duration(text: &str) -> Option<i64> {
+    let mut rest = text;
+    let mut total = 0_f64;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let value: f64 = rest[..end].parse().ok()?;
+        rest = &rest[end..];
+        let units =
+            [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
+        let (unit, ns) = units.into_iter().find(|(unit, _)| {
+            rest.strip_prefix(unit).is_some_and(|after| !after.starts_with(char::is_alphabetic))
+        })?;
+        total += value * ns;
+        rest = &rest[unit.len()..];
+    }
+    (total < i64::MAX as f64).then_some(total as i64)
+}

@@ -1,0 +1,187 @@
+//! Why a request is refused: the code, number and text that JetStream clients know.
+
+/// A refusal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text} ({error})")]
+pub(crate) struct Refusal {
+    /// Like an HTTP status.
+    pub(crate) code: u16,
+    /// JetStream's own number.
+    pub(crate) error: u16,
+    pub(crate) text: String,
+}
+
+/// Constructors, one a reason.
+impl Refusal {
+    fn new(code: u16, error: u16, text: impl Into<String>) -> Self {
+        Self { code, error, text: text.into() }
+    }
+
+    pub(crate) fn bad_request() -> Self {
+        Self::new(400, 10003, "bad request")
+    }
+
+    pub(crate) fn invalid_json(problem: &str) -> Self {
+        Self::new(400, 10025, format!("invalid JSON: {problem}"))
+    }
+
+    pub(crate) fn invalid_stream(problem: impl Into<String>) -> Self {
+        Self::new(500, 10052, problem)
+    }
+
+    pub(crate) fn invalid_consumer(problem: impl Into<String>) -> Self {
+        Self::new(500, 10012, problem)
+    }
+
+    pub(crate) fn name_mismatch() -> Self {
+        Self::new(400, 10056, "stream name in subject does not match request")
+    }
+
+    pub(crate) fn name_in_use() -> Self {
+        Self::new(400, 10058, "stream name already in use with a different configuration")
+    }
+
+    pub(crate) fn stream_not_found() -> Self {
+        Self::new(404, 10059, "stream not found")
+    }
+
+    pub(crate) fn overlap() -> Self {
+        Self::new(400, 10065, "subjects overlap with an existing stream")
+    }
+
+    pub(crate) fn replicas() -> Self {
+        Self::new(500, 10074, "replicas > 1 not supported in non-clustered mode")
+    }
+
+    pub(crate) fn consumer_not_found() -> Self {
+        Self::new(404, 10014, "consumer not found")
+    }
+
+    pub(crate) fn consumer_exists() -> Self {
+        Self::new(400, 10148, "consumer already exists")
+    }
+
+    pub(crate) fn consumer_missing() -> Self {
+        Self::new(400, 10149, "consumer does not exist")
+    }
+
+    pub(crate) fn consumer_name_mismatch() -> Self {
+        Self::new(400, 10132, "consumer name in subject does not match durable name in request")
+    }
+
+    pub(crate) fn consumer_filter_mismatch() -> Self {
+        Self::new(400, 10131, "consumer create request did not match filtered subject from create subject")
+    }
+
+    pub(crate) fn consumer_bad_name() -> Self {
+        Self::new(400, 10136, "Durable name can not contain '.', '*', '>'")
+    }
+
+    pub(crate) fn consumers_reached() -> Self {
+        Self::new(400, 10026, "maximum consumers limit reached")
+    }
+
+    pub(crate) fn backoff_too_long() -> Self {
+        Self::new(400, 10116, "max deliver is required to be > length of backoff values")
+    }
+
+    pub(crate) fn work_queue_ack() -> Self {
+        Self::new(400, 10098, "workqueue stream requires explicit ack")
+    }
+
+    pub(crate) fn work_queue_deliver() -> Self {
+        Self::new(400, 10101, "consumer must be deliver all on workqueue stream")
+    }
+
+    pub(crate) fn work_queue_one() -> Self {
+        Self::new(400, 10099, "multiple non-filtered consumers not allowed on workqueue stream")
+    }
+
+    pub(crate) fn work_queue_overlap() -> Self {
+        Self::new(400, 10100, "filtered consumer not unique on workqueue stream")
+    }
+
+    pub(crate) fn filters_overlap() -> Self {
+        Self::new(400, 10138, "consumer subject filters cannot overlap")
+    }
+
+    pub(crate) fn no_message() -> Self {
+        Self::new(404, 10037, "no message found")
+    }
+
+    pub(crate) fn sequence_not_found(sequence: u64) -> Self {
+        Self::new(400, 10043, format!("sequence {sequence} not found"))
+    }
+
+    pub(crate) fn delete_denied() -> Self {
+        Self::new(500, 10057, "message delete not permitted")
+    }
+
+    pub(crate) fn purge_denied() -> Self {
+        Self::new(500, 10110, "stream purge not permitted")
+    }
+
+    pub(crate) fn sealed() -> Self {
+        Self::new(400, 10109, "invalid operation on sealed stream")
+    }
+
+    pub(crate) fn expected_stream() -> Self {
+        Self::new(400, 10060, "expected stream does not match")
+    }
+
+    pub(crate) fn wrong_last_sequence(actual: u64) -> Self {
+        Self::new(400, 10071, format!("wrong last sequence: {actual}"))
+    }
+
+    pub(crate) fn wrong_last_id(actual: &str) -> Self {
+        Self::new(400, 10070, format!("wrong last msg ID: {actual}"))
+    }
+
+    pub(crate) fn ttl_disabled() -> Self {
+        Self::new(400, 10166, "per-message TTL is disabled")
+    }
+
+    pub(crate) fn ttl_invalid() -> Self {
+        Self::new(400, 10165, "invalid per-message TTL")
+    }
+
+    pub(crate) fn rollup() -> Self {
+        Self::new(500, 10111, "rollup not permitted")
+    }
+
+    pub(crate) fn batch() -> Self {
+        Self::new(400, 10174, "batch publish not enabled on stream")
+    }
+
+    pub(crate) fn counter() -> Self {
+        Self::new(400, 10168, "message counters is disabled")
+    }
+
+    pub(crate) fn schedules() -> Self {
+        Self::new(400, 10188, "message schedules is disabled")
+    }
+
+    pub(crate) fn message_too_large() -> Self {
+        Self::new(400, 10054, "message size exceeds maximum allowed")
+    }
+
+    pub(crate) fn header_too_large() -> Self {
+        Self::new(400, 10097, "header size exceeds maximum allowed of 64k")
+    }
+
+    pub(crate) fn limit(which: &str) -> Self {
+        Self::new(503, 10077, format!("maximum {which} exceeded"))
+    }
+
+    pub(crate) fn no_room() -> Self {
+        Self::new(503, 10047, "insufficient storage resources available")
+    }
+
+    pub(crate) fn level() -> Self {
+        Self::new(412, 10185, "JetStream minimum api level required")
+    }
+
+    pub(crate) fn not_clustered() -> Self {
+        Self::new(503, 10010, "JetStream clustering support required")
+    }
+}

@@ -1,0 +1,43 @@
+//! A stream in a snapshot: what stands before its messages, and what behind them.
+
+use bytes::BytesMut;
+
+use super::state::Stream;
+use crate::journal::change::Change;
+use crate::journal::snapshot::put_record;
+
+impl Stream {
+    /// Configuration, last sequence, ids in the dedupe window, consumers.
+    pub(crate) fn snapshot_head(&self, records: &mut BytesMut) {
+        let (stream, created) = (self.id, self.created);
+        let config = serde_json::to_vec(&self.config).expect("a configuration holds strings and numbers only");
+        put_record(&Change::StreamPut { stream, created, config: &config }, records);
+        put_record(&Change::Counted { stream, last: self.last, last_time: self.last_time }, records);
+        for (id, sequence, time) in self.dedupe.all() {
+            put_record(&Change::Registered { stream, sequence, time, id: id.as_bytes() }, records);
+        }
+    }
+
+    /// Consumers, how far they are, and what they have in hand.
+    pub(crate) fn snapshot_tail(&self, records: &mut BytesMut) {
+        let stream = self.id;
+        for found in self.consumers() {
+            let consumer = found.id;
+            let config = serde_json::to_vec(&found.config).expect("a configuration holds strings and numbers only");
+            let (created, start) = (found.created, found.cursor);
+            put_record(&Change::ConsumerPut { stream, consumer, created, start, config: &config }, records);
+            let (cursor, consumer_sequence, time) = (found.cursor, found.consumer_sequence, found.last_active);
+            put_record(&Change::Cursor { stream, consumer, cursor, consumer_sequence, time }, records);
+            for (sequence, pending) in &found.pending {
+                let (sequence, consumer_sequence, count) = (*sequence, pending.consumer_sequence, pending.count);
+                put_record(
+                    &Change::Delivered { stream, consumer, sequence, consumer_sequence, count, time },
+                    records,
+                );
+                if pending.is_due() {
+                    put_record(&Change::Nakked { stream, consumer, sequence, until: 0 }, records);
+                }
+            }
+        }
+    }
+}

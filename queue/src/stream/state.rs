@@ -1,0 +1,327 @@
+//! A stream and its consumers, and how changes apply to them.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::config::{ConsumerConfig, DeliverPolicy, Retention, StreamConfig};
+use super::consumer::{Consumer, Handout};
+use super::dedupe::Dedupe;
+use super::messages::{Message, Messages};
+use super::Refusal;
+use crate::journal::{Change, Indexed, Place, Stored};
+use crate::nats::{HeaderBlock, overlaps};
+
+/// Header with the id by which a repeated publish is known.
+pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// A moment: on the calendar, and on the clock that never jumps.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    /// Unix time in ns.
+    pub(crate) wall: i64,
+    pub(crate) clock: Instant,
+}
+
+/// A stream.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) id: u32,
+    pub(crate) config: StreamConfig,
+    /// Unix time in ns.
+    pub(crate) created: i64,
+    pub(crate) messages: Messages,
+    /// The last sequence that was given, 0 for none.
+    pub(crate) last: u64,
+    /// When that was, Unix time in ns.
+    pub(crate) last_time: i64,
+    pub(super) dedupe: Dedupe,
+    consumers: BTreeMap<u32, Consumer>,
+    names: BTreeMap<String, u32>,
+    next_consumer: u32,
+    /// The timer that is set for it.
+    pub(crate) scheduled: Option<Instant>,
+}
+
+impl Stream {
+    pub(crate) fn new(id: u32, config: StreamConfig, created: i64) -> Self {
+        let last = config.first_seq.saturating_sub(1);
+        Self {
+            id,
+            config,
+            created,
+            messages: Messages::default(),
+            last,
+            last_time: 0,
+            dedupe: Dedupe::default(),
+            consumers: BTreeMap::new(),
+            names: BTreeMap::new(),
+            next_consumer: 1,
+            scheduled: None,
+        }
+    }
+
+    /// The sequence of the first message, or of the one that will be.
+    pub(crate) fn first(&self) -> u64 {
+        match self.messages.first() {
+            Some((sequence, _)) => sequence,
+            None if self.last == 0 => 0,
+            None => self.last + 1,
+        }
+    }
+
+    /// Applies a change. Places that nobody needs any more are put into `freed`.
+    ///
+    /// # Errors
+    /// What is wrong with a change that cannot have been written by us.
+    pub(crate) fn apply(
+        &mut self,
+        change: &Change<'_>,
+        place: Option<Place>,
+        now: Now,
+        freed: &mut Vec<Place>,
+    ) -> Result<(), String> {
+        match *change {
+            Change::Stored(ref stored) => {
+                let place = place.ok_or("a message without a place")?;
+                self.store(stored, place, freed)?;
+            }
+            Change::Indexed(ref indexed) => self.index(indexed, freed)?,
+            Change::Removed { from, to, .. } => {
+                let sequences: Vec<u64> =
+                    self.messages.from(from).map(|(sequence, _)| sequence).take_while(|s| *s <= to).collect();
+                sequences.into_iter().for_each(|sequence| self.remove(sequence, freed));
+            }
+            Change::ConsumerPut { consumer, created, start, config, .. } => {
+                let config: ConsumerConfig = serde_json::from_slice(config).map_err(|error| error.to_string())?;
+                self.put_consumer(consumer, config, created, start, now);
+            }
+            Change::ConsumerDeleted { consumer, .. } => {
+                self.next_consumer = self.next_consumer.max(consumer + 1);
+                self.drop_consumer(consumer);
+            }
+            Change::Delivered { consumer, sequence, consumer_sequence, count, time, .. } => {
+                let is_there = self.messages.get(sequence).is_some();
+                if let Some(consumer) = self.consumers.get_mut(&consumer) {
+                    consumer.delivered(sequence, consumer_sequence, count, time, now.clock);
+                    // Only in recovery: a snapshot that is ahead knows that it went later.
+                    if !is_there {
+                        consumer.settle(sequence);
+                    }
+                }
+            }
+            Change::Acked { consumer, sequence, .. } => {
+                if let Some(consumer) = self.consumers.get_mut(&consumer) {
+                    consumer.settle(sequence);
+                }
+                if self.config.retention == Retention::WorkQueue {
+                    self.remove(sequence, freed);
+                }
+            }
+            Change::Nakked { consumer, sequence, until, .. } => {
+                let delay = u64::try_from(until.saturating_sub(now.wall)).ok().filter(|delay| *delay > 0);
+                if let Some(consumer) = self.consumers.get_mut(&consumer) {
+                    consumer.postpone(sequence, delay.map(|delay| now.clock + Duration::from_nanos(delay)));
+                }
+            }
+            Change::Counted { last, last_time, .. } => {
+                self.last = self.last.max(last);
+                self.last_time = self.last_time.max(last_time);
+            }
+            Change::Registered { sequence, time, id, .. } => {
+                let id = std::str::from_utf8(id).map_err(|error| error.to_string())?;
+                self.dedupe.register(id, sequence, time, self.config.duplicate_window);
+            }
+            Change::Cursor { consumer, cursor, consumer_sequence, time, .. } => {
+                if let Some(consumer) = self.consumers.get_mut(&consumer) {
+                    consumer.cursor = consumer.cursor.max(cursor);
+                    consumer.consumer_sequence = consumer.consumer_sequence.max(consumer_sequence);
+                    consumer.last_active = consumer.last_active.max(time);
+                }
+            }
+            Change::StreamPut { config, .. } => {
+                self.config = serde_json::from_slice(config).map_err(|error| error.to_string())?;
+            }
+            Change::StreamDeleted { .. } => {
+                let all: Vec<u64> = self.messages.from(0).map(|(sequence, _)| sequence).collect();
+                all.into_iter().for_each(|sequence| self.remove(sequence, freed));
+            }
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, stored: &Stored<'_>, place: Place, freed: &mut Vec<Place>) -> Result<(), String> {
+        if !stored.moved
+            && let Some(id) = HeaderBlock(stored.header).get(MESSAGE_ID)
+        {
+            self.dedupe.register(id, stored.sequence, stored.time, self.config.duplicate_window);
+        }
+        let indexed = Indexed {
+            stream: self.id,
+            sequence: stored.sequence,
+            time: stored.time,
+            expires: stored.expires,
+            place,
+            header_bytes: stored.header.len() as u32,
+            payload_bytes: stored.payload.len() as u32,
+            subject: stored.subject,
+        };
+        self.index(&indexed, freed)?;
+        if stored.replaces != 0 {
+            self.remove(stored.replaces, freed);
+        }
+        Ok(())
+    }
+
+    fn index(&mut self, indexed: &Indexed<'_>, freed: &mut Vec<Place>) -> Result<(), String> {
+        let Indexed { sequence, time, expires, place, header_bytes, payload_bytes, .. } = *indexed;
+        let subject = std::str::from_utf8(indexed.subject).map_err(|error| error.to_string())?;
+        if sequence > self.last {
+            (self.last, self.last_time) = (sequence, time);
+        }
+        if let Some(before) = self.messages.relocate(sequence, place) {
+            freed.push(before);
+            return Ok(());
+        }
+        let message =
+            |subject| Message { subject, place, header_bytes, payload_bytes, time, expires };
+        self.messages.insert(sequence, subject, message);
+        self.consumers.values_mut().for_each(|consumer| consumer.stored(sequence, subject));
+        Ok(())
+    }
+
+    fn remove(&mut self, sequence: u64, freed: &mut Vec<Place>) {
+        if let Some(message) = self.messages.remove(sequence) {
+            self.consumers.values_mut().for_each(|consumer| consumer.removed(sequence, &message.subject));
+            freed.push(message.place);
+        }
+    }
+
+    fn drop_consumer(&mut self, id: u32) {
+        // The name may be another one's by now, when a snapshot knows what the journal says later.
+        if let Some(gone) = self.consumers.remove(&id)
+            && self.names.get(&gone.name) == Some(&id)
+        {
+            self.names.remove(&gone.name);
+        }
+    }
+
+    fn put_consumer(&mut self, id: u32, config: ConsumerConfig, created: i64, start: u64, now: Now) {
+        self.next_consumer = self.next_consumer.max(id + 1);
+        match self.consumers.get_mut(&id) {
+            Some(consumer) => consumer.config = config,
+            None => {
+                self.consumers.insert(id, Consumer::new(id, config, created, start, now.clock));
+            }
+        }
+        if let Some(consumer) = self.consumers.get_mut(&id) {
+            self.names.insert(consumer.name.clone(), id);
+            consumer.recount(&self.messages);
+        }
+    }
+
+    /// After recovery: counts anew what the changes only counted in passing, and drops consumers
+    /// that were not meant to outlive a restart.
+    pub(crate) fn recovered(&mut self) {
+        let ephemeral: Vec<u32> =
+            self.consumers.values().filter(|c| c.config.durable_name.is_none()).map(|c| c.id).collect();
+        for id in ephemeral {
+            self.drop_consumer(id);
+        }
+        for consumer in self.consumers.values_mut() {
+            let gone: Vec<u64> =
+                consumer.pending.keys().copied().filter(|sequence| self.messages.get(*sequence).is_none()).collect();
+            for sequence in gone {
+                consumer.settle(sequence);
+            }
+            consumer.recount(&self.messages);
+        }
+    }
+
+    pub(crate) fn consumer(&self, name: &str) -> Option<&Consumer> {
+        self.consumers.get(self.names.get(name)?)
+    }
+
+    pub(crate) fn consumer_mut(&mut self, name: &str) -> Option<&mut Consumer> {
+        self.consumers.get_mut(self.names.get(name)?)
+    }
+
+    pub(crate) fn consumer_by_id(&mut self, id: u32) -> Option<&mut Consumer> {
+        self.consumers.get_mut(&id)
+    }
+
+    /// All consumers, by name.
+    pub(crate) fn consumers(&self) -> impl Iterator<Item = &Consumer> {
+        self.names.values().filter_map(|id| self.consumers.get(id))
+    }
+
+    /// Consumers somebody waits for messages of.
+    pub(crate) fn awaited(&self) -> Vec<u32> {
+        self.consumers.values().filter(|consumer| !consumer.waiting.is_empty()).map(|consumer| consumer.id).collect()
+    }
+
+    /// What a consumer hands out next.
+    pub(crate) fn next_handout(&self, consumer: u32) -> Option<Handout> {
+        self.consumers.get(&consumer)?.next(&self.messages)
+    }
+
+    /// Id and first sequence of a new consumer, if it may be.
+    pub(crate) fn admit_consumer(&self, config: &ConsumerConfig) -> Result<(u32, u64), Refusal> {
+        if StreamConfig::limit(self.config.max_consumers).is_some_and(|max| self.consumers.len() as u64 >= max) {
+            return Err(Refusal::consumers_reached());
+        }
+        if self.config.retention == Retention::WorkQueue {
+            let mut others = self.consumers.values().map(|consumer| &consumer.config);
+            if config.filters().next().is_none() && others.len() > 0 {
+                return Err(Refusal::work_queue_one());
+            }
+            let meets = |other: &ConsumerConfig| {
+                let mut pairs = other.filters().flat_map(|one| config.filters().map(move |two| (one, two)));
+                other.filters().next().is_none() || pairs.any(|(one, two)| overlaps(one.as_bytes(), two.as_bytes()))
+            };
+            if others.any(meets) {
+                return Err(Refusal::work_queue_overlap());
+            }
+        }
+        let next = self.last + 1;
+        let start = match config.deliver_policy {
+            DeliverPolicy::All | DeliverPolicy::LastPerSubject => 1,
+            DeliverPolicy::New => next,
+            DeliverPolicy::Last => self.messages.from(0).last().map_or(next, |(sequence, _)| sequence),
+            DeliverPolicy::ByStartSequence => config.opt_start_seq,
+            DeliverPolicy::ByStartTime => {
+                let from = config.start_time().unwrap_or_default();
+                self.messages.from(0).find(|(_, message)| message.time >= from).map_or(next, |(sequence, _)| sequence)
+            }
+        };
+        Ok((self.next_consumer, start))
+    }
+
+    /// Sequences from `first` to `last` of the messages that a purge takes, as ranges.
+    pub(crate) fn purged(&self, filter: Option<&str>, before: Option<u64>, keep: Option<u64>) -> Vec<(u64, u64)> {
+        let wants = |subject: &str| {
+            filter.is_none_or(|filter| crate::nats::matches(filter.as_bytes(), subject.as_bytes()))
+        };
+        let mut sequences: Vec<u64> = match filter {
+            // One subject is looked up; a purge of one job must not read the whole queue.
+            Some(subject) if crate::nats::is_literal(subject.as_bytes()) => self.messages.sequences(subject),
+            _ => self.messages.from(0).filter(|(_, m)| wants(&m.subject)).map(|(sequence, _)| sequence).collect(),
+        };
+        if let Some(before) = before {
+            sequences.retain(|sequence| *sequence < before);
+        }
+        if let Some(keep) = keep {
+            sequences.truncate(sequences.len().saturating_sub(keep as usize));
+        }
+        // What lies between two sequences is gone already when nothing that stays is there.
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for sequence in sequences {
+            match ranges.last_mut() {
+                Some((_, to)) if self.messages.from(*to + 1).next().is_some_and(|(next, _)| next == sequence) => {
+                    *to = sequence;
+                }
+                _ => ranges.push((sequence, sequence)),
+            }
+        }
+        ranges
+    }
+}
