@@ -61,7 +61,9 @@ pub(crate) async fn start(data: &DataDir, settings: Settings) -> anyhow::Result<
         bail!("--broker-open is for loopback only: on {listen} everybody who reaches it could take and lose jobs");
     }
     if !is_local {
-        eprintln!("note: the queue listens on {listen} without encryption; its token and all images can be read on the way");
+        eprintln!(
+            "note: the queue listens on {listen} without encryption; its token and all images can be read on the way"
+        );
     }
     if data.path().join("nats").exists() {
         eprintln!(

@@ -3,8 +3,8 @@
 
 use std::process::Command;
 
-use crate::harness::{Stack, descendants, photo, send};
-use crate::shared;
+use super::harness::{Stack, descendants, photo, send};
+use super::shared;
 
 const MIB: usize = 1 << 20;
 
@@ -81,7 +81,7 @@ async fn damage_that_only_the_decoder_sees_fails_the_job_and_nothing_else() {
     let before = memory();
 
     // The structure is whole, the compressed data is not.
-    let damaged = crate::damaged_jpeg();
+    let damaged = super::damaged_jpeg();
     let mut stained = photo("coffee.png");
     let middle = stained.len() / 2;
     stained[middle..middle + 100].fill(0x55);
@@ -100,7 +100,7 @@ async fn damage_that_only_the_decoder_sees_fails_the_job_and_nothing_else() {
         }
     }
     assert_eq!(stack.run("model=efficientnet-lite0", photo("china.jpg")).await["attempt"], 1);
-    assert!(pids.iter().all(|pid| crate::harness::is_alive(*pid)), "a process died: {}", stack.log());
+    assert!(pids.iter().all(|pid| super::harness::is_alive(*pid)), "a process died: {}", stack.log());
     let grown = memory().saturating_sub(before) / 1024;
     assert!(grown < 150, "memory grew by {grown} MiB");
 }

@@ -3,8 +3,8 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{photo, send};
-use crate::shared;
+use super::harness::{photo, send};
+use super::shared;
 
 /// Sends bytes and returns everything until the server closes.
 async fn raw(request: &[u8]) -> String {

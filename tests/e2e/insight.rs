@@ -1,7 +1,7 @@
 //! `/metrics`, health, models, members.
 
-use crate::harness::{Stack, eventually, photo, send};
-use crate::shared;
+use super::harness::{Stack, eventually, photo, send};
+use super::shared;
 
 /// The value of one sample in Prometheus' text format.
 fn sample(text: &str, name: &str) -> Option<f64> {
@@ -14,7 +14,7 @@ async fn metrics_count_what_happened() {
     for name in ["china.jpg", "coffee.png", "rocket.jpg"] {
         stack.run("model=efficientnet-lite0", photo(name)).await;
     }
-    assert_eq!(stack.run("model=efficientnet-lite0", crate::damaged_jpeg()).await["state"], "failed");
+    assert_eq!(stack.run("model=efficientnet-lite0", super::damaged_jpeg()).await["state"], "failed");
     send(stack.upload("model=efficientnet-lite0", "no image")).await;
 
     let wanted = [

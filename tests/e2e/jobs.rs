@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, is_finished, photo, send};
-use crate::shared;
+use super::harness::{Answer, is_finished, photo, send};
+use super::shared;
 
 #[tokio::test]
 async fn a_job_is_accepted_then_polled_until_it_succeeds() {

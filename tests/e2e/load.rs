@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::harness::{Stack, is_finished, photo};
+use super::harness::{Stack, is_finished, photo};
 
 const UPLOADS: usize = 1_000;
 const CLIENTS: usize = 16;

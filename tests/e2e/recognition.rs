@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use crate::harness::photo;
-use crate::shared;
+use super::harness::photo;
+use super::shared;
 
 const SCORE_TOLERANCE: f64 = 0.05;
 const OVERLAP_MIN: f64 = 0.9;

@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::harness::{Running, Stack, eventually, photo, sightline, test_models};
+use super::harness::{Running, Stack, eventually, photo, sightline, test_models};
 
 #[tokio::test]
 async fn workers_started_by_hand_take_their_share() {
@@ -39,7 +39,7 @@ fn children_of_a_supervisor_have_no_children_of_their_own() {
     let group = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("starts"));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(eventually("three workers", async || (stack.members("worker").await.len() == 3).then_some(())));
-    assert_eq!(crate::harness::descendants(group.0.id()).len(), 2);
+    assert_eq!(super::harness::descendants(group.0.id()).len(), 2);
 }
 
 #[tokio::test]
@@ -49,11 +49,11 @@ async fn several_processes_of_one_command_end_together() {
     command.args(["worker", "--processes", "2", "--data"]).arg(stack.data());
     let mut group = Running(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("starts"));
     eventually("three workers", async || (stack.members("worker").await.len() == 3).then_some(())).await;
-    let children = crate::harness::descendants(group.0.id());
+    let children = super::harness::descendants(group.0.id());
     assert_eq!(children.len(), 2, "{children:?}");
-    crate::harness::signal(group.0.id(), "TERM");
+    super::harness::signal(group.0.id(), "TERM");
     assert!(group.0.wait().expect("ends").success());
-    assert!(children.iter().all(|(pid, _)| !crate::harness::is_alive(*pid)));
+    assert!(children.iter().all(|(pid, _)| !super::harness::is_alive(*pid)));
 }
 
 #[tokio::test]

@@ -13,9 +13,9 @@ use queue::{
 };
 use serde_json::Value;
 
-use crate::harness::{Stack, eventually, photo, signal};
-use crate::worker_pids;
-use crate::workers::dead_letter;
+use super::harness::{Stack, eventually, photo, signal};
+use super::worker_pids;
+use super::workers::dead_letter;
 
 const MODEL: &str = "efficientnet-lite0";
 

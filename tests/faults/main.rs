@@ -4,7 +4,7 @@
 //! many times.
 
 #[path = "../harness/mod.rs"]
-mod harness;
+pub(crate) mod harness;
 
 /// What each crash between two steps leaves, built by hand and then taken up.
 mod between_steps;
@@ -19,7 +19,7 @@ use harness::{Stack, is_finished};
 use serde_json::Value;
 
 /// How often a fault is repeated.
-fn rounds(short: usize, long: usize) -> usize {
+pub(crate) fn rounds(short: usize, long: usize) -> usize {
     if std::env::var("SIGHTLINE_FAULTS").is_ok_and(|form| form == "long") { long } else { short }
 }
 
@@ -30,7 +30,7 @@ fn worker_pids(stack: &Stack) -> Vec<u32> {
 }
 
 /// Waits for jobs in two ways at once, and sees that both hear the same result and that it stays.
-async fn all_end(stack: &Stack, ids: &[String]) -> BTreeMap<String, Value> {
+pub(crate) async fn all_end(stack: &Stack, ids: &[String]) -> BTreeMap<String, Value> {
     let jobs = futures::future::join_all(ids.iter().map(|id| async move {
         let (waited, polled) = tokio::join!(stack.finish(id), async {
             loop {
@@ -54,7 +54,7 @@ async fn all_end(stack: &Stack, ids: &[String]) -> BTreeMap<String, Value> {
 }
 
 /// How many jobs ended in each state.
-fn states(jobs: &BTreeMap<String, Value>) -> BTreeMap<String, usize> {
+pub(crate) fn states(jobs: &BTreeMap<String, Value>) -> BTreeMap<String, usize> {
     let mut states = BTreeMap::new();
     jobs.values().for_each(|job| *states.entry(job["state"].as_str().expect("a state").to_owned()).or_default() += 1);
     states

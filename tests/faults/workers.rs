@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::harness::{Stack, eventually, photo, signal};
-use crate::{all_end, rounds, states, worker_pids};
+use super::harness::{Stack, eventually, photo, signal};
+use super::{all_end, rounds, states, worker_pids};
 
 const JOBS: usize = 60;
 
@@ -26,7 +26,7 @@ async fn a_killed_worker_costs_no_job() {
 
 #[tokio::test]
 async fn jobs_of_a_killed_worker_come_back_before_their_lease_ends() {
-    let models = crate::harness::test_models();
+    let models = super::harness::test_models();
     // A lease that no test would wait for.
     let stack = Stack::start(&["--workers", "1", "--models", &models, "--lease", "1h"]);
     let running = stack.accept("endless", photo("rocket.jpg")).await;
@@ -47,7 +47,7 @@ async fn jobs_of_a_killed_worker_come_back_before_their_lease_ends() {
 
 #[tokio::test]
 async fn a_worker_that_wakes_after_its_lease_neither_overwrites_nor_steals() {
-    let models = crate::harness::test_models();
+    let models = super::harness::test_models();
     let stack = Stack::start(&["--workers", "2", "--models", &models, "--lease", "1s", "--attempts", "2"]);
     let worker_of = async |id: &str| {
         let job = stack.get(&format!("/v1/jobs/{id}")).await.json;
@@ -111,7 +111,7 @@ async fn a_worker_that_is_told_to_end_hands_back_and_costs_no_attempt() {
 
 #[tokio::test]
 async fn a_job_that_kills_its_worker_each_time_is_given_up_and_kept() {
-    let models = crate::harness::test_models();
+    let models = super::harness::test_models();
     let stack = Stack::start(&["--workers", "1", "--models", &models, "--attempts", "2", "--lease", "2s"]);
     let poison = stack.accept("endless", photo("china.jpg")).await;
     for attempt in 1..=2 {
@@ -133,7 +133,7 @@ async fn a_job_that_kills_its_worker_each_time_is_given_up_and_kept() {
 /// The dead letter of a job.
 pub(crate) async fn dead_letter(stack: &Stack, id: &str) -> Option<Vec<u8>> {
     let (topic, uuid) = id.split_once('.').expect("an id");
-    let stream = crate::between_steps::bare(stack).await.get_stream(format!("dead_{topic}")).await.ok()?;
+    let stream = super::between_steps::bare(stack).await.get_stream(format!("dead_{topic}")).await.ok()?;
     let letter = stream.get_last_raw_message_by_subject(&format!("dead.{topic}.{uuid}")).await.ok()?;
     Some(letter.payload.to_vec())
 }

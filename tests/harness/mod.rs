@@ -24,6 +24,14 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Pause between two looks at a state.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
+/// The engine that this test target is for. Each suite is built twice; the one whose name ends with
+/// `_nats` runs on a NATS server.
+pub(crate) const ENGINE: &str = if ends_with_nats(env!("CARGO_CRATE_NAME")) { "nats" } else { "own" };
+
+const fn ends_with_nats(name: &str) -> bool {
+    matches!(name.as_bytes(), [.., b'_', b'n', b'a', b't', b's'])
+}
+
 /// A running system. Dropping it ends it, and its children with it.
 pub(crate) struct Stack {
     up: Option<Up>,
@@ -60,7 +68,17 @@ impl Stack {
         let stderr =
             File::options().create(true).append(true).open(self.folder.path().join("stderr")).expect("a log file");
         let mut child = sightline()
-            .args(["up", "--supervised", "--listen", "127.0.0.1:0", "--broker-listen", "127.0.0.1:0", "--data"])
+            .args([
+                "up",
+                "--supervised",
+                "--engine",
+                ENGINE,
+                "--listen",
+                "127.0.0.1:0",
+                "--broker-listen",
+                "127.0.0.1:0",
+                "--data",
+            ])
             .arg(self.data())
             .args(&self.flags)
             .stdin(Stdio::piped())
@@ -332,13 +350,19 @@ pub(crate) struct Broker {
     child: Option<Child>,
     folder: TempDir,
     port: u16,
+    flags: Vec<String>,
 }
 
 impl Broker {
     const TOKEN: &'static str = "test-token";
 
-    /// Starts a real NATS server, fetched if it is not there, with every write synced.
+    /// Starts a broker of this target's engine with every write synced.
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with flags, which only our own broker takes.
+    pub(crate) async fn start_with(flags: &[&str]) -> Self {
         let folder = temporary_folder();
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let store = folder.path().join("store");
@@ -348,23 +372,55 @@ impl Broker {
             Self::TOKEN,
         );
         std::fs::write(folder.path().join("config"), config).expect("written");
-        let mut broker = Self { child: None, folder, port };
+        std::fs::create_dir(&store).expect("created");
+        std::fs::write(store.join("broker.token"), Self::TOKEN).expect("written");
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let mut broker = Self { child: None, folder, port, flags };
         broker.restart().await;
         broker
     }
 
     /// Starts it (again) on the same store and waits until it answers.
     pub(crate) async fn restart(&mut self) {
+        let mut command = if ENGINE == "own" { self.own() } else { self.nats() };
+        let log =
+            File::options().create(true).append(true).open(self.folder.path().join("stderr")).expect("a log file");
+        self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("starts"));
+        eventually("the broker answers", async || {
+            if let Ok(Some(status)) = self.child.as_mut().expect("it was started").try_wait() {
+                let log = std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default();
+                panic!("the broker ended with {status}: {log}");
+            }
+            Queue::connect(&self.address(), "test", Defaults::default()).await.ok()
+        })
+        .await;
+    }
+
+    fn own(&self) -> Command {
+        let mut command = sightline();
+        command.args(["broker", "--listen", &format!("127.0.0.1:{}", self.port), "--data"]).arg(self.store());
+        command.args(&self.flags);
+        command
+    }
+
+    fn nats(&self) -> Command {
+        assert!(self.flags.is_empty(), "flags are for our own broker");
         let root = std::env::var_os("SIGHTLINE_CACHE").map(PathBuf::from);
         let cache = models::Cache::new(root.or_else(models::Cache::default_root).expect("a cache folder"));
         let program = models::pull::nats_server(&cache, &|line| eprintln!("{line}")).expect("fetched");
         let mut command = Command::new(program);
-        command.arg("--config").arg(self.folder.path().join("config")).stderr(Stdio::null());
-        self.child = Some(command.spawn().expect("starts"));
-        eventually("the broker answers", async || {
-            Queue::connect(&self.address(), "test", Defaults::default()).await.ok()
-        })
-        .await;
+        command.arg("--config").arg(self.folder.path().join("config"));
+        command
+    }
+
+    /// Its data folder.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.folder.path().join("store")
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
     }
 
     /// As kill -9 does.
@@ -373,9 +429,14 @@ impl Broker {
         child.kill().and_then(|()| child.wait()).expect("it is gone");
     }
 
+    /// Its address with the token, as a flag has it.
+    pub(crate) fn url(&self) -> String {
+        format!("nats://{}@127.0.0.1:{}", Self::TOKEN, self.port)
+    }
+
     /// Its address, with the token.
     pub(crate) fn address(&self) -> Address {
-        Address::parse(&format!("nats://{}@127.0.0.1:{}", Self::TOKEN, self.port)).expect("valid")
+        Address::parse(&self.url()).expect("valid")
     }
 
     /// A connection that creates topics with these defaults.
@@ -384,10 +445,14 @@ impl Broker {
     }
 
     /// A connection without our own client around it.
-    pub(crate) async fn bare(&self) -> async_nats::jetstream::Context {
+    pub(crate) async fn client(&self) -> async_nats::Client {
         let options = async_nats::ConnectOptions::with_token(Self::TOKEN.into());
-        let client = options.connect(format!("127.0.0.1:{}", self.port)).await.expect("the broker is there");
-        async_nats::jetstream::new(client)
+        options.connect(format!("127.0.0.1:{}", self.port)).await.expect("the broker is there")
+    }
+
+    /// The same, for streams.
+    pub(crate) async fn bare(&self) -> async_nats::jetstream::Context {
+        async_nats::jetstream::new(self.client().await)
     }
 }
 

@@ -7,8 +7,8 @@ use futures::StreamExt;
 use queue::SettleError;
 use queue::client::Fetcher;
 
-use crate::harness::{Broker, eventually};
-use crate::{LEASE, defaults, is_drained, next, spec, with_topic};
+use super::harness::{Broker, eventually};
+use super::{LEASE, defaults, is_drained, next, spec, with_topic};
 
 #[tokio::test]
 async fn a_job_whose_lease_ends_comes_again_and_the_first_holder_may_not_settle_it() {

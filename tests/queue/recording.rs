@@ -7,8 +7,8 @@ use queue::client::{Replaced, Waited};
 use queue::topic::Defaults;
 use queue::{Record, Timestamp, Timings};
 
-use crate::harness::{Broker, eventually};
-use crate::{defaults, name, spec, with_topic};
+use super::harness::{Broker, eventually};
+use super::{defaults, name, spec, with_topic};
 
 fn finished(record: &Record) -> Record {
     let now = Timestamp::now();

@@ -5,8 +5,8 @@ use queue::client::Fetcher;
 use queue::topic::Defaults;
 use queue::{PartitionId, State, SubmitError};
 
-use crate::harness::Broker;
-use crate::{defaults, is_drained, name, next, spec, with_topic};
+use super::harness::Broker;
+use super::{defaults, is_drained, name, next, spec, with_topic};
 
 #[tokio::test]
 async fn a_job_is_found_by_its_id_and_delivered_with_its_image() {
@@ -63,7 +63,7 @@ async fn a_full_queue_refuses_and_takes_again_when_it_has_drained() {
     queue.replace(stored.revision, &running).await.expect("written");
     delivery.ack().await.expect("settled");
     queue.flush().await;
-    crate::harness::eventually("there is room again", async || queue.submit(&topic, spec(), image.clone()).await.ok())
+    super::harness::eventually("there is room again", async || queue.submit(&topic, spec(), image.clone()).await.ok())
         .await;
 }
 

@@ -61,7 +61,8 @@ pub(super) fn request(core: &mut Core, operation: &[u8], publication: &Publicati
     core.api_requests += 1;
     core.api_errors += u64::from(result.is_err());
     if let Some(reply) = reply {
-        let mut fields = Map::from_iter([("type".to_owned(), format!("io.nats.jetstream.api.v1.{kind}_response").into())]);
+        let mut fields =
+            Map::from_iter([("type".to_owned(), format!("io.nats.jetstream.api.v1.{kind}_response").into())]);
         match result {
             Ok(value) => fields.extend(object(value)),
             Err(refusal) => drop(fields.insert("error".into(), answer::error(&refusal))),

@@ -37,7 +37,11 @@ struct Outbox {
 pub(super) enum Chunk {
     Bytes(Bytes),
     /// A part of a stored entry, from one offset to another.
-    Stored { source: Source, from: usize, to: usize },
+    Stored {
+        source: Source,
+        from: usize,
+        to: usize,
+    },
 }
 
 impl Client {
@@ -211,7 +215,13 @@ impl Bundle {
     }
 
     /// A whole message.
-    pub(super) fn put_message(&mut self, subscription: &Subscription, subject: &[u8], reply: Option<&[u8]>, body: &Body<'_>) {
+    pub(super) fn put_message(
+        &mut self,
+        subscription: &Subscription,
+        subject: &[u8],
+        reply: Option<&[u8]>,
+        body: &Body<'_>,
+    ) {
         let (header_bytes, payload_bytes) = body.lengths();
         let with_header = subscription.client.takes_headers.load(Ordering::Relaxed);
         let header_bytes = if with_header { header_bytes } else { 0 };

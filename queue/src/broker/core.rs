@@ -291,8 +291,7 @@ impl Core {
 
     fn schedule_all(&mut self, id: u32, now: Now) {
         self.schedule(id, 0, now);
-        let consumers: Vec<u32> =
-            self.streams.get(&id).into_iter().flat_map(|s| s.consumers().map(|c| c.id)).collect();
+        let consumers: Vec<u32> = self.streams.get(&id).into_iter().flat_map(|s| s.consumers().map(|c| c.id)).collect();
         consumers.into_iter().for_each(|consumer| self.schedule(id, consumer, now));
     }
 }

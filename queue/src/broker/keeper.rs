@@ -4,8 +4,8 @@
 //! it dead is durable: else a power cut could bring back a message whose bytes are gone.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 

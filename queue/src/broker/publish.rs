@@ -6,8 +6,8 @@ use super::core::Core;
 use crate::journal::entry::FRAME_BYTES;
 use crate::journal::{Change, Stored};
 use crate::nats::Publication;
-use crate::stream::{Accepted, Now, Refusal};
 use crate::stream::config::Discard;
+use crate::stream::{Accepted, Now, Refusal};
 
 impl Core {
     /// Stores a message if its stream takes it, tells the publisher, and serves who waits.

@@ -7,9 +7,9 @@ use serde::Deserialize;
 
 use super::client::Body;
 use super::core::Core;
+use crate::journal::Change;
 use crate::journal::change::stored_header_start;
 use crate::journal::entry::FRAME_BYTES;
-use crate::journal::Change;
 use crate::nats::status;
 use crate::stream::{Handout, Message, Now, Waiting};
 

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::core::Core;
 use super::answer::advisory;
+use super::core::Core;
 use crate::journal::Change;
 use crate::nats::Publication;
 use crate::stream::{Now, go_duration};

@@ -110,10 +110,8 @@ impl Core {
             consumer.asked_at = now.clock;
         }
         let (consumer_sequence, stream_sequence) = consumer.delivered_floor();
-        let lines = [
-            ("Nats-Last-Consumer", consumer_sequence.to_string()),
-            ("Nats-Last-Stream", stream_sequence.to_string()),
-        ];
+        let lines =
+            [("Nats-Last-Consumer", consumer_sequence.to_string()), ("Nats-Last-Stream", stream_sequence.to_string())];
         for reply in beats {
             self.tell(&reply, &status("100 Idle Heartbeat", &lines), &Bytes::new());
         }

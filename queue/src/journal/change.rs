@@ -249,9 +249,7 @@ impl<'a> Change<'a> {
                 Self::Delivered { stream, consumer, sequence, consumer_sequence, count, time }
             }
             ACKED => Self::Acked { stream, consumer: from.u32()?, sequence: from.u64()? },
-            NAKKED => {
-                Self::Nakked { stream, consumer: from.u32()?, sequence: from.u64()?, until: from.i64()? }
-            }
+            NAKKED => Self::Nakked { stream, consumer: from.u32()?, sequence: from.u64()?, until: from.i64()? },
             INDEXED => {
                 let (sequence, time, expires) = (from.u64()?, from.i64()?, from.i64()?);
                 let place = Place { position: from.u64()?, bytes: from.u32()? };

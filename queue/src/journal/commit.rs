@@ -81,12 +81,8 @@ impl<R> Shared<R> {
 impl<R: Release> Committer<R> {
     /// Starts the thread. `current` is the segment that is written now; `on_failure` is called once,
     /// when a write or sync has failed.
-    pub(super) fn start(
-        current: Arc<SegmentFile>,
-        on_failure: Box<dyn FnOnce(io::Error) + Send>,
-    ) -> io::Result<Self> {
-        let state =
-            State { waiting: Vec::new(), waiting_bytes: 0, pushed: 0, released: 0, stop: false, failed: false };
+    pub(super) fn start(current: Arc<SegmentFile>, on_failure: Box<dyn FnOnce(io::Error) + Send>) -> io::Result<Self> {
+        let state = State { waiting: Vec::new(), waiting_bytes: 0, pushed: 0, released: 0, stop: false, failed: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new() });
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
@@ -190,8 +186,7 @@ fn next<R>(shared: &Shared<R>, is_dirty: bool) -> (Vec<Batch<R>>, bool) {
     let mut state = shared.lock();
     while state.waiting.is_empty() && !state.stop {
         if is_dirty {
-            let (guard, timeout) =
-                shared.work.wait_timeout(state, LAZY_SYNC).unwrap_or_else(PoisonError::into_inner);
+            let (guard, timeout) = shared.work.wait_timeout(state, LAZY_SYNC).unwrap_or_else(PoisonError::into_inner);
             state = guard;
             if timeout.timed_out() {
                 break;

@@ -277,11 +277,7 @@ pub(crate) enum Source {
     /// Its bytes, frame included.
     Memory(Bytes),
     /// Where they are. The file stays for as long as this is kept.
-    Disk {
-        file: Arc<SegmentFile>,
-        offset: u64,
-        place: Place,
-    },
+    Disk { file: Arc<SegmentFile>, offset: u64, place: Place },
 }
 
 impl Source {

@@ -84,8 +84,7 @@ impl Storage for Folder {
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
         let path = self.path.join(name);
-        let file =
-            std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
         if bytes > 0 {
             let taken = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
             if let Err(error) = taken {

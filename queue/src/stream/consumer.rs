@@ -271,9 +271,10 @@ impl Consumer {
     /// When somebody has to look at it again.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let due = self.deadlines.first().map(|(until, _)| *until);
-        let waiting = self.waiting.iter().flat_map(|waiting| {
-            waiting.expires.into_iter().chain(waiting.heartbeat.map(|(_, next)| next))
-        });
+        let waiting = self
+            .waiting
+            .iter()
+            .flat_map(|waiting| waiting.expires.into_iter().chain(waiting.heartbeat.map(|(_, next)| next)));
         due.into_iter().chain(waiting).chain(self.ends_at()).min()
     }
 

@@ -1,9 +1,9 @@
 //! Whether a message may be stored, and what has to go for it.
 
+use super::Refusal;
 use super::config::{Discard, StreamConfig};
 use super::messages::counted_bytes;
 use super::state::{MESSAGE_ID, Stream};
-use super::Refusal;
 use crate::nats::HeaderBlock;
 
 const HEADER_BYTES_MAX: usize = 64 * 1024;
@@ -43,7 +43,9 @@ impl Stream {
             if headers.get("Nats-Expected-Stream").is_some_and(|expected| expected != config.name) {
                 return Err(Refusal::expected_stream());
             }
-            ttl = headers.get("Nats-TTL").map(|text| if config.allow_msg_ttl { ttl_ns(text) } else { Err(Refusal::ttl_disabled()) });
+            ttl = headers
+                .get("Nats-TTL")
+                .map(|text| if config.allow_msg_ttl { ttl_ns(text) } else { Err(Refusal::ttl_disabled()) });
             self.check_expectations(subject, headers)?;
             if ["Nats-Batch-Id", "Nats-Batch-Sequence"].iter().any(|name| headers.has(name)) {
                 return Err(Refusal::batch());
@@ -205,11 +207,10 @@ pub(crate) fn go_duration(text: &str) -> Option<i64> {
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
         let value: f64 = rest[..end].parse().ok()?;
         rest = &rest[end..];
-        let units =
-            [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
-        let (unit, ns) = units.into_iter().find(|(unit, _)| {
-            rest.strip_prefix(unit).is_some_and(|after| !after.starts_with(char::is_alphabetic))
-        })?;
+        let units = [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
+        let (unit, ns) = units
+            .into_iter()
+            .find(|(unit, _)| rest.strip_prefix(unit).is_some_and(|after| !after.starts_with(char::is_alphabetic)))?;
         total += value * ns;
         rest = &rest[unit.len()..];
     }

@@ -30,10 +30,7 @@ impl Stream {
             put_record(&Change::Cursor { stream, consumer, cursor, consumer_sequence, time }, records);
             for (sequence, pending) in &found.pending {
                 let (sequence, consumer_sequence, count) = (*sequence, pending.consumer_sequence, pending.count);
-                put_record(
-                    &Change::Delivered { stream, consumer, sequence, consumer_sequence, count, time },
-                    records,
-                );
+                put_record(&Change::Delivered { stream, consumer, sequence, consumer_sequence, count, time }, records);
                 if pending.is_due() {
                     put_record(&Change::Nakked { stream, consumer, sequence, until: 0 }, records);
                 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::Refusal;
 use super::config::{ConsumerConfig, DeliverPolicy, Retention, StreamConfig};
 use super::consumer::{Consumer, Handout};
 use super::dedupe::Dedupe;
 use super::messages::{Message, Messages};
-use super::Refusal;
 use crate::journal::{Change, Indexed, Place, Stored};
 use crate::nats::{HeaderBlock, overlaps};
 
@@ -182,8 +182,7 @@ impl Stream {
             freed.push(before);
             return Ok(());
         }
-        let message =
-            |subject| Message { subject, place, header_bytes, payload_bytes, time, expires };
+        let message = |subject| Message { subject, place, header_bytes, payload_bytes, time, expires };
         self.messages.insert(sequence, subject, message);
         self.consumers.values_mut().for_each(|consumer| consumer.stored(sequence, subject));
         Ok(())
@@ -298,9 +297,8 @@ impl Stream {
 
     /// Sequences from `first` to `last` of the messages that a purge takes, as ranges.
     pub(crate) fn purged(&self, filter: Option<&str>, before: Option<u64>, keep: Option<u64>) -> Vec<(u64, u64)> {
-        let wants = |subject: &str| {
-            filter.is_none_or(|filter| crate::nats::matches(filter.as_bytes(), subject.as_bytes()))
-        };
+        let wants =
+            |subject: &str| filter.is_none_or(|filter| crate::nats::matches(filter.as_bytes(), subject.as_bytes()));
         let mut sequences: Vec<u64> = match filter {
             // One subject is looked up; a purge of one job must not read the whole queue.
             Some(subject) if crate::nats::is_literal(subject.as_bytes()) => self.messages.sequences(subject),
