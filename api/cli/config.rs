@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Models(ModelsArgs),
     /// Show the processes that are there
     Members(MembersArgs),
+    /// Measure this machine, this broker, this pipeline
+    Bench(BenchArgs),
     /// Run a program that ends when this process's standard input closes
     #[command(hide = true)]
     Guard(GuardArgs),
@@ -204,6 +206,68 @@ pub(crate) struct MembersArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) queue: QueueArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) what: BenchKind,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchKind {
+    /// The whole pipeline against a bare loop of decode, resize and model, in turn
+    Pipeline(BenchPipelineArgs),
+    /// Our broker against another NATS server, in turn, asked by one client program
+    Broker(BenchBrokerArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchPipelineArgs {
+    /// Image files, folders or globs to take in turn [default: the JPEG photos of the source folder]
+    #[arg(value_name = "PATH")]
+    pub(crate) paths: Vec<String>,
+    /// Images a run
+    #[arg(long, default_value = "400", value_name = "N")]
+    pub(crate) count: NonZeroUsize,
+    /// Runs of each side
+    #[arg(long, default_value = "5", value_name = "N")]
+    pub(crate) runs: NonZeroUsize,
+    /// Worker processes, and threads of the bare loop [default: one a core]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<NonZeroUsize>,
+    /// Uploads on their way at a time
+    #[arg(long, default_value = "32", value_name = "N")]
+    pub(crate) in_flight: NonZeroUsize,
+    /// Which queue to measure with
+    #[arg(long, default_value = "own")]
+    pub(crate) engine: EngineKind,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) models: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchBrokerArgs {
+    /// The other server, `nats://[TOKEN@]host:port` [default: a NATS server is fetched and started, with every write synced]
+    #[arg(long, hide_env_values = true, value_name = "URL")]
+    pub(crate) against: Option<String>,
+    /// Runs of each side
+    #[arg(long, default_value = "5", value_name = "N")]
+    pub(crate) runs: NonZeroUsize,
+    /// A hundredth, a tenth, or all of the messages: 0.01 to 1
+    #[arg(long, default_value = "1", value_name = "PART")]
+    pub(crate) part: f64,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Where both servers keep their data for the time of the measurement [default: the working folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) models: ModelArgs,
 }
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ mod setup;
 mod models;
 mod members;
 mod submit;
+mod bench;
 mod stop;
 
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
             Command::Submit(args) => submit::run(args).await,
             Command::Models(args) => models::run(args).await,
             Command::Members(args) => members::run(args).await,
+            Command::Bench(args) => bench::run(args).await,
             Command::Guard(args) => guard::run(args).await,
         }
     });

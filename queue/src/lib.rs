@@ -26,6 +26,7 @@ pub mod client;
 pub mod lease;
 pub mod members;
 pub mod broker;
+pub mod bench;
 mod stream;
 mod journal;
 mod nats;

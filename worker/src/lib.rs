@@ -16,6 +16,7 @@ mod outcome;
 mod engine;
 mod onnx;
 mod status;
+pub mod bare;
 pub mod report;
 mod error;
 

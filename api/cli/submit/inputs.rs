@@ -11,7 +11,7 @@ const ENDINGS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "gif", "bmp"];
 
 /// All files, each once, in the order of their names. A file's name as it stands here is what it
 /// is called in the output.
-pub(super) fn collect(paths: &[String]) -> anyhow::Result<Vec<String>> {
+pub(crate) fn collect(paths: &[String]) -> anyhow::Result<Vec<String>> {
     let mut files = BTreeSet::new();
     for path in paths {
         if path == "-" {

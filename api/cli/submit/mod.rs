@@ -6,7 +6,7 @@
 //! after whatever interruption, finished images are left out and accepted ones are only waited
 //! for.
 
-mod inputs;
+pub(crate) mod inputs;
 mod ledger;
 mod client;
 

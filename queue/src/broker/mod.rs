@@ -20,8 +20,6 @@ mod admin;
 mod answer;
 mod timers;
 mod keeper;
-#[cfg(test)]
-mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

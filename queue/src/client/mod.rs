@@ -81,6 +81,20 @@ impl Address {
         })
     }
 
+    /// Host and port of each server.
+    pub(crate) fn servers(&self) -> Vec<&str> {
+        self.servers.iter().map(String::as_str).collect()
+    }
+
+    /// How to be let in.
+    pub(crate) fn connect_options(&self) -> async_nats::ConnectOptions {
+        let options = async_nats::ConnectOptions::new();
+        match &self.token {
+            Some(token) => options.token(token.clone()),
+            None => options,
+        }
+    }
+
     /// The same address with `token`, unless it has one.
     #[must_use]
     pub fn with_default_token(mut self, token: Option<String>) -> Self {
@@ -124,7 +138,8 @@ impl Queue {
     /// [`ConnectError`] with the address and what it answered.
     pub async fn connect(address: &Address, name: &str, defaults: Defaults) -> Result<Self, ConnectError> {
         let unreachable = |problem| ConnectError::Unreachable { address: address.to_string(), problem };
-        let mut options = async_nats::ConnectOptions::new()
+        let options = address
+            .connect_options()
             .name(name)
             .connection_timeout(ANSWER_TIMEOUT)
             .request_timeout(Some(ANSWER_TIMEOUT))
@@ -141,11 +156,7 @@ impl Queue {
                     other => tracing::warn!(event = %other, "queue connection"),
                 }
             });
-        if let Some(token) = &address.token {
-            options = options.token(token.clone());
-        }
-        let servers = address.servers.join(",");
-        let client = options.connect(servers.split(',').collect::<Vec<_>>()).await;
+        let client = options.connect(address.servers()).await;
         let client = client.map_err(|error| unreachable(chain(&error)))?;
         let jetstream = jetstream::ContextBuilder::new()
             .timeout(ANSWER_TIMEOUT)

@@ -63,6 +63,12 @@ impl Pending {
     pub(super) fn is_due(&self) -> bool {
         self.until.is_none()
     }
+
+    /// When it comes again; `None` is now.
+    #[cfg(test)]
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.until
+    }
 }
 
 /// A request for messages.

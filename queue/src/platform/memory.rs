@@ -1,0 +1,163 @@
+//! Files in memory whose power can be cut: what was not synced survives sector by sector, or not.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use super::storage::{File, Storage};
+
+const SECTOR_BYTES: usize = 512;
+
+/// A disk in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    files: BTreeMap<String, Arc<MemoryFile>>,
+    /// Names as they are on disk.
+    synced: BTreeMap<String, Arc<MemoryFile>>,
+}
+
+#[derive(Debug, Default)]
+struct MemoryFile {
+    content: Mutex<Content>,
+    /// How many syncs go well before they begin to fail.
+    syncs_left: Mutex<Option<u64>>,
+}
+
+#[derive(Debug, Default, Clone)]
+struct Content {
+    now: Vec<u8>,
+    synced: Vec<u8>,
+}
+
+impl Memory {
+    /// A disk with these files, all durable.
+    pub(crate) fn with(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Arc<Self> {
+        let memory = Self::default();
+        {
+            let mut state = memory.state.lock().expect("no panic");
+            for (name, bytes) in files {
+                let content = Content { now: bytes.clone(), synced: bytes };
+                state
+                    .files
+                    .insert(name, Arc::new(MemoryFile { content: Mutex::new(content), ..MemoryFile::default() }));
+            }
+            state.synced = state.files.clone();
+        }
+        Arc::new(memory)
+    }
+
+    /// All files as they are.
+    pub(crate) fn files(&self) -> Vec<(String, Vec<u8>)> {
+        let state = self.state.lock().expect("no panic");
+        let bytes = |file: &MemoryFile| file.content.lock().expect("no panic").now.clone();
+        state.files.iter().map(|(name, file)| (name.clone(), bytes(file))).collect()
+    }
+
+    /// What a power cut leaves: names and sectors that were not synced are there or not, as `coin`
+    /// has it.
+    pub(crate) fn cut(&self, coin: &mut dyn FnMut() -> bool) -> Vec<(String, Vec<u8>)> {
+        let state = self.state.lock().expect("no panic");
+        let names = if coin() { &state.files } else { &state.synced };
+        let mut left = Vec::new();
+        for (name, file) in names {
+            let content = file.content.lock().expect("no panic");
+            let mut bytes = content.synced.clone();
+            bytes.resize(content.now.len(), 0);
+            for (old, new) in bytes.chunks_mut(SECTOR_BYTES).zip(content.now.chunks(SECTOR_BYTES)) {
+                if old != new && coin() {
+                    old.copy_from_slice(new);
+                }
+            }
+            left.push((name.clone(), bytes));
+        }
+        left
+    }
+
+    /// Lets the sync of every file fail after so many that go well.
+    pub(crate) fn fail_syncs_after(&self, count: u64) {
+        let state = self.state.lock().expect("no panic");
+        state.files.values().for_each(|file| *file.syncs_left.lock().expect("no panic") = Some(count));
+    }
+}
+
+impl Storage for Memory {
+    fn names(&self) -> io::Result<Vec<String>> {
+        Ok(self.state.lock().expect("no panic").files.keys().cloned().collect())
+    }
+
+    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
+        let content = Content { now: vec![0; bytes as usize], synced: Vec::new() };
+        let file = Arc::new(MemoryFile { content: Mutex::new(content), ..MemoryFile::default() });
+        self.state.lock().expect("no panic").files.insert(name.to_owned(), file.clone());
+        Ok(file)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        let state = self.state.lock().expect("no panic");
+        let file = state.files.get(name).ok_or(io::ErrorKind::NotFound)?;
+        Ok(file.clone())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.state.lock().expect("no panic");
+        let file = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut state = self.state.lock().expect("no panic");
+        state.files.remove(name).map(drop).ok_or(io::ErrorKind::NotFound.into())
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        let mut state = self.state.lock().expect("no panic");
+        state.synced = state.files.clone();
+        Ok(())
+    }
+
+    fn disk_bytes(&self) -> io::Result<u64> {
+        Ok(1 << 40)
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(1 << 40)
+    }
+}
+
+impl File for MemoryFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let content = self.content.lock().expect("no panic");
+        let range = offset as usize..offset as usize + buffer.len();
+        buffer.copy_from_slice(content.now.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut content = self.content.lock().expect("no panic");
+        let end = offset as usize + bytes.len();
+        if content.now.len() < end {
+            content.now.resize(end, 0);
+        }
+        content.now[offset as usize..end].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if let Some(left) = self.syncs_left.lock().expect("no panic").as_mut() {
+            *left = left.checked_sub(1).ok_or_else(|| io::Error::other("the disk is gone"))?;
+        }
+        let mut content = self.content.lock().expect("no panic");
+        content.synced = content.now.clone();
+        Ok(())
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.content.lock().expect("no panic").now.len() as u64)
+    }
+}
