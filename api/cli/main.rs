@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     if let Err(error) = config::start_logging(&cli.log) {
         return complain(&format!("{error:#}"));
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => return complain(&format!("no threads to run on: {error}")),
     };
@@ -56,6 +56,18 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => complain(&format!("{error:#}")),
     }
+}
+
+/// Threads for waiting. The cores are for the models: a worker's engine has its own thread, and one
+/// more is plenty for its messages; API and broker share half of the cores.
+fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = match command {
+        Command::Worker(_) => 1,
+        Command::Up(_) => cores.div_ceil(2),
+        _ => cores,
+    };
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
 }
 
 /// One clear line, exit code 1.

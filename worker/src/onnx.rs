@@ -1,7 +1,7 @@
 //! ONNX Runtime. The only file that knows the crate `ort`.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use models::postprocess::OutputTensor;
@@ -13,9 +13,12 @@ use ort::value::{Outlet, TensorRef};
 use crate::WorkerError;
 use crate::error::RunError;
 
+/// The library's state. It allows one a process.
+static ENVIRONMENT: Mutex<Option<Arc<Environment>>> = Mutex::new(None);
+
 /// The loaded library.
 pub(crate) struct Runtime {
-    environment: Environment,
+    environment: Arc<Environment>,
     /// Threads inside one operator.
     threads: usize,
 }
@@ -25,9 +28,13 @@ impl Runtime {
     pub(crate) fn load(path: &Path, threads: usize) -> Result<Self, WorkerError> {
         let broken = |problem: String| WorkerError::Runtime { path: path.display().to_string(), problem };
         // No telemetry: nothing leaves the machine.
+        let mut environment = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(environment) = environment.clone() {
+            return Ok(Self { environment, threads });
+        }
         let builder = ort::init_from(path).map_err(|error| broken(error.to_string()))?.with_telemetry(false);
-        let environment = builder.build().map_err(|error| broken(error.to_string()))?;
-        Ok(Self { environment, threads })
+        let built = Arc::new(builder.build().map_err(|error| broken(error.to_string()))?);
+        Ok(Self { environment: environment.insert(built).clone(), threads })
     }
 
     /// Loads a model and holds its inputs and outputs against the manifest.

@@ -265,6 +265,12 @@ impl Core {
         }
     }
 
+    /// The same, and nothing is kept back: for whoever is about to wait for the disk.
+    pub(super) fn finish_all(&mut self) {
+        self.finish();
+        self.journal.flush();
+    }
+
     /// Sets the timer of a consumer, or of a stream (consumer 0), to when it needs it.
     pub(super) fn schedule(&mut self, id: u32, consumer: u32, now: Now) {
         let Some(stream) = self.streams.get_mut(&id) else { return };

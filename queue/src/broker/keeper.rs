@@ -96,6 +96,8 @@ impl Drop for Keeper {
 impl Shared {
     /// One look at the journal, and what it needs.
     fn look(&self, state: &mut State) -> io::Result<()> {
+        // Deliveries and such that nobody waits for are on their way to the disk now at the latest.
+        self.lock().finish_all();
         let is_short = self.fill_spares()?;
         if state.swept_at.elapsed() >= SWEEP_PAUSE || is_short {
             state.swept_at = Instant::now();
@@ -107,7 +109,7 @@ impl Shared {
             let old = state.snapshot_at.elapsed() >= GIVE_BACK;
             if old || is_short {
                 core.journal.roll_if_dead();
-                core.finish();
+                core.finish_all();
             }
             (core.journal.dead_bytes(), core.journal.mark().0)
         };
@@ -148,7 +150,7 @@ impl Shared {
     fn drop_dead(&self, mark: u64) -> io::Result<()> {
         let (dead, committer) = {
             let mut core = self.lock();
-            core.finish();
+            core.finish_all();
             (core.journal.dead_before(mark), core.journal.committer().clone())
         };
         if dead.is_empty() {
@@ -184,7 +186,7 @@ impl Shared {
                     break;
                 }
             }
-            core.finish();
+            core.finish_all();
         }
         Ok(())
     }
@@ -193,7 +195,7 @@ impl Shared {
     fn snapshot(&self) -> io::Result<(u64, u64)> {
         let (storage, mark, streams) = {
             let mut core = self.lock();
-            core.finish();
+            core.finish_all();
             (core.journal.storage().clone(), core.journal.mark(), core.streams.keys().copied().collect::<Vec<_>>())
         };
         let write = || {
@@ -204,7 +206,7 @@ impl Shared {
             // All that it knows of must be durable before it counts.
             let committer = {
                 let mut core = self.lock();
-                core.finish();
+                core.finish_all();
                 core.journal.committer().clone()
             };
             committer.barrier()?;

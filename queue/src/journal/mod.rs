@@ -40,6 +40,9 @@ use space::Space;
 /// read from disk.
 const RECENT_BYTES_MAX: usize = 32 << 20;
 
+/// So many bytes are handed over even if nobody waits for them.
+const LAZY_BYTES_MAX: usize = 64 << 10;
+
 /// The log and what is on its way into it.
 #[derive(Debug)]
 pub(crate) struct Journal<R> {
@@ -146,18 +149,33 @@ impl<R: Release> Journal<R> {
     }
 
     /// Hands over what was appended, with what waits for it. Returns `release` when it waits for
-    /// nothing: nothing was appended, and nothing earlier is on its way.
+    /// nothing: nothing durable was appended, and nothing earlier is on its way.
+    ///
+    /// What need not be durable (deliveries, acks that nobody waits for) stays here until something
+    /// must be, or until [`Journal::flush`]: it is not worth waking a thread for.
     pub(crate) fn commit(&mut self, release: Option<R>) -> Option<R> {
-        self.close_open();
-        let writes = std::mem::take(&mut self.writes);
-        if writes.is_empty() && !self.must_sync && (release.is_none() || self.committer.is_idle()) {
+        let is_lazy = !self.must_sync && self.open.len() < LAZY_BYTES_MAX && self.writes.is_empty();
+        if is_lazy && (release.is_none() || self.committer.is_idle()) {
             return release;
         }
+        self.hand_over(release);
+        None
+    }
+
+    /// Hands over what was appended, however little.
+    pub(crate) fn flush(&mut self) {
+        if !self.open.is_empty() || !self.writes.is_empty() {
+            self.hand_over(None);
+        }
+    }
+
+    fn hand_over(&mut self, release: Option<R>) {
+        self.close_open();
+        let writes = std::mem::take(&mut self.writes);
         let bytes = writes.iter().map(|write| if let Write::Data { bytes, .. } = write { bytes.len() } else { 0 });
         let bytes = bytes.sum();
         let must_sync = std::mem::take(&mut self.must_sync);
         self.committer.push(Batch { writes, must_sync, bytes, release });
-        None
     }
 
     /// The thread that makes things durable.
@@ -167,8 +185,10 @@ impl<R: Release> Journal<R> {
 
     /// An entry's bytes, or where to read them.
     pub(crate) fn read(&mut self, place: Place) -> Source {
-        if place.position >= self.head - self.open.len() as u64 {
-            self.close_open();
+        let open_start = self.head - self.open.len() as u64;
+        if place.position >= open_start {
+            let from = (place.position - open_start) as usize;
+            return Source::Memory(Bytes::copy_from_slice(&self.open[from..from + place.bytes as usize]));
         }
         if let Some(bytes) = self.recent.get(place) {
             return Source::Memory(bytes);
