@@ -37,6 +37,9 @@ pub(crate) struct Bench {
 pub(crate) struct InHand {
     delivery: Delivery,
     topic: Arc<Topic>,
+    /// The record as it was when the job was taken, until it is used. It may have changed since, and
+    /// then the write that rests on it is refused.
+    seen: Option<Stored>,
     _lease: LeaseKeeper,
     _held: Held,
 }
@@ -75,7 +78,13 @@ impl InHand {
             lease_ms: topic.settings.lease_ms,
         });
         let held = Held { job: delivery.id.clone(), status: bench.status.clone(), reporter: bench.reporter };
-        Self { _lease: LeaseKeeper::start(&delivery, bench.reporter), _held: held, delivery, topic }
+        Self { _lease: LeaseKeeper::start(&delivery, bench.reporter), _held: held, delivery, topic, seen: None }
+    }
+
+    /// Reads the record ahead, while another job is in the model.
+    pub(crate) async fn look(&mut self, bench: &Bench) {
+        // What goes wrong here is found, and said, when the job begins.
+        self.seen = bench.queue.record(&self.delivery.id).await.ok().flatten();
     }
 
     /// Gives the job to somebody else. It has not begun, so this costs it no attempt.
@@ -88,7 +97,7 @@ impl InHand {
     ///
     /// # Errors
     /// [`WorkerError::Stuck`]: the job is settled, but this process must end.
-    pub(crate) async fn execute(self, bench: &Bench, slot: OwnedSemaphorePermit) -> Result<(), WorkerError> {
+    pub(crate) async fn execute(mut self, bench: &Bench, slot: OwnedSemaphorePermit) -> Result<(), WorkerError> {
         let (running, revision) = match self.begin(bench).await {
             Begun::Running { record, revision } => (record, revision),
             Begun::Over(settlement) => {
@@ -123,7 +132,7 @@ impl InHand {
     }
 
     /// Writes `running`, unless the record says that there is nothing to run.
-    async fn begin(&self, bench: &Bench) -> Begun {
+    async fn begin(&mut self, bench: &Bench) -> Begun {
         loop {
             match self.try_begin(bench).await {
                 Ok(Some(begun)) => return begun,
@@ -137,12 +146,16 @@ impl InHand {
     }
 
     /// `None` when somebody else wrote the record meanwhile.
-    async fn try_begin(&self, bench: &Bench) -> Result<Option<Begun>, QueueError> {
+    async fn try_begin(&mut self, bench: &Bench) -> Result<Option<Begun>, QueueError> {
         if !self.delivery.lease().is_held(Instant::now()) {
             return Ok(Some(Begun::Left));
         }
         let now = Timestamp::now();
-        let (record, revision) = match (bench.queue.record(&self.delivery.id).await?, &self.delivery.spec) {
+        let stored = match self.seen.take() {
+            Some(seen) => Some(seen),
+            None => bench.queue.record(&self.delivery.id).await?,
+        };
+        let (record, revision) = match (stored, &self.delivery.spec) {
             (Some(Stored { record, revision }), _) => (record, revision),
             (None, Ok(spec)) => {
                 let (partition, sequence) = (self.delivery.partition, self.delivery.sequence);

@@ -75,7 +75,8 @@ async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken)
     let halt = stop.child_token();
     let mut jobs = JoinSet::new();
     while let Some((delivery, topic)) = intake.next(&halt).await {
-        let job = InHand::new(delivery, topic, bench);
+        let mut job = InHand::new(delivery, topic, bench);
+        job.look(bench).await;
         let permit = tokio::select! {
             biased;
             () = halt.cancelled() => None,
