@@ -58,16 +58,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// Threads for waiting. The cores are for the models: a worker's engine has its own thread, and one
-/// more is plenty for its messages; API and broker share half of the cores.
+/// Threads for waiting. The cores are for the models: a worker's engine has a thread of its own, and
+/// one for all of its messages is plenty; API and broker share half of the cores.
 fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
+    use tokio::runtime::Builder;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = match command {
-        Command::Worker(_) => 1,
-        Command::Up(_) => cores.div_ceil(2),
-        _ => cores,
-    };
-    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()
+    match command {
+        Command::Worker(_) => Builder::new_current_thread().enable_all().build(),
+        Command::Up(_) => Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build(),
+        _ => Builder::new_multi_thread().enable_all().build(),
+    }
 }
 
 /// One clear line, exit code 1.

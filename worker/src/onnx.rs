@@ -1,8 +1,8 @@
 //! ONNX Runtime. The only file that knows the crate `ort`.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use models::postprocess::OutputTensor;
 use models::{Manifest, Tensor};

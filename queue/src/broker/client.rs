@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::journal::{Release, Source};
@@ -26,8 +27,12 @@ pub(super) struct Client {
 
 #[derive(Debug, Default)]
 struct Outbox {
+    /// Where it goes, for as long as the connection is there.
+    socket: Option<Arc<TcpStream>>,
     chunks: Vec<Chunk>,
     bytes: usize,
+    /// The connection's task is writing what it took.
+    is_writing: bool,
     /// Nothing more is taken; what is there is still sent.
     closed: bool,
 }
@@ -45,11 +50,11 @@ pub(super) enum Chunk {
 }
 
 impl Client {
-    pub(super) fn new(id: u64, outbox_bytes_max: usize) -> Arc<Self> {
+    pub(super) fn new(id: u64, socket: Arc<TcpStream>, outbox_bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             id,
             takes_headers: AtomicBool::new(false),
-            outbox: Mutex::new(Outbox::default()),
+            outbox: Mutex::new(Outbox { socket: Some(socket), ..Outbox::default() }),
             outbox_bytes_max,
             notify: Notify::new(),
         })
@@ -62,9 +67,46 @@ impl Client {
     /// Puts bytes into the outbox. A client that does not keep up is cut: others must not pay for it.
     fn push(&self, bundle: Bundle) {
         let mut outbox = self.lock();
+        if !outbox.closed {
+            self.put(&mut outbox, bundle);
+        }
+    }
+
+    /// The same, but written at once if the socket takes it and nothing is before it: for a thread
+    /// that may make a system call, this saves waking the connection's task.
+    fn push_through(&self, bundle: Bundle) {
+        let mut outbox = self.lock();
         if outbox.closed {
             return;
         }
+        let is_free = !outbox.is_writing && outbox.chunks.is_empty();
+        let Some(socket) = outbox.socket.clone().filter(|_| is_free) else {
+            return self.put(&mut outbox, bundle);
+        };
+        let mut chunks = bundle.into_chunks().into_iter();
+        let mut rest = Vec::new();
+        while let Some(chunk) = chunks.next() {
+            let Chunk::Bytes(mut bytes) = chunk else {
+                rest.push(chunk);
+                break;
+            };
+            while !bytes.is_empty()
+                && let Ok(written) = socket.try_write(&bytes)
+            {
+                bytes.advance(written);
+            }
+            if !bytes.is_empty() {
+                rest.push(Chunk::Bytes(bytes));
+                break;
+            }
+        }
+        rest.extend(chunks);
+        if !rest.is_empty() {
+            self.put(&mut outbox, Bundle::of(rest));
+        }
+    }
+
+    fn put(&self, outbox: &mut Outbox, bundle: Bundle) {
         if outbox.bytes + bundle.bytes > self.outbox_bytes_max {
             tracing::warn!(client = self.id, bytes = outbox.bytes, "slow consumer: the client is cut");
             outbox.chunks.clear();
@@ -74,7 +116,6 @@ impl Client {
             outbox.bytes += bundle.bytes;
             outbox.chunks.extend(bundle.into_chunks());
         }
-        drop(outbox);
         self.notify.notify_one();
     }
 
@@ -89,6 +130,7 @@ impl Client {
     pub(super) fn take(&self) -> (Vec<Chunk>, bool) {
         let mut outbox = self.lock();
         outbox.bytes = 0;
+        outbox.is_writing = !outbox.chunks.is_empty();
         (std::mem::take(&mut outbox.chunks), outbox.closed)
     }
 
@@ -99,6 +141,13 @@ impl Client {
         }
         self.lock().closed = true;
         self.notify.notify_one();
+    }
+
+    /// The connection is gone.
+    pub(super) fn detach(&self) {
+        let mut outbox = self.lock();
+        outbox.closed = true;
+        outbox.socket = None;
     }
 }
 
@@ -238,6 +287,15 @@ impl Bundle {
         }
     }
 
+    fn of(chunks: Vec<Chunk>) -> Self {
+        let length = |chunk: &Chunk| match chunk {
+            Chunk::Bytes(bytes) => bytes.len(),
+            Chunk::Stored { from, to, .. } => to - from,
+        };
+        let bytes = chunks.iter().map(length).sum();
+        Self { chunks, tail: BytesMut::new(), bytes }
+    }
+
     fn into_chunks(mut self) -> Vec<Chunk> {
         self.close_tail();
         self.chunks
@@ -269,8 +327,16 @@ impl Outgoing {
     }
 }
 
-impl Release for Outgoing {
-    fn release(self) {
+impl Outgoing {
+    /// Sends it. Called with the lock on everything held, so no system call is made here.
+    pub(super) fn send(self) {
         self.bundles.into_iter().for_each(|(client, bundle)| client.push(bundle));
+    }
+}
+
+impl Release for Outgoing {
+    /// Sends it, from the journal's thread.
+    fn release(self) {
+        self.bundles.into_iter().for_each(|(client, bundle)| client.push_through(bundle));
     }
 }

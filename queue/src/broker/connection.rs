@@ -1,17 +1,16 @@
 //! One client's connection: one task, which reads and writes at once.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use serde::Deserialize;
 use subtle::ConstantTimeEq;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 use super::client::{Chunk, Client, Subscription};
@@ -62,8 +61,8 @@ struct Connect {
 pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, id: u64, is_full: bool) {
     // Answers are small and awaited.
     drop(socket.set_nodelay(true));
-    let client = Client::new(id, shared.options.outbox_bytes_max);
-    let (reader, writer) = socket.into_split();
+    let socket = Arc::new(socket);
+    let client = Client::new(id, socket.clone(), shared.options.outbox_bytes_max);
     client.send_now(greeting(&shared, peer, id));
     let mut session = Session {
         client: client.clone(),
@@ -73,13 +72,13 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
         wants_no_responders: false,
         is_let_in: shared.options.token.is_none(),
     };
-    let mut writing = Box::pin(write(client.clone(), writer));
+    let mut writing = Box::pin(write(&client, &socket));
     let mut stop = shared.stop.subscribe();
     if is_full {
         client.close(Some(err("maximum connections exceeded")));
     } else {
         tokio::select! {
-            goodbye = read(&shared, &mut session, reader) => client.close(goodbye.map(err)),
+            goodbye = read(&shared, &mut session, &socket) => client.close(goodbye.map(err)),
             () = &mut writing => {}
             () = super::told(&mut stop) => client.close(None),
         }
@@ -87,6 +86,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
     shared.forget(&mut session);
     // The last words of a client that is still there.
     drop(timeout(LAST_WORDS, writing).await);
+    client.detach();
 }
 
 fn greeting(shared: &Shared, peer: SocketAddr, id: u64) -> Bytes {
@@ -109,7 +109,7 @@ fn greeting(shared: &Shared, peer: SocketAddr, id: u64) -> Bytes {
 }
 
 /// Reads commands until the connection ends.
-async fn read(shared: &Shared, session: &mut Session, mut reader: OwnedReadHalf) -> Goodbye {
+async fn read(shared: &Shared, session: &mut Session, socket: &TcpStream) -> Goodbye {
     let payload_max = shared.options.max_payload;
     let mut parser = Parser::new(if session.is_let_in { payload_max } else { STRANGER_PAYLOAD_MAX });
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
@@ -118,9 +118,9 @@ async fn read(shared: &Shared, session: &mut Session, mut reader: OwnedReadHalf)
     loop {
         buffer.reserve(parser.missing(buffer.len()).max(READ_BYTES));
         let read = if session.is_let_in {
-            timeout(shared.options.ping_interval, reader.read_buf(&mut buffer)).await
+            timeout(shared.options.ping_interval, receive(socket, &mut buffer)).await
         } else {
-            tokio::time::timeout_at(let_in_by, reader.read_buf(&mut buffer)).await
+            tokio::time::timeout_at(let_in_by, receive(socket, &mut buffer)).await
         };
         match read {
             Ok(Ok(0) | Err(_)) => return None,
@@ -195,8 +195,19 @@ pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Resu
     Ok(())
 }
 
+/// Reads what has come; 0 is the end.
+async fn receive(socket: &TcpStream, buffer: &mut BytesMut) -> io::Result<usize> {
+    loop {
+        socket.readable().await?;
+        match socket.try_read_buf(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+    }
+}
+
 /// Writes what is put into the outbox until it is closed and empty, or the client does not take it.
-async fn write(client: Arc<Client>, mut writer: OwnedWriteHalf) {
+async fn write(client: &Arc<Client>, socket: &TcpStream) {
     loop {
         let (chunks, closed) = client.take();
         if chunks.is_empty() {
@@ -211,7 +222,7 @@ async fn write(client: Arc<Client>, mut writer: OwnedWriteHalf) {
                 Chunk::Bytes(bytes) => bytes,
                 Chunk::Stored { source, from, to } => {
                     let loading = tokio::task::spawn_blocking(move || source.load());
-                    match loading.await.map_err(std::io::Error::other).flatten() {
+                    match loading.await.map_err(io::Error::other).flatten() {
                         Ok(entry) => entry.slice(from..to),
                         Err(error) => {
                             // Its length is announced already, so the connection cannot go on.
@@ -222,11 +233,27 @@ async fn write(client: Arc<Client>, mut writer: OwnedWriteHalf) {
                     }
                 }
             };
-            if !matches!(timeout(WRITE_TIMEOUT, writer.write_all(&bytes)).await, Ok(Ok(()))) {
+            if send(socket, bytes).await.is_err() {
                 client.close(None);
                 return;
             }
         }
     }
-    drop(timeout(LAST_WORDS, writer.shutdown()).await);
+    // What was sent arrives even if there is something of the client's that nobody reads.
+    if let Err(error) = rustix::net::shutdown(socket, rustix::net::Shutdown::Write) {
+        tracing::trace!(%error, "the client was gone first");
+    }
+}
+
+async fn send(socket: &TcpStream, mut bytes: Bytes) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match socket.try_write(&bytes) {
+            Ok(written) => bytes.advance(written),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                timeout(WRITE_TIMEOUT, socket.writable()).await.map_err(|_| io::ErrorKind::TimedOut)??;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

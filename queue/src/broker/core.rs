@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::Options;
 use super::client::{Body, Handle, Outgoing};
-use crate::journal::{Change, Full, Journal, OpenError, Place, Release, Share};
+use crate::journal::{Change, Full, Journal, OpenError, Place, Share};
 use crate::nats::SubjectTree;
 use crate::platform::storage::Storage;
 use crate::stream::config::Discard;
@@ -261,7 +261,7 @@ impl Core {
         let outgoing = std::mem::take(&mut self.outgoing);
         let release = (!outgoing.is_empty()).then_some(outgoing);
         if let Some(ready) = self.journal.commit(release) {
-            ready.release();
+            ready.send();
         }
     }
 

@@ -67,7 +67,7 @@ impl Queue {
                 Ok(true) => echo = Some(ECHO_FIRST),
                 // The connection is closed for good; `record` will say so.
                 Ok(false) => tokio::time::sleep(LOOK_FIRST).await,
-                Err(_) => look = (look * 2).min(LOOK_LAST),
+                Err(_) => look = (look * 10).min(LOOK_LAST),
             }
         }
     }
