@@ -50,11 +50,20 @@ struct Up {
 impl Stack {
     /// `sightline up` with these flags; returns when it says that it is ready.
     pub(crate) fn start(flags: &[&str]) -> Self {
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let folder = temporary_folder();
         // Not there yet: `up` makes it.
         let data = folder.path().join("data");
+        Self::start_in(folder, data, flags)
+    }
+
+    /// The same with a data folder of the test's own.
+    pub(crate) fn start_at(data: PathBuf, flags: &[&str]) -> Self {
+        Self::start_in(temporary_folder(), data, flags)
+    }
+
+    fn start_in(folder: TempDir, data: PathBuf, flags: &[&str]) -> Self {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         // A kept connection belongs to the runtime of the test that opened it, and ends with it.
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
         let mut stack = Self { up: None, flags, folder, data, http };
@@ -349,6 +358,7 @@ pub(crate) fn root() -> PathBuf {
 pub(crate) struct Broker {
     child: Option<Child>,
     folder: TempDir,
+    store: PathBuf,
     port: u16,
     flags: Vec<String>,
 }
@@ -358,14 +368,18 @@ impl Broker {
 
     /// Starts a broker of this target's engine with every write synced.
     pub(crate) async fn start() -> Self {
-        Self::start_with(&[]).await
+        let folder = temporary_folder();
+        let store = folder.path().join("store");
+        Self::start_in(folder, store, &[]).await
     }
 
-    /// The same with flags, which only our own broker takes.
-    pub(crate) async fn start_with(flags: &[&str]) -> Self {
-        let folder = temporary_folder();
+    /// The same with a data folder of the test's own, and flags, which only our own broker takes.
+    pub(crate) async fn start_at(store: &Path, flags: &[&str]) -> Self {
+        Self::start_in(temporary_folder(), store.to_owned(), flags).await
+    }
+
+    async fn start_in(folder: TempDir, store: PathBuf, flags: &[&str]) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-        let store = folder.path().join("store");
         let config = format!(
             "listen: \"127.0.0.1:{port}\"\nauthorization {{ token: \"{}\" }}\nmax_payload: 32MB\n\
              jetstream {{ store_dir: {store:?}, sync_interval: always, max_file_store: 1TB }}\n",
@@ -373,32 +387,46 @@ impl Broker {
         );
         std::fs::write(folder.path().join("config"), config).expect("written");
         std::fs::create_dir(&store).expect("created");
+        // Durable, or a power cut leaves an empty file and the broker makes a token up.
         std::fs::write(store.join("broker.token"), Self::TOKEN).expect("written");
+        for path in [store.join("broker.token"), store.clone()] {
+            File::open(path).and_then(|file| file.sync_all()).expect("synced");
+        }
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut broker = Self { child: None, folder, port, flags };
+        let mut broker = Self { child: None, folder, store, port, flags };
         broker.restart().await;
         broker
     }
 
     /// Starts it (again) on the same store and waits until it answers.
     pub(crate) async fn restart(&mut self) {
+        let started = self.try_restart().await;
+        assert!(started.is_some(), "the broker ended: {}", self.log());
+    }
+
+    /// The same; `None` if it ends instead.
+    pub(crate) async fn try_restart(&mut self) -> Option<()> {
         let mut command = if ENGINE == "own" { self.own() } else { self.nats() };
         let log =
             File::options().create(true).append(true).open(self.folder.path().join("stderr")).expect("a log file");
         self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("starts"));
         eventually("the broker answers", async || {
-            if let Ok(Some(status)) = self.child.as_mut().expect("it was started").try_wait() {
-                let log = std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default();
-                panic!("the broker ended with {status}: {log}");
+            if let Ok(Some(_)) = self.child.as_mut().expect("it was started").try_wait() {
+                return Some(None);
             }
-            Queue::connect(&self.address(), "test", Defaults::default()).await.ok()
+            Queue::connect(&self.address(), "test", Defaults::default()).await.ok().map(|_| Some(()))
         })
-        .await;
+        .await
+    }
+
+    /// What it wrote to standard error.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
     }
 
     fn own(&self) -> Command {
         let mut command = sightline();
-        command.args(["broker", "--listen", &format!("127.0.0.1:{}", self.port), "--data"]).arg(self.store());
+        command.args(["broker", "--listen", &format!("127.0.0.1:{}", self.port), "--data"]).arg(&self.store);
         command.args(&self.flags);
         command
     }
@@ -411,16 +439,6 @@ impl Broker {
         let mut command = Command::new(program);
         command.arg("--config").arg(self.folder.path().join("config"));
         command
-    }
-
-    /// Its data folder.
-    pub(crate) fn store(&self) -> PathBuf {
-        self.folder.path().join("store")
-    }
-
-    /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().expect("it runs").id()
     }
 
     /// As kill -9 does.
