@@ -5,6 +5,8 @@ mod harness;
 
 /// Deliveries, leases, settlement.
 mod delivering;
+/// Streams and consumers, for any client.
+mod protocol;
 /// Records, compare-and-set, waiting.
 mod recording;
 /// From an image to a durable job.
