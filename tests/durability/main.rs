@@ -14,6 +14,8 @@ mod kills;
 mod power;
 /// The disk is full, and drains.
 mod full;
+/// Room comes back.
+mod space;
 
 /// How often a fault is repeated.
 fn rounds(short: usize, long: usize) -> usize {

@@ -441,6 +441,16 @@ impl Broker {
         command
     }
 
+    /// Its data folder.
+    pub(crate) fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
     /// As kill -9 does.
     pub(crate) fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");

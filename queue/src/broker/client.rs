@@ -85,7 +85,7 @@ impl Client {
         };
         let mut chunks = bundle.into_chunks().into_iter();
         let mut rest = Vec::new();
-        while let Some(chunk) = chunks.next() {
+        for chunk in chunks.by_ref() {
             let Chunk::Bytes(mut bytes) = chunk else {
                 rest.push(chunk);
                 break;

@@ -1,8 +1,8 @@
 //! The broker: a NATS server of one node whose acknowledgement means on disk.
 //!
-//! One lock holds [all that is true](core::Core). A [connection](connection) reads what its client
+//! One lock holds all that is true (`core`). A connection (`connection`) reads what its client
 //! sends, takes the lock, and lets each command change streams, journal and whatever is to be sent
-//! together. What is to be sent leaves when the [journal](crate::journal) has made safe what it
+//! together. What is to be sent leaves when the journal has made safe what it
 //! rests on; reads and plain messages wait in the same line, so nobody is ever told of anything
 //! that a power cut could undo.
 //!

@@ -269,10 +269,11 @@ impl<R: Release> Journal<R> {
     /// given back.
     pub(crate) fn roll_if_dead(&mut self) {
         let (segment, used) = (&self.segments[&self.active], self.head - self.active);
-        if used > segment.span / 4 && segment.live * 4 < used {
-            if let Ok(file) = self.space.take(&self.storage, 0, Share::Work) {
-                self.roll(file);
-            }
+        if used > segment.span / 4
+            && segment.live * 4 < used
+            && let Ok(file) = self.space.take(&self.storage, 0, Share::Work)
+        {
+            self.roll(file);
         }
     }
 

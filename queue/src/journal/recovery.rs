@@ -61,6 +61,9 @@ impl OpenError {
     }
 }
 
+/// Takes each change, with the place of its entry if it comes from one; says what is wrong with it.
+pub(crate) type Apply<'a> = dyn FnMut(Change<'_>, Option<Place>) -> Result<(), String> + 'a;
+
 /// What recovery found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Recovered {
@@ -90,7 +93,7 @@ impl<R: Release> Journal<R> {
         storage: Arc<dyn Storage>,
         segment_bytes: Option<u64>,
         on_failure: Box<dyn FnOnce(io::Error) + Send>,
-        apply: &mut dyn FnMut(Change<'_>, Option<Place>) -> Result<(), String>,
+        apply: &mut Apply<'_>,
     ) -> Result<(Self, Recovered), OpenError> {
         let mut space = Space::new(&storage, segment_bytes).map_err(OpenError::io("disk"))?;
         let mut found = segments(&storage)?;
@@ -173,7 +176,7 @@ fn segments(storage: &Arc<dyn Storage>) -> Result<BTreeMap<u64, Found>, OpenErro
 fn load_snapshot(
     storage: &dyn Storage,
     found: &BTreeMap<u64, Found>,
-    apply: &mut dyn FnMut(Change<'_>, Option<Place>) -> Result<(), String>,
+    apply: &mut Apply<'_>,
 ) -> Result<Option<Mark>, OpenError> {
     let snapshots = snapshot::names(storage).map_err(OpenError::io("folder"))?;
     let mut damaged = None;
@@ -206,7 +209,7 @@ fn load_snapshot(
 fn replay(
     found: &BTreeMap<u64, Found>,
     mark: Option<Mark>,
-    apply: &mut dyn FnMut(Change<'_>, Option<Place>) -> Result<(), String>,
+    apply: &mut Apply<'_>,
     recovered: &mut Recovered,
 ) -> Result<End, OpenError> {
     let start = mark.map_or(0, |mark| mark.position);
@@ -249,7 +252,7 @@ fn replay(
 fn replay_segment(
     segment: &Found,
     end: &mut End,
-    apply: &mut dyn FnMut(Change<'_>, Option<Place>) -> Result<(), String>,
+    apply: &mut Apply<'_>,
     recovered: &mut Recovered,
 ) -> Result<bool, OpenError> {
     let base = segment.header.base;

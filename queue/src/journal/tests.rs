@@ -110,7 +110,7 @@ fn what_lies_behind_a_torn_entry_never_comes_back() {
     assert_eq!(seen, [1, 2]);
     assert!(recovered.torn_bytes > 0);
     // An entry of the very same length takes the place of the torn one.
-    append(&mut journal, 103, &vec![9; 100 + 3], true);
+    append(&mut journal, 103, &[9; 100 + 3], true);
     assert_eq!(journal.mark().0 as usize, ends[2]);
     journal.commit(None);
     drop(journal);
