@@ -1,10 +1,10 @@
 //! The journal: one append-only log for all streams of a broker.
 //!
-//! The log is a line of positions, cut into [segments](segment). [`Journal::append`] gives an
-//! [entry](entry) its place and keeps its bytes; [`Journal::commit`] hands them to the
-//! [committer](commit), which makes them durable. What is live is known by the streams, which
+//! The log is a line of positions, cut into segments (`segment`). [`Journal::append`] gives an
+//! entry (`entry`) its place and keeps its bytes; [`Journal::commit`] hands them to the
+//! committer (`commit`), which makes them durable. What is live is known by the streams, which
 //! [claim](Journal::claim) and [release](Journal::release) places; a segment that nobody claims
-//! anything in is dropped once a [snapshot] stands behind it.
+//! anything in is dropped once a snapshot (`snapshot`) stands behind it.
 //!
 //! Invariant: between two commits the log, the streams and what clients are told are changed
 //! together under one lock. So the order in the log is the order in which things happened.
