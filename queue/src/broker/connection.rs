@@ -36,6 +36,8 @@ const BACKLOG_PAUSE: Duration = Duration::from_millis(1);
 pub(super) struct Session {
     pub(super) client: Arc<Client>,
     pub(super) subscriptions: HashMap<Bytes, Arc<Subscription>>,
+    /// How many were left when used-up ones were last looked for.
+    pub(super) subscriptions_swept: usize,
     pub(super) is_verbose: bool,
     pub(super) wants_echo: bool,
     pub(super) wants_no_responders: bool,
@@ -67,6 +69,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
     let mut session = Session {
         client: client.clone(),
         subscriptions: HashMap::new(),
+        subscriptions_swept: super::dispatch::SWEEP_MIN,
         is_verbose: true,
         wants_echo: true,
         wants_no_responders: false,

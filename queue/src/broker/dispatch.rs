@@ -12,6 +12,9 @@ use super::{Shared, admin, settle};
 use crate::nats::{Command, Publication, is_literal, is_valid, status};
 use crate::stream::Now;
 
+/// Subscriptions of one client before the first look for used-up ones.
+pub(super) const SWEEP_MIN: usize = 64;
+
 impl Shared {
     /// Carries out commands of one client in one turn with the lock.
     pub(super) fn execute(&self, session: &mut Session, commands: Vec<Command>) -> Result<(), Goodbye> {
@@ -89,6 +92,11 @@ fn subscribe(core: &mut Core, session: &mut Session, subject: Bytes, queue: Opti
     // The first one of an id stays.
     if session.subscriptions.contains_key(&sid) {
         return;
+    }
+    // Clients that ask for one message each leave these behind, and never say that they are done.
+    if session.subscriptions.len() >= session.subscriptions_swept * 2 {
+        session.subscriptions.retain(|_, subscription| !subscription.is_used_up());
+        session.subscriptions_swept = session.subscriptions.len().max(SWEEP_MIN);
     }
     // Copied: a slice would keep the whole read buffer.
     let owned = |bytes: &Bytes| Bytes::copy_from_slice(bytes);

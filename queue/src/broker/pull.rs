@@ -72,10 +72,11 @@ impl Core {
         {
             return Err("400 Bad Request - heartbeat value too large".into());
         }
-        self.drop_deserted(id, consumer_id);
+        let subscriptions = &self.subscriptions;
         let Some(consumer) = self.streams.get_mut(&id).and_then(|s| s.consumer_by_id(consumer_id)) else {
             return Ok(());
         };
+        consumer.waiting.retain(|waiting| subscriptions.has(&waiting.reply));
         consumer.asked_at = now.clock;
         let config = &consumer.config;
         let over = |limit: i64, value: Option<u64>| value.filter(|value| limit > 0 && *value > limit.unsigned_abs());
