@@ -422,3 +422,43 @@ async fn waiting_workers_are_served_in_turn() {
         }
     }
 }
+
+#[tokio::test]
+async fn whoever_listens_to_everything_takes_no_job_from_anybody() {
+    let broker = Broker::start().await;
+    let context = broker.bare().await;
+    let monitor = broker.client().await;
+    let mut all = monitor.subscribe(">").await.expect("subscribed");
+    monitor.flush().await.expect("flushed");
+    let made = stream(&context, Config { retention: RetentionPolicy::WorkQueue, ..config() }).await;
+    let workers = consumer(&made, durable("workers")).await;
+    publish(&context, "s.a", "x").await;
+    let job = fetch(&workers, 1).await.pop().expect("the worker gets it");
+    job.double_ack().await.expect("acked");
+    assert_eq!(count(&made).await, 0);
+    assert!(all.next().await.is_some(), "and the listener hears of it");
+}
+
+#[tokio::test]
+async fn a_batch_that_is_larger_than_any_buffer_arrives_whole() {
+    // A NATS server cuts such a client, however fast it reads.
+    if ENGINE != "own" {
+        return;
+    }
+    let broker = Broker::start().await;
+    let context = broker.bare().await;
+    let made = stream(&context, config()).await;
+    let consumer = consumer(&made, durable("c")).await;
+    let payload = Bytes::from(vec![5; 4 << 20]);
+    for number in 0..40 {
+        let sent = context.publish(format!("s.{number}"), payload.clone()).await.expect("sent");
+        sent.await.expect("acknowledged");
+    }
+    let batch = consumer.batch().max_messages(40).expires(Duration::from_secs(30)).messages().await;
+    let mut batch = batch.expect("asked");
+    for _ in 0..40 {
+        let message = batch.next().await.expect("the next one").expect("a message");
+        assert_eq!((message.payload.len(), message.info().expect("parses").delivered), (4 << 20, 1));
+        message.double_ack().await.expect("acked");
+    }
+}

@@ -56,8 +56,9 @@ pub(super) fn request(core: &mut Core, operation: &[u8], publication: &Publicati
     let header = crate::nats::HeaderBlock(&publication.header);
     let level = header.get(LEVEL_HEADER).and_then(|level| level.parse::<u64>().ok()).unwrap_or(0);
     let request = Request { body, now };
-    let Some((kind, result)) = operate(core, &tokens, &request) else { return false };
-    let result = if level > API_LEVEL { Err(Refusal::level()) } else { result };
+    let operated =
+        if level > API_LEVEL { Some(("error", Err(Refusal::level()))) } else { operate(core, &tokens, &request) };
+    let Some((kind, result)) = operated else { return false };
     core.api_requests += 1;
     core.api_errors += u64::from(result.is_err());
     if let Some(reply) = reply {
@@ -196,7 +197,8 @@ fn stream_info(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
     if asked.deleted_details {
         let present: std::collections::BTreeSet<u64> = stream.messages.from(0).map(|(sequence, _)| sequence).collect();
         let first = present.first().copied().unwrap_or(stream.last + 1);
-        let deleted: Vec<u64> = (first..=stream.last).filter(|sequence| !present.contains(sequence)).collect();
+        let gaps = (first..=stream.last).filter(|sequence| !present.contains(sequence));
+        let deleted: Vec<u64> = gaps.take(SUBJECTS_PAGE).collect();
         answer["state"]["deleted"] = deleted.into();
     }
     answer.insert("total".into(), total.into());
@@ -366,6 +368,7 @@ fn create_consumer(
     let change = Change::ConsumerPut { stream: stream.id, consumer: id, created, start, config: &json };
     let stream_id = stream.id;
     core.change(&change, true, request.now).map_err(|_| Refusal::no_room())?;
+    core.serve(stream_id, id, request.now);
     core.schedule(stream_id, id, request.now);
     consumer_info(core, stream_name, &name, request.now)
 }

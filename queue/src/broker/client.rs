@@ -126,6 +126,11 @@ impl Client {
         self.push(bundle);
     }
 
+    /// Whether so much is on its way, with `more` bytes, that it should not be given more just now.
+    pub(super) fn is_congested(&self, more: usize) -> bool {
+        self.lock().bytes + more > self.outbox_bytes_max / 4
+    }
+
     /// Takes what is to be sent, and whether that was all for ever.
     pub(super) fn take(&self) -> (Vec<Chunk>, bool) {
         let mut outbox = self.lock();
@@ -240,6 +245,11 @@ impl Bundle {
     pub(super) fn put(&mut self, bytes: &[u8]) {
         self.tail.put_slice(bytes);
         self.bytes += bytes.len();
+    }
+
+    /// How much it is.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn put_bytes(&mut self, bytes: &Bytes) {

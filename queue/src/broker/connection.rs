@@ -77,18 +77,21 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
     };
     let mut writing = Box::pin(write(&client, &socket));
     let mut stop = shared.stop.subscribe();
+    let mut is_over = false;
     if is_full {
         client.close(Some(err("maximum connections exceeded")));
     } else {
         tokio::select! {
             goodbye = read(&shared, &mut session, &socket) => client.close(goodbye.map(err)),
-            () = &mut writing => {}
+            () = &mut writing => is_over = true,
             () = super::told(&mut stop) => client.close(None),
         }
     }
     shared.forget(&mut session);
-    // The last words of a client that is still there.
-    drop(timeout(LAST_WORDS, writing).await);
+    // The last words to a client that is still there.
+    if !is_over {
+        drop(timeout(LAST_WORDS, writing).await);
+    }
     client.detach();
 }
 

@@ -20,6 +20,8 @@ use crate::stream::{Now, Stream, StreamConfig};
 const OWED_BYTES: u64 = 4096;
 /// Payloads of other streams above this may use half of the reserve only.
 const BULK_BYTES: usize = 64 * 1024;
+/// The nearest that a timer is set.
+const TIMER_MIN: Duration = Duration::from_millis(1);
 /// The farthest that a timer is set: the calendar may jump.
 const TIMER_MAX: Duration = Duration::from_secs(60);
 
@@ -151,7 +153,9 @@ impl Core {
     pub(super) fn change(&mut self, change: &Change<'_>, durable: bool, now: Now) -> Result<(), Full> {
         let id = change.stream();
         let share = match (change, self.streams.get(&id)) {
-            (Change::Stored(stored), Some(stream)) if !stored.moved => share(stream, stored.payload.len()),
+            // What makes room by moving leaves half of the reserve to what makes room by settling.
+            (Change::Stored(stored), Some(_)) if stored.moved => Share::Bulk,
+            (Change::Stored(stored), Some(stream)) => share(stream, stored.payload.len()),
             _ => Share::Settle,
         };
         let place = self.journal.append(change, share, durable)?;
@@ -212,13 +216,25 @@ impl Core {
     /// Sends a message to everybody who listens; whether somebody does. `from` is a client that does
     /// not want to hear itself.
     pub(super) fn route(&mut self, subject: &[u8], reply: Option<&[u8]>, body: &Body<'_>, from: Option<u64>) -> bool {
+        self.route_as(subject, subject, reply, body, from)
+    }
+
+    /// The same to everybody who listens to `subject`, who see it as one to `shown`.
+    pub(super) fn route_as(
+        &mut self,
+        subject: &[u8],
+        shown: &[u8],
+        reply: Option<&[u8]>,
+        body: &Body<'_>,
+        from: Option<u64>,
+    ) -> bool {
         let mut plain = 0;
         let mut groups: Vec<(&Bytes, Vec<&Handle>)> = Vec::new();
         let outgoing = &mut self.outgoing;
         let mut used_up = Vec::new();
         let mut deliver = |handle: &Handle| {
             let subscription = &handle.0;
-            outgoing.to(&subscription.client).put_message(subscription, subject, reply, body);
+            outgoing.to(&subscription.client).put_message(subscription, shown, reply, body);
             subscription.delivered.fetch_add(1, Ordering::Relaxed);
             if subscription.is_used_up() {
                 used_up.push(handle.clone());
@@ -282,7 +298,8 @@ impl Core {
             let Some(consumer) = stream.consumer_by_id(consumer) else { return };
             (consumer.next_deadline().map(|at| at.min(farthest)), &mut consumer.scheduled)
         };
-        if let Some(wanted) = wanted
+        // Never now: whatever could not be done this time (a full disk, a long list) lets others go first.
+        if let Some(wanted) = wanted.map(|wanted| wanted.max(now.clock + TIMER_MIN))
             && scheduled.is_none_or(|at| wanted < at)
         {
             *scheduled = Some(wanted);

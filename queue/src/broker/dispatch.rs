@@ -90,7 +90,7 @@ impl Shared {
 
 fn subscribe(core: &mut Core, session: &mut Session, subject: Bytes, queue: Option<Bytes>, sid: Bytes) {
     // The first one of an id stays.
-    if session.subscriptions.contains_key(&sid) {
+    if session.subscriptions.get(&sid).is_some_and(|known| !known.is_used_up()) {
         return;
     }
     // Clients that ask for one message each leave these behind, and never say that they are done.

@@ -71,7 +71,7 @@ impl Keeper {
     /// Stops the thread and leaves a snapshot, so that the next start has nothing to read again.
     pub(super) fn end(mut self) {
         self.halt();
-        if let Err(error) = self.shared.snapshot() {
+        if let Err(error) = self.shared.snapshot(0) {
             tracing::warn!(%error, "no snapshot at the end; the next start reads the log instead");
         }
     }
@@ -101,7 +101,9 @@ impl Shared {
         let is_short = self.fill_spares()?;
         if state.swept_at.elapsed() >= SWEEP_PAUSE || is_short {
             state.swept_at = Instant::now();
-            self.sweep()?;
+            if let Err(error) = self.sweep() {
+                tracing::debug!(%error, "an old segment could not be emptied");
+            }
         }
         self.drop_dead(state.mark)?;
         let (dead, head) = {
@@ -117,7 +119,7 @@ impl Shared {
         let is_time = dead > 0 && (is_short || state.snapshot_at.elapsed() >= GIVE_BACK);
         let is_long = head - state.mark >= SNAPSHOT_EVERY.max(4 * state.snapshot_bytes);
         if is_worth || is_time || is_long {
-            (state.mark, state.snapshot_bytes) = self.snapshot()?;
+            (state.mark, state.snapshot_bytes) = self.snapshot(state.snapshot_bytes)?;
             state.snapshot_at = Instant::now();
             self.drop_dead(state.mark)?;
         }
@@ -191,8 +193,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Writes a snapshot. Returns where recovery goes on from it, and its length.
-    fn snapshot(&self) -> io::Result<(u64, u64)> {
+    /// Writes a snapshot. Returns where recovery goes on from it, and its length; the last one had
+    /// `expected_bytes`.
+    fn snapshot(&self, expected_bytes: u64) -> io::Result<(u64, u64)> {
         let (storage, mark, streams) = {
             let mut core = self.lock();
             core.finish_all();
@@ -213,10 +216,16 @@ impl Shared {
             writer.finish()
         };
         let written = write().or_else(|error| {
-            // A full disk: a snapshot gives back more than a spare takes.
+            SnapshotWriter::give_up(storage.as_ref());
+            // A full disk: a snapshot gives back more than a spare takes. But not a spare after the
+            // other, which are there for acks.
             let is_full = error.kind() == io::ErrorKind::StorageFull;
-            if is_full && self.lock().journal.space().sacrifice() { write() } else { Err(error) }
+            let is_enough = storage.free_bytes()?.saturating_add(self.lock().journal.spare_bytes()) >= expected_bytes;
+            if is_full && is_enough && self.lock().journal.space().sacrifice() { write() } else { Err(error) }
         });
+        if written.is_err() {
+            SnapshotWriter::give_up(storage.as_ref());
+        }
         written.map(|bytes| (mark.0, bytes))
     }
 

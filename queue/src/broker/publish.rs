@@ -38,7 +38,11 @@ impl Core {
         let accepted = stream.decide_publish(text, header, payload.len(), now.wall)?;
         let refuses_when_full = stream.config.discard == Discard::New;
         let (sequence, expires, replaces, evicts) = match accepted {
-            Accepted::Duplicate(sequence) => return Ok((sequence, true)),
+            Accepted::Duplicate(sequence) => {
+                // The first one may have been published by somebody who waited for nothing.
+                self.journal.require_sync();
+                return Ok((sequence, true));
+            }
             Accepted::Store { sequence, expires, replaces, evicts } => (sequence, expires, replaces, evicts),
         };
         let stored =

@@ -13,6 +13,13 @@ use crate::journal::entry::FRAME_BYTES;
 use crate::nats::status;
 use crate::stream::{Handout, Message, Now, Waiting};
 
+/// Pause before a client that has much on its way is given more.
+const CONGESTION_PAUSE: Duration = Duration::from_millis(5);
+/// Pause before handing out is tried again when there was no room to note it.
+const FULL_PAUSE: Duration = Duration::from_millis(100);
+/// The shortest pause between two signs of life.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
+
 /// What a request may say; null and 0 are as if it was not said.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -66,7 +73,8 @@ impl Core {
     /// Serves a request or lets it wait; an error is the status to answer.
     fn ask(&mut self, id: u32, consumer_id: u32, reply: &Bytes, body: &[u8], now: Now) -> Result<(), String> {
         let pull = Pull::read(body).map_err(|problem| format!("400 Bad Request - {problem}"))?;
-        let (expires, heartbeat) = (nanos(pull.expires), nanos(pull.idle_heartbeat));
+        let expires = nanos(pull.expires);
+        let heartbeat = nanos(pull.idle_heartbeat).map(|pause| pause.max(HEARTBEAT_MIN));
         if let (Some(heartbeat), Some(expires)) = (heartbeat, expires)
             && heartbeat * 2 > expires
         {
@@ -135,7 +143,17 @@ impl Core {
     pub(super) fn serve(&mut self, id: u32, consumer_id: u32, now: Now) {
         loop {
             self.drop_deserted(id, consumer_id);
+            let congested = self.is_congested(id, consumer_id);
             let Some(stream) = self.streams.get_mut(&id) else { return };
+            let Some(consumer) = stream.consumer_by_id(consumer_id) else { return };
+            if consumer.waiting.is_empty() {
+                return;
+            }
+            if congested {
+                consumer.retry_at = Some(now.clock + CONGESTION_PAUSE);
+                return;
+            }
+            consumer.retry_at = None;
             let Some(handout) = stream.next_handout(consumer_id) else { return };
             let Some(message) = stream.messages.get(handout.sequence).cloned() else { return };
             let stream_name = stream.config.name.clone();
@@ -161,11 +179,13 @@ impl Core {
                 // No room even to note it: whoever asked waits on.
                 if let Some(consumer) = self.streams.get_mut(&id).and_then(|s| s.consumer_by_id(consumer_id)) {
                     consumer.waiting.push_front(waiting);
+                    consumer.retry_at = Some(now.clock + FULL_PAUSE);
                 }
                 return;
             }
             let body = self.stored_body(&message, None);
-            self.route_stored(&message, &waiting.reply, &reply, &body);
+            // It keeps its own subject on its way to the inbox.
+            self.route_as(&waiting.reply, message.subject.as_bytes(), Some(reply.as_bytes()), &body, None);
             waiting.batch -= 1;
             if let Some(left) = &mut waiting.bytes {
                 *left -= size;
@@ -182,20 +202,6 @@ impl Core {
             {
                 consumer.waiting.push_back(waiting);
             }
-        }
-    }
-
-    /// A message that keeps its own subject on its way to an inbox.
-    fn route_stored(&mut self, message: &Message, inbox: &Bytes, reply: &str, body: &Body<'_>) {
-        let mut to = None;
-        self.subscriptions.find(inbox, &mut |handle| to = to.or(Some(handle)));
-        let Some(handle) = to.cloned() else { return };
-        let subscription = &handle.0;
-        let bundle = self.outgoing.to(&subscription.client);
-        bundle.put_message(subscription, message.subject.as_bytes(), Some(reply.as_bytes()), body);
-        subscription.delivered.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        if subscription.is_used_up() {
-            self.subscriptions.remove(&handle.0.subject, &handle);
         }
     }
 
@@ -217,6 +223,17 @@ impl Core {
             ("Nats-Pending-Bytes", waiting.bytes.unwrap_or(0).to_string()),
         ];
         self.tell(&waiting.reply, &status(line, &rest), &Bytes::new());
+    }
+
+    /// Whether the client whose turn it is has more on its way already than it should.
+    fn is_congested(&mut self, id: u32, consumer_id: u32) -> bool {
+        let consumer = self.streams.get_mut(&id).and_then(|s| s.consumer_by_id(consumer_id));
+        let Some(reply) = consumer.and_then(|consumer| consumer.waiting.front()).map(|w| w.reply.clone()) else {
+            return false;
+        };
+        let mut clients = Vec::new();
+        self.subscriptions.find(&reply, &mut |handle| clients.push(handle.0.client.clone()));
+        clients.iter().any(|client| client.is_congested(self.outgoing.to(client).bytes()))
     }
 
     /// Forgets requests whose inbox nobody listens to any more: what went there would be lost until

@@ -101,6 +101,8 @@ fn apply(
         Verdict::Nak(_) if found.is_used_up(pending.count) => {
             found.give_up(sequence);
             core.advise_given_up(stream, consumer, &[(sequence, pending.count)]);
+            core.serve(stream, consumer, now);
+            core.schedule(stream, consumer, now);
             return true;
         }
         Verdict::Nak(delay) => {

@@ -64,6 +64,8 @@ impl Core {
                 break;
             }
         }
+        // What went may have been in hand, and have made room for something else.
+        self.serve_all(id, now);
         self.schedule(id, 0, now);
     }
 
@@ -74,7 +76,7 @@ impl Core {
         if consumer.scheduled != Some(at) {
             return;
         }
-        consumer.scheduled = None;
+        (consumer.scheduled, consumer.retry_at) = (None, None);
         let given_up = consumer.expire(now.clock);
         if consumer.ends_at().is_some_and(|ends_at| ends_at <= now.clock) {
             let name = consumer.name.clone();

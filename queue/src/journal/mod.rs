@@ -282,6 +282,11 @@ impl<R: Release> Journal<R> {
         self.space.wanted()
     }
 
+    /// Length of a spare.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        self.space.segment_bytes
+    }
+
     /// The room on the disk, looked at by whoever keeps the spares.
     pub(crate) fn space(&mut self) -> &mut Space {
         &mut self.space

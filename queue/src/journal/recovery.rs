@@ -17,7 +17,7 @@ use super::segment::{HEADER_BYTES, Header, HeaderRead, SEAL, SegmentFile, segmen
 use super::snapshot::{self, Mark, Unusable};
 use super::space::Space;
 use super::{Journal, Recent, Segment, rand_salt};
-use crate::platform::storage::Storage;
+use crate::platform::storage::{File, Storage};
 
 /// A journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +112,7 @@ impl<R: Release> Journal<R> {
         let last = found[&end.active].file.clone();
         // What was read may lie in the system's memory only. It is about to be built upon.
         last.file.sync().map_err(OpenError::io("last segment"))?;
+        storage.sync_names().map_err(OpenError::io("folder"))?;
         let committer = Committer::start(last, on_failure).map_err(OpenError::io("thread"))?;
         let segments = found.into_iter().map(|(base, found)| {
             (base, Segment { file: found.file, span: found.header.span, live: 0, live_before: 0 })
@@ -157,6 +158,12 @@ fn segments(storage: &Arc<dyn Storage>) -> Result<BTreeMap<u64, Found>, OpenErro
                 found.insert(base, Found { file, header });
             }
             HeaderRead::Empty => empty.push((base, name)),
+            // Torn while it was written: then nothing was ever written behind it.
+            HeaderRead::Newer(_) | HeaderRead::Damaged
+                if is_blank(file.as_ref(), bytes).map_err(OpenError::io(&name))? =>
+            {
+                empty.push((base, name));
+            }
             HeaderRead::Newer(version) => return Err(OpenError::Newer { name, version }),
             HeaderRead::Whole(_) => return Err(damaged("it is another segment than its name says")),
             HeaderRead::Damaged => return Err(damaged("its header cannot be read")),
@@ -170,6 +177,13 @@ fn segments(storage: &Arc<dyn Storage>) -> Result<BTreeMap<u64, Found>, OpenErro
         storage.remove(&name).map_err(OpenError::io(&name))?;
     }
     Ok(found)
+}
+
+/// Whether nothing but zeros lies behind a segment's header.
+fn is_blank(file: &dyn File, bytes: u64) -> io::Result<bool> {
+    let mut rest = vec![0; bytes.saturating_sub(HEADER_BYTES) as usize];
+    file.read_at(&mut rest, HEADER_BYTES.min(bytes))?;
+    Ok(rest.iter().all(|byte| *byte == 0))
 }
 
 /// Applies the newest snapshot that is whole. Without any the log is read from its start.

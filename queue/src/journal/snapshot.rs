@@ -68,6 +68,13 @@ impl SnapshotWriter {
         Ok(())
     }
 
+    /// Removes what an attempt that failed has left.
+    pub(crate) fn give_up(storage: &dyn Storage) {
+        if let Err(error) = storage.remove(PARTIAL) {
+            tracing::debug!(%error, "there is no partial snapshot");
+        }
+    }
+
     /// Makes it the one that counts, and removes the ones before. All that it knows of must be
     /// durable. Returns its length.
     pub(crate) fn finish(self) -> io::Result<u64> {

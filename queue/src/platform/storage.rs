@@ -63,7 +63,7 @@ impl Folder {
     /// `WouldBlock` if another one has it.
     pub(crate) fn open(path: &Path, sync: bool) -> io::Result<Self> {
         std::fs::create_dir_all(path)?;
-        if let (true, Some(parent)) = (sync, path.parent()) {
+        if let (true, Some(parent)) = (sync, path.parent().filter(|parent| !parent.as_os_str().is_empty())) {
             std::fs::File::open(parent)?.sync_all()?;
         }
         let lock = std::fs::File::options().create(true).truncate(false).write(true).open(path.join(LOCK))?;

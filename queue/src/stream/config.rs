@@ -197,6 +197,9 @@ impl StreamConfig {
             return Err(Refusal::invalid_stream(format!("{field} is not supported by this server")));
         }
         self.unsupported = UnsupportedStream::default();
+        if self.first_seq > u64::MAX / 2 {
+            return invalid("first sequence is too large");
+        }
         if self.retention == Retention::Interest {
             return invalid("interest retention is not supported by this server");
         }
@@ -535,7 +538,7 @@ impl ConsumerConfig {
 
 /// Whether this can be the name of a stream or consumer.
 pub(crate) fn is_name(name: &str) -> bool {
-    let is_wrong = |c: char| matches!(c, '.' | '*' | '>' | '/' | '\\') || c.is_whitespace() || c.is_control();
+    let is_wrong = |c: char| matches!(c, '.' | '*' | '>' | '/' | '\\' | '"') || c.is_whitespace() || c.is_control();
     !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains(is_wrong)
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Consumer {
     pub(crate) waiting: VecDeque<Waiting>,
     /// When somebody last asked, for consumers that end when nobody does.
     pub(crate) asked_at: Instant,
+    /// When to try again what could not be handed out just now.
+    pub(crate) retry_at: Option<Instant>,
     /// The timer that is set for it.
     pub(crate) scheduled: Option<Instant>,
 }
@@ -56,6 +58,8 @@ pub(crate) struct Pending {
     pub(crate) count: u32,
     /// When it comes again; `None` is now.
     until: Option<Instant>,
+    /// The same on the calendar, if somebody asked for the delay: it outlives a restart.
+    pub(super) put_off_until: Option<i64>,
 }
 
 impl Pending {
@@ -111,6 +115,7 @@ impl Consumer {
             unseen: 0,
             waiting: VecDeque::new(),
             asked_at: now,
+            retry_at: None,
             scheduled: None,
         }
     }
@@ -158,7 +163,8 @@ impl Consumer {
         }
         self.settle(sequence);
         let until = now + self.config.ack_wait(count);
-        self.pending.insert(sequence, Pending { consumer_sequence, count, until: Some(until) });
+        let pending = Pending { consumer_sequence, count, until: Some(until), put_off_until: None };
+        self.pending.insert(sequence, pending);
         self.deadlines.insert((until, sequence));
     }
 
@@ -177,21 +183,21 @@ impl Consumer {
     }
 
     /// Puts off when a pending message comes again; `None` is at once.
-    pub(super) fn postpone(&mut self, sequence: u64, until: Option<Instant>) {
+    pub(super) fn postpone(&mut self, sequence: u64, until: Option<Instant>, put_off_until: Option<i64>) {
         let Some(pending) = self.pending.get(&sequence).copied() else { return };
         self.settle(sequence);
         match until {
             Some(until) => self.deadlines.insert((until, sequence)),
             None => self.due.insert(sequence),
         };
-        self.pending.insert(sequence, Pending { until, ..pending });
+        self.pending.insert(sequence, Pending { until, put_off_until, ..pending });
     }
 
     /// The holder of a message needs more time.
     pub(crate) fn progress(&mut self, sequence: u64, now: Instant) {
         if let Some(Pending { count, until: Some(_), .. }) = self.pending.get(&sequence) {
             let until = now + self.config.ack_wait(*count);
-            self.postpone(sequence, Some(until));
+            self.postpone(sequence, Some(until), None);
         }
     }
 
@@ -281,7 +287,7 @@ impl Consumer {
             .waiting
             .iter()
             .flat_map(|waiting| waiting.expires.into_iter().chain(waiting.heartbeat.map(|(_, next)| next)));
-        due.into_iter().chain(waiting).chain(self.ends_at()).min()
+        due.into_iter().chain(waiting).chain(self.ends_at()).chain(self.retry_at).min()
     }
 
     /// When it ends because nobody asks, if it ever does.

@@ -56,8 +56,10 @@ impl Stream {
             if headers.has("Nats-Schedule") {
                 return Err(Refusal::schedules());
             }
-            if let Some(sequence) =
-                headers.get(MESSAGE_ID).and_then(|id| self.dedupe.find(id, wall, config.duplicate_window))
+            if let Some(sequence) = headers
+                .get(MESSAGE_ID)
+                .filter(|id| !id.is_empty())
+                .and_then(|id| self.dedupe.find(id, wall, config.duplicate_window))
             {
                 return Ok(Accepted::Duplicate(sequence));
             }

@@ -31,8 +31,9 @@ impl Stream {
             for (sequence, pending) in &found.pending {
                 let (sequence, consumer_sequence, count) = (*sequence, pending.consumer_sequence, pending.count);
                 put_record(&Change::Delivered { stream, consumer, sequence, consumer_sequence, count, time }, records);
-                if pending.is_due() {
-                    put_record(&Change::Nakked { stream, consumer, sequence, until: 0 }, records);
+                let until = if pending.is_due() { Some(0) } else { pending.put_off_until };
+                if let Some(until) = until {
+                    put_record(&Change::Nakked { stream, consumer, sequence, until }, records);
                 }
             }
         }

@@ -120,7 +120,8 @@ impl Stream {
             Change::Nakked { consumer, sequence, until, .. } => {
                 let delay = u64::try_from(until.saturating_sub(now.wall)).ok().filter(|delay| *delay > 0);
                 if let Some(consumer) = self.consumers.get_mut(&consumer) {
-                    consumer.postpone(sequence, delay.map(|delay| now.clock + Duration::from_nanos(delay)));
+                    let at = delay.map(|delay| now.clock + Duration::from_nanos(delay));
+                    consumer.postpone(sequence, at, at.map(|_| until));
                 }
             }
             Change::Counted { last, last_time, .. } => {
@@ -151,7 +152,7 @@ impl Stream {
 
     fn store(&mut self, stored: &Stored<'_>, place: Place, freed: &mut Vec<Place>) -> Result<(), String> {
         if !stored.moved
-            && let Some(id) = HeaderBlock(stored.header).get(MESSAGE_ID)
+            && let Some(id) = HeaderBlock(stored.header).get(MESSAGE_ID).filter(|id| !id.is_empty())
         {
             self.dedupe.register(id, stored.sequence, stored.time, self.config.duplicate_window);
         }
