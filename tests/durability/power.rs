@@ -51,16 +51,16 @@ async fn lost_in_a_cut(disk: &Disk, flags: &[&str], turn: usize, dice: &mut Dice
     disk.restore();
     if !data.join("broker.token").exists() {
         // Without syncs even the folder may be gone.
-        return (acknowledged.len(), acknowledged.len());
+        return (before, before);
     }
     let Some(()) = broker.try_restart().await else {
         assert!(!flags.is_empty(), "the broker does not start after a power cut: {}", broker.log());
-        return (acknowledged.len(), acknowledged.len());
+        return (before, before);
     };
     let context = broker.bare().await;
     let Ok(stream) = context.get_stream("s").await else {
         assert!(!flags.is_empty(), "the stream is gone");
-        return (acknowledged.len(), acknowledged.len());
+        return (before, before);
     };
     let last = stream.cached_info().state.last_sequence;
     let mut lost = 0;
@@ -77,7 +77,7 @@ async fn lost_in_a_cut(disk: &Disk, flags: &[&str], turn: usize, dice: &mut Dice
             }
         }
     }
-    (acknowledged.len(), lost)
+    (before, lost)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
