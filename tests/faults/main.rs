@@ -53,6 +53,16 @@ pub(crate) async fn all_end(stack: &Stack, ids: &[String]) -> BTreeMap<String, V
     jobs.into_iter().collect()
 }
 
+/// Waits until an upload is accepted; until then it is told to come again.
+pub(crate) async fn uploads_are_taken_again(stack: &Stack) {
+    harness::eventually("uploads are taken again", async || {
+        let answer = harness::send(stack.upload("model=efficientnet-lite0", harness::photo("china.jpg"))).await;
+        assert!(matches!(answer.status, 202 | 503), "{}", answer.body);
+        (answer.status == 202).then_some(())
+    })
+    .await;
+}
+
 /// How many jobs ended in each state.
 pub(crate) fn states(jobs: &BTreeMap<String, Value>) -> BTreeMap<String, usize> {
     let mut states = BTreeMap::new();

@@ -1,7 +1,7 @@
 //! The NATS server as a child of `up`.
 
-use super::suite::harness::{Stack, descendants, eventually, photo, send, signal};
-use super::suite::{all_end, rounds, states};
+use super::suite::harness::{Stack, descendants, photo, signal};
+use super::suite::{all_end, rounds, states, uploads_are_taken_again};
 
 const JOBS: usize = 40;
 
@@ -17,11 +17,6 @@ async fn a_killed_queue_server_is_replaced_and_work_goes_on() {
         signal(server_pid, "KILL");
         let jobs = all_end(&stack, &ids).await;
         assert_eq!(states(&jobs), [("succeeded".to_owned(), JOBS)].into(), "{}", stack.log());
-        eventually("uploads are taken again", async || {
-            let answer = send(stack.upload("model=efficientnet-lite0", photo("china.jpg"))).await;
-            assert!(matches!(answer.status, 202 | 503), "{}", answer.body);
-            (answer.status == 202).then_some(())
-        })
-        .await;
+        uploads_are_taken_again(&stack).await;
     }
 }

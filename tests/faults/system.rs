@@ -1,7 +1,7 @@
 //! The whole system, and the queue's server.
 
-use super::harness::{Broker, ENGINE, Stack, descendants, eventually, is_alive, photo, send, signal};
-use super::{all_end, rounds, states};
+use super::harness::{Broker, ENGINE, Stack, descendants, eventually, is_alive, photo, signal};
+use super::{all_end, rounds, states, uploads_are_taken_again};
 
 const JOBS: usize = 40;
 
@@ -61,11 +61,6 @@ async fn a_queue_that_is_killed_and_comes_back_has_everything() {
         broker.restart().await;
         let jobs = all_end(&stack, &ids).await;
         assert_eq!(states(&jobs), [("succeeded".to_owned(), JOBS)].into(), "{}", stack.log());
-        eventually("uploads are taken again", async || {
-            let answer = send(stack.upload("model=efficientnet-lite0", photo("china.jpg"))).await;
-            assert!(matches!(answer.status, 202 | 503), "{}", answer.body);
-            (answer.status == 202).then_some(())
-        })
-        .await;
+        uploads_are_taken_again(&stack).await;
     }
 }

@@ -148,12 +148,10 @@ fn create_stream(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
         }
         // Somebody else may be told of it before it is durable otherwise.
         core.journal.require_sync();
-        let mut answer = answer::stream(core.stream(name).ok_or_else(Refusal::stream_not_found)?, request.now);
-        answer.insert("did_create".into(), true.into());
-        return Ok(Value::Object(answer));
+    } else {
+        check_overlap(core, &config)?;
+        put_stream(core, core.new_stream_id(), request.now.wall, &config, request.now)?;
     }
-    check_overlap(core, &config)?;
-    put_stream(core, core.new_stream_id(), request.now.wall, &config, request.now)?;
     let mut answer = answer::stream(core.stream(name).ok_or_else(Refusal::stream_not_found)?, request.now);
     answer.insert("did_create".into(), true.into());
     Ok(Value::Object(answer))

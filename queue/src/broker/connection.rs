@@ -171,7 +171,7 @@ async fn read(shared: &Shared, session: &mut Session, socket: &TcpStream) -> Goo
             return goodbye;
         }
         // Bounded input: what is faster than the disk has to wait.
-        while shared.backlog() > BACKLOG_BYTES_MAX {
+        while shared.committer.waiting_bytes() > BACKLOG_BYTES_MAX {
             tokio::time::sleep(BACKLOG_PAUSE).await;
         }
     }

@@ -14,7 +14,7 @@ use crate::journal::{Change, Full, Journal, OpenError, Place, Share};
 use crate::nats::SubjectTree;
 use crate::platform::storage::Storage;
 use crate::stream::config::Discard;
-use crate::stream::{Now, Stream, StreamConfig};
+use crate::stream::{Consumer, Now, Stream, StreamConfig};
 
 /// Room that is kept for what a queued job has yet to write: its records.
 const OWED_BYTES: u64 = 4096;
@@ -129,6 +129,11 @@ impl Core {
 
     pub(super) fn stream(&self, name: &str) -> Option<&Stream> {
         self.streams.get(self.names.get(name)?)
+    }
+
+    /// A consumer by its stream's id and its own.
+    pub(super) fn consumer(&mut self, stream: u32, consumer: u32) -> Option<&mut Consumer> {
+        self.streams.get_mut(&stream)?.consumer_by_id(consumer)
     }
 
     /// Streams in the order of their names.

@@ -80,12 +80,6 @@ impl Shared {
             core.subscriptions.remove(&subject, &Handle(subscription));
         }
     }
-
-    /// Bytes that wait for the disk.
-    pub(super) fn backlog(&self) -> usize {
-        let committer = self.lock().journal.committer().clone();
-        committer.waiting_bytes()
-    }
 }
 
 fn subscribe(core: &mut Core, session: &mut Session, subject: Bytes, queue: Option<Bytes>, sid: Bytes) {

@@ -16,8 +16,8 @@ use super::core::{Core, now};
 use crate::journal::change::Change;
 use crate::journal::entry::Entry;
 use crate::journal::segment::{HEADER_BYTES, SegmentFile};
-use crate::journal::snapshot::{SnapshotWriter, put_record};
-use crate::journal::{Indexed, Place, Stored};
+use crate::journal::snapshot::SnapshotWriter;
+use crate::journal::{Place, Stored};
 
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -150,15 +150,15 @@ impl Shared {
     }
 
     fn drop_dead(&self, mark: u64) -> io::Result<()> {
-        let (dead, committer) = {
+        let dead = {
             let mut core = self.lock();
             core.finish_all();
-            (core.journal.dead_before(mark), core.journal.committer().clone())
+            core.journal.dead_before(mark)
         };
         if dead.is_empty() {
             return Ok(());
         }
-        committer.barrier()?;
+        self.committer.barrier()?;
         self.lock().journal.drop_segments(&dead);
         Ok(())
     }
@@ -207,12 +207,8 @@ impl Shared {
                 self.snapshot_stream(*stream, &mut writer)?;
             }
             // All that it knows of must be durable before it counts.
-            let committer = {
-                let mut core = self.lock();
-                core.finish_all();
-                core.journal.committer().clone()
-            };
-            committer.barrier()?;
+            self.lock().finish_all();
+            self.committer.barrier()?;
             writer.finish()
         };
         let written = write().or_else(|error| {
@@ -241,22 +237,9 @@ impl Shared {
             writer.put(&records.split())?;
             let core = self.lock();
             let Some(stream) = core.streams.get(&id) else { return Ok(()) };
-            let before = next;
-            for (sequence, message) in stream.messages.from(next).take(TURN_MESSAGES) {
-                let indexed = Indexed {
-                    stream: id,
-                    sequence,
-                    time: message.time,
-                    expires: message.expires,
-                    place: message.place,
-                    header_bytes: message.header_bytes,
-                    payload_bytes: message.payload_bytes,
-                    subject: message.subject.as_bytes(),
-                };
-                put_record(&Change::Indexed(indexed), &mut records);
-                next = sequence + 1;
-            }
-            if next == before {
+            if let Some(following) = stream.snapshot_messages(next, TURN_MESSAGES, &mut records) {
+                next = following;
+            } else {
                 // Behind the messages, because a delivery of one that is not there counts for nothing.
                 stream.snapshot_tail(&mut records);
                 drop(core);

@@ -30,7 +30,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use self::client::Outgoing;
 use self::core::Core;
+use crate::journal::Committer;
 pub use crate::journal::recovery::OpenError;
 use crate::platform::storage::Folder;
 use keeper::Keeper;
@@ -93,7 +95,6 @@ impl std::fmt::Debug for Options {
 #[derive(Debug)]
 pub struct Broker {
     shared: Arc<Shared>,
-    address: SocketAddr,
     serving: Vec<JoinHandle<()>>,
     keeper: Keeper,
     failed: watch::Receiver<Option<String>>,
@@ -103,6 +104,8 @@ pub struct Broker {
 #[derive(Debug)]
 struct Shared {
     core: Mutex<Core>,
+    /// Apart from the lock: whoever waits for the disk must not hold others up.
+    committer: Arc<Committer<Outgoing>>,
     options: Options,
     server_id: String,
     address: SocketAddr,
@@ -140,6 +143,7 @@ impl Broker {
         });
         let core = Core::open(Arc::new(folder), &options, on_failure)?;
         let shared = Arc::new(Shared {
+            committer: core.journal.committer().clone(),
             core: Mutex::new(core),
             options,
             server_id: uuid::Uuid::new_v4().simple().to_string(),
@@ -159,12 +163,12 @@ impl Broker {
             }
         };
         let serving = vec![tokio::spawn(accepting), tokio::spawn(timers::run(shared.clone()))];
-        Ok(Self { shared, address, serving, keeper, failed })
+        Ok(Self { shared, serving, keeper, failed })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.shared.address
     }
 
     /// Waits until the journal cannot be written any more, which ends the broker, and returns why.

@@ -114,7 +114,7 @@ impl Core {
         };
         consumer.waiting.push_back(waiting);
         self.serve(id, consumer_id, now);
-        let Some(consumer) = self.streams.get_mut(&id).and_then(|s| s.consumer_by_id(consumer_id)) else {
+        let Some(consumer) = self.consumer(id, consumer_id) else {
             return Ok(());
         };
         // A request that must not wait ends with what there was. One that has nothing only because
@@ -177,7 +177,7 @@ impl Core {
             };
             if self.change(&delivered, false, now).is_err() {
                 // No room even to note it: whoever asked waits on.
-                if let Some(consumer) = self.streams.get_mut(&id).and_then(|s| s.consumer_by_id(consumer_id)) {
+                if let Some(consumer) = self.consumer(id, consumer_id) {
                     consumer.waiting.push_front(waiting);
                     consumer.retry_at = Some(now.clock + FULL_PAUSE);
                 }
@@ -198,7 +198,7 @@ impl Core {
                 *next = now.clock + *pause;
             }
             if waiting.batch > 0
-                && let Some(consumer) = self.streams.get_mut(&id).and_then(|s| s.consumer_by_id(consumer_id))
+                && let Some(consumer) = self.consumer(id, consumer_id)
             {
                 consumer.waiting.push_back(waiting);
             }
@@ -227,7 +227,7 @@ impl Core {
 
     /// Whether the client whose turn it is has more on its way already than it should.
     fn is_congested(&mut self, id: u32, consumer_id: u32) -> bool {
-        let consumer = self.streams.get_mut(&id).and_then(|s| s.consumer_by_id(consumer_id));
+        let consumer = self.consumer(id, consumer_id);
         let Some(reply) = consumer.and_then(|consumer| consumer.waiting.front()).map(|w| w.reply.clone()) else {
             return false;
         };

@@ -94,7 +94,7 @@ impl Core {
 
     /// Ends requests that have run out, and gives signs of life to the others.
     fn end_requests_due(&mut self, id: u32, consumer_id: u32, now: Now) {
-        let Some(consumer) = self.streams.get_mut(&id).and_then(|s| s.consumer_by_id(consumer_id)) else { return };
+        let Some(consumer) = self.consumer(id, consumer_id) else { return };
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now.clock);
         let all = std::mem::take(&mut consumer.waiting);
         let (ended, mut staying): (Vec<_>, Vec<_>) = all.into_iter().partition(|waiting| is_due(waiting.expires));

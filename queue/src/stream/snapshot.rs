@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 
 use super::state::Stream;
-use crate::journal::change::Change;
+use crate::journal::change::{Change, Indexed};
 use crate::journal::snapshot::put_record;
 
 impl Stream {
@@ -16,6 +16,26 @@ impl Stream {
         for (id, sequence, time) in self.dedupe.all() {
             put_record(&Change::Registered { stream, sequence, time, id: id.as_bytes() }, records);
         }
+    }
+
+    /// At most `count` messages from a sequence on. Returns the one to go on from, if there were any.
+    pub(crate) fn snapshot_messages(&self, from: u64, count: usize, records: &mut BytesMut) -> Option<u64> {
+        let mut next = None;
+        for (sequence, message) in self.messages.from(from).take(count) {
+            let indexed = Indexed {
+                stream: self.id,
+                sequence,
+                time: message.time,
+                expires: message.expires,
+                place: message.place,
+                header_bytes: message.header_bytes,
+                payload_bytes: message.payload_bytes,
+                subject: message.subject.as_bytes(),
+            };
+            put_record(&Change::Indexed(indexed), records);
+            next = Some(sequence + 1);
+        }
+        next
     }
 
     /// Consumers, how far they are, and what they have in hand.

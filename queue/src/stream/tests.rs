@@ -6,7 +6,6 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::journal::change::{Change, Place, Stored};
-use crate::journal::snapshot::put_record;
 
 const ACK_WAIT: u64 = 30;
 
@@ -140,18 +139,10 @@ impl Bed {
         if with_snapshot {
             let mut records = BytesMut::new();
             self.stream.snapshot_head(&mut records);
-            for (sequence, message) in self.stream.messages.from(0) {
-                let indexed = crate::journal::Indexed {
-                    stream: 1,
-                    sequence,
-                    time: message.time,
-                    expires: message.expires,
-                    place: message.place,
-                    header_bytes: message.header_bytes,
-                    payload_bytes: message.payload_bytes,
-                    subject: message.subject.as_bytes(),
-                };
-                put_record(&Change::Indexed(indexed), &mut records);
+            // In portions, as the broker takes them.
+            let mut next = Some(0);
+            while let Some(from) = next {
+                next = self.stream.snapshot_messages(from, 3, &mut records);
             }
             self.stream.snapshot_tail(&mut records);
             let mut rest = &records[..];
