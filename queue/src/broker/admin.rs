@@ -1,35 +1,35 @@
-//! The JetStream API: streams and consumers are made, shown, changed and removed.
+//! The JetStream API: from a request to its answer; streams are made, shown, changed and removed.
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::answer::{self, object};
+use super::answer::{self, API_LEVEL, object};
+use super::consumers;
 use super::core::Core;
 use crate::journal::Change;
 use crate::nats::{Publication, matches, overlaps, status};
 use crate::stream::config;
-use crate::stream::{ConsumerConfig, Now, Refusal, StreamConfig};
+use crate::stream::{Found, Now, Refusal, StreamConfig};
 
 /// How many entries a page has.
-const NAMES_PAGE: usize = 1024;
-const LIST_PAGE: usize = 256;
+pub(super) const NAMES_PAGE: usize = 1024;
+pub(super) const LIST_PAGE: usize = 256;
 const SUBJECTS_PAGE: usize = 100_000;
-/// The API level that is offered, and the header by which a client asks for one.
-const API_LEVEL: u64 = 1;
+/// The header by which a client asks for an API level.
 const LEVEL_HEADER: &str = "Nats-Required-Api-Level";
 
-type Answer = Result<Value, Refusal>;
+pub(super) type Answer = Result<Value, Refusal>;
 
 /// A request, taken apart.
-struct Request<'a> {
-    body: &'a [u8],
-    now: Now,
+pub(super) struct Request<'a> {
+    pub(super) body: &'a [u8],
+    pub(super) now: Now,
 }
 
 impl<'a> Request<'a> {
     /// The body; nothing, `null` and `[]` are as if it were `{}`.
-    fn read<T: Deserialize<'a> + Default>(&self) -> Result<T, Refusal> {
+    pub(super) fn read<T: Deserialize<'a> + Default>(&self) -> Result<T, Refusal> {
         match self.body.trim_ascii() {
             b"" | b"null" | b"[]" => Ok(T::default()),
             body => config::read(body),
@@ -39,11 +39,19 @@ impl<'a> Request<'a> {
 
 /// Carries out a request to `$JS.API.<operation>`. `false`: there is no such operation, stream or
 /// consumer behind it, which the client hears as "no responders".
-pub(super) fn request(core: &mut Core, operation: &[u8], publication: &Publication, now: Now) -> bool {
+pub(super) fn request(core: &mut Core, client: &str, operation: &[u8], publication: &Publication, now: Now) -> bool {
     let Ok(operation) = std::str::from_utf8(operation) else { return false };
     let tokens: Vec<&str> = operation.split('.').collect();
     let (body, reply) = (&publication.payload[..], publication.reply.as_ref());
+    let header = crate::nats::HeaderBlock(&publication.header);
+    let level = header.get(LEVEL_HEADER).and_then(|level| level.parse::<u64>().ok()).unwrap_or(0);
     match tokens[..] {
+        ["CONSUMER", "MSG", "NEXT", ..] | ["DIRECT", "GET", ..] if level > API_LEVEL => {
+            if let Some(reply) = reply {
+                core.tell(reply, &status("412 Required Api Level", &[]), &Bytes::new());
+            }
+            return true;
+        }
         // The two that answer with messages come first; they are what a busy broker does.
         ["CONSUMER", "MSG", "NEXT", stream, consumer] => return core.pull(stream, consumer, reply, body, now),
         ["DIRECT", "GET", stream, ..] => {
@@ -53,22 +61,21 @@ pub(super) fn request(core: &mut Core, operation: &[u8], publication: &Publicati
         }
         _ => {}
     }
-    let header = crate::nats::HeaderBlock(&publication.header);
-    let level = header.get(LEVEL_HEADER).and_then(|level| level.parse::<u64>().ok()).unwrap_or(0);
     let request = Request { body, now };
     let operated =
         if level > API_LEVEL { Some(("error", Err(Refusal::level()))) } else { operate(core, &tokens, &request) };
     let Some((kind, result)) = operated else { return false };
     core.api_requests += 1;
     core.api_errors += u64::from(result.is_err());
+    let mut fields = Map::from_iter([("type".to_owned(), format!("io.nats.jetstream.api.v1.{kind}_response").into())]);
+    match result {
+        Ok(value) => fields.extend(object(value)),
+        Err(refusal) => drop(fields.insert("error".into(), answer::error(&refusal))),
+    }
+    let text = Value::Object(fields).to_string();
+    core.audit(client, &publication.subject, body, &text, now);
     if let Some(reply) = reply {
-        let mut fields =
-            Map::from_iter([("type".to_owned(), format!("io.nats.jetstream.api.v1.{kind}_response").into())]);
-        match result {
-            Ok(value) => fields.extend(object(value)),
-            Err(refusal) => drop(fields.insert("error".into(), answer::error(&refusal))),
-        }
-        core.tell(reply, &[], &Bytes::from(Value::Object(fields).to_string()));
+        core.tell(reply, &[], &Bytes::from(text));
     }
     true
 }
@@ -86,19 +93,8 @@ fn operate(core: &mut Core, tokens: &[&str], request: &Request<'_>) -> Option<(&
         ["STREAM", "PURGE", name] => ("stream_purge", purge(core, name, request)),
         ["STREAM", "MSG", "GET", name] => ("stream_msg_get", core.message_get(name, request.body)),
         ["STREAM", "MSG", "DELETE", name] => ("stream_msg_delete", delete_message(core, name, request)),
-        ["CONSUMER", "CREATE", stream] => ("consumer_create", create_consumer(core, stream, None, None, request)),
-        ["CONSUMER", "CREATE", stream, name] | ["CONSUMER", "DURABLE", "CREATE", stream, name] => {
-            ("consumer_create", create_consumer(core, stream, Some(name), None, request))
-        }
-        ["CONSUMER", "CREATE", stream, name, ref filter @ ..] => {
-            ("consumer_create", create_consumer(core, stream, Some(name), Some(filter.join(".")), request))
-        }
-        ["CONSUMER", "INFO", stream, name] => ("consumer_info", consumer_info(core, stream, name, request.now)),
-        ["CONSUMER", "NAMES", stream] => ("consumer_names", consumer_names(core, stream, request)),
-        ["CONSUMER", "LIST", stream] => ("consumer_list", consumer_list(core, stream, request)),
-        ["CONSUMER", "DELETE", stream, name] => ("consumer_delete", delete_consumer(core, stream, name, request.now)),
+        ["CONSUMER", operation, ref names @ ..] => return consumers::operate(core, operation, names, request),
         ["STREAM", "PEER" | "LEADER", ..] => ("stream_leader_stepdown", Err(Refusal::not_clustered())),
-        ["CONSUMER", "LEADER", ..] => ("consumer_leader_stepdown", Err(Refusal::not_clustered())),
         ["META", "LEADER", ..] => ("meta_leader_stepdown", Err(Refusal::not_clustered())),
         _ => return None,
     })
@@ -149,8 +145,12 @@ fn create_stream(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
         // Somebody else may be told of it before it is durable otherwise.
         core.journal.require_sync();
     } else {
+        if config.sealed {
+            return Err(Refusal::invalid_stream("stream configuration for create can not be sealed".into()));
+        }
         check_overlap(core, &config)?;
         put_stream(core, core.new_stream_id(), request.now.wall, &config, request.now)?;
+        core.advise_stream(name, ("CREATED", "create"), request.now);
     }
     let mut answer = answer::stream(core.stream(name).ok_or_else(Refusal::stream_not_found)?, request.now);
     answer.insert("did_create".into(), true.into());
@@ -164,9 +164,12 @@ fn update_stream(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
     let (id, created) = (old.id, old.created);
     check_overlap(core, &config)?;
     put_stream(core, id, created, &config, request.now)?;
-    // Lowered limits hold at once.
-    let evicted = core.streams[&id].over_limits();
-    remove(core, id, &evicted, request.now)?;
+    // Lowered limits hold at once, and so does that messages stay only for their consumers.
+    let stream = &core.streams[&id];
+    let mut gone = stream.over_limits();
+    gone.extend(stream.unneeded(stream.messages.from(0).map(Found::sequence)));
+    remove(core, id, &gone, request.now)?;
+    core.advise_stream(name, ("UPDATED", "modify"), request.now);
     Ok(Value::Object(answer::stream(&core.streams[&id], request.now)))
 }
 
@@ -193,7 +196,7 @@ fn stream_info(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
         answer["state"]["subjects"] = Value::Object(page);
     }
     if asked.deleted_details {
-        let present: std::collections::BTreeSet<u64> = stream.messages.from(0).map(|(sequence, _)| sequence).collect();
+        let present: std::collections::BTreeSet<u64> = stream.messages.from(0).map(Found::sequence).collect();
         let first = present.first().copied().unwrap_or(stream.last + 1);
         let gaps = (first..=stream.last).filter(|sequence| !present.contains(sequence));
         let deleted: Vec<u64> = gaps.take(SUBJECTS_PAGE).collect();
@@ -207,8 +210,8 @@ fn stream_info(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct PageRequest {
-    offset: usize,
+pub(super) struct PageRequest {
+    pub(super) offset: usize,
     subject: Option<String>,
 }
 
@@ -221,7 +224,7 @@ fn asked_streams<'a>(core: &'a Core, asked: &PageRequest) -> Vec<&'a crate::stre
     core.by_name().filter(|stream| wanted(&stream.config)).collect()
 }
 
-fn page(total: usize, offset: usize, limit: usize, name: &str, entries: Vec<Value>) -> Value {
+pub(super) fn page(total: usize, offset: usize, limit: usize, name: &str, entries: Vec<Value>) -> Value {
     let entries = if entries.is_empty() { Value::Null } else { entries.into() };
     json!({"total": total, "offset": offset, "limit": limit, name: entries})
 }
@@ -245,10 +248,11 @@ fn delete_stream(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
     let stream = core.stream(name).ok_or_else(Refusal::stream_not_found)?;
     let (id, consumers) = (stream.id, stream.consumers().map(|consumer| consumer.name.clone()).collect::<Vec<_>>());
     for consumer in consumers {
-        end_requests(core, name, &consumer, "409 Consumer Deleted");
+        consumers::end_requests(core, name, &consumer, "409 Consumer Deleted");
     }
     let change = Change::StreamDeleted { stream: id };
     core.change(&change, true, request.now).map_err(|_| Refusal::no_room())?;
+    core.advise_stream(name, ("DELETED", "delete"), request.now);
     Ok(json!({"success": true}))
 }
 
@@ -313,104 +317,4 @@ fn delete_message(core: &mut Core, name: &str, request: &Request<'_>) -> Answer 
     }
     remove(core, stream.id, &[(asked.seq, asked.seq)], request.now)?;
     Ok(json!({"success": true}))
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct ConsumerRequest {
-    stream_name: String,
-    config: ConsumerConfig,
-    action: Option<String>,
-}
-
-fn create_consumer(
-    core: &mut Core,
-    stream_name: &str,
-    name: Option<&str>,
-    filter: Option<String>,
-    request: &Request<'_>,
-) -> Answer {
-    let stream = core.stream(stream_name).ok_or_else(Refusal::stream_not_found)?;
-    let asked: ConsumerRequest = config::read(request.body)?;
-    if asked.stream_name != stream_name {
-        return Err(Refusal::name_mismatch());
-    }
-    let mut config = asked.config;
-    if let Some(name) = name {
-        let said = config.durable_name.as_deref().or(config.name.as_deref()).filter(|said| !said.is_empty());
-        if said.is_some_and(|said| said != name) {
-            return Err(Refusal::consumer_name_mismatch());
-        }
-        config.name = Some(name.to_owned());
-    }
-    if filter.is_some_and(|filter| filter != config.filter_subject) {
-        return Err(Refusal::consumer_filter_mismatch());
-    }
-    let mut config = config.checked(&stream.config)?;
-    let name = config.name.get_or_insert_with(random_name).clone();
-    let action = asked.action.as_deref().unwrap_or_default();
-    let (id, created, start) = match stream.consumer(&name) {
-        Some(found) if found.config == config => (found.id, found.created, 0),
-        Some(_) if action == "create" => return Err(Refusal::consumer_exists()),
-        Some(found) => {
-            config.check_update(&found.config)?;
-            (found.id, found.created, 0)
-        }
-        None if action == "update" => return Err(Refusal::consumer_missing()),
-        None => {
-            let (id, start) = stream.admit_consumer(&config)?;
-            (id, request.now.wall, start)
-        }
-    };
-    let json = serde_json::to_vec(&config).expect("a configuration holds strings and numbers only");
-    let change = Change::ConsumerPut { stream: stream.id, consumer: id, created, start, config: &json };
-    let stream_id = stream.id;
-    core.change(&change, true, request.now).map_err(|_| Refusal::no_room())?;
-    core.serve(stream_id, id, request.now);
-    core.schedule(stream_id, id, request.now);
-    consumer_info(core, stream_name, &name, request.now)
-}
-
-fn random_name() -> String {
-    let name = uuid::Uuid::new_v4().simple().to_string();
-    name.chars().take(8).collect()
-}
-
-fn consumer_info(core: &Core, stream: &str, name: &str, now: Now) -> Answer {
-    let stream = core.stream(stream).ok_or_else(Refusal::stream_not_found)?;
-    let consumer = stream.consumer(name).ok_or_else(Refusal::consumer_not_found)?;
-    Ok(Value::Object(answer::consumer(stream, consumer, now)))
-}
-
-fn consumer_names(core: &Core, stream: &str, request: &Request<'_>) -> Answer {
-    let asked: PageRequest = request.read()?;
-    let stream = core.stream(stream).ok_or_else(Refusal::stream_not_found)?;
-    let names = stream.consumers().skip(asked.offset).take(NAMES_PAGE).map(|consumer| consumer.name.clone().into());
-    Ok(page(stream.consumers().count(), asked.offset, NAMES_PAGE, "consumers", names.collect()))
-}
-
-fn consumer_list(core: &Core, stream: &str, request: &Request<'_>) -> Answer {
-    let asked: PageRequest = request.read()?;
-    let stream = core.stream(stream).ok_or_else(Refusal::stream_not_found)?;
-    let infos = stream.consumers().skip(asked.offset).take(LIST_PAGE);
-    let infos = infos.map(|consumer| Value::Object(answer::consumer(stream, consumer, request.now))).collect();
-    Ok(page(stream.consumers().count(), asked.offset, LIST_PAGE, "consumers", infos))
-}
-
-fn delete_consumer(core: &mut Core, stream: &str, name: &str, now: Now) -> Answer {
-    let found = core.stream(stream).ok_or_else(Refusal::stream_not_found)?;
-    let consumer = found.consumer(name).ok_or_else(Refusal::consumer_not_found)?;
-    let change = Change::ConsumerDeleted { stream: found.id, consumer: consumer.id };
-    end_requests(core, stream, name, "409 Consumer Deleted");
-    core.change(&change, true, now).map_err(|_| Refusal::no_room())?;
-    Ok(json!({"success": true}))
-}
-
-/// Tells all who wait at a consumer that it ends.
-pub(super) fn end_requests(core: &mut Core, stream: &str, name: &str, line: &str) {
-    let found = core.id_of(stream).and_then(|id| core.streams.get_mut(&id)?.consumer_mut(name));
-    let waiting = found.map(|consumer| std::mem::take(&mut consumer.waiting)).unwrap_or_default();
-    for request in waiting {
-        core.tell(&request.reply, &status(line, &[]), &Bytes::new());
-    }
 }

@@ -1,12 +1,14 @@
 //! How things look in answers.
 
-use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::core::Core;
-use crate::stream::{Consumer, Now, Refusal, Stream, StreamConfig};
+use super::PROTOCOL_VERSION;
+use crate::stream::{Consumer, ConsumerConfig, Found, Now, PriorityPolicy, Refusal, Stream, StreamConfig};
+
+/// The API level that is offered.
+pub(super) const API_LEVEL: u64 = 1;
 
 /// A time as JSON has it; 0 is the zero time of Go.
 pub(super) fn rfc3339(nanos: i64) -> String {
@@ -21,13 +23,31 @@ pub(super) fn error(refusal: &Refusal) -> Value {
 }
 
 /// A stream's configuration.
-pub(super) fn config(config: &StreamConfig) -> Value {
-    serde_json::to_value(config).expect("a configuration holds strings and numbers only")
+fn stream_config(config: &StreamConfig) -> Value {
+    let needs = u64::from(config.allow_msg_ttl || config.subject_delete_marker_ttl > 0);
+    with_level(serde_json::to_value(config).expect("a configuration holds strings and numbers only"), needs)
+}
+
+/// A consumer's configuration.
+fn consumer_config(config: &ConsumerConfig) -> Value {
+    let needs = u64::from(config.pause_until.is_some() || config.priority_policy != PriorityPolicy::None);
+    with_level(serde_json::to_value(config).expect("a configuration holds strings and numbers only"), needs)
+}
+
+/// Says in the metadata, as a NATS server does, which version answers and which level this needs.
+fn with_level(mut config: Value, needs: u64) -> Value {
+    let mut metadata = object(config["metadata"].take());
+    metadata.remove("value");
+    metadata.insert("_nats.ver".into(), PROTOCOL_VERSION.into());
+    metadata.insert("_nats.level".into(), API_LEVEL.to_string().into());
+    metadata.insert("_nats.req.level".into(), needs.to_string().into());
+    config["metadata"] = Value::Object(metadata);
+    config
 }
 
 /// A stream: configuration, state.
 pub(super) fn stream(stream: &Stream, now: Now) -> Map<String, Value> {
-    let first_time = stream.messages.first().map_or(0, |(_, message)| message.time);
+    let first_time = stream.messages.first().map_or(0, Found::time);
     let mut state = json!({
         "messages": stream.messages.len(),
         "bytes": stream.messages.bytes(),
@@ -45,7 +65,7 @@ pub(super) fn stream(stream: &Stream, now: Now) -> Map<String, Value> {
         state["num_deleted"] = deleted.into();
     }
     object(json!({
-        "config": config(&stream.config),
+        "config": stream_config(&stream.config),
         "created": rfc3339(stream.created),
         "state": state,
         "cluster": {"leader": "sightline"},
@@ -55,12 +75,12 @@ pub(super) fn stream(stream: &Stream, now: Now) -> Map<String, Value> {
 
 /// Sequences between first and last that are gone.
 fn gaps(stream: &Stream) -> u64 {
-    let span = stream.messages.first().map_or(0, |(first, _)| stream.last - first + 1);
+    let span = stream.messages.first().map_or(0, |first| stream.last - first.sequence() + 1);
     span.saturating_sub(stream.messages.len() as u64)
 }
 
-/// A consumer: configuration, state.
-pub(super) fn consumer(stream: &Stream, consumer: &Consumer, now: Now) -> Map<String, Value> {
+/// A consumer: configuration, state. `is_bound`: somebody listens where it pushes to.
+pub(super) fn consumer(stream: &Stream, consumer: &Consumer, is_bound: bool, now: Now) -> Map<String, Value> {
     let side = |(consumer_sequence, stream_sequence): (u64, u64)| {
         let mut side = json!({"consumer_seq": consumer_sequence, "stream_seq": stream_sequence});
         if consumer.last_active() != 0 {
@@ -68,11 +88,11 @@ pub(super) fn consumer(stream: &Stream, consumer: &Consumer, now: Now) -> Map<St
         }
         side
     };
-    object(json!({
+    let mut answer = object(json!({
         "stream_name": stream.config.name,
         "name": consumer.name,
         "created": rfc3339(consumer.created),
-        "config": serde_json::to_value(&consumer.config).expect("a configuration holds strings and numbers only"),
+        "config": consumer_config(&consumer.config),
         "delivered": side(consumer.delivered_floor()),
         "ack_floor": side(consumer.ack_floor()),
         "num_ack_pending": consumer.in_hand(),
@@ -81,7 +101,24 @@ pub(super) fn consumer(stream: &Stream, consumer: &Consumer, now: Now) -> Map<St
         "num_pending": consumer.unseen(),
         "cluster": {"leader": "sightline"},
         "ts": rfc3339(now.wall),
-    }))
+    }));
+    if is_bound {
+        answer.insert("push_bound".into(), true.into());
+    }
+    let left = consumer.config.paused_until() - now.wall;
+    if left > 0 {
+        answer.insert("paused".into(), true.into());
+        answer.insert("pause_remaining".into(), left.into());
+    }
+    let groups = consumer.config.priority_groups.iter().map(|group| match &consumer.pin {
+        Some(pin) => json!({"group": group, "pinned_client_id": pin.id, "pinned_ts": rfc3339(pin.since)}),
+        None => json!({"group": group, "pinned_ts": rfc3339(0)}),
+    });
+    let groups: Vec<Value> = groups.collect();
+    if !groups.is_empty() {
+        answer.insert("priority_groups".into(), groups.into());
+    }
+    answer
 }
 
 /// The fields of a JSON object.
@@ -90,16 +127,4 @@ pub(super) fn object(value: Value) -> Map<String, Value> {
         Value::Object(fields) => fields,
         other => Map::from_iter([("value".to_owned(), other)]),
     }
-}
-
-/// Tells whoever listens that something happened. Nobody may rely on it.
-pub(super) fn advisory(core: &mut Core, subject: &str, kind: &str, fields: Value, now: Now) {
-    if !core.subscriptions.has(subject.as_bytes()) {
-        return;
-    }
-    let mut fields = object(fields);
-    fields.insert("type".into(), kind.into());
-    fields.insert("id".into(), uuid::Uuid::new_v4().simple().to_string().into());
-    fields.insert("timestamp".into(), rfc3339(now.wall).into());
-    core.tell(subject.as_bytes(), &[], &Bytes::from(Value::Object(fields).to_string()));
 }

@@ -41,6 +41,8 @@ pub(super) struct Session {
     pub(super) is_verbose: bool,
     pub(super) wants_echo: bool,
     pub(super) wants_no_responders: bool,
+    /// What the client calls itself.
+    pub(super) name: String,
     /// It may send more than `CONNECT`.
     is_let_in: bool,
 }
@@ -57,6 +59,7 @@ struct Connect {
     headers: Option<bool>,
     no_responders: Option<bool>,
     auth_token: Option<String>,
+    name: Option<String>,
 }
 
 /// Serves a client until it goes or has to.
@@ -73,6 +76,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
         is_verbose: true,
         wants_echo: true,
         wants_no_responders: false,
+        name: String::new(),
         is_let_in: shared.options.token.is_none(),
     };
     let mut writing = Box::pin(write(&client, &socket));
@@ -194,6 +198,7 @@ pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Resu
     session.client.takes_headers.store(takes_headers, Ordering::Relaxed);
     session.is_verbose = connect.verbose.unwrap_or(false);
     session.wants_echo = connect.echo.unwrap_or(true);
+    session.name = connect.name.unwrap_or_default();
     session.is_let_in = true;
     if session.is_verbose {
         session.client.send_now(Bytes::from_static(b"+OK\r\n"));

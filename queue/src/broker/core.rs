@@ -13,7 +13,7 @@ use super::client::{Body, Handle, Outgoing};
 use crate::journal::{Change, Full, Journal, OpenError, Place, Share};
 use crate::nats::SubjectTree;
 use crate::platform::storage::Storage;
-use crate::stream::config::Discard;
+use crate::stream::config::{Discard, Retention};
 use crate::stream::{Consumer, Now, Stream, StreamConfig};
 
 /// Room that is kept for what a queued job has yet to write: its records.
@@ -38,6 +38,8 @@ pub(super) struct Core {
     pub(super) outgoing: Outgoing,
     /// When which stream (consumer 0) or consumer has to be looked at.
     pub(super) timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
+    /// Where push consumers, by stream and their own id, deliver to.
+    pub(super) push_targets: BTreeMap<(u32, u32), String>,
     /// Messages and bytes of all streams that refuse when full.
     queued: (u64, u64),
     queue_bytes_max: u64,
@@ -74,6 +76,7 @@ impl Core {
             journal,
             outgoing: Outgoing::default(),
             timers: BinaryHeap::new(),
+            push_targets: BTreeMap::new(),
             queued: (0, 0),
             queue_bytes_max: options.queue_bytes_max,
             turn: 0,
@@ -82,12 +85,16 @@ impl Core {
         };
         for (_, mut stream) in state.streams {
             stream.recovered();
-            for (sequence, message) in stream.messages.from(0) {
-                if !core.journal.claim(message.place) {
+            for message in stream.messages.from(0) {
+                if !core.journal.claim(message.place()) {
                     return Err(OpenError::Damaged {
                         name: "segments".into(),
-                        offset: message.place.position,
-                        problem: format!("message {sequence} of stream {} is in none of them", stream.config.name),
+                        offset: message.place().position,
+                        problem: format!(
+                            "message {} of stream {} is in none of them",
+                            message.sequence(),
+                            stream.config.name
+                        ),
                     });
                 }
             }
@@ -114,6 +121,9 @@ impl Core {
             self.subjects.insert(subject.as_bytes(), stream.id);
         }
         self.count(weight(&stream), true);
+        for consumer in stream.consumers().filter(|consumer| consumer.config.is_push()) {
+            self.push_targets.insert((stream.id, consumer.id), consumer.config.deliver_subject.clone());
+        }
         self.names.insert(stream.config.name.clone(), stream.id);
         self.streams.insert(stream.id, stream);
     }
@@ -163,6 +173,10 @@ impl Core {
             (Change::Stored(stored), Some(stream)) => share(stream, stored.payload.len()),
             _ => Share::Settle,
         };
+        if !self.is_written_down(change) {
+            self.apply(change, None, now);
+            return Ok(());
+        }
         let place = self.journal.append(change, share, durable)?;
         if let Change::StreamPut { config, created, .. } = change
             && let Ok(config) = serde_json::from_slice::<StreamConfig>(config)
@@ -170,28 +184,58 @@ impl Core {
             self.put_stream(id, config, *created);
             return Ok(());
         }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        self.apply(change, Some(place), now);
+        if matches!(change, Change::StreamDeleted { .. })
+            && let Some(gone) = self.streams.remove(&id)
+        {
+            self.names.remove(&gone.config.name);
+            self.push_targets.retain(|(stream, _), _| *stream != id);
+            gone.config.subjects.iter().for_each(|subject| self.subjects.remove(subject.as_bytes(), &id));
+        }
+        Ok(())
+    }
+
+    /// Applies a change of a stream that is there.
+    pub(super) fn apply(&mut self, change: &Change<'_>, place: Option<Place>, now: Now) {
+        let id = change.stream();
+        let Some(stream) = self.streams.get_mut(&id) else { return };
         let before = weight(stream);
         let mut freed = Vec::new();
-        if let Err(problem) = stream.apply(change, Some(place), now, &mut freed) {
+        if let Err(problem) = stream.apply(change, place, now, &mut freed) {
             // Only what we decided ourselves comes here, so this is a bug; the journal has it too.
             tracing::error!(problem, ?id, "a change does not apply");
         }
         let after = weight(stream);
         self.count(before, false);
         self.count(after, true);
-        if matches!(change, Change::Stored(_)) {
+        if let (Change::Stored(_), Some(place)) = (change, place) {
             let is_there = self.journal.claim(place);
             debug_assert!(is_there, "an entry lies in the segment that it was put into");
         }
         freed.into_iter().for_each(|place| self.journal.release(place));
-        if matches!(change, Change::StreamDeleted { .. })
-            && let Some(gone) = self.streams.remove(&id)
-        {
-            self.names.remove(&gone.config.name);
-            gone.config.subjects.iter().for_each(|subject| self.subjects.remove(subject.as_bytes(), &id));
+        if let Change::ConsumerPut { consumer, .. } | Change::ConsumerDeleted { consumer, .. } = change {
+            let found = self.streams.get(&id).and_then(|stream| stream.consumer_of(*consumer));
+            match found.filter(|consumer| consumer.config.is_push()) {
+                Some(found) => self.push_targets.insert((id, *consumer), found.config.deliver_subject.clone()),
+                None => self.push_targets.remove(&(id, *consumer)),
+            };
         }
-        Ok(())
+    }
+
+    /// Whether a change must outlive the process: not what becomes of consumers that do not, as long
+    /// as no message goes with it.
+    fn is_written_down(&self, change: &Change<'_>) -> bool {
+        let (Change::Delivered { consumer, .. }
+        | Change::Acked { consumer, .. }
+        | Change::Nakked { consumer, .. }
+        | Change::ConsumerReset { consumer, .. }
+        | Change::ConsumerDeleted { consumer, .. }) = change
+        else {
+            return true;
+        };
+        let Some(stream) = self.streams.get(&change.stream()) else { return true };
+        let removes = matches!(change, Change::Acked { .. }) && stream.config.retention == Retention::WorkQueue;
+        removes || stream.consumer_of(*consumer).is_none_or(Consumer::is_durable)
     }
 
     fn put_stream(&mut self, id: u32, config: StreamConfig, created: i64) {

@@ -52,14 +52,18 @@ impl Shared {
                     answer(core, b"-ERR 'Invalid Subject'\r\n");
                     return Ok(());
                 }
-                subscribe(core, session, subject, queue, sid);
+                subscribe(core, session, subject.clone(), queue, sid);
+                core.listened(&subject, now);
             }
             Command::Unsubscribe { sid, after } => unsubscribe(core, session, &sid, after),
             Command::Publish(publication) => {
                 if !publication.header.is_empty() && !client.takes_headers.load(Ordering::Relaxed) {
                     return Err(Some("message headers not supported"));
                 }
-                if !is_literal(&publication.subject) || std::str::from_utf8(&publication.subject).is_err() {
+                // A request for a consumer has its filter in the subject, wildcards and all.
+                let subject = &publication.subject;
+                let may_have_wildcards = subject.starts_with(b"$JS.API.CONSUMER.CREATE.") && is_valid(subject);
+                if !(may_have_wildcards || is_literal(subject)) || std::str::from_utf8(subject).is_err() {
                     answer(core, b"-ERR 'Invalid Publish Subject'\r\n");
                     return Ok(());
                 }
@@ -121,9 +125,11 @@ fn publish(core: &mut Core, session: &Session, publication: &Publication, now: N
     let subject = &publication.subject[..];
     if let Some(rest) = subject.strip_prefix(b"$JS.") {
         let is_known = if let Some(operation) = rest.strip_prefix(b"API.") {
-            admin::request(core, operation, publication, now)
+            admin::request(core, &session.name, operation, publication, now)
         } else if let Some(tokens) = rest.strip_prefix(b"ACK.") {
             settle::settle(core, tokens, publication, now)
+        } else if let Some(tokens) = rest.strip_prefix(b"FC.") {
+            core.flow_answered(tokens, now)
         } else {
             false
         };

@@ -254,7 +254,7 @@ impl Core {
     /// that it took.
     fn carry(&mut self, stored: &Stored<'_>, place: Place) -> io::Result<usize> {
         let message = self.streams.get(&stored.stream).and_then(|stream| stream.messages.get(stored.sequence));
-        if message.is_none_or(|message| message.place != place) {
+        if message.is_none_or(|message| message.place() != place) {
             return Ok(0);
         }
         // Nothing that waits is told of this, and it replaces nothing any more.

@@ -14,10 +14,14 @@ mod core;
 mod dispatch;
 mod publish;
 mod pull;
+mod deliver;
+mod push;
 mod settle;
 mod get;
 mod admin;
+mod consumers;
 mod answer;
+mod advise;
 mod timers;
 mod keeper;
 
@@ -38,7 +42,7 @@ use crate::platform::storage::Folder;
 use keeper::Keeper;
 
 /// The version of NATS whose protocol this speaks; clients look at it.
-pub(crate) const PROTOCOL_VERSION: &str = "2.12.7";
+pub(crate) const PROTOCOL_VERSION: &str = "2.14.0";
 
 /// How a broker runs.
 #[derive(Clone)]

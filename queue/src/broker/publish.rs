@@ -3,11 +3,15 @@
 use bytes::Bytes;
 
 use super::core::Core;
+use crate::journal::change::stored_header_start;
 use crate::journal::entry::FRAME_BYTES;
-use crate::journal::{Change, Stored};
-use crate::nats::Publication;
+use crate::journal::{Change, Full, Stored};
+use crate::nats::{HeaderBlock, Publication};
 use crate::stream::config::Discard;
-use crate::stream::{Accepted, Now, Refusal};
+use crate::stream::{Accepted, MESSAGE_ID, Message, Now, Refusal};
+
+/// Header of a marker: why the last message of its subject went.
+const MARKER_REASON: &str = "Nats-Marker-Reason";
 
 impl Core {
     /// Stores a message if its stream takes it, tells the publisher, and serves who waits.
@@ -30,12 +34,66 @@ impl Core {
         }
     }
 
+    /// Counts a message that nobody wants: it has had its sequence, and its id is known.
+    fn pass_over(&mut self, stream: u32, sequence: u64, header: &[u8], now: Now) -> Result<(), Full> {
+        let counted = Change::Counted { stream, last: sequence, last_time: now.wall };
+        self.change(&counted, true, now)?;
+        match HeaderBlock(header).get(MESSAGE_ID).filter(|id| !id.is_empty()) {
+            Some(id) => {
+                self.change(&Change::Registered { stream, sequence, time: now.wall, id: id.as_bytes() }, true, now)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a message says itself that something went: a marker, or a client's own.
+    pub(super) fn is_marker(&mut self, message: &Message) -> bool {
+        if message.header_bytes == 0 {
+            return false;
+        }
+        // Read with the lock held; only streams that want markers come here.
+        match self.journal.read(message.place).load() {
+            Ok(entry) => {
+                let header = FRAME_BYTES + stored_header_start(message.subject.len());
+                let header = HeaderBlock(&entry[header..header + message.header_bytes as usize]);
+                header.has(MARKER_REASON) || header.has("KV-Operation")
+            }
+            Err(error) => {
+                tracing::error!(%error, sequence = message.sequence, "a stored message cannot be read");
+                true
+            }
+        }
+    }
+
+    /// Stores a marker that says that the last message of a subject grew old. It goes by its own TTL.
+    pub(super) fn store_marker(&mut self, id: u32, subject: &str, now: Now) {
+        let Some(stream) = self.streams.get(&id).filter(|stream| stream.messages.count(subject) == 0) else { return };
+        let ttl = stream.config.subject_delete_marker_ttl;
+        let seconds = ttl as f64 / 1e9;
+        let header = format!("NATS/1.0\r\n{MARKER_REASON}: MaxAge\r\nNats-TTL: {seconds}s\r\nNats-Rollup: sub\r\n\r\n");
+        let stored = Stored {
+            stream: id,
+            sequence: stream.last + 1,
+            time: now.wall,
+            expires: now.wall.saturating_add(ttl),
+            replaces: 0,
+            moved: false,
+            subject: subject.as_bytes(),
+            header: header.as_bytes(),
+            payload: &[],
+        };
+        if self.change(&Change::Stored(stored), false, now).is_err() {
+            tracing::warn!(stream = id, "no room for a marker");
+        }
+    }
+
     /// The message's sequence, and whether it was there already.
     fn try_store(&mut self, id: u32, publication: &Publication, now: Now) -> Result<(u64, bool), Refusal> {
         let Publication { subject, header, payload, .. } = publication;
         let text = std::str::from_utf8(subject).map_err(|_| Refusal::bad_request())?;
         let stream = &self.streams[&id];
         let accepted = stream.decide_publish(text, header, payload.len(), now.wall)?;
+        let is_kept = stream.has_interest(text);
         let refuses_when_full = stream.config.discard == Discard::New;
         let (sequence, expires, replaces, evicts) = match accepted {
             Accepted::Duplicate(sequence) => {
@@ -45,6 +103,10 @@ impl Core {
             }
             Accepted::Store { sequence, expires, replaces, evicts } => (sequence, expires, replaces, evicts),
         };
+        if !is_kept {
+            self.pass_over(id, sequence, header, now).map_err(|_| Refusal::no_room())?;
+            return Ok((sequence, false));
+        }
         let stored =
             Stored { stream: id, sequence, time: now.wall, expires, replaces, moved: false, subject, header, payload };
         let full = |_| if refuses_when_full { Refusal::limit("bytes") } else { Refusal::no_room() };

@@ -1,22 +1,16 @@
-//! Requests for messages, and handing messages out.
+//! Requests for messages.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::client::Body;
 use super::core::Core;
-use crate::journal::Change;
-use crate::journal::change::stored_header_start;
-use crate::journal::entry::FRAME_BYTES;
 use crate::nats::status;
-use crate::stream::{Handout, Message, Now, Waiting};
+use crate::stream::{ConsumerConfig, Now, Pin, Priority, PriorityPolicy, Waiting};
 
-/// Pause before a client that has much on its way is given more.
-const CONGESTION_PAUSE: Duration = Duration::from_millis(5);
-/// Pause before handing out is tried again when there was no room to note it.
-const FULL_PAUSE: Duration = Duration::from_millis(100);
+/// The largest number that a request may give itself among others.
+const PRIORITY_MAX: i64 = 9;
 /// The shortest pause between two signs of life.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
 
@@ -29,6 +23,11 @@ struct Pull {
     no_wait: Option<bool>,
     max_bytes: Option<i64>,
     idle_heartbeat: Option<i64>,
+    group: Option<String>,
+    min_pending: Option<i64>,
+    min_ack_pending: Option<i64>,
+    id: Option<String>,
+    priority: Option<i64>,
 }
 
 impl Pull {
@@ -42,6 +41,42 @@ impl Pull {
             return Ok(Self { batch: Some(batch), ..Self::default() });
         }
         serde_json::from_slice(text).map_err(|error| error.to_string())
+    }
+
+    /// Its place among others, or the status that says what is wrong with it.
+    fn priority(&self, config: &ConsumerConfig, pin: Option<&Pin>) -> Result<Priority, String> {
+        let Self { min_pending, min_ack_pending, .. } = self;
+        let bad = |problem: &str| Err(format!("400 Bad Request - {problem}"));
+        let policy = config.priority_policy;
+        if policy != PriorityPolicy::None {
+            match self.group.as_deref().filter(|group| !group.is_empty()) {
+                None => return bad("Priority Group missing"),
+                Some(group) if !config.priority_groups.iter().any(|known| known == group) => {
+                    return bad("Invalid Priority Group");
+                }
+                Some(_) => {}
+            }
+        }
+        if policy != PriorityPolicy::Overflow && positive(*min_pending).or(positive(*min_ack_pending)).is_some() {
+            return bad("Not a Overflow Priority consumer");
+        }
+        let said = self.id.clone().filter(|id| !id.is_empty());
+        if said.is_some() && policy != PriorityPolicy::PinnedClient {
+            return bad("Not a Pinned Client Priority consumer");
+        }
+        let number = self.priority.unwrap_or(0);
+        if policy == PriorityPolicy::Prioritized && !(0..=PRIORITY_MAX).contains(&number) {
+            return bad("Priority must be between 0 and 9");
+        }
+        if said.is_some() && said.as_ref() != pin.map(|pin| &pin.id) {
+            return Err("423 Nats-Pin-Id mismatch".into());
+        }
+        Ok(Priority {
+            min_pending: positive(*min_pending).unwrap_or(0),
+            min_ack_pending: positive(*min_ack_pending).unwrap_or(0),
+            number: number.clamp(0, PRIORITY_MAX) as u8,
+            pin: said,
+        })
     }
 }
 
@@ -84,9 +119,18 @@ impl Core {
         let Some(consumer) = self.streams.get_mut(&id).and_then(|s| s.consumer_by_id(consumer_id)) else {
             return Ok(());
         };
+        if consumer.config.is_push() {
+            return Err("409 Consumer is push based".into());
+        }
         consumer.waiting.retain(|waiting| subscriptions.has(&waiting.reply));
         consumer.asked_at = now.clock;
+        let priority = pull.priority(&consumer.config, consumer.pin.as_ref())?;
+        let timeout = consumer.pin_timeout();
+        if let Some(pin) = consumer.pin.as_mut().filter(|_| priority.pin.is_some()) {
+            pin.until = now.clock + timeout;
+        }
         let config = &consumer.config;
+        let policy_is_plain = config.priority_policy == PriorityPolicy::None;
         let over = |limit: i64, value: Option<u64>| value.filter(|value| limit > 0 && *value > limit.unsigned_abs());
         if over(config.max_batch, positive(pull.batch)).is_some() {
             return Err(format!("409 Exceeded MaxRequestBatch of {}", config.max_batch));
@@ -99,7 +143,7 @@ impl Core {
             return Err(format!("409 Exceeded MaxRequestMaxBytes of {}", config.max_bytes));
         }
         let no_wait = pull.no_wait == Some(true);
-        if no_wait && !consumer.waiting.is_empty() {
+        if no_wait && policy_is_plain && !consumer.waiting.is_empty() {
             return Err("408 Requests Pending".into());
         }
         if consumer.waiting.len() as i64 >= consumer.config.max_waiting {
@@ -111,6 +155,7 @@ impl Core {
             bytes: positive(pull.max_bytes),
             expires: expires.map(|expires| now.clock + expires),
             heartbeat: heartbeat.map(|pause| (pause, now.clock + pause)),
+            priority,
         };
         consumer.waiting.push_back(waiting);
         self.serve(id, consumer_id, now);
@@ -129,129 +174,6 @@ impl Core {
         }
         Ok(())
     }
-
-    /// Serves everybody who waits at a stream's consumers.
-    pub(super) fn serve_all(&mut self, id: u32, now: Now) {
-        let awaited = self.streams.get(&id).map(crate::stream::Stream::awaited).unwrap_or_default();
-        for consumer in awaited {
-            self.serve(id, consumer, now);
-            self.schedule(id, consumer, now);
-        }
-    }
-
-    /// Hands out what there is, to those who wait in turn: one message each, then the next.
-    pub(super) fn serve(&mut self, id: u32, consumer_id: u32, now: Now) {
-        loop {
-            self.drop_deserted(id, consumer_id);
-            let congested = self.is_congested(id, consumer_id);
-            let Some(stream) = self.streams.get_mut(&id) else { return };
-            let Some(consumer) = stream.consumer_by_id(consumer_id) else { return };
-            if consumer.waiting.is_empty() {
-                return;
-            }
-            if congested {
-                consumer.retry_at = Some(now.clock + CONGESTION_PAUSE);
-                return;
-            }
-            consumer.retry_at = None;
-            let Some(handout) = stream.next_handout(consumer_id) else { return };
-            let Some(message) = stream.messages.get(handout.sequence).cloned() else { return };
-            let stream_name = stream.config.name.clone();
-            let Some(consumer) = stream.consumer_by_id(consumer_id) else { return };
-            let Some(mut waiting) = consumer.waiting.pop_front() else { return };
-            let reply = ack_subject(&stream_name, &consumer.name, &handout, &message);
-            let size = (message.subject.len() + reply.len()) as u64
-                + u64::from(message.header_bytes)
-                + u64::from(message.payload_bytes);
-            if waiting.bytes.is_some_and(|left| size > left) {
-                self.end_request(&waiting, "409 Message Size Exceeds MaxBytes");
-                continue;
-            }
-            let delivered = Change::Delivered {
-                stream: id,
-                consumer: consumer_id,
-                sequence: handout.sequence,
-                consumer_sequence: handout.consumer_sequence,
-                count: handout.count,
-                time: now.wall,
-            };
-            if self.change(&delivered, false, now).is_err() {
-                // No room even to note it: whoever asked waits on.
-                if let Some(consumer) = self.consumer(id, consumer_id) {
-                    consumer.waiting.push_front(waiting);
-                    consumer.retry_at = Some(now.clock + FULL_PAUSE);
-                }
-                return;
-            }
-            let body = self.stored_body(&message, None);
-            // It keeps its own subject on its way to the inbox.
-            self.route_as(&waiting.reply, message.subject.as_bytes(), Some(reply.as_bytes()), &body, None);
-            waiting.batch -= 1;
-            if let Some(left) = &mut waiting.bytes {
-                *left -= size;
-                if *left == 0 && waiting.batch > 0 {
-                    self.end_request(&waiting, "409 Batch Completed");
-                    continue;
-                }
-            }
-            if let Some((pause, next)) = &mut waiting.heartbeat {
-                *next = now.clock + *pause;
-            }
-            if waiting.batch > 0
-                && let Some(consumer) = self.consumer(id, consumer_id)
-            {
-                consumer.waiting.push_back(waiting);
-            }
-        }
-    }
-
-    /// What a stored message carries. `extra` are further header lines with the block's end.
-    pub(super) fn stored_body(&mut self, message: &Message, extra: Option<Bytes>) -> Body<'static> {
-        Body::Stored {
-            source: self.journal.read(message.place),
-            start: FRAME_BYTES + stored_header_start(message.subject.len()),
-            header_bytes: message.header_bytes as usize,
-            payload_bytes: message.payload_bytes as usize,
-            extra,
-        }
-    }
-
-    /// Ends a request with a status that says how much of it was not used.
-    pub(super) fn end_request(&mut self, waiting: &Waiting, line: &str) {
-        let rest = [
-            ("Nats-Pending-Messages", waiting.batch.to_string()),
-            ("Nats-Pending-Bytes", waiting.bytes.unwrap_or(0).to_string()),
-        ];
-        self.tell(&waiting.reply, &status(line, &rest), &Bytes::new());
-    }
-
-    /// Whether the client whose turn it is has more on its way already than it should.
-    fn is_congested(&mut self, id: u32, consumer_id: u32) -> bool {
-        let consumer = self.consumer(id, consumer_id);
-        let Some(reply) = consumer.and_then(|consumer| consumer.waiting.front()).map(|w| w.reply.clone()) else {
-            return false;
-        };
-        let mut clients = Vec::new();
-        self.subscriptions.find(&reply, &mut |handle| clients.push(handle.0.client.clone()));
-        clients.iter().any(|client| client.is_congested(self.outgoing.to(client).bytes()))
-    }
-
-    /// Forgets requests whose inbox nobody listens to any more: what went there would be lost until
-    /// its lease ends.
-    fn drop_deserted(&mut self, id: u32, consumer_id: u32) {
-        let subscriptions = &self.subscriptions;
-        if let Some(consumer) = self.streams.get_mut(&id).and_then(|s| s.consumer_by_id(consumer_id)) {
-            while consumer.waiting.front().is_some_and(|waiting| !subscriptions.has(&waiting.reply)) {
-                consumer.waiting.pop_front();
-            }
-        }
-    }
-}
-
-/// The subject on which a delivery is settled.
-fn ack_subject(stream: &str, consumer: &str, handout: &Handout, message: &Message) -> String {
-    let Handout { sequence, consumer_sequence, count, unseen } = handout;
-    format!("$JS.ACK.{stream}.{consumer}.{count}.{sequence}.{consumer_sequence}.{}.{unseen}", message.time)
 }
 
 /// A duration as Go writes it.

@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::answer::advisory;
+use super::advise::Fate;
 use super::core::Core;
 use crate::journal::Change;
 use crate::nats::Publication;
-use crate::stream::{Now, go_duration};
+use crate::stream::{AckPolicy, Now, go_duration};
 
 /// What a holder of a delivery says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +67,11 @@ fn delivery(tokens: &[u8]) -> Option<(&str, &str, u64)> {
 /// Settles a delivery, and answers the sender if it waits for that. `false`: that is no ack subject.
 pub(super) fn settle(core: &mut Core, tokens: &[u8], publication: &Publication, now: Now) -> bool {
     let Some((stream, consumer, sequence)) = delivery(tokens) else { return false };
+    let found = core.stream(stream).and_then(|stream| stream.consumer(consumer));
+    if found.is_some_and(|consumer| consumer.config.ack_policy == AckPolicy::None) {
+        // Nobody waits for such a word, and whoever waits for an answer to it hears that.
+        return false;
+    }
     let verdict = Verdict::read(&publication.payload);
     let applied = apply(core, stream, consumer, sequence, &verdict, publication.reply.is_some(), now);
     let Some(reply) = &publication.reply else { return true };
@@ -96,17 +101,22 @@ fn apply(
     };
     let consumer = found.id;
     let Some(pending) = found.pending_of(sequence).copied() else { return true };
+    let settled = match verdict {
+        Verdict::Ack | Verdict::Next(_) => found.settled_by(sequence),
+        _ => vec![sequence],
+    };
     let change = match verdict {
         Verdict::Ack | Verdict::Next(_) | Verdict::Term(_) => Change::Acked { stream, consumer, sequence },
         Verdict::Nak(_) if found.is_used_up(pending.count) => {
             found.give_up(sequence);
-            core.advise_given_up(stream, consumer, &[(sequence, pending.count)]);
+            core.advise_given_up(stream, consumer, &[(sequence, pending.count)], now);
             core.serve(stream, consumer, now);
             core.schedule(stream, consumer, now);
             return true;
         }
         Verdict::Nak(delay) => {
             let until = if *delay > 0 { now.wall.saturating_add(*delay) } else { 0 };
+            core.advise_delivery((stream, consumer), Fate::Naked, sequence, &pending, now);
             Change::Nakked { stream, consumer, sequence, until }
         }
         Verdict::Progress => {
@@ -119,34 +129,17 @@ fn apply(
         tracing::warn!(stream = stream_name, sequence, "no room to note what became of a delivery");
         return false;
     }
-    if let Verdict::Term(reason) = verdict {
-        let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{stream_name}.{consumer_name}");
-        let fields = serde_json::json!({
-            "stream": stream_name, "consumer": consumer_name, "consumer_seq": pending.consumer_sequence,
-            "stream_seq": sequence, "deliveries": pending.count, "reason": reason,
-        });
-        advisory(core, &subject, "io.nats.jetstream.advisory.v1.terminated", fields, now);
+    core.remove_unneeded(stream, &settled, now);
+    match verdict {
+        Verdict::Term(reason) => {
+            core.advise_delivery((stream, consumer), Fate::Terminated(reason), sequence, &pending, now);
+        }
+        Verdict::Ack | Verdict::Next(_) => core.sample_ack((stream, consumer), sequence, &pending, now),
+        _ => {}
     }
     core.serve(stream, consumer, now);
     core.schedule(stream, consumer, now);
     true
-}
-
-impl Core {
-    /// Says that messages were handed out as often as they may be; they stay in the stream.
-    pub(super) fn advise_given_up(&mut self, stream: u32, consumer: u32, given_up: &[(u64, u32)]) {
-        let Some(found) = self.streams.get_mut(&stream) else { return };
-        let stream_name = found.config.name.clone();
-        let Some(consumer_name) = found.consumer_by_id(consumer).map(|consumer| consumer.name.clone()) else { return };
-        let now = super::core::now();
-        for (sequence, count) in given_up {
-            let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{stream_name}.{consumer_name}");
-            let fields = serde_json::json!({
-                "stream": stream_name, "consumer": consumer_name, "stream_seq": sequence, "deliveries": count,
-            });
-            advisory(self, &subject, "io.nats.jetstream.advisory.v1.max_deliver", fields, now);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -7,10 +7,10 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::core::{Core, now};
-use super::{Shared, admin};
+use super::{Shared, consumers};
 use crate::journal::Change;
 use crate::nats::status;
-use crate::stream::Now;
+use crate::stream::{Message, Now};
 
 /// Looks at streams and consumers when they asked to be looked at.
 pub(super) async fn run(shared: Arc<Shared>) {
@@ -58,11 +58,18 @@ impl Core {
             return;
         }
         stream.scheduled = None;
-        for (from, to) in stream.expired(now.wall) {
+        let expired = stream.expired(now.wall);
+        let to_be_marked = stream.to_be_marked(&expired);
+        // Looked at before they go: what is itself a marker leaves none.
+        let marked: Vec<Message> = to_be_marked.into_iter().filter(|message| !self.is_marker(message)).collect();
+        for (from, to) in expired {
             let removed = Change::Removed { stream: id, from, to };
             if self.change(&removed, false, now).is_err() {
                 break;
             }
+        }
+        for message in marked {
+            self.store_marker(id, &message.subject, now);
         }
         // What went may have been in hand, and have made room for something else.
         self.serve_all(id, now);
@@ -71,22 +78,24 @@ impl Core {
 
     fn tick_consumer(&mut self, id: u32, consumer_id: u32, at: Instant, now: Now) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let stream_name = stream.config.name.clone();
         let Some(consumer) = stream.consumer_by_id(consumer_id) else { return };
         if consumer.scheduled != Some(at) {
             return;
         }
         (consumer.scheduled, consumer.retry_at) = (None, None);
         let given_up = consumer.expire(now.clock);
-        if consumer.ends_at().is_some_and(|ends_at| ends_at <= now.clock) {
-            let name = consumer.name.clone();
-            admin::end_requests(self, &stream_name, &name, "409 Consumer Deleted");
-            let deleted = Change::ConsumerDeleted { stream: id, consumer: consumer_id };
-            if self.change(&deleted, false, now).is_ok() {
-                return;
-            }
+        let lost_pin = consumer.pin.take_if(|pin| pin.until <= now.clock);
+        if consumer.config.is_push() {
+            self.beat(id, consumer_id, now);
         }
-        self.advise_given_up(id, consumer_id, &given_up);
+        let ends_at = self.consumer(id, consumer_id).and_then(|consumer| consumer.ends_at());
+        if ends_at.is_some_and(|at| at <= now.clock) && consumers::remove(self, (id, consumer_id), now).is_ok() {
+            return;
+        }
+        if lost_pin.is_some() {
+            self.advise_pin(id, consumer_id, "UNPINNED", ("reason", "timeout"), now);
+        }
+        self.advise_given_up(id, consumer_id, &given_up, now);
         self.serve(id, consumer_id, now);
         self.end_requests_due(id, consumer_id, now);
         self.schedule(id, consumer_id, now);

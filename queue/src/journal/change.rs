@@ -20,10 +20,13 @@ pub(crate) enum Change<'a> {
     Stored(Stored<'a>),
     /// All messages of these sequences are gone, both ends included.
     Removed { stream: u32, from: u64, to: u64 },
-    /// A consumer is there; its cursor begins at `start`.
-    ConsumerPut { stream: u32, consumer: u32, created: i64, start: u64, config: &'a [u8] },
+    /// A consumer is there; its cursor begins at `start`, and up to `resume` it wants only the last
+    /// message of each subject.
+    ConsumerPut { stream: u32, consumer: u32, created: i64, start: u64, resume: u64, config: &'a [u8] },
     /// A consumer is gone.
     ConsumerDeleted { stream: u32, consumer: u32 },
+    /// A consumer goes back or ahead to `start`, and has nothing in hand.
+    ConsumerReset { stream: u32, consumer: u32, start: u64 },
     /// A message was handed out, for the `count`th time.
     Delivered { stream: u32, consumer: u32, sequence: u64, consumer_sequence: u64, count: u32, time: i64 },
     /// A message needs no more deliveries; in a work queue it is gone.
@@ -91,6 +94,9 @@ const INDEXED: u8 = 10;
 const COUNTED: u8 = 11;
 const REGISTERED: u8 = 12;
 const CURSOR: u8 = 13;
+/// As 5, with where the last of each subject ends; 5 is read, and not written any more.
+const CONSUMER_PUT_FROM: u8 = 14;
+const CONSUMER_RESET: u8 = 15;
 
 /// Bytes of a [`Stored`] body before the subject.
 const STORED_FIXED: usize = 4 + 1 + 8 + 8 + 8 + 8 + 2 + 4;
@@ -105,6 +111,7 @@ impl Change<'_> {
             | Self::Removed { stream, .. }
             | Self::ConsumerPut { stream, .. }
             | Self::ConsumerDeleted { stream, .. }
+            | Self::ConsumerReset { stream, .. }
             | Self::Delivered { stream, .. }
             | Self::Acked { stream, .. }
             | Self::Nakked { stream, .. }
@@ -149,13 +156,20 @@ impl Change<'_> {
                 out.put_u64_le(*to);
                 REMOVED
             }
-            Self::ConsumerPut { stream, consumer, created, start, config } => {
+            Self::ConsumerPut { stream, consumer, created, start, resume, config } => {
                 out.put_u32_le(*stream);
                 out.put_u32_le(*consumer);
                 out.put_i64_le(*created);
                 out.put_u64_le(*start);
+                out.put_u64_le(*resume);
                 out.put_slice(config);
-                CONSUMER_PUT
+                CONSUMER_PUT_FROM
+            }
+            Self::ConsumerReset { stream, consumer, start } => {
+                out.put_u32_le(*stream);
+                out.put_u32_le(*consumer);
+                out.put_u64_le(*start);
+                CONSUMER_RESET
             }
             Self::ConsumerDeleted { stream, consumer } => {
                 out.put_u32_le(*stream);
@@ -238,10 +252,12 @@ impl<'a> Change<'a> {
                 Self::Stored(Stored { stream, sequence, time, expires, replaces, moved, subject, header, payload })
             }
             REMOVED => Self::Removed { stream, from: from.u64()?, to: from.u64()? },
-            CONSUMER_PUT => {
+            CONSUMER_PUT | CONSUMER_PUT_FROM => {
                 let (consumer, created, start) = (from.u32()?, from.i64()?, from.u64()?);
-                Self::ConsumerPut { stream, consumer, created, start, config: from.rest() }
+                let resume = if kind == CONSUMER_PUT { 0 } else { from.u64()? };
+                Self::ConsumerPut { stream, consumer, created, start, resume, config: from.rest() }
             }
+            CONSUMER_RESET => Self::ConsumerReset { stream, consumer: from.u32()?, start: from.u64()? },
             CONSUMER_DELETED => Self::ConsumerDeleted { stream, consumer: from.u32()? },
             DELIVERED => {
                 let (consumer, sequence, consumer_sequence) = (from.u32()?, from.u64()?, from.u64()?);
@@ -277,6 +293,11 @@ impl Stored<'_> {
     pub(crate) fn body_bytes(&self) -> usize {
         STORED_FIXED + self.subject.len() + self.header.len() + self.payload.len()
     }
+}
+
+/// How long the entry of a message with parts of these lengths is, frame included.
+pub(crate) fn stored_bytes(subject: usize, header: usize, payload: usize) -> usize {
+    super::FRAME_BYTES + STORED_FIXED + subject + header + payload
 }
 
 /// Where header and payload begin in a body that was checked: what is needed to serve a message

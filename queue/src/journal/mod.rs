@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub(crate) use change::{Change, Indexed, Place, Stored};
+pub(crate) use change::{Change, Indexed, Place, Stored, stored_bytes};
 pub(crate) use commit::{Committer, Release};
 pub(crate) use recovery::OpenError;
 pub(crate) use space::{Full, Share};

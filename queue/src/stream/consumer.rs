@@ -8,15 +8,18 @@
 //!                      ▼     │
 //!                        due
 //! ```
+//!
+//! Pulled or pushed, it is the same: who gets a message is decided elsewhere. With ack policy `none`
+//! nothing is ever in hand; with `all` an ack settles what was handed out before as well.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
-use super::config::{AckPolicy, ConsumerConfig};
-use super::messages::Messages;
-use crate::nats::matches;
+use super::consumer_config::{AckPolicy, ConsumerConfig, ReplayPolicy};
+use super::flow::Flow;
+use super::messages::{Found, Messages};
+use super::waiting::{Pin, Waiting};
+use crate::nats::{is_literal, matches};
 
 /// A consumer and whoever waits for its messages.
 #[derive(Debug)]
@@ -26,8 +29,12 @@ pub(crate) struct Consumer {
     pub(crate) config: ConsumerConfig,
     /// Unix time in ns.
     pub(crate) created: i64,
-    /// Where it looks for messages that it has never handed out.
+    /// Behind the last message that it has handed out for the first time.
     pub(super) cursor: u64,
+    /// Between the cursor and here is nothing that it wants.
+    looked: u64,
+    /// Up to here it wants only the last message of each subject; 0 is nowhere.
+    pub(super) resume: u64,
     /// Deliveries so far.
     pub(super) consumer_sequence: u64,
     /// When it last handed something out, Unix time in ns; 0 is never.
@@ -38,14 +45,24 @@ pub(crate) struct Consumer {
     deadlines: BTreeSet<(Instant, u64)>,
     /// The pending ones that are due.
     due: BTreeSet<u64>,
-    /// Messages that match and were never handed out.
+    /// Messages that it wants and has never handed out.
     pub(super) unseen: u64,
     /// Requests that wait, served in turn.
     pub(crate) waiting: VecDeque<Waiting>,
-    /// When somebody last asked, for consumers that end when nobody does.
+    /// The client that alone is served, where one is.
+    pub(crate) pin: Option<Pin>,
+    /// What is on its way to the receiver of a push consumer.
+    pub(crate) flow: Flow,
+    /// When the receiver of a push consumer hears from it at the latest.
+    pub(crate) heartbeat_at: Option<Instant>,
+    /// When somebody last asked or listened, for consumers that end when nobody does.
     pub(crate) asked_at: Instant,
     /// When to try again what could not be handed out just now.
     pub(crate) retry_at: Option<Instant>,
+    /// Not before this may it go on, to keep its rate or the pauses of its messages.
+    pub(crate) not_before: Option<Instant>,
+    /// When the message that was handed out last was stored, Unix time in ns, and when it was handed out.
+    replayed: Option<(i64, Instant)>,
     /// The timer that is set for it.
     pub(crate) scheduled: Option<Instant>,
 }
@@ -56,6 +73,8 @@ pub(crate) struct Pending {
     pub(crate) consumer_sequence: u64,
     /// How often it was handed out.
     pub(crate) count: u32,
+    /// When it was handed out last.
+    pub(crate) since: Instant,
     /// When it comes again; `None` is now.
     until: Option<Instant>,
     /// The same on the calendar, if somebody asked for the delay: it outlives a restart.
@@ -75,20 +94,6 @@ impl Pending {
     }
 }
 
-/// A request for messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Waiting {
-    /// Where messages and statuses go.
-    pub(crate) reply: Bytes,
-    /// Messages that it still takes.
-    pub(crate) batch: u32,
-    /// Bytes that it still takes, if that is bounded.
-    pub(crate) bytes: Option<u64>,
-    pub(crate) expires: Option<Instant>,
-    /// The pause after which a sign of life is due, and when the next one is.
-    pub(crate) heartbeat: Option<(Duration, Instant)>,
-}
-
 /// What to hand out next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Handout {
@@ -99,14 +104,24 @@ pub(crate) struct Handout {
     pub(crate) unseen: u64,
 }
 
+/// Where a new consumer begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(crate) cursor: u64,
+    /// Up to here only the last message of each subject counts; 0 is nowhere.
+    pub(crate) resume: u64,
+}
+
 impl Consumer {
-    pub(super) fn new(id: u32, config: ConsumerConfig, created: i64, start: u64, now: Instant) -> Self {
+    pub(super) fn new(id: u32, config: ConsumerConfig, created: i64, start: Start, now: Instant) -> Self {
         Self {
             id,
             name: config.name.clone().unwrap_or_default(),
             config,
             created,
-            cursor: start,
+            cursor: start.cursor,
+            looked: start.cursor,
+            resume: start.resume,
             consumer_sequence: 0,
             last_active: 0,
             pending: BTreeMap::new(),
@@ -114,20 +129,37 @@ impl Consumer {
             due: BTreeSet::new(),
             unseen: 0,
             waiting: VecDeque::new(),
+            pin: None,
+            flow: Flow::default(),
+            heartbeat_at: None,
             asked_at: now,
             retry_at: None,
+            not_before: None,
+            replayed: None,
             scheduled: None,
         }
     }
 
+    /// Whether it outlives the process. What others do is not written down.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.config.durable_name.is_some()
+    }
+
     /// Whether a subject is one of its.
-    pub(super) fn wants(&self, subject: &str) -> bool {
+    pub(super) fn wants_subject(&self, subject: &str) -> bool {
         let mut filters = self.config.filters().peekable();
         filters.peek().is_none() || filters.any(|filter| matches(filter.as_bytes(), subject.as_bytes()))
     }
 
+    /// Whether a message is one of its.
+    fn wants(&self, message: Found<'_>, messages: &Messages) -> bool {
+        let (sequence, subject) = (message.sequence(), message.subject());
+        let is_last = || messages.sequences(&subject, sequence + 1).next().is_none_or(|next| next > self.resume);
+        self.wants_subject(&subject) && (sequence > self.resume || is_last())
+    }
+
     /// What comes next: what is due before what is new, in the order of the stream.
-    pub(super) fn next(&self, messages: &Messages) -> Option<Handout> {
+    pub(super) fn next(&mut self, messages: &Messages) -> Option<Handout> {
         let consumer_sequence = self.consumer_sequence + 1;
         if let Some(sequence) = self.due.first() {
             let count = self.pending.get(sequence).map_or(1, |pending| pending.count + 1);
@@ -136,8 +168,17 @@ impl Consumer {
         if self.is_at_limit() || self.unseen == 0 {
             return None;
         }
-        let (sequence, _) = messages.from(self.cursor).find(|(_, message)| self.wants(&message.subject))?;
-        Some(Handout { sequence, consumer_sequence, count: 1, unseen: self.unseen - 1 })
+        let from = self.looked.max(self.cursor);
+        let mut filters = self.config.filters();
+        let sequence = match (filters.next(), filters.next()) {
+            // One subject is looked up; the others need not be read for it.
+            (Some(subject), None) if self.resume == 0 && is_literal(subject.as_bytes()) => {
+                messages.sequences(subject, from).next()
+            }
+            _ => messages.from(from).find(|message| self.wants(*message, messages)).map(Found::sequence),
+        };
+        self.looked = sequence.unwrap_or(from);
+        Some(Handout { sequence: sequence?, consumer_sequence, count: 1, unseen: self.unseen - 1 })
     }
 
     /// Whether as much is in hand as may be.
@@ -163,9 +204,38 @@ impl Consumer {
         }
         self.settle(sequence);
         let until = now + self.config.ack_wait(count);
-        let pending = Pending { consumer_sequence, count, until: Some(until), put_off_until: None };
+        let pending = Pending { consumer_sequence, count, since: now, until: Some(until), put_off_until: None };
         self.pending.insert(sequence, pending);
         self.deadlines.insert((until, sequence));
+    }
+
+    /// How long the message that comes next has to wait so that the old pauses are kept.
+    pub(crate) fn replay_pause(&mut self, stored: i64, now: Instant) -> Option<Instant> {
+        if self.config.replay_policy == ReplayPolicy::Instant {
+            return None;
+        }
+        let (before, handed_out) = self.replayed?;
+        let at = handed_out + Duration::from_nanos(stored.saturating_sub(before).max(0).unsigned_abs());
+        (at > now).then_some(at)
+    }
+
+    /// Remembers what was handed out for the next pause.
+    pub(crate) fn replayed(&mut self, stored: i64, now: Instant) {
+        self.replayed = Some((stored, now));
+    }
+
+    /// The messages that an ack settles.
+    pub(crate) fn settled_by(&self, sequence: u64) -> Vec<u64> {
+        match self.config.ack_policy {
+            AckPolicy::All => self.pending.range(..=sequence).map(|(sequence, _)| *sequence).collect(),
+            AckPolicy::Explicit | AckPolicy::None => vec![sequence],
+        }
+    }
+
+    pub(super) fn acked(&mut self, sequence: u64) {
+        for sequence in self.settled_by(sequence) {
+            self.settle(sequence);
+        }
     }
 
     /// No more deliveries of a message. Whether it was pending.
@@ -224,22 +294,41 @@ impl Consumer {
         self.config.max_deliver > 0 && i64::from(count) >= self.config.max_deliver
     }
 
-    pub(super) fn removed(&mut self, sequence: u64, subject: &str) {
-        if !self.settle(sequence) && sequence >= self.cursor && self.wants(subject) {
-            self.unseen = self.unseen.saturating_sub(1);
+    /// Begins anew at a sequence; what was in hand is forgotten.
+    pub(super) fn reset(&mut self, cursor: u64) {
+        (self.cursor, self.looked, self.consumer_sequence) = (cursor, cursor, 0);
+        self.pending.clear();
+        self.deadlines.clear();
+        self.due.clear();
+        self.replayed = None;
+    }
+
+    /// A message went. Whether what it has not seen must be counted anew.
+    pub(super) fn removed(&mut self, sequence: u64, subject: &str) -> bool {
+        if self.settle(sequence) || sequence < self.cursor || !self.wants_subject(subject) {
+            return false;
         }
+        self.unseen = self.unseen.saturating_sub(1);
+        // An earlier message of the subject may be its last one now.
+        sequence <= self.resume
     }
 
     pub(super) fn stored(&mut self, sequence: u64, subject: &str) {
-        if sequence >= self.cursor && self.wants(subject) {
+        if sequence >= self.cursor && self.wants_subject(subject) {
             self.unseen += 1;
         }
     }
 
     /// Counts what it has never handed out, from the messages themselves.
     pub(super) fn recount(&mut self, messages: &Messages) {
-        let unseen = messages.from(self.cursor).filter(|(_, message)| self.wants(&message.subject)).count();
+        self.looked = self.cursor;
+        let unseen = messages.from(self.cursor).filter(|message| self.wants(*message, messages)).count();
         self.unseen = unseen as u64;
+    }
+
+    /// Whether it has still to hand out a message, or to hear what became of it.
+    pub(super) fn needs(&self, sequence: u64, subject: &str) -> bool {
+        self.pending.contains_key(&sequence) || (sequence >= self.cursor && self.wants_subject(subject))
     }
 
     pub(crate) fn pending_of(&self, sequence: u64) -> Option<&Pending> {
@@ -261,7 +350,7 @@ impl Consumer {
 
     /// The last delivery: consumer's sequence and stream's sequence.
     pub(crate) fn delivered_floor(&self) -> (u64, u64) {
-        (self.consumer_sequence, if self.consumer_sequence == 0 { 0 } else { self.cursor - 1 })
+        (self.consumer_sequence, self.cursor.saturating_sub(1))
     }
 
     /// Everything up to here is settled: consumer's sequence and stream's sequence.
@@ -287,7 +376,9 @@ impl Consumer {
             .waiting
             .iter()
             .flat_map(|waiting| waiting.expires.into_iter().chain(waiting.heartbeat.map(|(_, next)| next)));
-        due.into_iter().chain(waiting).chain(self.ends_at()).chain(self.retry_at).min()
+        let own = [due, self.ends_at(), self.retry_at, self.not_before, self.heartbeat_at];
+        let pin = self.pin.as_ref().map(|pin| pin.until);
+        own.into_iter().flatten().chain(waiting).chain(pin).min()
     }
 
     /// When it ends because nobody asks, if it ever does.

@@ -1,32 +1,96 @@
 //! The messages of one stream, by sequence and by subject; their bytes are in the journal.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 
-use crate::journal::Place;
+use super::entries::{Entries, Entry};
+use super::subjects::Subjects;
+use crate::journal::{Place, stored_bytes};
 
 /// What JetStream counts for a message beside its own bytes.
 const OVERHEAD_BYTES: u64 = 30;
 const HEADER_OVERHEAD_BYTES: u64 = 4;
 
-/// A message that is there.
+/// A message that is there, taken out to be worked with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
-    pub(crate) subject: Arc<str>,
+    pub(crate) sequence: u64,
+    pub(crate) subject: String,
     pub(crate) place: Place,
     pub(crate) header_bytes: u32,
     pub(crate) payload_bytes: u32,
     /// When it was stored, Unix time in ns.
     pub(crate) time: i64,
-    /// When it ends by its own TTL, Unix time in ns; 0 is never.
-    pub(crate) expires: i64,
 }
 
-impl Message {
-    /// What it counts against `max_bytes`.
-    pub(crate) fn counted_bytes(&self) -> u64 {
-        counted_bytes(self.subject.len(), self.header_bytes as usize, self.payload_bytes as usize)
+/// A message that is there, where it is kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found<'a> {
+    entry: &'a Entry,
+    subjects: &'a Subjects,
+}
+
+impl<'a> Found<'a> {
+    pub(crate) fn sequence(self) -> u64 {
+        self.entry.sequence
     }
+
+    pub(crate) fn subject(self) -> Cow<'a, str> {
+        self.subjects.text(self.entry.subject)
+    }
+
+    pub(crate) fn header_bytes(self) -> u32 {
+        self.entry.header_bytes
+    }
+
+    pub(crate) fn payload_bytes(self) -> u32 {
+        self.entry.payload_bytes
+    }
+
+    /// When it was stored, Unix time in ns.
+    pub(crate) fn time(self) -> i64 {
+        self.entry.time
+    }
+
+    /// When it ends by its own TTL, Unix time in ns; 0 is never.
+    pub(crate) fn expires(self) -> i64 {
+        self.entry.expires
+    }
+
+    /// Where its entry lies; how long that is follows from its parts.
+    pub(crate) fn place(self) -> Place {
+        place(self.entry, self.subjects.bytes(self.entry.subject))
+    }
+
+    /// Whether it is the last one of its subject.
+    pub(crate) fn is_last_of_subject(self) -> bool {
+        self.subjects.last(self.entry.subject) == self.entry.sequence
+    }
+
+    /// What it counts against `max_bytes`.
+    pub(crate) fn counted_bytes(self) -> u64 {
+        counted_entry(self.entry, self.subjects.bytes(self.entry.subject))
+    }
+
+    pub(crate) fn take_out(self) -> Message {
+        Message {
+            sequence: self.sequence(),
+            subject: self.subject().into_owned(),
+            place: self.place(),
+            header_bytes: self.header_bytes(),
+            payload_bytes: self.payload_bytes(),
+            time: self.time(),
+        }
+    }
+}
+
+fn place(entry: &Entry, subject_bytes: usize) -> Place {
+    let bytes = stored_bytes(subject_bytes, entry.header_bytes as usize, entry.payload_bytes as usize);
+    Place { position: entry.position, bytes: bytes as u32 }
+}
+
+fn counted_entry(entry: &Entry, subject_bytes: usize) -> u64 {
+    counted_bytes(subject_bytes, entry.header_bytes as usize, entry.payload_bytes as usize)
 }
 
 /// What a message of these lengths counts against `max_bytes`.
@@ -35,30 +99,44 @@ pub(crate) fn counted_bytes(subject: usize, header: usize, payload: usize) -> u6
     OVERHEAD_BYTES + subject as u64 + header + payload as u64
 }
 
-/// Sequences of one subject, in order. Nearly always it is one.
-#[derive(Debug, Clone)]
-enum Sequences {
-    One(u64),
-    Many(BTreeSet<u64>),
-}
-
 /// All messages of a stream.
 #[derive(Debug, Default)]
 pub(crate) struct Messages {
-    by_sequence: BTreeMap<u64, Message>,
-    by_subject: HashMap<Arc<str>, Sequences>,
+    entries: Entries,
+    subjects: Subjects,
     /// The ones with a TTL of their own, by when it ends.
     expiring: BTreeSet<(i64, u64)>,
     bytes: u64,
 }
 
+/// A message that is new, or read from the journal.
+pub(super) struct Arrival<'a> {
+    pub(super) sequence: u64,
+    pub(super) position: u64,
+    pub(super) time: i64,
+    pub(super) expires: i64,
+    pub(super) header_bytes: u32,
+    pub(super) payload_bytes: u32,
+    pub(super) subject: &'a str,
+}
+
+/// A message that was removed.
+pub(super) struct Gone {
+    pub(super) subject: String,
+    pub(super) place: Place,
+}
+
 impl Messages {
-    pub(crate) fn get(&self, sequence: u64) -> Option<&Message> {
-        self.by_sequence.get(&sequence)
+    fn found<'a>(&'a self, entry: &'a Entry) -> Found<'a> {
+        Found { entry, subjects: &self.subjects }
+    }
+
+    pub(crate) fn get(&self, sequence: u64) -> Option<Found<'_>> {
+        self.entries.get(sequence).map(|entry| self.found(entry))
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.by_sequence.len()
+        self.entries.len()
     }
 
     /// What they count against `max_bytes`.
@@ -66,82 +144,80 @@ impl Messages {
         self.bytes
     }
 
-    pub(crate) fn first(&self) -> Option<(u64, &Message)> {
-        self.by_sequence.first_key_value().map(|(sequence, message)| (*sequence, message))
+    pub(crate) fn first(&self) -> Option<Found<'_>> {
+        self.from(0).next()
+    }
+
+    pub(crate) fn last(&self) -> Option<Found<'_>> {
+        self.entries.last().map(|entry| self.found(entry))
     }
 
     /// The messages from a sequence on.
-    pub(crate) fn from(&self, sequence: u64) -> impl Iterator<Item = (u64, &Message)> {
-        self.by_sequence.range(sequence..).map(|(sequence, message)| (*sequence, message))
+    pub(crate) fn from(&self, sequence: u64) -> impl DoubleEndedIterator<Item = Found<'_>> {
+        self.entries.from(sequence).map(|entry| self.found(entry))
     }
 
     /// How many subjects there are.
     pub(crate) fn subjects(&self) -> usize {
-        self.by_subject.len()
+        self.subjects.len()
     }
 
     /// Each subject and how many messages it has.
-    pub(crate) fn counts(&self) -> impl Iterator<Item = (&Arc<str>, usize)> {
-        self.by_subject.iter().map(|(subject, sequences)| (subject, sequences.len()))
+    pub(crate) fn counts(&self) -> impl Iterator<Item = (Cow<'_, str>, usize)> {
+        self.subjects.counts()
     }
 
     /// How many messages a subject has.
     pub(crate) fn count(&self, subject: &str) -> usize {
-        self.by_subject.get(subject).map_or(0, Sequences::len)
+        self.subjects.count(subject)
     }
 
     /// First and last sequence of a subject.
     pub(crate) fn ends(&self, subject: &str) -> Option<(u64, u64)> {
-        self.by_subject.get(subject).map(Sequences::ends)
+        self.subjects.ends(subject)
     }
 
-    /// Sequences of a subject, in order.
-    pub(crate) fn sequences(&self, subject: &str) -> Vec<u64> {
-        match self.by_subject.get(subject) {
-            None => Vec::new(),
-            Some(Sequences::One(sequence)) => vec![*sequence],
-            Some(Sequences::Many(sequences)) => sequences.iter().copied().collect(),
-        }
+    /// First and last sequence of each subject.
+    pub(crate) fn all_ends(&self) -> impl Iterator<Item = (Cow<'_, str>, (u64, u64))> {
+        self.subjects.all_ends()
     }
 
-    /// A known subject's own copy of its name, or a new one: messages share it.
-    fn shared(&self, subject: &str) -> Arc<str> {
-        self.by_subject.get_key_value(subject).map_or_else(|| subject.into(), |(known, _)| known.clone())
+    /// Sequences of a subject from one on, in order.
+    pub(crate) fn sequences(&self, subject: &str, from: u64) -> impl DoubleEndedIterator<Item = u64> {
+        self.subjects.sequences(subject, from)
     }
 
     /// Adds a message. The sequence must be free.
-    pub(crate) fn insert(&mut self, sequence: u64, subject: &str, message: impl FnOnce(Arc<str>) -> Message) {
-        let message = message(self.shared(subject));
-        self.bytes += message.counted_bytes();
-        if message.expires != 0 {
-            self.expiring.insert((message.expires, sequence));
+    pub(super) fn insert(&mut self, arrival: &Arrival<'_>) {
+        let Arrival { sequence, position, time, expires, header_bytes, payload_bytes, subject } = *arrival;
+        debug_assert!(self.entries.get(sequence).is_none(), "sequence {sequence} was taken");
+        let id = self.subjects.insert(subject, sequence);
+        let entry = Entry { sequence, position, time, expires, header_bytes, payload_bytes, subject: id };
+        self.bytes += counted_entry(&entry, subject.len());
+        if expires != 0 {
+            self.expiring.insert((expires, sequence));
         }
-        match self.by_subject.get_mut(subject) {
-            Some(sequences) => sequences.insert(sequence),
-            None => drop(self.by_subject.insert(message.subject.clone(), Sequences::One(sequence))),
-        }
-        let earlier = self.by_sequence.insert(sequence, message);
-        debug_assert!(earlier.is_none(), "sequence {sequence} was taken");
+        self.entries.insert(entry);
     }
 
     /// Says where a message lies now; returns where it lay.
-    pub(crate) fn relocate(&mut self, sequence: u64, place: Place) -> Option<Place> {
-        self.by_sequence.get_mut(&sequence).map(|message| std::mem::replace(&mut message.place, place))
+    pub(super) fn relocate(&mut self, sequence: u64, position: u64) -> Option<Place> {
+        let entry = self.entries.get_mut(sequence)?;
+        let before = place(entry, self.subjects.bytes(entry.subject));
+        entry.position = position;
+        Some(before)
     }
 
     /// Removes a message.
-    pub(crate) fn remove(&mut self, sequence: u64) -> Option<Message> {
-        let message = self.by_sequence.remove(&sequence)?;
-        self.bytes -= message.counted_bytes();
-        if message.expires != 0 {
-            self.expiring.remove(&(message.expires, sequence));
+    pub(super) fn remove(&mut self, sequence: u64) -> Option<Gone> {
+        let entry = self.entries.remove(sequence)?;
+        let subject = self.subjects.text(entry.subject).into_owned();
+        self.bytes -= counted_entry(&entry, subject.len());
+        if entry.expires != 0 {
+            self.expiring.remove(&(entry.expires, sequence));
         }
-        if let Some(sequences) = self.by_subject.get_mut(&message.subject)
-            && sequences.remove(sequence)
-        {
-            self.by_subject.remove(&message.subject);
-        }
-        Some(message)
+        self.subjects.remove(entry.subject, sequence);
+        Some(Gone { place: place(&entry, subject.len()), subject })
     }
 
     /// When the next message ends by its own TTL.
@@ -152,44 +228,5 @@ impl Messages {
     /// The messages whose own TTL has ended by `wall`, at most `count`.
     pub(crate) fn expired(&self, wall: i64, count: usize) -> Vec<u64> {
         self.expiring.iter().take_while(|(when, _)| *when <= wall).take(count).map(|(_, sequence)| *sequence).collect()
-    }
-}
-
-impl Sequences {
-    fn len(&self) -> usize {
-        match self {
-            Self::One(_) => 1,
-            Self::Many(sequences) => sequences.len(),
-        }
-    }
-
-    fn ends(&self) -> (u64, u64) {
-        match self {
-            Self::One(sequence) => (*sequence, *sequence),
-            Self::Many(sequences) => {
-                (sequences.first().copied().unwrap_or_default(), sequences.last().copied().unwrap_or_default())
-            }
-        }
-    }
-
-    fn insert(&mut self, sequence: u64) {
-        match self {
-            Self::One(first) => *self = Self::Many([*first, sequence].into()),
-            Self::Many(sequences) => drop(sequences.insert(sequence)),
-        }
-    }
-
-    /// Whether none is left.
-    fn remove(&mut self, sequence: u64) -> bool {
-        match self {
-            Self::One(_) => true,
-            Self::Many(sequences) => {
-                sequences.remove(&sequence);
-                if let (1, Some(last)) = (sequences.len(), sequences.first()) {
-                    *self = Self::One(*last);
-                }
-                false
-            }
-        }
     }
 }

@@ -6,9 +6,14 @@
 //! crash is what was there.
 
 pub(crate) mod config;
+mod consumer_config;
 mod consumer;
+mod waiting;
+mod flow;
 mod dedupe;
 mod messages;
+mod entries;
+mod subjects;
 mod refusal;
 mod publish;
 mod state;
@@ -17,9 +22,11 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use config::{ConsumerConfig, StreamConfig};
-pub(crate) use consumer::{Consumer, Handout, Waiting};
-pub(crate) use messages::Message;
+pub(crate) use config::StreamConfig;
+pub(crate) use consumer::{Consumer, Handout, Pending};
+pub(crate) use consumer_config::{AckPolicy, ConsumerConfig, PriorityPolicy, unix_nanos};
+pub(crate) use messages::{Found, Message};
 pub(crate) use publish::{Accepted, go_duration};
 pub(crate) use refusal::Refusal;
-pub(crate) use state::{Now, Stream};
+pub(crate) use state::{MESSAGE_ID, Now, Stream};
+pub(crate) use waiting::{Pin, Priority, Waiting};

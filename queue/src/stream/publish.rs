@@ -2,7 +2,7 @@
 
 use super::Refusal;
 use super::config::{Discard, StreamConfig};
-use super::messages::counted_bytes;
+use super::messages::{Found, counted_bytes};
 use super::state::{MESSAGE_ID, Stream};
 use crate::nats::HeaderBlock;
 
@@ -79,6 +79,8 @@ impl Stream {
             return Err(Refusal::header_too_large());
         }
         let sequence = self.last + 1;
+        // What goes by itself leaves a marker, which may not outlive what it stands for.
+        let ttl = if ttl > 0 { ttl.max(config.subject_delete_marker_ttl) } else { 0 };
         let expires = if ttl > 0 { wall.saturating_add(ttl) } else { 0 };
         if let Some(rollup) = headers.get("Nats-Rollup") {
             if !config.allow_rollup_hdrs {
@@ -113,8 +115,8 @@ impl Stream {
         if crate::nats::is_literal(filter.as_bytes()) {
             return self.messages.ends(filter).map_or(0, |(_, last)| last);
         }
-        let matching = self.messages.counts().filter(|(s, _)| crate::nats::matches(filter.as_bytes(), s.as_bytes()));
-        matching.filter_map(|(subject, _)| self.messages.ends(subject)).map(|(_, last)| last).max().unwrap_or(0)
+        let matching = self.messages.all_ends().filter(|(s, _)| crate::nats::matches(filter.as_bytes(), s.as_bytes()));
+        matching.map(|(_, (_, last))| last).max().unwrap_or(0)
     }
 
     /// What goes so that a message of `bytes` fits, or why it does not.
@@ -130,7 +132,7 @@ impl Stream {
             }
             replaces = self.messages.ends(subject).map_or(0, |(first, _)| first);
         }
-        let replaced = self.messages.get(replaces).map_or(0, super::Message::counted_bytes);
+        let replaced = self.messages.get(replaces).map_or(0, Found::counted_bytes);
         let mut count = self.messages.len() as u64 + 1 - u64::from(replaced > 0);
         let mut total = self.messages.bytes() - replaced + bytes;
         let (max_count, max_bytes) = (StreamConfig::limit(config.max_msgs), StreamConfig::limit(config.max_bytes));
@@ -146,8 +148,8 @@ impl Stream {
             Some(_) => {}
         }
         let mut last = 0;
-        for (sequence, message) in self.messages.from(0).filter(|(sequence, _)| *sequence != replaces) {
-            last = sequence;
+        for message in self.messages.from(0).filter(|message| message.sequence() != replaces) {
+            last = message.sequence();
             count -= 1;
             total -= message.counted_bytes();
             if is_over(count, total).is_none() {
@@ -167,17 +169,17 @@ impl Stream {
             let over = self.messages.counts().filter(|(_, count)| *count as u64 > max);
             for (subject, count) in over {
                 let surplus = count - max as usize;
-                ranges.extend(self.messages.sequences(subject).into_iter().take(surplus).map(|s| (s, s)));
+                ranges.extend(self.messages.sequences(&subject, 0).take(surplus).map(|s| (s, s)));
             }
         }
         let (mut count, mut bytes) = (self.messages.len() as u64, self.messages.bytes());
         let (max_count, max_bytes) = (StreamConfig::limit(config.max_msgs), StreamConfig::limit(config.max_bytes));
         let mut last = 0;
-        for (sequence, message) in self.messages.from(0) {
+        for message in self.messages.from(0) {
             if max_count.is_none_or(|max| count <= max) && max_bytes.is_none_or(|max| bytes <= max) {
                 break;
             }
-            last = sequence;
+            last = message.sequence();
             count -= 1;
             bytes -= message.counted_bytes();
         }

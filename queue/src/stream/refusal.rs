@@ -25,11 +25,15 @@ impl Refusal {
         Self::new(400, 10025, format!("invalid JSON: {problem}"))
     }
 
-    pub(crate) fn invalid_stream(problem: impl Into<String>) -> Self {
+    pub(crate) fn unknown_field(name: &str) -> Self {
+        Self::invalid_json(&format!("json: unknown field {name:?}"))
+    }
+
+    pub(crate) fn invalid_stream(problem: String) -> Self {
         Self::new(500, 10052, problem)
     }
 
-    pub(crate) fn invalid_consumer(problem: impl Into<String>) -> Self {
+    pub(crate) fn invalid_consumer(problem: String) -> Self {
         Self::new(500, 10012, problem)
     }
 
@@ -66,15 +70,30 @@ impl Refusal {
     }
 
     pub(crate) fn consumer_name_mismatch() -> Self {
-        Self::new(400, 10132, "consumer name in subject does not match durable name in request")
+        Self::new(400, 10132, "consumer name does not match durable name")
+    }
+
+    /// The durable name in the body is another one than the subject's.
+    pub(crate) fn durable_not_in_subject() -> Self {
+        Self::new(400, 10017, "consumer name in subject does not match durable name in request")
+    }
+
+    /// No durable name, where there has to be one.
+    pub(crate) fn durable_missing() -> Self {
+        Self::new(400, 10018, "consumer expected to be durable but a durable name was not set")
+    }
+
+    /// A durable name, where there may not be one.
+    pub(crate) fn durable_unexpected() -> Self {
+        Self::new(400, 10020, "consumer expected to be ephemeral but a durable name was set in request")
     }
 
     pub(crate) fn consumer_filter_mismatch() -> Self {
-        Self::new(400, 10131, "consumer create request did not match filtered subject from create subject")
+        Self::new(400, 10131, "Consumer create request did not match filtered subject from create subject")
     }
 
     pub(crate) fn consumer_bad_name() -> Self {
-        Self::new(400, 10136, "Durable name can not contain '.', '*', '>'")
+        Self::new(400, 10103, "durable name can not contain '.', '*', '>'")
     }
 
     pub(crate) fn consumers_reached() -> Self {
@@ -103,6 +122,111 @@ impl Refusal {
 
     pub(crate) fn filters_overlap() -> Self {
         Self::new(400, 10138, "consumer subject filters cannot overlap")
+    }
+
+    pub(crate) fn filters_twice() -> Self {
+        Self::new(400, 10136, "consumer cannot have both FilterSubject and FilterSubjects specified")
+    }
+
+    pub(crate) fn filter_empty() -> Self {
+        Self::new(400, 10139, "consumer filter in FilterSubjects cannot be empty")
+    }
+
+    pub(crate) fn invalid_policy(problem: &str) -> Self {
+        Self::new(400, 10094, problem)
+    }
+
+    pub(crate) fn invalid_sampling(said: &str) -> Self {
+        Self::new(400, 10095, format!("failed to parse consumer sampling configuration: {said:?}"))
+    }
+
+    pub(crate) fn deliver_subject_invalid() -> Self {
+        Self::new(400, 10112, "invalid push consumer deliver subject")
+    }
+
+    pub(crate) fn deliver_wildcards() -> Self {
+        Self::new(400, 10079, "consumer deliver subject has wildcards")
+    }
+
+    pub(crate) fn deliver_cycle() -> Self {
+        Self::new(400, 10081, "consumer deliver subject forms a cycle")
+    }
+
+    pub(crate) fn push_max_waiting() -> Self {
+        Self::new(400, 10080, "consumer in push mode can not set max waiting")
+    }
+
+    pub(crate) fn heartbeat_too_small() -> Self {
+        Self::new(400, 10083, "consumer idle heartbeat needs to be >= 100ms")
+    }
+
+    pub(crate) fn heartbeat_needs_push() -> Self {
+        Self::new(400, 10088, "consumer idle heartbeat requires a push based consumer")
+    }
+
+    pub(crate) fn flow_control_needs_push() -> Self {
+        Self::new(400, 10089, "consumer flow control requires a push based consumer")
+    }
+
+    pub(crate) fn flow_control_needs_heartbeat() -> Self {
+        Self::new(400, 10108, "consumer with flow control also needs heartbeats")
+    }
+
+    pub(crate) fn pull_rate_limit() -> Self {
+        Self::new(400, 10086, "consumer in pull mode can not have rate limit set")
+    }
+
+    pub(crate) fn pull_needs_acks() -> Self {
+        Self::new(400, 10084, "consumer in pull mode requires explicit ack policy on workqueue stream")
+    }
+
+    pub(crate) fn pending_over_limit(limit: i64) -> Self {
+        Self::new(400, 10121, format!("consumer max ack pending exceeds system limit of {limit}"))
+    }
+
+    pub(crate) fn threshold_over_limit() -> Self {
+        Self::new(400, 10153, "consumer inactive threshold exceeds system limit")
+    }
+
+    /// A push consumer whose messages go to somebody already.
+    pub(crate) fn consumer_in_use() -> Self {
+        Self::new(400, 10013, "consumer name already in use")
+    }
+
+    pub(crate) fn group_without_policy() -> Self {
+        Self::new(400, 10196, "consumer can not have priority groups when policy is none")
+    }
+
+    pub(crate) fn policy_without_group() -> Self {
+        Self::new(400, 10159, "Setting PriorityPolicy requires at least one PriorityGroup to be set")
+    }
+
+    pub(crate) fn group_empty() -> Self {
+        Self::new(400, 10161, "Group name cannot be an empty string")
+    }
+
+    pub(crate) fn group_bad_name() -> Self {
+        Self::new(
+            400,
+            10162,
+            "Valid priority group name must match A-Z, a-z, 0-9, -_/=)+ and may not exceed 16 characters",
+        )
+    }
+
+    pub(crate) fn group_unknown() -> Self {
+        Self::new(400, 10160, "Provided priority group does not exist for this consumer")
+    }
+
+    pub(crate) fn push_with_group() -> Self {
+        Self::new(400, 10178, "priority groups can not be used with push consumers")
+    }
+
+    pub(crate) fn pin_timeout_without_policy() -> Self {
+        Self::new(400, 10197, "PinnedTTL cannot be set when PriorityPolicy is none")
+    }
+
+    pub(crate) fn reset_invalid(problem: &str) -> Self {
+        Self::new(400, 10204, format!("invalid reset: {problem}"))
     }
 
     pub(crate) fn no_message() -> Self {

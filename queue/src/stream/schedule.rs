@@ -1,5 +1,7 @@
 //! What a stream loses with time.
 
+use super::Message;
+use super::messages::Found;
 use super::state::Stream;
 
 /// Messages that one look may remove, so that a stream whose age was cut does not hold everybody up.
@@ -12,18 +14,32 @@ impl Stream {
             self.messages.expired(wall, BATCH).into_iter().map(|sequence| (sequence, sequence)).collect();
         if self.config.max_age > 0 {
             let oldest = wall.saturating_sub(self.config.max_age);
-            let aged = self.messages.from(0).take(BATCH).take_while(|(_, message)| message.time <= oldest);
-            if let Some((last, _)) = aged.last() {
-                ranges.push((0, last));
+            let aged = self.messages.from(0).take(BATCH).take_while(|message| message.time() <= oldest);
+            if let Some(last) = aged.last() {
+                ranges.push((0, last.sequence()));
             }
         }
         ranges
     }
 
+    /// The last messages of their subjects among ranges that are about to go: each is followed by a
+    /// marker where the stream has them.
+    pub(crate) fn to_be_marked(&self, ranges: &[(u64, u64)]) -> Vec<Message> {
+        if self.config.subject_delete_marker_ttl == 0 {
+            return Vec::new();
+        }
+        let going = |range: &(u64, u64)| {
+            let to = range.1;
+            self.messages.from(range.0).take_while(move |message| message.sequence() <= to)
+        };
+        let last = ranges.iter().flat_map(going).filter(|message| message.is_last_of_subject());
+        last.map(Found::take_out).collect()
+    }
+
     /// When the next message ends, Unix time in ns.
     pub(crate) fn next_expiry(&self) -> Option<i64> {
         let aged = self.messages.first().filter(|_| self.config.max_age > 0);
-        let aged = aged.map(|(_, message)| message.time.saturating_add(self.config.max_age));
+        let aged = aged.map(|message| message.time().saturating_add(self.config.max_age));
         aged.into_iter().chain(self.messages.next_expiry()).min()
     }
 }

@@ -21,19 +21,20 @@ impl Stream {
     /// At most `count` messages from a sequence on. Returns the one to go on from, if there were any.
     pub(crate) fn snapshot_messages(&self, from: u64, count: usize, records: &mut BytesMut) -> Option<u64> {
         let mut next = None;
-        for (sequence, message) in self.messages.from(from).take(count) {
+        for message in self.messages.from(from).take(count) {
+            let subject = message.subject();
             let indexed = Indexed {
                 stream: self.id,
-                sequence,
-                time: message.time,
-                expires: message.expires,
-                place: message.place,
-                header_bytes: message.header_bytes,
-                payload_bytes: message.payload_bytes,
-                subject: message.subject.as_bytes(),
+                sequence: message.sequence(),
+                time: message.time(),
+                expires: message.expires(),
+                place: message.place(),
+                header_bytes: message.header_bytes(),
+                payload_bytes: message.payload_bytes(),
+                subject: subject.as_bytes(),
             };
             put_record(&Change::Indexed(indexed), records);
-            next = Some(sequence + 1);
+            next = Some(message.sequence() + 1);
         }
         next
     }
@@ -41,11 +42,12 @@ impl Stream {
     /// Consumers, how far they are, and what they have in hand.
     pub(crate) fn snapshot_tail(&self, records: &mut BytesMut) {
         let stream = self.id;
-        for found in self.consumers() {
+        // The others end with the process.
+        for found in self.consumers().filter(|consumer| consumer.is_durable()) {
             let consumer = found.id;
             let config = serde_json::to_vec(&found.config).expect("a configuration holds strings and numbers only");
-            let (created, start) = (found.created, found.cursor);
-            put_record(&Change::ConsumerPut { stream, consumer, created, start, config: &config }, records);
+            let (created, start, resume) = (found.created, found.cursor, found.resume);
+            put_record(&Change::ConsumerPut { stream, consumer, created, start, resume, config: &config }, records);
             let (cursor, consumer_sequence, time) = (found.cursor, found.consumer_sequence, found.last_active);
             put_record(&Change::Cursor { stream, consumer, cursor, consumer_sequence, time }, records);
             for (sequence, pending) in &found.pending {

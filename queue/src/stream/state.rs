@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::Refusal;
-use super::config::{ConsumerConfig, DeliverPolicy, Retention, StreamConfig};
-use super::consumer::{Consumer, Handout};
+use super::config::{Retention, StreamConfig};
+use super::consumer::{Consumer, Handout, Start};
+use super::consumer_config::{ConsumerConfig, DeliverPolicy};
 use super::dedupe::Dedupe;
-use super::messages::{Message, Messages};
+use super::messages::{Arrival, Found, Messages};
 use crate::journal::{Change, Indexed, Place, Stored};
-use crate::nats::{HeaderBlock, overlaps};
+use crate::nats::{HeaderBlock, matches, overlaps};
 
 /// Header with the id by which a repeated publish is known.
-pub(super) const MESSAGE_ID: &str = "Nats-Msg-Id";
+pub(crate) const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 /// A moment: on the calendar, and on the clock that never jumps.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +64,7 @@ impl Stream {
     /// The sequence of the first message, or of the one that will be.
     pub(crate) fn first(&self) -> u64 {
         match self.messages.first() {
-            Some((sequence, _)) => sequence,
+            Some(message) => message.sequence(),
             None if self.last == 0 => 0,
             None => self.last + 1,
         }
@@ -88,12 +89,18 @@ impl Stream {
             Change::Indexed(ref indexed) => self.index(indexed, freed)?,
             Change::Removed { from, to, .. } => {
                 let sequences: Vec<u64> =
-                    self.messages.from(from).map(|(sequence, _)| sequence).take_while(|s| *s <= to).collect();
+                    self.messages.from(from).map(Found::sequence).take_while(|s| *s <= to).collect();
                 sequences.into_iter().for_each(|sequence| self.remove(sequence, freed));
             }
-            Change::ConsumerPut { consumer, created, start, config, .. } => {
+            Change::ConsumerPut { consumer, created, start, resume, config, .. } => {
                 let config: ConsumerConfig = serde_json::from_slice(config).map_err(|error| error.to_string())?;
-                self.put_consumer(consumer, config, created, start, now);
+                self.put_consumer(consumer, config, created, Start { cursor: start, resume }, now);
+            }
+            Change::ConsumerReset { consumer, start, .. } => {
+                if let Some(consumer) = self.consumers.get_mut(&consumer) {
+                    consumer.reset(start);
+                    consumer.recount(&self.messages);
+                }
             }
             Change::ConsumerDeleted { consumer, .. } => {
                 self.next_consumer = self.next_consumer.max(consumer + 1);
@@ -111,7 +118,7 @@ impl Stream {
             }
             Change::Acked { consumer, sequence, .. } => {
                 if let Some(consumer) = self.consumers.get_mut(&consumer) {
-                    consumer.settle(sequence);
+                    consumer.acked(sequence);
                 }
                 if self.config.retention == Retention::WorkQueue {
                     self.remove(sequence, freed);
@@ -143,7 +150,7 @@ impl Stream {
                 self.config = serde_json::from_slice(config).map_err(|error| error.to_string())?;
             }
             Change::StreamDeleted { .. } => {
-                let all: Vec<u64> = self.messages.from(0).map(|(sequence, _)| sequence).collect();
+                let all: Vec<u64> = self.messages.from(0).map(Found::sequence).collect();
                 all.into_iter().for_each(|sequence| self.remove(sequence, freed));
             }
         }
@@ -179,20 +186,24 @@ impl Stream {
         if sequence > self.last {
             (self.last, self.last_time) = (sequence, time);
         }
-        if let Some(before) = self.messages.relocate(sequence, place) {
+        let position = place.position;
+        if let Some(before) = self.messages.relocate(sequence, position) {
             freed.push(before);
             return Ok(());
         }
-        let message = |subject| Message { subject, place, header_bytes, payload_bytes, time, expires };
-        self.messages.insert(sequence, subject, message);
+        self.messages.insert(&Arrival { sequence, position, time, expires, header_bytes, payload_bytes, subject });
         self.consumers.values_mut().for_each(|consumer| consumer.stored(sequence, subject));
         Ok(())
     }
 
     fn remove(&mut self, sequence: u64, freed: &mut Vec<Place>) {
-        if let Some(message) = self.messages.remove(sequence) {
-            self.consumers.values_mut().for_each(|consumer| consumer.removed(sequence, &message.subject));
-            freed.push(message.place);
+        if let Some(gone) = self.messages.remove(sequence) {
+            for consumer in self.consumers.values_mut() {
+                if consumer.removed(sequence, &gone.subject) {
+                    consumer.recount(&self.messages);
+                }
+            }
+            freed.push(gone.place);
         }
     }
 
@@ -205,7 +216,7 @@ impl Stream {
         }
     }
 
-    fn put_consumer(&mut self, id: u32, config: ConsumerConfig, created: i64, start: u64, now: Now) {
+    fn put_consumer(&mut self, id: u32, config: ConsumerConfig, created: i64, start: Start, now: Now) {
         self.next_consumer = self.next_consumer.max(id + 1);
         match self.consumers.get_mut(&id) {
             Some(consumer) => consumer.config = config,
@@ -235,6 +246,31 @@ impl Stream {
             }
             consumer.recount(&self.messages);
         }
+        // The last ack of a message was written down, and not that it went for it.
+        for (from, to) in self.unneeded(self.messages.from(0).map(Found::sequence)) {
+            let gone: Vec<u64> = self.messages.from(from).map(Found::sequence).take_while(|s| *s <= to).collect();
+            gone.into_iter().for_each(|sequence| self.remove(sequence, &mut Vec::new()));
+        }
+    }
+
+    /// Those of some messages that no consumer needs any more, as ranges of sequences; none where
+    /// messages stay without consumers.
+    pub(crate) fn unneeded(&self, sequences: impl IntoIterator<Item = u64>) -> Vec<(u64, u64)> {
+        if self.config.retention != Retention::Interest {
+            return Vec::new();
+        }
+        let is_needed = |sequence| {
+            self.messages.get(sequence).is_none_or(|message| {
+                let subject = message.subject();
+                self.consumers.values().any(|consumer| consumer.needs(sequence, &subject))
+            })
+        };
+        sequences.into_iter().filter(|sequence| !is_needed(*sequence)).map(|s| (s, s)).collect()
+    }
+
+    /// Whether a new message has to be kept: where messages stay for their consumers, one must want it.
+    pub(crate) fn has_interest(&self, subject: &str) -> bool {
+        self.config.retention != Retention::Interest || self.consumers.values().any(|c| c.wants_subject(subject))
     }
 
     pub(crate) fn consumer(&self, name: &str) -> Option<&Consumer> {
@@ -243,6 +279,10 @@ impl Stream {
 
     pub(crate) fn consumer_mut(&mut self, name: &str) -> Option<&mut Consumer> {
         self.consumers.get_mut(self.names.get(name)?)
+    }
+
+    pub(crate) fn consumer_of(&self, id: u32) -> Option<&Consumer> {
+        self.consumers.get(&id)
     }
 
     pub(crate) fn consumer_by_id(&mut self, id: u32) -> Option<&mut Consumer> {
@@ -256,16 +296,17 @@ impl Stream {
 
     /// Consumers somebody waits for messages of.
     pub(crate) fn awaited(&self) -> Vec<u32> {
-        self.consumers.values().filter(|consumer| !consumer.waiting.is_empty()).map(|consumer| consumer.id).collect()
+        let is_awaited = |consumer: &&Consumer| consumer.config.is_push() || !consumer.waiting.is_empty();
+        self.consumers.values().filter(is_awaited).map(|consumer| consumer.id).collect()
     }
 
     /// What a consumer hands out next.
-    pub(crate) fn next_handout(&self, consumer: u32) -> Option<Handout> {
-        self.consumers.get(&consumer)?.next(&self.messages)
+    pub(crate) fn next_handout(&mut self, consumer: u32) -> Option<Handout> {
+        self.consumers.get_mut(&consumer)?.next(&self.messages)
     }
 
-    /// Id and first sequence of a new consumer, if it may be.
-    pub(crate) fn admit_consumer(&self, config: &ConsumerConfig) -> Result<(u32, u64), Refusal> {
+    /// Id and beginning of a new consumer, if it may be.
+    pub(crate) fn admit_consumer(&self, config: &ConsumerConfig) -> Result<(u32, Start), Refusal> {
         if StreamConfig::limit(self.config.max_consumers).is_some_and(|max| self.consumers.len() as u64 >= max) {
             return Err(Refusal::consumers_reached());
         }
@@ -282,28 +323,48 @@ impl Stream {
                 return Err(Refusal::work_queue_overlap());
             }
         }
+        Ok((self.next_consumer, self.start_of(config)))
+    }
+
+    /// Where a consumer of this configuration begins now.
+    fn start_of(&self, config: &ConsumerConfig) -> Start {
         let next = self.last + 1;
-        let start = match config.deliver_policy {
-            DeliverPolicy::All | DeliverPolicy::LastPerSubject => 1,
-            DeliverPolicy::New => next,
-            DeliverPolicy::Last => self.messages.from(0).last().map_or(next, |(sequence, _)| sequence),
-            DeliverPolicy::ByStartSequence => config.opt_start_seq,
+        let at = |cursor| Start { cursor, resume: 0 };
+        match config.deliver_policy {
+            DeliverPolicy::All => at(1),
+            DeliverPolicy::LastPerSubject => {
+                let wants =
+                    |subject: &str| config.filters().any(|filter| matches(filter.as_bytes(), subject.as_bytes()));
+                let wanted = self.messages.all_ends().filter(|(subject, _)| wants(subject));
+                let first = wanted.map(|(_, (_, last))| last).min();
+                Start { cursor: first.unwrap_or(next), resume: self.last }
+            }
+            DeliverPolicy::New => at(next),
+            DeliverPolicy::Last => {
+                let mut filters = config.filters().peekable();
+                let last = match filters.peek() {
+                    None => self.messages.last().map_or(0, Found::sequence),
+                    Some(_) => filters.map(|filter| self.last_of(filter)).max().unwrap_or(0),
+                };
+                at(if last == 0 { next } else { last })
+            }
+            DeliverPolicy::ByStartSequence => at(config.opt_start_seq),
             DeliverPolicy::ByStartTime => {
                 let from = config.start_time().unwrap_or_default();
-                self.messages.from(0).find(|(_, message)| message.time >= from).map_or(next, |(sequence, _)| sequence)
+                at(self.messages.from(0).find(|message| message.time() >= from).map_or(next, Found::sequence))
             }
-        };
-        Ok((self.next_consumer, start))
+        }
     }
 
     /// Sequences from `first` to `last` of the messages that a purge takes, as ranges.
     pub(crate) fn purged(&self, filter: Option<&str>, before: Option<u64>, keep: Option<u64>) -> Vec<(u64, u64)> {
-        let wants =
-            |subject: &str| filter.is_none_or(|filter| crate::nats::matches(filter.as_bytes(), subject.as_bytes()));
+        let wants = |subject: &str| filter.is_none_or(|filter| matches(filter.as_bytes(), subject.as_bytes()));
         let mut sequences: Vec<u64> = match filter {
             // One subject is looked up; a purge of one job must not read the whole queue.
-            Some(subject) if crate::nats::is_literal(subject.as_bytes()) => self.messages.sequences(subject),
-            _ => self.messages.from(0).filter(|(_, m)| wants(&m.subject)).map(|(sequence, _)| sequence).collect(),
+            Some(subject) if crate::nats::is_literal(subject.as_bytes()) => {
+                self.messages.sequences(subject, 0).collect()
+            }
+            _ => self.messages.from(0).filter(|message| wants(&message.subject())).map(Found::sequence).collect(),
         };
         if let Some(before) = before {
             sequences.retain(|sequence| *sequence < before);
@@ -315,7 +376,7 @@ impl Stream {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for sequence in sequences {
             match ranges.last_mut() {
-                Some((_, to)) if self.messages.from(*to + 1).next().is_some_and(|(next, _)| next == sequence) => {
+                Some((_, to)) if self.messages.from(*to + 1).next().is_some_and(|next| next.sequence() == sequence) => {
                     *to = sequence;
                 }
                 _ => ranges.push((sequence, sequence)),

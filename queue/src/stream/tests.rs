@@ -98,7 +98,7 @@ impl Bed {
         };
         let consumer = ConsumerConfig {
             durable_name: Some("workers".into()),
-            ack_policy: config::AckPolicy::Explicit,
+            ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT as i64 * 1_000_000_000,
             max_ack_pending: 4,
             ..ConsumerConfig::default()
@@ -106,7 +106,8 @@ impl Bed {
         let consumer = consumer.checked(&bed.stream.config).expect("a good configuration");
         let (id, start) = bed.stream.admit_consumer(&consumer).expect("the first one");
         let json = serde_json::to_vec(&consumer).expect("writes");
-        bed.apply(&Change::ConsumerPut { stream: 1, consumer: id, created: 0, start, config: &json });
+        let (start, resume) = (start.cursor, start.resume);
+        bed.apply(&Change::ConsumerPut { stream: 1, consumer: id, created: 0, start, resume, config: &json });
         bed
     }
 
@@ -161,7 +162,7 @@ impl Bed {
         }
         fresh.recovered();
         let shape = |stream: &Stream| {
-            let messages: Vec<_> = stream.messages.from(0).map(|(s, m)| (s, m.clone())).collect();
+            let messages: Vec<_> = stream.messages.from(0).map(|m| (m.take_out(), m.expires())).collect();
             let consumer = stream.consumer("workers").expect("there");
             let counts: Vec<_> = consumer.pending.iter().map(|(s, p)| (*s, p.count)).collect();
             let numbers = (consumer.cursor, consumer.unseen, consumer.consumer_sequence);
@@ -300,9 +301,9 @@ impl Bed {
         }
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
         let found: Vec<(u64, String)> =
-            self.stream.messages.from(0).map(|(sequence, message)| (sequence, message.subject.to_string())).collect();
+            self.stream.messages.from(0).map(|m| (m.sequence(), m.subject().into_owned())).collect();
         let expected: Vec<(u64, String)> =
             self.model.messages.iter().map(|(s, subject, _)| (*s, name(*subject))).collect();
         assert_eq!(found, expected);
@@ -408,8 +409,9 @@ fn configurations_that_contradict_themselves_are_refused() {
     check(|config| config.num_replicas = 3, "replicas > 1");
     check(|config| config.max_age = 5, "max age");
     check(|config| config.discard = config::Discard::Old, "discard new");
-    check(|config| config.retention = config::Retention::Interest, "interest");
-    let unknown = config::read::<StreamConfig>(br#"{"name":"x","nonsense":1}"#).expect_err("refused");
+    check(|config| config.subject_delete_marker_ttl = 5, "marker TTL must be at least");
+    let unknown: StreamConfig = config::read(br#"{"name":"x","nonsense":1}"#).expect("reads");
+    let unknown = unknown.checked().expect_err("refused");
     assert_eq!((unknown.error, unknown.text.as_str()), (10025, r#"invalid JSON: json: unknown field "nonsense""#));
     let mirror: StreamConfig = config::read(br#"{"name":"x","mirror":{"name":"y"}}"#).expect("reads");
     assert!(mirror.checked().expect_err("refused").text.contains("mirror is not supported"));

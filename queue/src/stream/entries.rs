@@ -1,0 +1,177 @@
+//! What is known of a stream's messages, in the order of their sequences, packed.
+//!
+//! A million messages may lie in a queue, so an entry is small and blocks of them are filled to the
+//! last place: new sequences only ever come at the end. A search tree would leave a third of its
+//! room empty.
+
+use std::collections::VecDeque;
+
+use super::subjects::SubjectId;
+
+/// Entries of a full block.
+const BLOCK: usize = 256;
+
+/// A message without its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) sequence: u64,
+    /// Where its entry begins in the journal.
+    pub(super) position: u64,
+    /// When it was stored, Unix time in ns.
+    pub(super) time: i64,
+    /// When it ends by its own TTL, Unix time in ns; 0 is never.
+    pub(super) expires: i64,
+    pub(super) header_bytes: u32,
+    pub(super) payload_bytes: u32,
+    pub(super) subject: SubjectId,
+}
+
+/// Entries by sequence.
+#[derive(Debug)]
+pub(super) struct Entries {
+    /// Each with the sequence that it began with when it was made; none is empty.
+    blocks: Vec<(u64, VecDeque<Entry>)>,
+    len: usize,
+    block_max: usize,
+}
+
+impl Default for Entries {
+    fn default() -> Self {
+        Self::with_blocks_of(BLOCK)
+    }
+}
+
+impl Entries {
+    fn with_blocks_of(block_max: usize) -> Self {
+        Self { blocks: Vec::new(), len: 0, block_max }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The block that a sequence is in, if it is in any.
+    fn block_of(&self, sequence: u64) -> Option<usize> {
+        self.blocks.partition_point(|(first, _)| *first <= sequence).checked_sub(1)
+    }
+
+    /// Block and place of a sequence.
+    fn find(&self, sequence: u64) -> Option<(usize, usize)> {
+        let block = self.block_of(sequence)?;
+        let place = self.blocks[block].1.binary_search_by_key(&sequence, |entry| entry.sequence).ok()?;
+        Some((block, place))
+    }
+
+    pub(super) fn get(&self, sequence: u64) -> Option<&Entry> {
+        let (block, place) = self.find(sequence)?;
+        self.blocks[block].1.get(place)
+    }
+
+    pub(super) fn get_mut(&mut self, sequence: u64) -> Option<&mut Entry> {
+        let (block, place) = self.find(sequence)?;
+        self.blocks[block].1.get_mut(place)
+    }
+
+    pub(super) fn last(&self) -> Option<&Entry> {
+        self.blocks.last()?.1.back()
+    }
+
+    /// The entries from a sequence on.
+    pub(super) fn from(&self, sequence: u64) -> impl DoubleEndedIterator<Item = &Entry> {
+        let block = self.block_of(sequence).unwrap_or(0);
+        let skipped =
+            self.blocks.get(block).map_or(0, |(_, entries)| entries.partition_point(|entry| entry.sequence < sequence));
+        let mut blocks = self.blocks[block..].iter().map(|(_, entries)| entries);
+        let first = blocks.next().map(|entries| entries.range(skipped..));
+        first.into_iter().flatten().chain(blocks.flatten())
+    }
+
+    /// Adds an entry whose sequence is free. At the end that costs nothing; elsewhere only recovery
+    /// adds.
+    pub(super) fn insert(&mut self, entry: Entry) {
+        let sequence = entry.sequence;
+        self.len += 1;
+        let is_last = self.last().is_none_or(|last| last.sequence < sequence);
+        let Some(index) = self.block_of(sequence).filter(|_| !is_last) else {
+            match self.blocks.last_mut() {
+                Some((_, block)) if is_last && block.len() < self.block_max => block.push_back(entry),
+                _ if is_last => self.blocks.push((sequence, [entry].into())),
+                // Before all others.
+                _ => self.blocks.insert(0, (sequence, [entry].into())),
+            }
+            return;
+        };
+        let block = &mut self.blocks[index].1;
+        let place = block.partition_point(|other| other.sequence < sequence);
+        block.insert(place, entry);
+        if block.len() > self.block_max {
+            let later = block.split_off(block.len() / 2);
+            self.blocks.insert(index + 1, (later[0].sequence, later));
+        }
+    }
+
+    pub(super) fn remove(&mut self, sequence: u64) -> Option<Entry> {
+        let (index, place) = self.find(sequence)?;
+        let entry = self.blocks[index].1.remove(place)?;
+        self.len -= 1;
+        let len = self.blocks[index].1.len();
+        if len == 0 {
+            self.blocks.remove(index);
+        } else if len <= self.block_max / 4 {
+            self.join(index);
+        }
+        Some(entry)
+    }
+
+    /// Puts a block that has become small together with the next one, if that is small as well.
+    fn join(&mut self, index: usize) {
+        let is_small = |block: &(u64, VecDeque<Entry>)| block.1.len() <= self.block_max / 4;
+        if self.blocks.get(index + 1).is_some_and(is_small) {
+            let (_, later) = self.blocks.remove(index + 1);
+            self.blocks[index].1.extend(later);
+        } else if self.blocks[index].1.capacity() > self.block_max / 2 {
+            self.blocks[index].1.shrink_to(self.block_max / 4);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(sequence: u64) -> Entry {
+        let position = sequence * 100;
+        Entry { sequence, position, time: 0, expires: 0, header_bytes: 0, payload_bytes: 0, subject: SubjectId(0) }
+    }
+
+    proptest! {
+        /// Whatever is added, mostly at the end, and removed anywhere: a search tree holds the same.
+        #[test]
+        fn entries_agree_with_a_search_tree(ops in proptest::collection::vec((0_u64..60, any::<bool>(), 0_u8..8), 1..200)) {
+            let (mut entries, mut model) = (Entries::with_blocks_of(4), BTreeMap::new());
+            for (number, removes, elsewhere) in ops {
+                if removes {
+                    prop_assert_eq!(entries.remove(number), model.remove(&number));
+                } else {
+                    let next = model.last_key_value().map_or(1, |(last, _)| last + 1 + number % 3);
+                    let sequence = if elsewhere == 0 { number } else { next };
+                    if !model.contains_key(&sequence) {
+                        entries.insert(entry(sequence));
+                        model.insert(sequence, entry(sequence));
+                    }
+                }
+                prop_assert_eq!(entries.len(), model.len());
+                prop_assert_eq!(entries.last(), model.last_key_value().map(|(_, entry)| entry));
+                prop_assert_eq!(entries.get(number), model.get(&number));
+                let (found, expected): (Vec<_>, Vec<_>) =
+                    (entries.from(number).collect(), model.range(number..).map(|(_, entry)| entry).collect());
+                prop_assert_eq!(found, expected);
+                prop_assert!(entries.blocks.iter().all(|(_, block)| !block.is_empty() && block.len() <= 4));
+            }
+        }
+    }
+}
