@@ -41,12 +41,45 @@ struct Outbox {
 #[derive(Debug)]
 pub(super) enum Chunk {
     Bytes(Bytes),
-    /// A part of a stored entry, from one offset to another.
-    Stored {
-        source: Source,
-        from: usize,
-        to: usize,
-    },
+    /// A message that has to be read first.
+    Stored(Box<StoredMessage>),
+}
+
+/// A message on its way to a client whose bytes are on disk. It is announced only when they were read
+/// and found whole.
+#[derive(Debug)]
+pub(super) struct StoredMessage {
+    pub(super) source: Source,
+    /// Stream and sequence.
+    pub(super) of: (u32, u64),
+    pub(super) line: Bytes,
+    pub(super) parts: Vec<Part>,
+    /// What is sent instead if it is not whole.
+    pub(super) lost: Bytes,
+}
+
+impl StoredMessage {
+    fn bytes(&self) -> usize {
+        let parts = self.parts.iter().map(Part::bytes).sum::<usize>();
+        self.line.len() + parts + 2
+    }
+}
+
+/// A part of a message.
+#[derive(Debug, Clone)]
+pub(super) enum Part {
+    Bytes(Bytes),
+    /// Of the entry, from one offset to another.
+    Entry(usize, usize),
+}
+
+impl Part {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Entry(from, to) => to - from,
+        }
+    }
 }
 
 impl Client {
@@ -192,42 +225,45 @@ pub(super) enum Body<'a> {
     /// Header block and payload.
     Given { header: &'a [u8], payload: &'a Bytes },
     /// A stored message: header block and payload lie behind one another in the entry.
-    Stored { source: Source, start: usize, header_bytes: usize, payload_bytes: usize, extra: Option<Bytes> },
+    Stored(Stored),
+}
+
+/// A stored message, as it is to be sent.
+#[derive(Debug, Clone)]
+pub(super) struct Stored {
+    pub(super) source: Source,
+    /// Stream and sequence.
+    pub(super) of: (u32, u64),
+    /// Where the header block begins in the entry.
+    pub(super) start: usize,
+    pub(super) header_bytes: usize,
+    pub(super) payload_bytes: usize,
+    /// Further header lines with the block's end.
+    pub(super) extra: Option<Bytes>,
+}
+
+impl Stored {
+    fn parts(&self, with_header: bool) -> Vec<Part> {
+        let header_end = self.start + self.header_bytes;
+        let payload = Part::Entry(header_end, header_end + self.payload_bytes);
+        match &self.extra {
+            // Further lines stand before the block's last line end, or in a block of their own.
+            Some(extra) if with_header => {
+                vec![Part::Entry(self.start, header_end - self.header_bytes.min(2)), Part::Bytes(extra.clone()), payload]
+            }
+            _ if with_header => vec![Part::Entry(self.start, header_end + self.payload_bytes)],
+            _ => vec![payload],
+        }
+    }
 }
 
 impl Body<'_> {
     fn lengths(&self) -> (usize, usize) {
         match self {
             Self::Given { header, payload } => (header.len(), payload.len()),
-            Self::Stored { header_bytes, payload_bytes, extra: None, .. } => (*header_bytes, *payload_bytes),
-            // Further lines stand before the block's last line end, or in a block of their own.
-            Self::Stored { header_bytes, payload_bytes, extra: Some(extra), .. } => {
-                (header_bytes.saturating_sub(2) + extra.len(), *payload_bytes)
-            }
-        }
-    }
-
-    fn put(&self, with_header: bool, bundle: &mut Bundle) {
-        match self {
-            Self::Given { header, payload } => {
-                if with_header {
-                    bundle.put(header);
-                }
-                bundle.put_bytes(payload);
-            }
-            Self::Stored { source, start, header_bytes, payload_bytes, extra } => {
-                let payload = start + header_bytes;
-                match extra {
-                    Some(extra) if with_header => {
-                        bundle.put_stored(source, *start, start + header_bytes.saturating_sub(2));
-                        bundle.put_bytes(extra);
-                        bundle.put_stored(source, payload, payload + payload_bytes);
-                    }
-                    _ => {
-                        let from = if with_header { *start } else { payload };
-                        bundle.put_stored(source, from, payload + payload_bytes);
-                    }
-                }
+            Self::Stored(Stored { header_bytes, payload_bytes, extra, .. }) => {
+                let extra = extra.as_ref().map(|extra| extra.len() - header_bytes.min(&2));
+                (header_bytes + extra.unwrap_or(0), *payload_bytes)
             }
         }
     }
@@ -261,18 +297,6 @@ impl Bundle {
         self.chunks.push(Chunk::Bytes(bytes.clone()));
     }
 
-    fn put_stored(&mut self, source: &Source, from: usize, to: usize) {
-        match source {
-            _ if from == to => {}
-            Source::Memory(entry) => self.put_bytes(&entry.slice(from..to)),
-            Source::Disk { .. } => {
-                self.close_tail();
-                self.bytes += to - from;
-                self.chunks.push(Chunk::Stored { source: source.clone(), from, to });
-            }
-        }
-    }
-
     /// A whole message.
     pub(super) fn put_message(
         &mut self,
@@ -284,11 +308,59 @@ impl Bundle {
         let (header_bytes, payload_bytes) = body.lengths();
         let with_header = subscription.client.takes_headers.load(Ordering::Relaxed);
         let header_bytes = if with_header { header_bytes } else { 0 };
+        let sid = &subscription.sid;
+        let frame = Frame { subject, sid, reply, header_bytes, payload_bytes };
+        match body {
+            Body::Given { header, payload } => {
+                self.put_frame(&frame);
+                if with_header {
+                    self.put(header);
+                }
+                self.put_bytes(payload);
+                self.put(b"\r\n");
+            }
+            Body::Stored(stored) => match &stored.source {
+                Source::Memory(entry) => {
+                    self.put_frame(&frame);
+                    for part in stored.parts(with_header) {
+                        match part {
+                            Part::Bytes(bytes) => self.put_bytes(&bytes),
+                            Part::Entry(from, to) => self.put_bytes(&entry.slice(from..to)),
+                        }
+                    }
+                    self.put(b"\r\n");
+                }
+                Source::Disk { .. } => self.put_stored(stored, &frame, with_header),
+            },
+        }
+    }
+
+    fn put_frame(&mut self, frame: &Frame<'_>) {
         let before = self.tail.len();
-        Frame { subject, sid: &subscription.sid, reply, header_bytes, payload_bytes }.put(&mut self.tail);
+        frame.put(&mut self.tail);
         self.bytes += self.tail.len() - before;
-        body.put(with_header, self);
-        self.put(b"\r\n");
+    }
+
+    fn put_stored(&mut self, stored: &Stored, frame: &Frame<'_>, with_header: bool) {
+        let mut line = BytesMut::new();
+        frame.put(&mut line);
+        let mut lost = BytesMut::new();
+        if with_header {
+            let status = crate::nats::status("500 Message Damaged", &[]);
+            Frame { header_bytes: status.len(), payload_bytes: 0, reply: None, ..*frame }.put(&mut lost);
+            lost.put_slice(&status);
+            lost.put_slice(b"\r\n");
+        }
+        self.close_tail();
+        let message = StoredMessage {
+            source: stored.source.clone(),
+            of: stored.of,
+            line: line.freeze(),
+            parts: stored.parts(with_header),
+            lost: lost.freeze(),
+        };
+        self.bytes += message.bytes();
+        self.chunks.push(Chunk::Stored(Box::new(message)));
     }
 
     fn close_tail(&mut self) {
@@ -300,7 +372,7 @@ impl Bundle {
     fn of(chunks: Vec<Chunk>) -> Self {
         let length = |chunk: &Chunk| match chunk {
             Chunk::Bytes(bytes) => bytes.len(),
-            Chunk::Stored { from, to, .. } => to - from,
+            Chunk::Stored(message) => message.bytes(),
         };
         let bytes = chunks.iter().map(length).sum();
         Self { chunks, tail: BytesMut::new(), bytes }

@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::client::{Chunk, Client, Subscription};
+use super::client::{Chunk, Client, Part, StoredMessage, Subscription};
 use super::{PROTOCOL_VERSION, Shared};
 use crate::nats::{Command, Parser, err, info};
 
@@ -79,7 +79,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
         name: String::new(),
         is_let_in: shared.options.token.is_none(),
     };
-    let mut writing = Box::pin(write(&client, &socket));
+    let mut writing = Box::pin(write(&shared, &client, &socket));
     let mut stop = shared.stop.subscribe();
     let mut is_over = false;
     if is_full {
@@ -218,7 +218,7 @@ async fn receive(socket: &TcpStream, buffer: &mut BytesMut) -> io::Result<usize>
 }
 
 /// Writes what is put into the outbox until it is closed and empty, or the client does not take it.
-async fn write(client: &Arc<Client>, socket: &TcpStream) {
+async fn write(shared: &Arc<Shared>, client: &Arc<Client>, socket: &TcpStream) {
     loop {
         let (chunks, closed) = client.take();
         if chunks.is_empty() {
@@ -229,22 +229,11 @@ async fn write(client: &Arc<Client>, socket: &TcpStream) {
             continue;
         }
         for chunk in chunks {
-            let bytes = match chunk {
-                Chunk::Bytes(bytes) => bytes,
-                Chunk::Stored { source, from, to } => {
-                    let loading = tokio::task::spawn_blocking(move || source.load());
-                    match loading.await.map_err(io::Error::other).flatten() {
-                        Ok(entry) => entry.slice(from..to),
-                        Err(error) => {
-                            // Its length is announced already, so the connection cannot go on.
-                            tracing::error!(client = client.id, %error, "a stored message cannot be read");
-                            client.close(None);
-                            return;
-                        }
-                    }
-                }
+            let sent = match chunk {
+                Chunk::Bytes(bytes) => send(socket, bytes).await,
+                Chunk::Stored(message) => send_stored(shared, socket, *message).await,
             };
-            if send(socket, bytes).await.is_err() {
+            if sent.is_err() {
                 client.close(None);
                 return;
             }
@@ -254,6 +243,34 @@ async fn write(client: &Arc<Client>, socket: &TcpStream) {
     if let Err(error) = rustix::net::shutdown(socket, rustix::net::Shutdown::Write) {
         tracing::trace!(%error, "the client was gone first");
     }
+}
+
+/// Reads a message and sends it; what has decayed on disk is not sent, and goes out of its stream.
+async fn send_stored(shared: &Arc<Shared>, socket: &TcpStream, message: StoredMessage) -> io::Result<()> {
+    let StoredMessage { source, of, line, parts, lost } = message;
+    let loading = tokio::task::spawn_blocking(move || source.load());
+    let entry = match loading.await.map_err(io::Error::other).flatten() {
+        Ok(entry) => entry,
+        Err(error) => {
+            shared.unreadable(of, &error);
+            return send(socket, lost).await;
+        }
+    };
+    let mut tail = BytesMut::from(&line[..]);
+    for part in parts {
+        let bytes = match part {
+            Part::Bytes(bytes) => bytes,
+            Part::Entry(from, to) => entry.slice(from..to),
+        };
+        if bytes.len() <= READ_BYTES {
+            tail.extend_from_slice(&bytes);
+        } else {
+            send(socket, tail.split().freeze()).await?;
+            send(socket, bytes).await?;
+        }
+    }
+    tail.extend_from_slice(b"\r\n");
+    send(socket, tail.freeze()).await
 }
 
 async fn send(socket: &TcpStream, mut bytes: Bytes) -> io::Result<()> {

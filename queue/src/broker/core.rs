@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::Options;
 use super::client::{Body, Handle, Outgoing};
+use super::damage::Loss;
 use crate::journal::{Change, Full, Journal, OpenError, Place, Share};
 use crate::nats::SubjectTree;
 use crate::platform::storage::Storage;
@@ -40,6 +41,8 @@ pub(super) struct Core {
     pub(super) timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
     /// Where push consumers, by stream and their own id, deliver to.
     pub(super) push_targets: BTreeMap<(u32, u32), String>,
+    /// What was stored and is lost, because it decayed on disk.
+    pub(super) losses: Vec<Loss>,
     /// Messages and bytes of all streams that refuse when full.
     queued: (u64, u64),
     queue_bytes_max: u64,
@@ -63,7 +66,7 @@ impl Core {
         on_failure: Box<dyn FnOnce(std::io::Error) + Send>,
     ) -> Result<Self, OpenError> {
         let started = Instant::now();
-        let mut state = Replay { streams: BTreeMap::new(), next_stream: 1, now: now() };
+        let mut state = Replay { streams: BTreeMap::new(), next_stream: 1, missing: Vec::new(), now: now() };
         let (journal, recovered) = Journal::open(storage, options.segment_bytes, on_failure, &mut |change, place| {
             state.apply(&change, place)
         })?;
@@ -77,29 +80,37 @@ impl Core {
             outgoing: Outgoing::default(),
             timers: BinaryHeap::new(),
             push_targets: BTreeMap::new(),
+            losses: Vec::new(),
             queued: (0, 0),
             queue_bytes_max: options.queue_bytes_max,
             turn: 0,
             api_requests: 0,
             api_errors: 0,
         };
-        for (_, mut stream) in state.streams {
+        for (_, mut stream) in std::mem::take(&mut state.streams) {
             stream.recovered();
+            let mut homeless = Vec::new();
             for message in stream.messages.from(0) {
                 if !core.journal.claim(message.place()) {
-                    return Err(OpenError::Damaged {
-                        name: "segments".into(),
-                        offset: message.place().position,
-                        problem: format!(
-                            "message {} of stream {} is in none of them",
-                            message.sequence(),
-                            stream.config.name
-                        ),
-                    });
+                    homeless.push(message.take_out());
                 }
+            }
+            for message in homeless {
+                let problem = format!("message {} of stream {} is in none of them", message.sequence, stream.config.name);
+                if recovered.damage.is_empty() {
+                    let (name, offset) = ("segments".into(), message.place.position);
+                    return Err(OpenError::Damaged { name, offset, problem });
+                }
+                // Where it was moved to is damaged, and where it was before is gone.
+                let sequence = message.sequence;
+                let removed = Change::Removed { stream: stream.id, from: sequence, to: sequence };
+                drop(stream.apply(&removed, None, now(), &mut Vec::new()));
+                let (name, sequences) = (Some(stream.config.name.clone()), Some((sequence, sequence)));
+                core.lost(Loss { stream: name, sequences, problem: "its entry is damaged".into() });
             }
             core.admit(stream);
         }
+        core.account(&recovered.damage, &state.missing);
         let now = now();
         for id in core.streams.keys().copied().collect::<Vec<_>>() {
             core.schedule_all(id, now);
@@ -178,6 +189,11 @@ impl Core {
             return Ok(());
         }
         let place = self.journal.append(change, share, durable)?;
+        if matches!(change, Change::StreamPut { .. } | Change::ConsumerPut { .. }) {
+            // Twice, since all that follows would be of no use without it: a spot of decay on the disk
+            // must not cost a stream.
+            self.journal.append(change, share, durable)?;
+        }
         if let Change::StreamPut { config, created, .. } = change
             && let Ok(config) = serde_json::from_slice::<StreamConfig>(config)
         {
@@ -389,6 +405,8 @@ fn share(stream: &Stream, payload_bytes: usize) -> Share {
 struct Replay {
     streams: BTreeMap<u32, Stream>,
     next_stream: u32,
+    /// Sequences that were given and whose messages did not come: stream, first and last.
+    missing: Vec<(u32, u64, u64)>,
     now: Now,
 }
 
@@ -408,6 +426,11 @@ impl Replay {
         }
         // A snapshot may know that the stream is gone by now.
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        if let Change::Stored(stored) = change
+            && stored.sequence > stream.last + 1
+        {
+            self.missing.push((id, stream.last + 1, stored.sequence - 1));
+        }
         stream.apply(change, place, self.now, &mut Vec::new())
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::client::Body;
+use super::client::{Body, Stored};
 use super::core::Core;
 use crate::journal::Change;
 use crate::journal::change::stored_header_start;
@@ -151,12 +151,9 @@ impl Core {
         if let Some(pin) = &pin {
             lines.push(("Nats-Pin-Id", pin.as_str()));
         }
-        let mut body = self.stored_body(&message, &lines);
-        if let Body::Stored { payload_bytes, .. } = &mut body
-            && headers_only
-        {
-            *payload_bytes = 0;
-        }
+        let mut stored = self.stored(id, &message, &lines);
+        stored.payload_bytes = payload_bytes as usize;
+        let body = Body::Stored(stored);
         // It keeps its own subject on its way.
         let subject = match &waiting {
             Some(waiting) => waiting.reply.clone(),
@@ -220,14 +217,15 @@ impl Core {
     }
 
     /// What a stored message carries, with further header lines.
-    pub(super) fn stored_body(&mut self, message: &Message, lines: &[(&str, &str)]) -> Body<'static> {
+    pub(super) fn stored(&mut self, stream: u32, message: &Message, lines: &[(&str, &str)]) -> Stored {
         let extra = (!lines.is_empty()).then(|| {
             let block = with_lines(b"", lines);
             // Behind the message's own lines, if it has any.
             if message.header_bytes == 0 { block } else { block.slice(HEADER_START.len()..) }
         });
-        Body::Stored {
+        Stored {
             source: self.journal.read(message.place),
+            of: (stream, message.sequence),
             start: FRAME_BYTES + stored_header_start(message.subject.len()),
             header_bytes: message.header_bytes as usize,
             payload_bytes: message.payload_bytes as usize,

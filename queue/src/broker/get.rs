@@ -221,12 +221,13 @@ impl Core {
             ("Nats-Time-Stamp", time.as_str()),
         ];
         lines.extend(more.iter().map(|(name, value)| (*name, value.as_str())));
-        let mut body = self.stored_body(message, &lines);
-        if no_header && let Body::Stored { start, header_bytes, extra, .. } = &mut body {
-            *start += *header_bytes;
-            (*header_bytes, *extra) = (0, None);
+        let Some(id) = self.id_of(stream) else { return };
+        let mut stored = self.stored(id, message, &lines);
+        if no_header {
+            stored.start += stored.header_bytes;
+            (stored.header_bytes, stored.extra) = (0, None);
         }
-        self.route(reply, None, &body, None);
+        self.route(reply, None, &Body::Stored(stored), None);
     }
 
     /// `STREAM.MSG.GET`: the message in JSON.
@@ -239,8 +240,9 @@ impl Core {
         let sequence = get.one(found).ok_or_else(Refusal::no_message)?;
         let message = found.messages.get(sequence).ok_or_else(Refusal::no_message)?.take_out();
         // Read with the lock held. This is for tools and rare looks; workers and API read directly.
+        let id = found.id;
         let entry = self.journal.read(message.place).load().map_err(|error| {
-            tracing::error!(%error, stream, sequence, "a stored message cannot be read");
+            self.unreadable((id, sequence), &error);
             Refusal::no_message()
         })?;
         let header = FRAME_BYTES + stored_header_start(message.subject.len());

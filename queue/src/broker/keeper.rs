@@ -14,8 +14,8 @@ use bytes::BytesMut;
 use super::Shared;
 use super::core::{Core, now};
 use crate::journal::change::Change;
-use crate::journal::entry::Entry;
-use crate::journal::segment::{HEADER_BYTES, SegmentFile};
+use crate::journal::entry::{Step, Walk};
+use crate::journal::segment::{HEADER_BYTES, SEAL, SegmentFile};
 use crate::journal::snapshot::SnapshotWriter;
 use crate::journal::{Place, Stored};
 
@@ -168,29 +168,32 @@ impl Shared {
         let Some((base, file)) = self.lock().journal.emptiest() else { return Ok(()) };
         let mut bytes = vec![0; (file.file.bytes()?.min(file.bytes) - HEADER_BYTES) as usize];
         file.file.read_at(&mut bytes, HEADER_BYTES)?;
-        let mut position = base + HEADER_BYTES;
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
+        let mut steps = Walk::new(base + HEADER_BYTES, &bytes, None);
+        let mut is_damaged = false;
+        loop {
             let mut core = self.lock();
             let mut carried = 0;
-            loop {
-                let Some(entry) = Entry::decode(position, rest) else {
-                    rest = &[];
-                    break;
-                };
-                let place = Place { position, bytes: entry.bytes() as u32 };
-                if let Some(Change::Stored(stored)) = Change::decode(entry.kind, entry.body) {
-                    carried += core.carry(&stored, place)?;
-                }
-                position += entry.bytes() as u64;
-                rest = &rest[entry.bytes()..];
-                if carried > TURN_BYTES {
-                    break;
+            while carried <= TURN_BYTES {
+                // What lies behind a seal is left over from before a torn tail.
+                match steps.next().filter(|step| !matches!(step, Step::Entry { entry, .. } if entry.kind == SEAL)) {
+                    Some(Step::Entry { position, entry }) => {
+                        let place = Place { position, bytes: entry.bytes() as u32 };
+                        if let Some(Change::Stored(stored)) = Change::decode(entry.kind, entry.body) {
+                            carried += core.carry(&stored, place)?;
+                        }
+                    }
+                    Some(Step::Gap { .. }) => is_damaged = true,
+                    None => {
+                        if is_damaged {
+                            core.give_up_between(base, base + file.bytes);
+                        }
+                        core.finish_all();
+                        return Ok(());
+                    }
                 }
             }
             core.finish_all();
         }
-        Ok(())
     }
 
     /// Writes a snapshot. Returns where recovery goes on from it, and its length; the last one had
@@ -250,6 +253,17 @@ impl Shared {
 }
 
 impl Core {
+    /// What still lies in a span of the log after all that is whole was carried out of it is lost.
+    fn give_up_between(&mut self, from: u64, to: u64) {
+        let mut lost = Vec::new();
+        for stream in self.streams.values() {
+            let there = stream.messages.from(0).filter(|message| (from..to).contains(&message.place().position));
+            lost.extend(there.map(|message| (stream.id, message.sequence())));
+        }
+        let damaged = io::Error::from(io::ErrorKind::InvalidData);
+        lost.into_iter().for_each(|of| self.unreadable(of, &damaged));
+    }
+
     /// Writes a message anew at the head of the log, if this is where it lies. Returns the bytes
     /// that it took.
     fn carry(&mut self, stored: &Stored<'_>, place: Place) -> io::Result<usize> {

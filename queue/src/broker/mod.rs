@@ -24,6 +24,7 @@ mod answer;
 mod advise;
 mod timers;
 mod keeper;
+mod damage;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+pub use self::damage::Loss;
 use self::client::Outgoing;
 use self::core::Core;
 use crate::journal::Committer;
@@ -173,6 +175,11 @@ impl Broker {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.shared.address
+    }
+
+    /// What was stored and is lost, because it decayed on disk.
+    pub fn losses(&self) -> Vec<Loss> {
+        self.shared.lock().losses.clone()
     }
 
     /// Waits until the journal cannot be written any more, which ends the broker, and returns why.

@@ -59,7 +59,7 @@ impl Core {
                 header.has(MARKER_REASON) || header.has("KV-Operation")
             }
             Err(error) => {
-                tracing::error!(%error, sequence = message.sequence, "a stored message cannot be read");
+                tracing::error!(%error, sequence = message.sequence, "an old message cannot be read; it leaves no marker");
                 true
             }
         }

@@ -288,6 +288,18 @@ impl<'a> Change<'a> {
     }
 }
 
+impl Change<'_> {
+    /// Stream and sequence of the message that a damaged entry held, if they can still be read. Not
+    /// more than a guess.
+    pub(super) fn glimpse(entry: &[u8]) -> Option<(u32, u64)> {
+        let body = entry.get(super::FRAME_BYTES..).filter(|_| entry[12] == STORED)?;
+        let mut from = Reader(body);
+        let stream = from.u32()?;
+        from.take(1)?;
+        Some((stream, from.u64()?))
+    }
+}
+
 impl Stored<'_> {
     /// How long its body will be.
     pub(crate) fn body_bytes(&self) -> usize {

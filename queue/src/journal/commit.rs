@@ -8,6 +8,7 @@
 //! failed write or sync is final: nothing is released any more.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -42,6 +43,8 @@ pub(crate) struct Batch<R> {
     pub(super) writes: Vec<Write>,
     pub(super) must_sync: bool,
     pub(super) bytes: usize,
+    /// Where the log ends behind it.
+    pub(super) end: u64,
     pub(super) release: Option<R>,
 }
 
@@ -59,6 +62,8 @@ struct Shared<R> {
     work: Condvar,
     /// Something was done.
     progress: Condvar,
+    /// Everything before this position is on disk.
+    durable: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -79,11 +84,16 @@ impl<R> Shared<R> {
 }
 
 impl<R: Release> Committer<R> {
-    /// Starts the thread. `current` is the segment that is written now; `on_failure` is called once,
+    /// Starts the thread. `current` is the segment that is written now, and the log ends at `end`, on
+    /// disk; `on_failure` is called once,
     /// when a write or sync has failed.
-    pub(super) fn start(current: Arc<SegmentFile>, on_failure: Box<dyn FnOnce(io::Error) + Send>) -> io::Result<Self> {
+    pub(super) fn start(
+        current: Arc<SegmentFile>,
+        end: u64,
+        on_failure: Box<dyn FnOnce(io::Error) + Send>,
+    ) -> io::Result<Self> {
         let state = State { waiting: Vec::new(), waiting_bytes: 0, pushed: 0, released: 0, stop: false, failed: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new() });
+        let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new(), durable: AtomicU64::new(end) });
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
             if let Err(error) = run(&worker, current) {
@@ -117,6 +127,11 @@ impl<R: Release> Committer<R> {
         state.pushed == state.released && !state.failed
     }
 
+    /// Everything before this position is on disk.
+    pub(super) fn durable(&self) -> u64 {
+        self.shared.durable.load(Ordering::Acquire)
+    }
+
     /// Bytes that wait to be written.
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.shared.lock().waiting_bytes
@@ -124,7 +139,7 @@ impl<R: Release> Committer<R> {
 
     /// Returns when all that was put in before is durable; an error if that cannot be any more.
     pub(crate) fn barrier(&self) -> io::Result<()> {
-        self.push(Batch { writes: Vec::new(), must_sync: true, bytes: 0, release: None });
+        self.push(Batch { writes: Vec::new(), must_sync: true, bytes: 0, end: 0, release: None });
         let mut state = self.shared.lock();
         let target = state.pushed;
         while state.released < target && !state.failed {
@@ -147,6 +162,7 @@ impl<R> Drop for Committer<R> {
 
 fn run<R: Release>(shared: &Shared<R>, mut current: Arc<SegmentFile>) -> io::Result<()> {
     let mut is_dirty = false;
+    let mut end = shared.durable.load(Ordering::Acquire);
     let mut joined = Vec::new();
     loop {
         let (batches, stop) = next(shared, is_dirty);
@@ -164,9 +180,11 @@ fn run<R: Release>(shared: &Shared<R>, mut current: Arc<SegmentFile>) -> io::Res
             }
             is_dirty = true;
         }
+        end = batches.iter().map(|batch| batch.end).fold(end, u64::max);
         if must_sync && is_dirty {
             current.file.sync()?;
             is_dirty = false;
+            shared.durable.store(end, Ordering::Release);
         }
         let (count, bytes) = (batches.len() as u64, batches.iter().map(|batch| batch.bytes).sum::<usize>());
         batches.into_iter().filter_map(|batch| batch.release).for_each(Release::release);

@@ -11,7 +11,8 @@
 //!
 //! The chain of CRCs is what makes a torn tail safe to write over: entries that lie behind the
 //! tear, whole as they may be, do not follow on what is written there later, so they never come
-//! back. The position keeps an entry from being taken for another's place.
+//! back. The position keeps an entry from being taken for another's place, so a walk that was thrown
+//! off by damage finds the next entry byte by byte.
 
 use bytes::{BufMut, BytesMut};
 
@@ -35,12 +36,41 @@ pub(super) fn encode(change: &Change<'_>, position: u64, before: u32, out: &mut 
     crc
 }
 
+/// Kind of an entry that says up to which position the log was durable when it was written. What is
+/// not whole before that position was whole once: that is damage, and no torn tail.
+pub(super) const MARK: u8 = 254;
+/// Length of a mark with its frame.
+pub(super) const MARK_BYTES: usize = FRAME_BYTES + 8;
+
+/// Appends a mark, and returns its CRC.
+pub(super) fn mark(durable: u64, position: u64, before: u32, out: &mut BytesMut) -> u32 {
+    let start = out.len();
+    out.put_u32_le((MARK_BYTES - FRAME_BYTES) as u32);
+    out.put_bytes(0, FRAME_BYTES - 4);
+    out.put_u64_le(durable);
+    let entry = &mut out[start..];
+    entry[8..12].copy_from_slice(&before.to_le_bytes());
+    entry[12] = MARK;
+    let crc = crc(position, entry);
+    entry[4..8].copy_from_slice(&crc.to_le_bytes());
+    crc
+}
+
 /// Fills a frame without a body.
 pub(super) fn seal(position: u64, before: u32, frame: &mut [u8], kind: u8) {
     frame[8..12].copy_from_slice(&before.to_le_bytes());
     frame[12] = kind;
     let crc = crc(position, frame);
     frame[4..8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Makes an entry that was written follow on another CRC, and returns its own.
+#[cfg(test)]
+pub(super) fn chain(position: u64, before: u32, entry: &mut [u8]) -> u32 {
+    entry[8..12].copy_from_slice(&before.to_le_bytes());
+    let crc = crc(position, entry);
+    entry[4..8].copy_from_slice(&crc.to_le_bytes());
+    crc
 }
 
 fn crc(position: u64, entry: &[u8]) -> u32 {
@@ -58,6 +88,65 @@ pub(crate) struct Entry<'a> {
     pub(super) before: u32,
     pub(crate) kind: u8,
     pub(crate) body: &'a [u8],
+}
+
+/// What a walk along the log meets.
+#[derive(Debug)]
+pub(crate) enum Step<'a> {
+    Entry { position: u64, entry: Entry<'a> },
+    /// Bytes that are no whole entry, up to the next one or to the end.
+    Gap { position: u64, bytes: &'a [u8] },
+}
+
+/// A walk along a span of the log, over damage too.
+#[derive(Debug)]
+pub(crate) struct Walk<'a> {
+    position: u64,
+    rest: &'a [u8],
+    /// CRC of the entry before, where it is known.
+    before: Option<u32>,
+}
+
+impl<'a> Walk<'a> {
+    /// Begins at a position, with the CRC of what is before it, if that is known.
+    pub(crate) fn new(position: u64, bytes: &'a [u8], before: Option<u32>) -> Self {
+        Self { position, rest: bytes, before }
+    }
+
+    /// Where the next whole entry begins, looked for byte by byte. Cheap tests come first: what looks
+    /// like a frame and is none is rare.
+    fn resume(&self) -> usize {
+        let looks_like_one = |at: &usize| {
+            self.rest.get(*at..at + FRAME_BYTES).is_some_and(|frame| frame[12] != 0 && frame[13..16] == [0; 3])
+        };
+        let is_one = |at: &usize| Entry::decode(self.position + *at as u64, &self.rest[*at..]).is_some();
+        (1..self.rest.len()).filter(looks_like_one).find(is_one).unwrap_or(self.rest.len())
+    }
+}
+
+impl<'a> Iterator for Walk<'a> {
+    type Item = Step<'a>;
+
+    fn next(&mut self) -> Option<Step<'a>> {
+        let position = self.position;
+        let entry = Entry::decode(position, self.rest);
+        let (bytes, step) = match entry.filter(|entry| self.before.is_none_or(|before| entry.before == before)) {
+            Some(entry) => {
+                self.before = Some(entry.crc);
+                (entry.bytes(), Step::Entry { position, entry })
+            }
+            None => {
+                // Zeros to the end are room that was never written.
+                let written = self.rest.iter().rposition(|byte| *byte != 0)? + 1;
+                self.before = None;
+                let bytes = self.resume();
+                (bytes, Step::Gap { position, bytes: &self.rest[..bytes.min(written)] })
+            }
+        };
+        self.position += bytes as u64;
+        self.rest = &self.rest[bytes..];
+        Some(step)
+    }
 }
 
 impl<'a> Entry<'a> {

@@ -27,13 +27,13 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 pub(crate) use change::{Change, Indexed, Place, Stored, stored_bytes};
 pub(crate) use commit::{Committer, Release};
-pub(crate) use recovery::OpenError;
+pub(crate) use recovery::{Damage, OpenError};
 pub(crate) use space::{Full, Share};
 
 use crate::platform::storage::Storage;
 use commit::{Batch, Write};
-use entry::FRAME_BYTES;
-use segment::{HEADER_BYTES, Header, SEAL, SegmentFile};
+use entry::{FRAME_BYTES, MARK_BYTES};
+use segment::{HEADER_BYTES, Header, SEAL, SegmentFile, VERSION};
 use space::Space;
 
 /// Bytes of the log's end that are kept in memory, so that a message that is delivered soon is not
@@ -60,6 +60,8 @@ pub(crate) struct Journal<R> {
     open: BytesMut,
     writes: Vec<Write>,
     must_sync: bool,
+    /// Up to where the log is known to be durable by what is in the log.
+    marked: u64,
     recent: Recent,
 }
 
@@ -69,6 +71,8 @@ struct Segment {
     file: Arc<SegmentFile>,
     /// Its span on the line of positions.
     span: u64,
+    /// The version that it is written in.
+    version: u32,
     /// Bytes of entries that somebody claims.
     live: u64,
     /// The same at the last look for one to empty.
@@ -92,6 +96,10 @@ impl<R: Release> Journal<R> {
 
     /// Bytes that fit in the active segment, the seal left out.
     fn left(&self) -> u64 {
+        if self.segments[&self.active].version < VERSION {
+            // What older programs begin is not gone on with: they would not understand it.
+            return 0;
+        }
         let end = self.active + self.segments[&self.active].span;
         end.saturating_sub(self.head + FRAME_BYTES as u64)
     }
@@ -130,9 +138,10 @@ impl<R: Release> Journal<R> {
         self.head += FRAME_BYTES as u64;
         self.close_open();
         let base = self.active + self.segments[&self.active].span;
-        let header = Header { base, span: file.bytes, salt: rand_salt() };
+        let header = Header { version: VERSION, base, span: file.bytes, salt: rand_salt() };
         self.writes.push(Write::Begin { segment: file.clone(), header });
-        self.segments.insert(base, Segment { span: file.bytes, file, live: 0, live_before: 0 });
+        let segment = Segment { span: file.bytes, version: VERSION, file, live: 0, live_before: 0 };
+        self.segments.insert(base, segment);
         (self.active, self.head, self.crc) = (base, base + HEADER_BYTES, header.encode().1);
     }
 
@@ -170,12 +179,23 @@ impl<R: Release> Journal<R> {
     }
 
     fn hand_over(&mut self, release: Option<R>) {
+        self.put_mark();
         self.close_open();
         let writes = std::mem::take(&mut self.writes);
         let bytes = writes.iter().map(|write| if let Write::Data { bytes, .. } = write { bytes.len() } else { 0 });
         let bytes = bytes.sum();
         let must_sync = std::mem::take(&mut self.must_sync);
-        self.committer.push(Batch { writes, must_sync, bytes, release });
+        self.committer.push(Batch { writes, must_sync, bytes, end: self.head, release });
+    }
+
+    /// Writes down how far the log is durable, behind what is handed over anyway.
+    fn put_mark(&mut self) {
+        let durable = self.committer.durable();
+        if durable > self.marked && !self.open.is_empty() && self.left() >= MARK_BYTES as u64 {
+            self.crc = entry::mark(durable, self.head, self.crc, &mut self.open);
+            self.head += MARK_BYTES as u64;
+            self.marked = durable;
+        }
     }
 
     /// The thread that makes things durable.

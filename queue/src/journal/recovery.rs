@@ -1,10 +1,11 @@
 //! Opening a journal: the newest snapshot, then every whole entry behind it.
 //!
-//! The log ends at the first entry that is not whole or does not follow on the one before. In the
-//! last segment that is a torn tail: such entries were never acknowledged, and the log goes on in
-//! their place. Anywhere else it is damage, and the journal is not opened.
+//! An entry that is not whole, or does not follow on the one before, is one of two things. Behind the
+//! last position that the log itself calls durable it is a torn tail: it was never acknowledged, and
+//! the log goes on in its place. Before that it was whole once: it is damage, which is stepped over
+//! and reported. What comes behind it is found again byte by byte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -12,8 +13,8 @@ use bytes::BytesMut;
 
 use super::change::{Change, Place};
 use super::commit::{Committer, Release};
-use super::entry::Entry;
-use super::segment::{HEADER_BYTES, Header, HeaderRead, SEAL, SegmentFile, segment_name};
+use super::entry::{MARK, Step, Walk};
+use super::segment::{HEADER_BYTES, Header, HeaderRead, SEAL, SegmentFile, VERSION, segment_name};
 use super::snapshot::{self, Mark, Unusable};
 use super::space::Space;
 use super::{Journal, Recent, Segment, rand_salt};
@@ -64,26 +65,41 @@ impl OpenError {
 /// Takes each change, with the place of its entry if it comes from one; says what is wrong with it.
 pub(crate) type Apply<'a> = dyn FnMut(Change<'_>, Option<Place>) -> Result<(), String> + 'a;
 
+/// Bytes of the log that were whole once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Damage {
+    /// The file.
+    pub(crate) name: String,
+    /// Where in the file.
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+    /// The message that was there, if what is left of the entry can be believed: stream and sequence.
+    pub(crate) message: Option<(u32, u64)>,
+}
+
 /// What recovery found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Recovered {
     /// Entries behind the snapshot.
     pub(crate) entries: u64,
     /// Bytes behind the last whole entry that are not zero: a tail that was torn.
     pub(crate) torn_bytes: u64,
+    pub(crate) damage: Vec<Damage>,
 }
 
 /// A segment that is there.
 struct Found {
     file: Arc<SegmentFile>,
     header: Header,
+    /// CRC with which its chain begins; its header may be damaged.
+    crc: Option<u32>,
 }
 
 /// The end of the log while it is read.
 struct End {
     active: u64,
     head: u64,
-    crc: u32,
+    crc: Option<u32>,
 }
 
 impl<R: Release> Journal<R> {
@@ -97,25 +113,26 @@ impl<R: Release> Journal<R> {
     ) -> Result<(Self, Recovered), OpenError> {
         let mut space = Space::new(&storage, segment_bytes).map_err(OpenError::io("disk"))?;
         let mut found = segments(&storage)?;
-        let mark = load_snapshot(storage.as_ref(), &found, apply)?;
         let mut recovered = Recovered::default();
+        let mark = load_snapshot(storage.as_ref(), &found, apply, &mut recovered.damage)?;
         if found.is_empty() {
             let file = space.take(&storage, 0, super::Share::Settle).map_err(|full| OpenError::Io {
                 name: "first segment".into(),
                 source: io::Error::new(io::ErrorKind::StorageFull, full),
             })?;
-            let header = Header { base: 0, span: file.bytes, salt: rand_salt() };
+            let header = Header { version: VERSION, base: 0, span: file.bytes, salt: rand_salt() };
             file.begin(&header).map_err(OpenError::io("first segment"))?;
-            found.insert(0, Found { file, header });
+            found.insert(0, Found { file, header, crc: Some(header.encode().1) });
         }
         let end = replay(&found, mark, apply, &mut recovered)?;
         let last = found[&end.active].file.clone();
         // What was read may lie in the system's memory only. It is about to be built upon.
         last.file.sync().map_err(OpenError::io("last segment"))?;
         storage.sync_names().map_err(OpenError::io("folder"))?;
-        let committer = Committer::start(last, on_failure).map_err(OpenError::io("thread"))?;
+        let committer = Committer::start(last, end.head, on_failure).map_err(OpenError::io("thread"))?;
         let segments = found.into_iter().map(|(base, found)| {
-            (base, Segment { file: found.file, span: found.header.span, live: 0, live_before: 0 })
+            let Header { span, version, .. } = found.header;
+            (base, Segment { file: found.file, span, version, live: 0, live_before: 0 })
         });
         let journal = Self {
             storage,
@@ -123,11 +140,12 @@ impl<R: Release> Journal<R> {
             segments: segments.collect(),
             active: end.active,
             head: end.head,
-            crc: end.crc,
+            crc: end.crc.unwrap_or_default(),
             space,
             open: BytesMut::new(),
             writes: Vec::new(),
             must_sync: false,
+            marked: end.head,
             recent: Recent::default(),
         };
         Ok((journal, recovered))
@@ -155,18 +173,29 @@ fn segments(storage: &Arc<dyn Storage>) -> Result<BTreeMap<u64, Found>, OpenErro
         match Header::decode(&header) {
             HeaderRead::Whole(header) if header.base == base => {
                 let file = SegmentFile::opened(storage, name, file, bytes);
-                found.insert(base, Found { file, header });
+                found.insert(base, Found { file, header, crc: Some(header.encode().1) });
             }
             HeaderRead::Empty => empty.push((base, name)),
             // Torn while it was written: then nothing was ever written behind it.
-            HeaderRead::Newer(_) | HeaderRead::Damaged
+            HeaderRead::Damaged
                 if is_blank(file.as_ref(), bytes).map_err(OpenError::io(&name))? =>
             {
                 empty.push((base, name));
             }
             HeaderRead::Newer(version) => return Err(OpenError::Newer { name, version }),
             HeaderRead::Whole(_) => return Err(damaged("it is another segment than its name says")),
-            HeaderRead::Damaged => return Err(damaged("its header cannot be read")),
+            HeaderRead::Damaged => {
+                // Its name says where it begins, and the next one where it ends.
+                let header = Header { version: VERSION, base, span: bytes, salt: 0 };
+                let file = SegmentFile::opened(storage, name, file, bytes);
+                found.insert(base, Found { file, header, crc: None });
+            }
+        }
+    }
+    let bases: Vec<u64> = found.keys().copied().collect();
+    for pair in bases.windows(2) {
+        if let Some(segment) = found.get_mut(&pair[0]).filter(|segment| segment.crc.is_none()) {
+            segment.header.span = pair[1] - pair[0];
         }
     }
     for (base, name) in empty {
@@ -191,11 +220,19 @@ fn load_snapshot(
     storage: &dyn Storage,
     found: &BTreeMap<u64, Found>,
     apply: &mut Apply<'_>,
+    damage: &mut Vec<Damage>,
 ) -> Result<Option<Mark>, OpenError> {
-    let snapshots = snapshot::names(storage).map_err(OpenError::io("folder"))?;
+    let positions = snapshot::positions(storage).map_err(OpenError::io("folder"))?;
     let mut damaged = None;
-    for (_, name) in snapshots {
-        match snapshot::load(storage, &name, &mut |change| apply(change, None)) {
+    for position in positions {
+        let mut told = BTreeSet::new();
+        let mut report = |name: &str| {
+            if told.insert(name.to_owned()) {
+                damage.push(Damage { name: name.to_owned(), offset: 0, bytes: 0, message: None });
+            }
+        };
+        let [name, _] = snapshot::file_names(position);
+        match snapshot::load(storage, position, &mut report, &mut |change| apply(change, None)) {
             Ok(mark) => return Ok(Some(mark)),
             Err(Unusable::Io(source)) => return Err(OpenError::Io { name, source }),
             Err(Unusable::Newer(version)) => return Err(OpenError::Newer { name, version }),
@@ -232,63 +269,92 @@ fn replay(
         return Err(OpenError::Damaged { name: segment_name(start), offset: 0, problem });
     };
     let mut segment = first;
-    let mut end = End { active: segment.header.base, head: start, crc: mark.map_or(0, |mark| mark.before) };
+    let mut end = End { active: segment.header.base, head: start, crc: mark.map(|mark| mark.before) };
     if start < segment.header.base + HEADER_BYTES {
-        (end.head, end.crc) = (segment.header.base + HEADER_BYTES, segment.header.encode().1);
+        (end.head, end.crc) = (segment.header.base + HEADER_BYTES, segment.crc);
     }
     loop {
-        let is_sealed = replay_segment(segment, &mut end, apply, recovered)?;
         let next = segment.header.base + segment.header.span;
-        match (is_sealed, found.get(&next), found.range(next..).next().is_some()) {
-            (true, Some(following), _) => {
-                segment = following;
-                end = End { active: next, head: next + HEADER_BYTES, crc: following.header.encode().1 };
-            }
-            // Sealed, and the next one was not begun: the seal was written and not acknowledged. It
-            // is taken back, by going on in its place.
-            (true, None, false) => {
-                end.head -= super::FRAME_BYTES as u64;
-                return Ok(end);
-            }
-            (false, _, false) => return Ok(end),
-            (_, _, true) => {
-                return Err(OpenError::Damaged {
-                    name: segment_name(segment.header.base),
-                    offset: end.head - segment.header.base,
-                    problem: "an entry is not whole, and the log goes on behind it".into(),
-                });
-            }
+        let is_last = found.range(next..).next().is_none();
+        replay_segment(segment, is_last, &mut end, apply, recovered)?;
+        if is_last {
+            return Ok(end);
         }
+        let Some(following) = found.get(&next) else {
+            return Err(OpenError::Damaged {
+                name: segment_name(segment.header.base),
+                offset: end.head - segment.header.base,
+                problem: "the segment that goes on from it is missing".into(),
+            });
+        };
+        segment = following;
+        end = End { active: next, head: next + HEADER_BYTES, crc: following.crc };
     }
 }
 
-/// Applies the entries of one segment from `end.head` on. Whether it ended with a seal.
+/// Applies the entries of one segment from `end.head` on, and steps over what is damaged. In the last
+/// one the log ends at its torn tail.
 fn replay_segment(
     segment: &Found,
+    is_last: bool,
     end: &mut End,
     apply: &mut Apply<'_>,
     recovered: &mut Recovered,
-) -> Result<bool, OpenError> {
+) -> Result<(), OpenError> {
     let base = segment.header.base;
     let name = segment_name(base);
     let mut bytes = vec![0; segment.file.bytes.saturating_sub(end.head - base) as usize];
     segment.file.file.read_at(&mut bytes, end.head - base).map_err(OpenError::io(&name))?;
-    let mut rest = &bytes[..];
-    // A seal is the last entry, and `end.crc` must stay the one before it, in case it is taken back.
-    while let Some(entry) = Entry::decode(end.head, rest).filter(|entry| entry.before == end.crc) {
-        let place = Place { position: end.head, bytes: entry.bytes() as u32 };
-        end.head += entry.bytes() as u64;
-        if entry.kind == SEAL {
-            return Ok(true);
-        }
-        let damaged =
-            |problem: String| OpenError::Damaged { name: name.clone(), offset: place.position - base, problem };
-        let change = Change::decode(entry.kind, entry.body).ok_or_else(|| damaged("unknown entry".into()))?;
-        apply(change, Some(place)).map_err(damaged)?;
-        end.crc = entry.crc;
-        recovered.entries += 1;
-        rest = &rest[entry.bytes()..];
+    if segment.crc.is_none() {
+        recovered.damage.push(Damage { name: name.clone(), offset: 0, bytes: HEADER_BYTES, message: None });
     }
-    recovered.torn_bytes += rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
-    Ok(false)
+    // A segment is synced whole before the next one is begun.
+    let durable = if is_last { last_mark(end, &bytes) } else { base + segment.header.span };
+    for step in Walk::new(end.head, &bytes, end.crc) {
+        match step {
+            Step::Entry { position, entry } => {
+                // A seal at the end of the log was written and not acknowledged. It is taken back, by
+                // going on in its place: `end.crc` stays the one before it.
+                if entry.kind == SEAL {
+                    if is_last {
+                        end.head = position;
+                    }
+                    return Ok(());
+                }
+                let place = Place { position, bytes: entry.bytes() as u32 };
+                if entry.kind != MARK {
+                    let damaged = |problem: String| OpenError::Damaged {
+                        name: name.clone(),
+                        offset: position - base,
+                        problem,
+                    };
+                    let change =
+                        Change::decode(entry.kind, entry.body).ok_or_else(|| damaged("unknown entry".into()))?;
+                    apply(change, Some(place)).map_err(damaged)?;
+                    recovered.entries += 1;
+                }
+                (end.head, end.crc) = (position + entry.bytes() as u64, Some(entry.crc));
+            }
+            Step::Gap { position, bytes } if position < durable => {
+                let message = Change::glimpse(bytes);
+                let (offset, bytes) = (position - base, bytes.len() as u64);
+                recovered.damage.push(Damage { name: name.clone(), offset, bytes, message });
+                (end.head, end.crc) = (position + bytes, None);
+            }
+            Step::Gap { bytes, .. } => {
+                recovered.torn_bytes += bytes.len() as u64;
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The farthest position that entries of the last segment call durable.
+fn last_mark(end: &End, bytes: &[u8]) -> u64 {
+    let marks = Walk::new(end.head, bytes, end.crc).filter_map(|step| match step {
+        Step::Entry { entry, .. } if entry.kind == MARK => entry.body.first_chunk().copied().map(u64::from_le_bytes),
+        _ => None,
+    });
+    marks.max().unwrap_or(0)
 }

@@ -22,8 +22,9 @@ use crate::platform::storage::{File, Storage};
 
 /// Where the first entry of a segment lies.
 pub(crate) const HEADER_BYTES: u64 = 64;
-/// The version that is written, and the newest that is read.
-pub(crate) const VERSION: u32 = 1;
+/// The version that is written, and the newest that is read. In version 1 there are no marks, so damage
+/// in its last segment cannot be told from a torn tail.
+pub(crate) const VERSION: u32 = 2;
 /// Kind of the entry that ends a full segment; see [`super::change`] for the others.
 pub(crate) const SEAL: u8 = 255;
 
@@ -33,6 +34,7 @@ const CHECKED_BYTES: usize = 40;
 /// What stands at the start of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
+    pub(crate) version: u32,
     pub(crate) base: u64,
     pub(crate) span: u64,
     pub(crate) salt: u64,
@@ -54,7 +56,7 @@ impl Header {
     pub(crate) fn encode(&self) -> ([u8; HEADER_BYTES as usize], u32) {
         let mut bytes = [0; HEADER_BYTES as usize];
         bytes[..8].copy_from_slice(MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.version.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.base.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.span.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.salt.to_le_bytes());
@@ -72,13 +74,16 @@ impl Header {
         if &bytes[..8] != MAGIC {
             return HeaderRead::Damaged;
         }
-        // Before the CRC: another version may have put it elsewhere.
+        // Versions to come keep magic, version and this CRC where they are, so that one is not taken for
+        // damage, nor damage for one.
+        if crc32fast::hash(&bytes[..CHECKED_BYTES]) != word(40) {
+            return HeaderRead::Damaged;
+        }
         if word(8) > VERSION {
             return HeaderRead::Newer(word(8));
         }
-        let header = Self { base: long(16), span: long(24), salt: long(32) };
-        let fits = header.span > HEADER_BYTES && header.base.checked_add(header.span).is_some();
-        if crc32fast::hash(&bytes[..CHECKED_BYTES]) != word(40) || word(8) != VERSION || !fits {
+        let header = Self { version: word(8), base: long(16), span: long(24), salt: long(32) };
+        if header.span <= HEADER_BYTES || header.base.checked_add(header.span).is_none() {
             return HeaderRead::Damaged;
         }
         HeaderRead::Whole(header)
@@ -151,14 +156,15 @@ mod tests {
 
     #[test]
     fn a_header_is_whole_newer_empty_or_damaged() {
-        let header = Header { base: 3, span: 1 << 20, salt: 9 };
+        let header = Header { version: VERSION, base: 3, span: 1 << 20, salt: 9 };
         let (bytes, _) = header.encode();
         assert_eq!(Header::decode(&bytes), HeaderRead::Whole(header));
         assert_eq!(Header::decode(&[0; 64]), HeaderRead::Empty);
-        let mut newer = bytes;
-        newer[8] = 2;
-        assert_eq!(Header::decode(&newer), HeaderRead::Newer(2));
-        for at in (0..8).chain(16..44) {
+        let newer = Header { version: VERSION + 1, ..header }.encode().0;
+        assert_eq!(Header::decode(&newer), HeaderRead::Newer(VERSION + 1));
+        let older = Header { version: 1, ..header };
+        assert_eq!(Header::decode(&older.encode().0), HeaderRead::Whole(older));
+        for at in (0..12).chain(16..44) {
             let mut flipped = bytes;
             flipped[at] ^= 4;
             assert_eq!(Header::decode(&flipped), HeaderRead::Damaged, "byte {at}");

@@ -6,14 +6,17 @@
 //! | 8..12 | version of the format |
 //! | 12..16 | CRC of the entry before the position |
 //! | 16..24 | position in the log from which recovery goes on |
-//! | 24..32 | length of the records |
-//! | 32..36 | CRC-32 of the records |
+//! | 24..32 | length of the blocks |
 //! | 36..40 | CRC-32 of bytes 0..36 |
-//! | 64.. | records: length (4), kind (1), body of a [`Change`] |
+//! | 64.. | blocks: length (4), CRC-32 of the block's place in the file and its records (4), records |
+//!
+//! A record is length (4), kind (1), body of a [`Change`]. In version 1 the records stood there without
+//! blocks, and bytes 32..36 were the CRC of all of them.
 //!
 //! It is written in portions while work goes on, so its later records know of changes behind its
 //! position; recovery applies those once more, which changes nothing (see [`Change`]). It takes its
-//! name, `snapshot-<position>`, when it and all that it knows of is durable.
+//! name, `snapshot-<position>`, when it and all that it knows of is durable. There are two copies of
+//! it: the log before it is gone, so a block that has decayed in one is taken from the other.
 
 use std::io;
 use std::sync::Arc;
@@ -24,12 +27,11 @@ use super::change::Change;
 use crate::platform::storage::{File, Storage};
 
 const MAGIC: &[u8; 8] = b"SLSNAPSH";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 64;
 const CHECKED_BYTES: usize = 36;
-const PARTIAL: &str = "snapshot.partial";
-/// How much is read at a time.
-const WINDOW_BYTES: usize = 1 << 20;
+const BLOCK_FRAME_BYTES: u64 = 8;
+const PARTIAL: [&str; 2] = ["snapshot.partial", "snapshot-copy.partial"];
 
 /// Appends a change as a record.
 pub(crate) fn put_record(change: &Change<'_>, out: &mut BytesMut) {
@@ -45,38 +47,47 @@ pub(crate) fn put_record(change: &Change<'_>, out: &mut BytesMut) {
 #[derive(Debug)]
 pub(crate) struct SnapshotWriter {
     storage: Arc<dyn Storage>,
-    file: Arc<dyn File>,
+    copies: [Arc<dyn File>; 2],
     position: u64,
     before: u32,
     bytes: u64,
-    crc: crc32fast::Hasher,
 }
 
 impl SnapshotWriter {
     /// Begins a snapshot at a [mark](super::Journal::mark).
     pub(crate) fn create(storage: &Arc<dyn Storage>, (position, before): (u64, u32)) -> io::Result<Self> {
-        let file = storage.create(PARTIAL, 0)?;
-        let crc = crc32fast::Hasher::new();
-        Ok(Self { storage: storage.clone(), file, position, before, bytes: 0, crc })
+        let copies = [storage.create(PARTIAL[0], 0)?, storage.create(PARTIAL[1], 0)?];
+        Ok(Self { storage: storage.clone(), copies, position, before, bytes: 0 })
     }
 
-    /// Adds records.
+    /// Adds whole records, as one block.
     pub(crate) fn put(&mut self, records: &[u8]) -> io::Result<()> {
-        self.file.write_at(records, HEADER_BYTES as u64 + self.bytes)?;
-        self.bytes += records.len() as u64;
-        self.crc.update(records);
+        if records.is_empty() {
+            return Ok(());
+        }
+        let offset = HEADER_BYTES as u64 + self.bytes;
+        let mut block = BytesMut::with_capacity(BLOCK_FRAME_BYTES as usize + records.len());
+        block.put_u32_le(records.len() as u32);
+        block.put_u32_le(block_crc(offset, records));
+        block.put_slice(records);
+        for copy in &self.copies {
+            copy.write_at(&block, offset)?;
+        }
+        self.bytes += block.len() as u64;
         Ok(())
     }
 
     /// Removes what an attempt that failed has left.
     pub(crate) fn give_up(storage: &dyn Storage) {
-        if let Err(error) = storage.remove(PARTIAL) {
-            tracing::debug!(%error, "there is no partial snapshot");
+        for name in PARTIAL {
+            if let Err(error) = storage.remove(name) {
+                tracing::debug!(%error, "there is no partial snapshot");
+            }
         }
     }
 
     /// Makes it the one that counts, and removes the ones before. All that it knows of must be
-    /// durable. Returns its length.
+    /// durable. Returns its length, both copies together.
     pub(crate) fn finish(self) -> io::Result<u64> {
         let mut header = [0; HEADER_BYTES];
         header[..8].copy_from_slice(MAGIC);
@@ -84,32 +95,53 @@ impl SnapshotWriter {
         header[12..16].copy_from_slice(&self.before.to_le_bytes());
         header[16..24].copy_from_slice(&self.position.to_le_bytes());
         header[24..32].copy_from_slice(&self.bytes.to_le_bytes());
-        header[32..36].copy_from_slice(&self.crc.finalize().to_le_bytes());
         let crc = crc32fast::hash(&header[..CHECKED_BYTES]);
         header[36..40].copy_from_slice(&crc.to_le_bytes());
-        self.file.write_at(&header, 0)?;
-        self.file.sync()?;
-        let name = name(self.position);
-        self.storage.rename(PARTIAL, &name)?;
-        self.storage.sync_names()?;
-        for old in names(self.storage.as_ref())?.into_iter().filter(|(position, _)| *position < self.position) {
-            self.storage.remove(&old.1)?;
+        for copy in &self.copies {
+            copy.write_at(&header, 0)?;
+            copy.sync()?;
         }
-        Ok(self.bytes + HEADER_BYTES as u64)
+        for (partial, name) in PARTIAL.into_iter().zip(file_names(self.position)) {
+            self.storage.rename(partial, &name)?;
+        }
+        self.storage.sync_names()?;
+        for old in positions(self.storage.as_ref())?.into_iter().filter(|position| *position < self.position) {
+            for name in file_names(old) {
+                match self.storage.remove(&name) {
+                    // Version 1 had one copy.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    removed => removed?,
+                }
+            }
+        }
+        Ok(2 * (self.bytes + HEADER_BYTES as u64))
     }
 }
 
-fn name(position: u64) -> String {
-    format!("snapshot-{position:016x}")
+fn block_crc(offset: u64, records: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&offset.to_le_bytes());
+    crc.update(records);
+    crc.finalize()
 }
 
-/// All snapshots with their positions, the newest first.
-pub(super) fn names(storage: &dyn Storage) -> io::Result<Vec<(u64, String)>> {
-    let position = |name: &String| u64::from_str_radix(name.strip_prefix("snapshot-")?, 16).ok();
-    let mut found: Vec<(u64, String)> =
-        storage.names()?.into_iter().filter_map(|name| position(&name).map(|position| (position, name))).collect();
+/// Names of a snapshot's two copies.
+pub(crate) fn file_names(position: u64) -> [String; 2] {
+    [format!("snapshot-{position:016x}"), format!("snapshot-{position:016x}.copy")]
+}
+
+/// Positions of all snapshots, the newest first.
+pub(crate) fn positions(storage: &dyn Storage) -> io::Result<Vec<u64>> {
+    let mut found: Vec<u64> = storage.names()?.iter().filter_map(|name| position_of(name)).collect();
     found.sort_unstable_by(|a, b| b.cmp(a));
+    found.dedup();
     Ok(found)
+}
+
+/// The position of the snapshot that a file is a copy of, if it is one.
+pub(crate) fn position_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("snapshot-")?;
+    u64::from_str_radix(digits.strip_suffix(".copy").unwrap_or(digits), 16).ok()
 }
 
 /// Why a snapshot cannot be used.
@@ -133,75 +165,119 @@ pub(super) struct Mark {
     pub(super) before: u32,
 }
 
-/// Checks a whole snapshot, then gives its changes to `apply`.
-pub(super) fn load(
-    storage: &dyn Storage,
-    name: &str,
-    apply: &mut dyn FnMut(Change<'_>) -> Result<(), String>,
-) -> Result<Mark, Unusable> {
-    let file = storage.open(name)?;
-    if file.bytes()? < HEADER_BYTES as u64 {
-        return Err(Unusable::Damaged);
-    }
-    let mut header = [0; HEADER_BYTES];
-    file.read_at(&mut header, 0)?;
-    let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
-    let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
-    if &header[..8] != MAGIC {
-        return Err(Unusable::Damaged);
-    }
-    if word(8) > VERSION {
-        return Err(Unusable::Newer(word(8)));
-    }
-    let bytes = long(24);
-    let is_long_enough = bytes.checked_add(HEADER_BYTES as u64).is_some_and(|end| file.bytes().is_ok_and(|b| b >= end));
-    if crc32fast::hash(&header[..CHECKED_BYTES]) != word(36) || !is_long_enough {
-        return Err(Unusable::Damaged);
-    }
-    // Nothing is applied before everything is known to be whole.
-    let mut crc = crc32fast::Hasher::new();
-    windows(file.as_ref(), bytes, &mut |window| {
-        crc.update(window);
-        Ok(window.len())
-    })?;
-    if crc.finalize() != word(32) {
-        return Err(Unusable::Damaged);
-    }
-    windows(file.as_ref(), bytes, &mut |window| {
-        let mut rest = window;
-        while let Some((head, after)) = rest.split_first_chunk::<5>() {
-            let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
-            let Some(body) = after.get(..length) else { break };
-            let change = Change::decode(head[4], body).ok_or(Unusable::Damaged)?;
-            apply(change).map_err(|_| Unusable::Damaged)?;
-            rest = &after[length..];
-        }
-        Ok(window.len() - rest.len())
-    })?;
-    Ok(Mark { position: long(16), before: word(12) })
+/// One copy of a snapshot, as far as it can be read.
+struct Copy {
+    name: String,
+    file: Arc<dyn File>,
+    version: u32,
+    mark: Mark,
+    records_bytes: u64,
+    /// Of all records, in version 1.
+    crc: u32,
 }
 
-/// Shows the records window by window; `look` says how much of a window it has used, and sees the
-/// rest again.
-fn windows(
-    file: &dyn File,
-    bytes: u64,
-    look: &mut dyn FnMut(&[u8]) -> Result<usize, Unusable>,
-) -> Result<(), Unusable> {
-    let mut window = Vec::new();
-    let mut at = 0;
-    while at < bytes || !window.is_empty() {
-        let kept = window.len();
-        let more = ((bytes - at) as usize).min(WINDOW_BYTES);
-        window.resize(kept + more, 0);
-        file.read_at(&mut window[kept..], HEADER_BYTES as u64 + at)?;
-        at += more as u64;
-        let used = look(&window)?;
-        // A record that does not end.
-        if used == 0 && more == 0 {
+impl Copy {
+    fn open(storage: &dyn Storage, name: String) -> Result<Self, Unusable> {
+        let file = storage.open(&name)?;
+        let mut header = [0; HEADER_BYTES];
+        if file.bytes()? < HEADER_BYTES as u64 {
             return Err(Unusable::Damaged);
         }
-        window.drain(..used);
+        file.read_at(&mut header, 0)?;
+        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        if &header[..8] != MAGIC || crc32fast::hash(&header[..CHECKED_BYTES]) != word(36) {
+            return Err(Unusable::Damaged);
+        }
+        if word(8) > VERSION {
+            return Err(Unusable::Newer(word(8)));
+        }
+        let mark = Mark { position: long(16), before: word(12) };
+        Ok(Self { name, file, version: word(8), mark, records_bytes: long(24), crc: word(32) })
+    }
+
+    fn read(&self, offset: u64, bytes: u64) -> io::Result<Option<Vec<u8>>> {
+        if offset.checked_add(bytes).is_none_or(|end| self.file.bytes().is_ok_and(|there| there < end)) {
+            return Ok(None);
+        }
+        let mut read = vec![0; bytes as usize];
+        self.file.read_at(&mut read, offset)?;
+        Ok(Some(read))
+    }
+
+    /// The records of the block at an offset, if they are whole here.
+    fn block(&self, offset: u64) -> io::Result<Option<Vec<u8>>> {
+        let Some(frame) = self.read(offset, BLOCK_FRAME_BYTES)? else { return Ok(None) };
+        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| frame[at + i]));
+        let records = self.read(offset + BLOCK_FRAME_BYTES, word(0).into())?;
+        Ok(records.filter(|records| block_crc(offset, records) == word(4)))
+    }
+
+    /// The records of version 1, which are whole or of no use.
+    fn records_of_version_1(&self) -> io::Result<Option<Vec<u8>>> {
+        let records = self.read(HEADER_BYTES as u64, self.records_bytes)?;
+        Ok(records.filter(|records| crc32fast::hash(records) == self.crc))
+    }
+}
+
+/// Checks a whole snapshot, each block in both of its copies, then gives its changes to `apply`.
+/// `damaged` is told of copies that are not whole.
+pub(super) fn load(
+    storage: &dyn Storage,
+    position: u64,
+    damaged: &mut dyn FnMut(&str),
+    apply: &mut dyn FnMut(Change<'_>) -> Result<(), String>,
+) -> Result<Mark, Unusable> {
+    let mut copies = Vec::new();
+    let mut problem = Unusable::Damaged;
+    for name in file_names(position) {
+        match Copy::open(storage, name.clone()) {
+            Ok(copy) => copies.push(copy),
+            Err(Unusable::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(unusable) => {
+                damaged(&name);
+                problem = unusable;
+            }
+        }
+    }
+    let Some(first) = copies.first() else { return Err(problem) };
+    if first.version == 1 {
+        apply_records(&first.records_of_version_1()?.ok_or(Unusable::Damaged)?, apply)?;
+        return Ok(first.mark);
+    }
+    // Nothing is applied before everything is known to be whole: for each block, where.
+    let mut places = Vec::new();
+    let (mut offset, end) = (HEADER_BYTES as u64, HEADER_BYTES as u64 + first.records_bytes);
+    while offset < end {
+        let mut whole = None;
+        for copy in &copies {
+            match copy.block(offset)? {
+                Some(records) => whole = whole.or(Some((copy, offset, records.len() as u64))),
+                None => damaged(&copy.name),
+            }
+        }
+        let (copy, at, bytes) = whole.ok_or(Unusable::Damaged)?;
+        places.push((copy, at));
+        offset += BLOCK_FRAME_BYTES + bytes;
+    }
+    for (copy, offset) in places {
+        apply_records(&copy.block(offset)?.ok_or(Unusable::Damaged)?, apply)?;
+    }
+    Ok(first.mark)
+}
+
+fn apply_records(
+    records: &[u8],
+    apply: &mut dyn FnMut(Change<'_>) -> Result<(), String>,
+) -> Result<(), Unusable> {
+    let mut rest = records;
+    while !rest.is_empty() {
+        let (head, after) = rest.split_first_chunk::<5>().ok_or(Unusable::Damaged)?;
+        let length = u32::from_le_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        let (body, after) = after.split_at_checked(length).ok_or(Unusable::Damaged)?;
+        let change = Change::decode(head[4], body).ok_or(Unusable::Damaged)?;
+        apply(change).map_err(|_| Unusable::Damaged)?;
+        rest = after;
     }
     Ok(())
 }

@@ -1,0 +1,103 @@
+//! What has decayed on disk: found, kept apart, and told.
+//!
+//! A message whose bytes are not what was written is never served. It leaves its stream, so that its
+//! consumers go on behind it, and stands in the account that the operator sees.
+
+use std::io;
+
+use super::Shared;
+use super::core::{Core, now};
+use crate::journal::{Change, Damage};
+
+/// Losses that are kept in mind; further ones are only logged.
+const LOSSES_MAX: usize = 1000;
+
+/// Something that was stored and is lost.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Loss {
+    /// The stream, if it is known.
+    pub stream: Option<String>,
+    /// First and last sequence of the messages, if they are known.
+    pub sequences: Option<(u64, u64)>,
+    /// Where and how it was found.
+    pub problem: String,
+}
+
+impl std::fmt::Display for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.stream, self.sequences) {
+            (Some(stream), Some((from, to))) if from == to => write!(f, "message {from} of stream {stream} is lost: ")?,
+            (Some(stream), Some((from, to))) => write!(f, "messages {from} to {to} of stream {stream} are lost: ")?,
+            _ => {}
+        }
+        f.write_str(&self.problem)
+    }
+}
+
+impl Core {
+    /// Takes a loss to the account.
+    pub(super) fn lost(&mut self, loss: Loss) {
+        tracing::error!("the journal is damaged: {loss}");
+        if self.losses.len() < LOSSES_MAX {
+            self.losses.push(loss);
+        }
+    }
+
+    /// A stored message could not be read. One that is damaged leaves its stream; after another fault
+    /// the next one who asks may have more luck.
+    pub(super) fn unreadable(&mut self, (id, sequence): (u32, u64), error: &io::Error) {
+        let Some(stream) = self.streams.get(&id).filter(|stream| stream.messages.get(sequence).is_some()) else {
+            return;
+        };
+        let name = stream.config.name.clone();
+        if error.kind() != io::ErrorKind::InvalidData {
+            tracing::error!(%error, stream = name, sequence, "a stored message cannot be read");
+            return;
+        }
+        let now = now();
+        let removed = Change::Removed { stream: id, from: sequence, to: sequence };
+        if self.change(&removed, true, now).is_ok() {
+            let problem = "it is not as it was written".to_owned();
+            self.lost(Loss { stream: Some(name), sequences: Some((sequence, sequence)), problem });
+            self.serve_all(id, now);
+        }
+    }
+
+    /// Accounts for what recovery had to step over. `missing` are sequences that were given and whose
+    /// messages did not come.
+    pub(super) fn account(&mut self, damage: &[Damage], missing: &[(u32, u64, u64)]) {
+        for Damage { name, offset, bytes, message } in damage {
+            let problem = match bytes {
+                0 => format!("{name} is not whole, and its other copy was used"),
+                _ => format!("{bytes} bytes at {offset} of {name} are not as they were written"),
+            };
+            self.lost(Loss { stream: None, sequences: None, problem });
+            // The last message that was ever stored: nothing behind it shows that it is missing. Its
+            // sequence must not be given again.
+            if let Some((id, sequence)) = message
+                && let Some(stream) = self.streams.get_mut(id)
+                && *sequence == stream.last + 1
+            {
+                stream.last = *sequence;
+                let stream = Some(stream.config.name.clone());
+                let problem = "its entry is damaged".to_owned();
+                self.lost(Loss { stream, sequences: Some((*sequence, *sequence)), problem });
+            }
+        }
+        for (id, from, to) in missing {
+            let Some(stream) = self.streams.get(id).filter(|_| !damage.is_empty()) else { continue };
+            let stream = Some(stream.config.name.clone());
+            let problem = "their entries are damaged".to_owned();
+            self.lost(Loss { stream, sequences: Some((*from, *to)), problem });
+        }
+    }
+}
+
+impl Shared {
+    /// The same as [`Core::unreadable`], for whoever has not the lock.
+    pub(super) fn unreadable(&self, of: (u32, u64), error: &io::Error) {
+        let mut core = self.lock();
+        core.unreadable(of, error);
+        core.finish();
+    }
+}
