@@ -78,6 +78,9 @@ pub(crate) struct UpArgs {
     /// Let everybody on this machine use the queue, without its token
     #[arg(long, env = "SIGHTLINE_BROKER_OPEN")]
     pub(crate) broker_open: bool,
+    /// The built-in queue's users, encryption and limits, TOML
+    #[arg(long, env = "SIGHTLINE_BROKER_CONFIG", value_name = "FILE")]
+    pub(crate) broker_config: Option<PathBuf>,
     /// Threads inside one operator of a model, for each worker
     #[arg(long, env = "SIGHTLINE_THREADS", default_value = "1", value_name = "N")]
     pub(crate) threads: NonZeroUsize,
@@ -103,7 +106,39 @@ pub(crate) enum EngineKind {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BrokerArgs {
+    #[command(subcommand)]
+    pub(crate) action: Option<BrokerAction>,
+    #[command(flatten)]
+    pub(crate) serve: BrokerServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BrokerAction {
+    /// Copy the queue to a new folder; it may be in use
+    Backup {
+        /// The new folder
+        to: PathBuf,
+        #[command(flatten)]
+        data: DataArgs,
+    },
+    /// Put a backup into a data folder that has no queue yet
+    Restore {
+        /// The backup's folder
+        from: PathBuf,
+        #[command(flatten)]
+        data: DataArgs,
+    },
+    /// Read every message of a queue that is not in use; fails if one is damaged
+    Check {
+        #[command(flatten)]
+        data: DataArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BrokerServeArgs {
     /// Where it listens; a free port is taken if this one is in use
     #[arg(long, env = "SIGHTLINE_LISTEN", default_value = "127.0.0.1:4222", value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,
@@ -113,6 +148,21 @@ pub(crate) struct BrokerArgs {
     /// Bytes that queued images may take [default: 32GiB, or half of the free disk if that is less]
     #[arg(long, env = "SIGHTLINE_QUEUE_BYTES", value_name = "BYTES")]
     pub(crate) queue_bytes: Option<ByteSize>,
+    /// Users, encryption and limits, TOML
+    #[arg(long, env = "SIGHTLINE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Serve /varz, /connz, /jsz, /subsz and /healthz there, over plain HTTP
+    #[arg(long, env = "SIGHTLINE_MONITOR_LISTEN", value_name = "HOST:PORT")]
+    pub(crate) monitor_listen: Option<SocketAddr>,
+    /// Write the process id to this file
+    #[arg(long, env = "SIGHTLINE_PID_FILE", value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Write where it listens to a file in this folder
+    #[arg(long, env = "SIGHTLINE_PORTS_FILE_DIR", value_name = "DIR")]
+    pub(crate) ports_file_dir: Option<PathBuf>,
+    /// How long clients have to leave when it stops
+    #[arg(long, env = "SIGHTLINE_LAME_DUCK", default_value = "2s", value_parser = humantime::parse_duration, value_name = "TIME")]
+    pub(crate) lame_duck: Duration,
     /// The largest message
     #[arg(long, env = "SIGHTLINE_MAX_PAYLOAD", default_value = "32MiB", value_name = "BYTES")]
     pub(crate) max_payload: ByteSize,

@@ -2,11 +2,12 @@
 //! that runs elsewhere.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use queue::broker::Broker;
 use queue::client::Address;
 
-use crate::broker::{self, Settings};
+use crate::broker::{self, FileSettings, Settings};
 use crate::config::{EngineKind, UpArgs};
 use crate::data::DataDir;
 use crate::nats::NatsServer;
@@ -46,6 +47,9 @@ impl Engine {
                     queue_bytes,
                     max_payload: MAX_PAYLOAD.into(),
                     sync: true,
+                    // Whoever else is there would hold up the end of all.
+                    lame_duck: Duration::ZERO,
+                    config: FileSettings::read(args.broker_config.as_deref())?,
                 };
                 let (broker, address) = broker::start(data, settings).await?;
                 // The broker bounds all topics together; none has a share of its own.

@@ -1,12 +1,14 @@
 //! A client as the rest of the broker sees it: something that takes messages.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use super::auth::{Asked, Permissions};
 use crate::journal::{Release, Source};
 use crate::nats::Frame;
 
@@ -19,10 +21,47 @@ pub(super) struct Client {
     pub(super) id: u64,
     /// It understands messages with headers.
     pub(super) takes_headers: AtomicBool,
+    pub(super) peer: SocketAddr,
+    /// Since when it is there, Unix time in ns.
+    pub(super) since: i64,
+    /// What it said of itself.
+    pub(super) about: OnceLock<About>,
+    pub(super) traffic: Traffic,
+    /// Questions that it may answer, if it may not publish otherwise.
+    pub(super) asked: Mutex<Asked>,
     outbox: Mutex<Outbox>,
     outbox_bytes_max: usize,
     /// The outbox has something, or is closed.
     pub(super) notify: Notify,
+}
+
+/// What a client said of itself, and what it may do.
+#[derive(Debug, Default)]
+pub(super) struct About {
+    pub(super) name: String,
+    pub(super) language: String,
+    pub(super) version: String,
+    pub(super) permissions: Permissions,
+}
+
+/// What came from a client and went to it.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    pub(super) in_messages: AtomicU64,
+    pub(super) in_bytes: AtomicU64,
+    pub(super) out_messages: AtomicU64,
+    pub(super) out_bytes: AtomicU64,
+    pub(super) subscriptions: AtomicU64,
+    /// It was cut because it did not keep up.
+    pub(super) was_slow: AtomicBool,
+}
+
+impl Traffic {
+    /// One more message of so many bytes.
+    pub(super) fn count(messages: &AtomicU64, bytes: &AtomicU64, size: usize) {
+        messages.fetch_add(1, Ordering::Relaxed);
+        bytes.fetch_add(size as u64, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -83,14 +122,34 @@ impl Part {
 }
 
 impl Client {
-    pub(super) fn new(id: u64, socket: Arc<TcpStream>, outbox_bytes_max: usize) -> Arc<Self> {
+    pub(super) fn new(id: u64, peer: SocketAddr, since: i64, outbox_bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             id,
             takes_headers: AtomicBool::new(false),
-            outbox: Mutex::new(Outbox { socket: Some(socket), ..Outbox::default() }),
+            peer,
+            since,
+            about: OnceLock::new(),
+            traffic: Traffic::default(),
+            asked: Mutex::default(),
+            outbox: Mutex::new(Outbox::default()),
             outbox_bytes_max,
             notify: Notify::new(),
         })
+    }
+
+    /// What is sent may be written to this socket by others than the connection's task.
+    pub(super) fn attach(&self, socket: Option<Arc<TcpStream>>) {
+        self.lock().socket = socket;
+    }
+
+    /// What it may do, once it has said who it is.
+    pub(super) fn permissions(&self) -> Option<&Permissions> {
+        self.about.get().map(|about| &about.permissions)
+    }
+
+    /// Bytes that wait for it.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.lock().bytes
     }
 
     fn lock(&self) -> MutexGuard<'_, Outbox> {
@@ -142,6 +201,7 @@ impl Client {
     fn put(&self, outbox: &mut Outbox, bundle: Bundle) {
         if outbox.bytes + bundle.bytes > self.outbox_bytes_max {
             tracing::warn!(client = self.id, bytes = outbox.bytes, "slow consumer: the client is cut");
+            self.traffic.was_slow.store(true, Ordering::Relaxed);
             outbox.chunks.clear();
             outbox.chunks.push(Chunk::Bytes(crate::nats::err("Slow Consumer")));
             outbox.closed = true;
@@ -306,6 +366,8 @@ impl Bundle {
         body: &Body<'_>,
     ) {
         let (header_bytes, payload_bytes) = body.lengths();
+        let traffic = &subscription.client.traffic;
+        Traffic::count(&traffic.out_messages, &traffic.out_bytes, header_bytes + payload_bytes);
         let with_header = subscription.client.takes_headers.load(Ordering::Relaxed);
         let header_bytes = if with_header { header_bytes } else { 0 };
         let sid = &subscription.sid;

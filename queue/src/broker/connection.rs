@@ -7,22 +7,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
-use subtle::ConstantTimeEq;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::client::{Chunk, Client, Part, StoredMessage, Subscription};
-use super::{PROTOCOL_VERSION, Shared};
+use super::client::{About, Chunk, Client, Part, StoredMessage, Subscription};
+use super::transport::{self, Input, Output};
+use super::{PROTOCOL_VERSION, Phase, Shared};
 use crate::nats::{Command, Parser, err, info};
 
 /// What is read at a time when no payload is on its way.
 const READ_BYTES: usize = 64 * 1024;
 /// The largest message of a client that has not said who it is.
 const STRANGER_PAYLOAD_MAX: usize = 1024;
-/// How long one write may be blocked.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last words may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Signs of life that may be missed.
@@ -41,8 +39,6 @@ pub(super) struct Session {
     pub(super) is_verbose: bool,
     pub(super) wants_echo: bool,
     pub(super) wants_no_responders: bool,
-    /// What the client calls itself.
-    pub(super) name: String,
     /// It may send more than `CONNECT`.
     is_let_in: bool,
 }
@@ -59,16 +55,30 @@ struct Connect {
     headers: Option<bool>,
     no_responders: Option<bool>,
     auth_token: Option<String>,
+    user: Option<String>,
+    pass: Option<String>,
     name: Option<String>,
+    lang: Option<String>,
+    version: Option<String>,
+}
+
+impl Session {
+    /// What the client calls itself.
+    pub(super) fn name(&self) -> &str {
+        self.client.about.get().map_or("", |about| &about.name)
+    }
 }
 
 /// Serves a client until it goes or has to.
 pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, id: u64, is_full: bool) {
     // Answers are small and awaited.
     drop(socket.set_nodelay(true));
-    let socket = Arc::new(socket);
-    let client = Client::new(id, socket.clone(), shared.options.outbox_bytes_max);
-    client.send_now(greeting(&shared, peer, id));
+    let client = Client::new(id, peer, super::core::now().wall, shared.options.outbox_bytes_max);
+    let greeting = greeting(&shared, peer, id, false);
+    let opening = timeout(shared.options.auth_timeout, transport::open(&shared, socket, &greeting));
+    let Ok(Ok(Some((mut input, mut output)))) = opening.await else { return };
+    client.attach(output.socket());
+    shared.enter(&client);
     let mut session = Session {
         client: client.clone(),
         subscriptions: HashMap::new(),
@@ -76,19 +86,18 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
         is_verbose: true,
         wants_echo: true,
         wants_no_responders: false,
-        name: String::new(),
-        is_let_in: shared.options.token.is_none(),
+        is_let_in: !shared.options.auth.is_asked(),
     };
-    let mut writing = Box::pin(write(&shared, &client, &socket));
-    let mut stop = shared.stop.subscribe();
+    let mut writing = Box::pin(write(&shared, &client, &mut output));
+    let mut phase = shared.phase.subscribe();
     let mut is_over = false;
     if is_full {
         client.close(Some(err("maximum connections exceeded")));
     } else {
         tokio::select! {
-            goodbye = read(&shared, &mut session, &socket) => client.close(goodbye.map(err)),
+            goodbye = read(&shared, &mut session, &mut input) => client.close(goodbye.map(err)),
             () = &mut writing => is_over = true,
-            () = super::told(&mut stop) => client.close(None),
+            () = super::reached(&mut phase, Phase::Stopping) => client.close(None),
         }
     }
     shared.forget(&mut session);
@@ -97,10 +106,13 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
         drop(timeout(LAST_WORDS, writing).await);
     }
     client.detach();
+    shared.leave(&client);
 }
 
-fn greeting(shared: &Shared, peer: SocketAddr, id: u64) -> Bytes {
-    let json = serde_json::json!({
+/// The server's word on itself: the first, and once more when it is about to leave.
+pub(super) fn greeting(shared: &Shared, peer: SocketAddr, id: u64, is_leaving: bool) -> Bytes {
+    let tls = shared.options.tls.as_ref();
+    let mut json = serde_json::json!({
         "server_id": shared.server_id,
         "server_name": "sightline",
         "version": PROTOCOL_VERSION,
@@ -109,17 +121,22 @@ fn greeting(shared: &Shared, peer: SocketAddr, id: u64) -> Bytes {
         "host": shared.address.ip().to_string(),
         "port": shared.address.port(),
         "headers": true,
-        "auth_required": shared.options.token.is_some(),
+        "auth_required": shared.options.auth.is_asked(),
+        "tls_required": tls.is_some_and(|tls| tls.required),
+        "tls_available": tls.is_some(),
         "max_payload": shared.options.max_payload,
         "jetstream": true,
         "client_id": id,
         "client_ip": peer.ip().to_string(),
     });
+    if is_leaving {
+        json["ldm"] = true.into();
+    }
     info(&json.to_string())
 }
 
 /// Reads commands until the connection ends.
-async fn read(shared: &Shared, session: &mut Session, socket: &TcpStream) -> Goodbye {
+async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Goodbye {
     let payload_max = shared.options.max_payload;
     let mut parser = Parser::new(if session.is_let_in { payload_max } else { STRANGER_PAYLOAD_MAX });
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
@@ -128,9 +145,9 @@ async fn read(shared: &Shared, session: &mut Session, socket: &TcpStream) -> Goo
     loop {
         buffer.reserve(parser.missing(buffer.len()).max(READ_BYTES));
         let read = if session.is_let_in {
-            timeout(shared.options.ping_interval, receive(socket, &mut buffer)).await
+            timeout(shared.options.ping_interval, input.receive(&mut buffer)).await
         } else {
-            tokio::time::timeout_at(let_in_by, receive(socket, &mut buffer)).await
+            tokio::time::timeout_at(let_in_by, input.receive(&mut buffer)).await
         };
         match read {
             Ok(Ok(0) | Err(_)) => return None,
@@ -184,12 +201,10 @@ async fn read(shared: &Shared, session: &mut Session, socket: &TcpStream) -> Goo
 /// Takes in what a client says of itself.
 pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Result<(), Goodbye> {
     let connect: Connect = serde_json::from_slice(json).map_err(|_| None)?;
-    if let Some(token) = &shared.options.token {
-        let said = connect.auth_token.unwrap_or_default();
-        if !bool::from(said.as_bytes().ct_eq(token.as_bytes())) {
-            return Err(Some("Authorization Violation"));
-        }
-    }
+    let said = |text: Option<String>| text.unwrap_or_default();
+    let (token, user, password) = (said(connect.auth_token), said(connect.user), said(connect.pass));
+    let permissions = shared.options.auth.identify(&token, &user, &password);
+    let permissions = permissions.ok_or(Some("Authorization Violation"))?;
     let takes_headers = connect.headers.unwrap_or(false);
     session.wants_no_responders = connect.no_responders.unwrap_or(false);
     if session.wants_no_responders && !takes_headers {
@@ -198,7 +213,14 @@ pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Resu
     session.client.takes_headers.store(takes_headers, Ordering::Relaxed);
     session.is_verbose = connect.verbose.unwrap_or(false);
     session.wants_echo = connect.echo.unwrap_or(true);
-    session.name = connect.name.unwrap_or_default();
+    let about = About {
+        name: said(connect.name),
+        language: said(connect.lang),
+        version: said(connect.version),
+        permissions,
+    };
+    // A second CONNECT changes nothing of who it is.
+    drop(session.client.about.set(about));
     session.is_let_in = true;
     if session.is_verbose {
         session.client.send_now(Bytes::from_static(b"+OK\r\n"));
@@ -206,19 +228,8 @@ pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Resu
     Ok(())
 }
 
-/// Reads what has come; 0 is the end.
-async fn receive(socket: &TcpStream, buffer: &mut BytesMut) -> io::Result<usize> {
-    loop {
-        socket.readable().await?;
-        match socket.try_read_buf(buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            read => return read,
-        }
-    }
-}
-
 /// Writes what is put into the outbox until it is closed and empty, or the client does not take it.
-async fn write(shared: &Arc<Shared>, client: &Arc<Client>, socket: &TcpStream) {
+async fn write(shared: &Arc<Shared>, client: &Arc<Client>, output: &mut Output) {
     loop {
         let (chunks, closed) = client.take();
         if chunks.is_empty() {
@@ -230,8 +241,8 @@ async fn write(shared: &Arc<Shared>, client: &Arc<Client>, socket: &TcpStream) {
         }
         for chunk in chunks {
             let sent = match chunk {
-                Chunk::Bytes(bytes) => send(socket, bytes).await,
-                Chunk::Stored(message) => send_stored(shared, socket, *message).await,
+                Chunk::Bytes(bytes) => output.send(bytes).await,
+                Chunk::Stored(message) => send_stored(shared, output, *message).await,
             };
             if sent.is_err() {
                 client.close(None);
@@ -239,21 +250,18 @@ async fn write(shared: &Arc<Shared>, client: &Arc<Client>, socket: &TcpStream) {
             }
         }
     }
-    // What was sent arrives even if there is something of the client's that nobody reads.
-    if let Err(error) = rustix::net::shutdown(socket, rustix::net::Shutdown::Write) {
-        tracing::trace!(%error, "the client was gone first");
-    }
+    output.end().await;
 }
 
 /// Reads a message and sends it; what has decayed on disk is not sent, and goes out of its stream.
-async fn send_stored(shared: &Arc<Shared>, socket: &TcpStream, message: StoredMessage) -> io::Result<()> {
+async fn send_stored(shared: &Arc<Shared>, output: &mut Output, message: StoredMessage) -> io::Result<()> {
     let StoredMessage { source, of, line, parts, lost } = message;
     let loading = tokio::task::spawn_blocking(move || source.load());
     let entry = match loading.await.map_err(io::Error::other).flatten() {
         Ok(entry) => entry,
         Err(error) => {
             shared.unreadable(of, &error);
-            return send(socket, lost).await;
+            return output.send(lost).await;
         }
     };
     let mut tail = BytesMut::from(&line[..]);
@@ -265,23 +273,10 @@ async fn send_stored(shared: &Arc<Shared>, socket: &TcpStream, message: StoredMe
         if bytes.len() <= READ_BYTES {
             tail.extend_from_slice(&bytes);
         } else {
-            send(socket, tail.split().freeze()).await?;
-            send(socket, bytes).await?;
+            output.send(tail.split().freeze()).await?;
+            output.send(bytes).await?;
         }
     }
     tail.extend_from_slice(b"\r\n");
-    send(socket, tail.freeze()).await
-}
-
-async fn send(socket: &TcpStream, mut bytes: Bytes) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match socket.try_write(&bytes) {
-            Ok(written) => bytes.advance(written),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                timeout(WRITE_TIMEOUT, socket.writable()).await.map_err(|_| io::ErrorKind::TimedOut)??;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+    output.send(tail.freeze()).await
 }

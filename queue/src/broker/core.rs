@@ -2,8 +2,8 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -299,6 +299,15 @@ impl Core {
         let mut used_up = Vec::new();
         let mut deliver = |handle: &Handle| {
             let subscription = &handle.0;
+            if let Some(permissions) = subscription.client.permissions() {
+                if permissions.hides(shown) {
+                    return;
+                }
+                if let (Some(responses), Some(reply)) = (&permissions.allow_responses, reply) {
+                    let mut asked = subscription.client.asked.lock().unwrap_or_else(PoisonError::into_inner);
+                    asked.put(responses, reply, Instant::now());
+                }
+            }
             outgoing.to(&subscription.client).put_message(subscription, shown, reply, body);
             subscription.delivered.fetch_add(1, Ordering::Relaxed);
             if subscription.is_used_up() {

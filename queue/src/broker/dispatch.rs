@@ -1,15 +1,15 @@
 //! From a command to whoever deals with it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
 
-use super::client::{Body, Handle, Subscription};
+use super::client::{Body, Client, Handle, Subscription, Traffic};
 use super::connection::{Goodbye, Session, greet};
 use super::core::{Core, now};
 use super::{Shared, admin, settle};
-use crate::nats::{Command, Publication, is_literal, is_valid, status};
+use crate::nats::{Command, Publication, err, is_literal, is_valid, status};
 use crate::stream::Now;
 
 /// Subscriptions of one client before the first look for used-up ones.
@@ -48,8 +48,8 @@ impl Shared {
             Command::Pong => return Ok(()),
             Command::Connect(json) => return greet(self, session, &json),
             Command::Subscribe { subject, queue, sid } => {
-                if !is_valid(&subject) {
-                    answer(core, b"-ERR 'Invalid Subject'\r\n");
+                if let Some(refusal) = refused_subscription(self, session, &subject, queue.as_deref()) {
+                    answer(core, &err(&refusal));
                     return Ok(());
                 }
                 subscribe(core, session, subject.clone(), queue, sid);
@@ -67,9 +67,17 @@ impl Shared {
                     answer(core, b"-ERR 'Invalid Publish Subject'\r\n");
                     return Ok(());
                 }
+                let size = publication.header.len() + publication.payload.len();
+                Traffic::count(&client.traffic.in_messages, &client.traffic.in_bytes, size);
+                if !may_publish(&client, subject, now) {
+                    let text = String::from_utf8_lossy(subject);
+                    answer(core, &err(&format!("Permissions Violation for Publish to \"{text}\"")));
+                    return Ok(());
+                }
                 publish(core, session, &publication, now);
             }
         }
+        client.traffic.subscriptions.store(session.subscriptions.len() as u64, Ordering::Relaxed);
         if session.is_verbose {
             answer(core, b"+OK\r\n");
         }
@@ -84,6 +92,30 @@ impl Shared {
             core.subscriptions.remove(&subject, &Handle(subscription));
         }
     }
+}
+
+/// Why a subscription is refused, if it is.
+fn refused_subscription(shared: &Shared, session: &Session, subject: &[u8], queue: Option<&[u8]>) -> Option<String> {
+    let permissions = session.client.permissions();
+    if permissions.is_some_and(|permissions| !permissions.may_subscribe(subject, queue)) {
+        let queue = queue.map(|queue| format!(" using queue \"{}\"", String::from_utf8_lossy(queue)));
+        let subject = String::from_utf8_lossy(subject);
+        let queue = queue.unwrap_or_default();
+        return Some(format!("Permissions Violation for Subscription to \"{subject}\"{queue}"));
+    }
+    if !is_valid(subject) {
+        return Some("Invalid Subject".into());
+    }
+    let is_full = session.subscriptions.len() >= shared.options.subscriptions_max;
+    is_full.then(|| "maximum subscriptions exceeded".into())
+}
+
+/// Whether a client may publish to a subject, or answer there.
+fn may_publish(client: &Client, subject: &[u8], now: Now) -> bool {
+    client.permissions().is_none_or(|permissions| {
+        permissions.may_publish(subject)
+            || client.asked.lock().unwrap_or_else(PoisonError::into_inner).take(subject, now.clock)
+    })
 }
 
 fn subscribe(core: &mut Core, session: &mut Session, subject: Bytes, queue: Option<Bytes>, sid: Bytes) {
@@ -125,7 +157,7 @@ fn publish(core: &mut Core, session: &Session, publication: &Publication, now: N
     let subject = &publication.subject[..];
     if let Some(rest) = subject.strip_prefix(b"$JS.") {
         let is_known = if let Some(operation) = rest.strip_prefix(b"API.") {
-            admin::request(core, &session.name, operation, publication, now)
+            admin::request(core, session.name(), operation, publication, now)
         } else if let Some(tokens) = rest.strip_prefix(b"ACK.") {
             settle::settle(core, tokens, publication, now)
         } else if let Some(tokens) = rest.strip_prefix(b"FC.") {

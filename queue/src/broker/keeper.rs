@@ -149,7 +149,7 @@ impl Shared {
         Ok(is_short)
     }
 
-    fn drop_dead(&self, mark: u64) -> io::Result<()> {
+    pub(super) fn drop_dead(&self, mark: u64) -> io::Result<()> {
         let dead = {
             let mut core = self.lock();
             core.finish_all();
@@ -164,7 +164,7 @@ impl Shared {
     }
 
     /// Carries what lives out of the emptiest old segment.
-    fn sweep(&self) -> io::Result<()> {
+    pub(super) fn sweep(&self) -> io::Result<()> {
         let Some((base, file)) = self.lock().journal.emptiest() else { return Ok(()) };
         let mut bytes = vec![0; (file.file.bytes()?.min(file.bytes) - HEADER_BYTES) as usize];
         file.file.read_at(&mut bytes, HEADER_BYTES)?;
@@ -198,7 +198,7 @@ impl Shared {
 
     /// Writes a snapshot. Returns where recovery goes on from it, and its length; the last one had
     /// `expected_bytes`.
-    fn snapshot(&self, expected_bytes: u64) -> io::Result<(u64, u64)> {
+    pub(super) fn snapshot(&self, expected_bytes: u64) -> io::Result<(u64, u64)> {
         let (storage, mark, streams) = {
             let mut core = self.lock();
             core.finish_all();

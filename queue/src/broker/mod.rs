@@ -10,6 +10,9 @@
 
 mod client;
 mod connection;
+mod transport;
+mod tls;
+mod auth;
 mod core;
 mod dispatch;
 mod publish;
@@ -25,9 +28,15 @@ mod advise;
 mod timers;
 mod keeper;
 mod damage;
+mod monitor;
+pub mod backup;
+#[cfg(test)]
+mod tests;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,9 +44,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use self::damage::Loss;
-use self::client::Outgoing;
+pub use self::auth::{Auth, Permissions, Responses, Rules, User};
+use self::client::{Client, Outgoing};
 use self::core::Core;
+pub use self::damage::Loss;
+pub use self::monitor::Monitor;
+pub use self::tls::Tls;
 use crate::journal::Committer;
 pub use crate::journal::recovery::OpenError;
 use crate::platform::storage::Folder;
@@ -46,13 +58,18 @@ use keeper::Keeper;
 /// The version of NATS whose protocol this speaks; clients look at it.
 pub(crate) const PROTOCOL_VERSION: &str = "2.14.0";
 
+/// Pause between two looks whether all clients have left.
+const LAME_DUCK_LOOK: Duration = Duration::from_millis(20);
+
 /// How a broker runs.
 #[derive(Clone)]
 pub struct Options {
     /// The folder of its journal.
     pub folder: PathBuf,
-    /// What clients must know; `None` lets everybody in.
-    pub token: Option<String>,
+    /// Who may come in.
+    pub auth: Auth,
+    /// How connections are encrypted, if they are.
+    pub tls: Option<Tls>,
     /// The largest message, headers and payload together, bytes.
     pub max_payload: usize,
     /// Bytes that the messages of all streams which refuse when full may take together.
@@ -61,6 +78,10 @@ pub struct Options {
     pub outbox_bytes_max: usize,
     /// Clients at a time.
     pub connections_max: usize,
+    /// Subscriptions of one client at a time.
+    pub subscriptions_max: usize,
+    /// How long clients that were told that the broker leaves may take their leave.
+    pub lame_duck: Duration,
     /// How long a client has to say who it is.
     pub auth_timeout: Duration,
     /// How long a client may be silent before it is asked for a sign of life.
@@ -76,11 +97,14 @@ impl Options {
     pub fn new(folder: PathBuf) -> Self {
         Self {
             folder,
-            token: None,
+            auth: Auth::default(),
+            tls: None,
             max_payload: 32 << 20,
             queue_bytes_max: 32 << 30,
             outbox_bytes_max: 128 << 20,
             connections_max: 4096,
+            subscriptions_max: 65_536,
+            lame_duck: Duration::ZERO,
             auth_timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(120),
             segment_bytes: None,
@@ -90,7 +114,7 @@ impl Options {
 }
 
 impl std::fmt::Debug for Options {
-    /// Without the token.
+    /// Without token and passwords.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options").field("folder", &self.folder).finish_non_exhaustive()
     }
@@ -117,14 +141,96 @@ struct Shared {
     address: SocketAddr,
     /// A timer was set that is earlier than all others.
     timer_set: Notify,
-    stop: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
+    tls: Option<tls::Acceptor>,
+    clients: Mutex<BTreeMap<u64, Arc<Client>>>,
+    totals: Totals,
+    started: i64,
+}
+
+/// What was counted since the start.
+#[derive(Debug, Default)]
+struct Totals {
+    connections: AtomicU64,
+    slow_consumers: AtomicU64,
+    /// Of clients that are gone.
+    in_messages: AtomicU64,
+    in_bytes: AtomicU64,
+    out_messages: AtomicU64,
+    out_bytes: AtomicU64,
+}
+
+/// How far a broker's life has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    Serving,
+    /// No new clients; those that are there know, and may go.
+    LameDuck,
+    Stopping,
 }
 
 impl Shared {
+    fn new(core: Core, options: Options, address: SocketAddr, tls: Option<tls::Acceptor>) -> Self {
+        Self {
+            committer: core.journal.committer().clone(),
+            core: Mutex::new(core),
+            options,
+            server_id: uuid::Uuid::new_v4().simple().to_string(),
+            address,
+            timer_set: Notify::new(),
+            phase: watch::channel(Phase::Serving).0,
+            tls,
+            clients: Mutex::default(),
+            totals: Totals::default(),
+            started: core::now().wall,
+        }
+    }
+
     /// The state. A panic in one command leaves it half-changed at worst for that command's stream;
     /// the journal still says what is true.
     fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clients(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Client>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client is there.
+    fn enter(&self, client: &Arc<Client>) {
+        self.totals.connections.fetch_add(1, Ordering::Relaxed);
+        self.clients().insert(client.id, client.clone());
+    }
+
+    /// A client is gone; what it did still counts.
+    fn leave(&self, client: &Arc<Client>) {
+        self.clients().remove(&client.id);
+        let (traffic, totals) = (&client.traffic, &self.totals);
+        for (total, part) in [
+            (&totals.in_messages, &traffic.in_messages),
+            (&totals.in_bytes, &traffic.in_bytes),
+            (&totals.out_messages, &traffic.out_messages),
+            (&totals.out_bytes, &traffic.out_bytes),
+        ] {
+            total.fetch_add(part.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        totals.slow_consumers.fetch_add(traffic.was_slow.load(Ordering::Relaxed).into(), Ordering::Relaxed);
+    }
+
+    /// Tells everybody that the broker is about to leave.
+    fn take_leave(&self) {
+        for client in self.clients().values() {
+            client.send_now(connection::greeting(self, client.peer, client.id, true));
+        }
+    }
+
+    /// Ends the requests that wait: who sent them may ask elsewhere at once.
+    fn end_requests(&self) {
+        let mut core = self.lock();
+        let consumers = core.streams.values_mut().flat_map(|stream| stream.consumers_mut());
+        let waiting: Vec<_> = consumers.flat_map(|consumer| std::mem::take(&mut consumer.waiting)).collect();
+        waiting.iter().for_each(|request| core.end_request(request, "409 Server Shutdown"));
+        core.finish_all();
     }
 }
 
@@ -147,16 +253,10 @@ impl Broker {
             tracing::error!(%error, "the journal cannot be written; the broker stops");
             fail.send_replace(Some(format!("the journal in {shown} cannot be written: {error}")));
         });
+        options.auth.check().map_err(OpenError::Settings)?;
+        let tls = options.tls.as_ref().map(Tls::acceptor).transpose().map_err(OpenError::Settings)?;
         let core = Core::open(Arc::new(folder), &options, on_failure)?;
-        let shared = Arc::new(Shared {
-            committer: core.journal.committer().clone(),
-            core: Mutex::new(core),
-            options,
-            server_id: uuid::Uuid::new_v4().simple().to_string(),
-            address,
-            timer_set: Notify::new(),
-            stop: watch::channel(false).0,
-        });
+        let shared = Arc::new(Shared::new(core, options, address, tls));
         let keeper = Keeper::start(shared.clone()).map_err(OpenError::io("thread"))?;
         let mut dead = failed.clone();
         let accepting = {
@@ -192,9 +292,22 @@ impl Broker {
         }
     }
 
-    /// Closes all connections, and leaves the journal such that the next start is quick.
+    /// Looks at it from outside.
+    pub fn monitor(&self) -> Monitor {
+        Monitor(self.shared.clone())
+    }
+
+    /// Tells all clients that it leaves, gives them [time](Options::lame_duck), closes all connections,
+    /// and leaves the journal such that the next start is quick.
     pub async fn stop(self) {
-        self.shared.stop.send_replace(true);
+        self.shared.phase.send_replace(Phase::LameDuck);
+        self.shared.take_leave();
+        let deadline = tokio::time::Instant::now() + self.shared.options.lame_duck;
+        while !self.shared.clients().is_empty() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(LAME_DUCK_LOOK).await;
+        }
+        self.shared.end_requests();
+        self.shared.phase.send_replace(Phase::Stopping);
         for serving in self.serving {
             if let Err(error) = serving.await {
                 tracing::error!(%error, "a task of the broker failed");
@@ -207,14 +320,14 @@ impl Broker {
     }
 }
 
-/// Waits until told to stop.
-async fn told(stop: &mut watch::Receiver<bool>) {
-    drop(stop.wait_for(|stop| *stop).await);
+/// Waits until a phase is reached.
+async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
+    drop(phase.wait_for(|phase| *phase >= wanted).await);
 }
 
 /// Serves clients until told to stop.
 async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
-    let mut stop = shared.stop.subscribe();
+    let mut phase = shared.phase.subscribe();
     let mut connections = JoinSet::new();
     let mut next_id = 0;
     loop {
@@ -232,7 +345,7 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
                 }
             },
             Some(_) = connections.join_next() => {}
-            () = told(&mut stop) => break,
+            () = reached(&mut phase, Phase::LameDuck) => break,
         }
     }
     drop(listener);

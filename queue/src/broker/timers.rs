@@ -7,14 +7,14 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::core::{Core, now};
-use super::{Shared, consumers};
+use super::{Phase, Shared, consumers};
 use crate::journal::Change;
 use crate::nats::status;
 use crate::stream::{Message, Now};
 
 /// Looks at streams and consumers when they asked to be looked at.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut stop = shared.stop.subscribe();
+    let mut phase = shared.phase.subscribe();
     loop {
         let next = shared.lock().earliest_timer();
         let sleeping = async {
@@ -30,7 +30,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 core.finish();
             }
             () = shared.timer_set.notified() => {}
-            () = super::told(&mut stop) => return,
+            () = super::reached(&mut phase, Phase::Stopping) => return,
         }
     }
 }

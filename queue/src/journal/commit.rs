@@ -132,6 +132,11 @@ impl<R: Release> Committer<R> {
         self.shared.durable.load(Ordering::Acquire)
     }
 
+    /// Whether a write or sync has failed: nothing is released any more.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.shared.lock().failed
+    }
+
     /// Bytes that wait to be written.
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.shared.lock().waiting_bytes

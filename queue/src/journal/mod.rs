@@ -62,6 +62,8 @@ pub(crate) struct Journal<R> {
     must_sync: bool,
     /// Up to where the log is known to be durable by what is in the log.
     marked: u64,
+    /// Where the last entry that is no mark ends.
+    told: u64,
     recent: Recent,
 }
 
@@ -119,6 +121,7 @@ impl<R: Release> Journal<R> {
         self.crc = entry::encode(change, position, self.crc, &mut self.open);
         let bytes = (self.open.len() - before) as u64;
         self.head += bytes;
+        self.told = self.head;
         self.must_sync |= durable;
         // Invariant: an entry lies within one segment, with room for the seal behind it.
         debug_assert!(self.head + FRAME_BYTES as u64 <= self.active + self.segments[&self.active].span);
@@ -173,13 +176,19 @@ impl<R: Release> Journal<R> {
 
     /// Hands over what was appended, however little.
     pub(crate) fn flush(&mut self) {
+        // At rest, so that decay of what was written last can be told from a torn tail too.
+        if self.marked < self.told && self.committer.durable() >= self.told {
+            self.put_mark();
+        }
         if !self.open.is_empty() || !self.writes.is_empty() {
             self.hand_over(None);
         }
     }
 
     fn hand_over(&mut self, release: Option<R>) {
-        self.put_mark();
+        if !self.open.is_empty() && self.marked < self.told {
+            self.put_mark();
+        }
         self.close_open();
         let writes = std::mem::take(&mut self.writes);
         let bytes = writes.iter().map(|write| if let Write::Data { bytes, .. } = write { bytes.len() } else { 0 });
@@ -188,10 +197,10 @@ impl<R: Release> Journal<R> {
         self.committer.push(Batch { writes, must_sync, bytes, end: self.head, release });
     }
 
-    /// Writes down how far the log is durable, behind what is handed over anyway.
+    /// Writes down how far the log is durable.
     fn put_mark(&mut self) {
         let durable = self.committer.durable();
-        if durable > self.marked && !self.open.is_empty() && self.left() >= MARK_BYTES as u64 {
+        if durable > self.marked && self.left() >= MARK_BYTES as u64 {
             self.crc = entry::mark(durable, self.head, self.crc, &mut self.open);
             self.head += MARK_BYTES as u64;
             self.marked = durable;

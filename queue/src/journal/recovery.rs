@@ -32,6 +32,9 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// A user, a certificate or another setting cannot be used.
+    #[error("the broker cannot be started: {0}")]
+    Settings(String),
     /// Another process has it.
     #[error("the journal in {0} is in use by another broker")]
     Locked(String),
@@ -146,6 +149,7 @@ impl<R: Release> Journal<R> {
             writes: Vec::new(),
             must_sync: false,
             marked: end.head,
+            told: end.head,
             recent: Recent::default(),
         };
         Ok((journal, recovered))

@@ -12,5 +12,5 @@ mod proptests;
 pub(crate) use frame::{Frame, err, info, status};
 pub(crate) use header::{HEADER_START, HeaderBlock, with_lines};
 pub(crate) use parser::{Command, ParseError, Parser, Publication};
-pub(crate) use subject::{has_wildcards, is_literal, is_valid, matches, overlaps};
+pub(crate) use subject::{covers, has_wildcards, is_literal, is_valid, matches, overlaps};
 pub(crate) use subject_tree::SubjectTree;

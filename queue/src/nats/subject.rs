@@ -24,15 +24,29 @@ pub(crate) fn has_wildcards(subject: &[u8]) -> bool {
 
 /// Whether a literal subject is one of those that a filter stands for.
 pub(crate) fn matches(filter: &[u8], subject: &[u8]) -> bool {
-    covers(filter, subject, false)
+    walk(filter, subject, false)
 }
 
 /// Whether some subject is in both filters.
 pub(crate) fn overlaps(one: &[u8], other: &[u8]) -> bool {
-    covers(one, other, true)
+    walk(one, other, true)
 }
 
-fn covers(filter: &[u8], subject: &[u8], both_ways: bool) -> bool {
+/// Whether all subjects that `part` stands for are among those of `filter`.
+pub(crate) fn covers(filter: &[u8], part: &[u8]) -> bool {
+    let mut filter = filter.split(|byte| *byte == b'.');
+    let mut part = part.split(|byte| *byte == b'.');
+    loop {
+        match (filter.next(), part.next()) {
+            (Some(b">"), Some(_)) | (None, None) => return true,
+            (Some(b"*"), Some(token)) if token != b">" => {}
+            (Some(wanted), Some(token)) if wanted == token => {}
+            _ => return false,
+        }
+    }
+}
+
+fn walk(filter: &[u8], subject: &[u8], both_ways: bool) -> bool {
     let mut filter = filter.split(|byte| *byte == b'.');
     let mut subject = subject.split(|byte| *byte == b'.');
     loop {
@@ -76,6 +90,17 @@ mod tests {
             ("a.b", "a.*", false),
         ] {
             assert_eq!(matches(filter.as_bytes(), subject.as_bytes()), expected, "{filter} {subject}");
+        }
+        for (filter, part, expected) in [
+            ("a.>", "a.*", true),
+            ("a.>", "a.b.>", true),
+            ("a.*", "a.>", false),
+            ("a.*", "a.*", true),
+            ("a.b", "a.*", false),
+            (">", ">", true),
+            ("*", ">", false),
+        ] {
+            assert_eq!(covers(filter.as_bytes(), part.as_bytes()), expected, "{filter} {part}");
         }
         for (one, other, expected) in
             [("a.*", "*.b", true), ("a.>", "a.b.*", true), ("a.b", "a.c", false), ("a.*", "a.b.c", false)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::storage::{File, Storage};
@@ -12,6 +13,26 @@ const SECTOR_BYTES: usize = 512;
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     state: Mutex<State>,
+    power: Arc<Power>,
+}
+
+/// Counts what is done on the disk, and ends it.
+#[derive(Debug, Default)]
+struct Power {
+    /// Steps left before it fails; none is for ever.
+    left: Mutex<Option<u64>>,
+    steps: AtomicU64,
+}
+
+impl Power {
+    /// One step on the disk.
+    fn step(&self) -> io::Result<()> {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        if let Some(left) = self.left.lock().expect("no panic").as_mut() {
+            *left = left.checked_sub(1).ok_or_else(|| io::Error::other("the power is gone"))?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -26,6 +47,7 @@ struct MemoryFile {
     content: Mutex<Content>,
     /// How many syncs go well before they begin to fail.
     syncs_left: Mutex<Option<u64>>,
+    power: Arc<Power>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -44,11 +66,25 @@ impl Memory {
                 let content = Content { now: bytes.clone(), synced: bytes };
                 state
                     .files
-                    .insert(name, Arc::new(MemoryFile { content: Mutex::new(content), ..MemoryFile::default() }));
+                    .insert(name, Arc::new(memory.file(content)));
             }
             state.synced = state.files.clone();
         }
         Arc::new(memory)
+    }
+
+    fn file(&self, content: Content) -> MemoryFile {
+        MemoryFile { content: Mutex::new(content), syncs_left: Mutex::default(), power: self.power.clone() }
+    }
+
+    /// Lets every step fail after so many that go well.
+    pub(crate) fn fail_after(&self, steps: u64) {
+        *self.power.left.lock().expect("no panic") = Some(steps);
+    }
+
+    /// Steps that were tried.
+    pub(crate) fn steps(&self) -> u64 {
+        self.power.steps.load(Ordering::Relaxed)
     }
 
     /// All files as they are.
@@ -91,8 +127,9 @@ impl Storage for Memory {
     }
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
+        self.power.step()?;
         let content = Content { now: vec![0; bytes as usize], synced: Vec::new() };
-        let file = Arc::new(MemoryFile { content: Mutex::new(content), ..MemoryFile::default() });
+        let file = Arc::new(self.file(content));
         self.state.lock().expect("no panic").files.insert(name.to_owned(), file.clone());
         Ok(file)
     }
@@ -104,6 +141,7 @@ impl Storage for Memory {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.power.step()?;
         let mut state = self.state.lock().expect("no panic");
         let file = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
         state.files.insert(to.to_owned(), file);
@@ -111,11 +149,13 @@ impl Storage for Memory {
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        self.power.step()?;
         let mut state = self.state.lock().expect("no panic");
         state.files.remove(name).map(drop).ok_or(io::ErrorKind::NotFound.into())
     }
 
     fn sync_names(&self) -> io::Result<()> {
+        self.power.step()?;
         let mut state = self.state.lock().expect("no panic");
         state.synced = state.files.clone();
         Ok(())
@@ -139,6 +179,7 @@ impl File for MemoryFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.power.step()?;
         let mut content = self.content.lock().expect("no panic");
         let end = offset as usize + bytes.len();
         if content.now.len() < end {
@@ -149,6 +190,7 @@ impl File for MemoryFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.power.step()?;
         if let Some(left) = self.syncs_left.lock().expect("no panic").as_mut() {
             *left = left.checked_sub(1).ok_or_else(|| io::Error::other("the disk is gone"))?;
         }

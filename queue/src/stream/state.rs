@@ -294,6 +294,11 @@ impl Stream {
         self.names.values().filter_map(|id| self.consumers.get(id))
     }
 
+    /// All consumers, to be changed.
+    pub(crate) fn consumers_mut(&mut self) -> impl Iterator<Item = &mut Consumer> {
+        self.consumers.values_mut()
+    }
+
     /// Consumers somebody waits for messages of.
     pub(crate) fn awaited(&self) -> Vec<u32> {
         let is_awaited = |consumer: &&Consumer| consumer.config.is_push() || !consumer.waiting.is_empty();

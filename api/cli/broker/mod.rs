@@ -1,0 +1,227 @@
+//! `sightline broker`: the queue alone, and copies of it. `up` starts the same inside itself.
+
+mod monitor;
+mod settings;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use queue::broker::backup::{self, Inventory};
+use queue::broker::{Auth, Broker, Options};
+use queue::client::Address;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::config::{BrokerAction, BrokerArgs, BrokerServeArgs, DataArgs};
+use crate::data::DataDir;
+use crate::{setup, stop};
+
+pub(crate) use settings::Settings as FileSettings;
+
+/// The journal's folder in the data folder.
+const JOURNAL: &str = "journal";
+
+/// What differs between a broker alone and one inside `up`.
+pub(crate) struct Settings {
+    pub(crate) listen: SocketAddr,
+    /// No token is asked for.
+    pub(crate) open: bool,
+    pub(crate) queue_bytes: u64,
+    pub(crate) max_payload: u64,
+    pub(crate) sync: bool,
+    pub(crate) lame_duck: Duration,
+    pub(crate) config: settings::Settings,
+}
+
+/// Runs what was asked for.
+pub(crate) async fn run(args: BrokerArgs) -> anyhow::Result<ExitCode> {
+    match args.action {
+        None => serve(args.serve).await,
+        Some(BrokerAction::Backup { to, data }) => tokio::task::spawn_blocking(move || backup(&data, &to)).await?,
+        Some(BrokerAction::Restore { from, data }) => tokio::task::spawn_blocking(move || restore(&data, &from)).await?,
+        Some(BrokerAction::Check { data }) => {
+            tokio::task::spawn_blocking(move || {
+                let held = DataDir::open(&data)?;
+                check(&held.path().join(JOURNAL))
+            })
+            .await?
+        }
+    }
+}
+
+/// Runs until told to stop, or until the journal fails.
+async fn serve(args: BrokerServeArgs) -> anyhow::Result<ExitCode> {
+    let stop = stop::on_signal()?;
+    if args.supervised {
+        stop::with_supervisor(&stop);
+    }
+    let config = settings::Settings::read(args.config.as_deref())?;
+    let monitoring = match args.monitor_listen {
+        None => None,
+        Some(listen) => Some(TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?),
+    };
+    let data = DataDir::open(&args.data)?;
+    let settings = Settings {
+        listen: args.listen,
+        open: args.broker_open,
+        queue_bytes: setup::queue_bytes(args.queue_bytes, Some(data.path()))?,
+        max_payload: args.max_payload.as_u64(),
+        sync: !args.no_sync,
+        lame_duck: args.lame_duck,
+        config,
+    };
+    let (broker, address) = start(&data, settings).await?;
+    data.announce_broker(&address)?;
+    let mut ports = json!({"nats": [format!("nats://{}", broker.address())]});
+    let watching = monitoring.map(|listener| -> anyhow::Result<_> {
+        let at = listener.local_addr().context("find the monitoring port's own address")?;
+        ports["monitoring"] = json!([format!("http://{at}")]);
+        eprintln!("[INF] Starting http monitor on {at}");
+        Ok(tokio::spawn(monitor::serve(broker.monitor(), listener, stop.clone())))
+    });
+    let watching = watching.transpose()?;
+    let notices = Notices::leave(&args, &ports)?;
+    // What programs look for that start servers of this kind.
+    eprintln!("[INF] Listening for client connections on {}", broker.address());
+    eprintln!("[INF] Server is ready");
+    println!("queue on {address}, data in {}", data.path().display());
+    let failed = tokio::select! {
+        () = stop.cancelled() => None,
+        problem = broker.failure() => Some(problem),
+    };
+    drop(notices);
+    broker.stop().await;
+    stop.cancel();
+    if let Some(watching) = watching {
+        watching.await.context("end the monitoring port")?;
+    }
+    match failed {
+        Some(problem) => bail!("{problem}"),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Files that say where the broker is and which process it is, gone with it.
+struct Notices(Vec<PathBuf>);
+
+impl Notices {
+    fn leave(args: &BrokerServeArgs, ports: &serde_json::Value) -> anyhow::Result<Self> {
+        let mut notices = Self(Vec::new());
+        if let Some(path) = &args.pid_file {
+            notices.write(path.clone(), &std::process::id().to_string())?;
+        }
+        if let Some(folder) = &args.ports_file_dir {
+            // The name that programs look for that start servers of this kind.
+            notices.write(folder.join(format!("nats-server_{}.ports", std::process::id())), &ports.to_string())?;
+        }
+        Ok(notices)
+    }
+
+    fn write(&mut self, path: PathBuf, text: &str) -> anyhow::Result<()> {
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        self.0.push(path);
+        Ok(())
+    }
+}
+
+impl Drop for Notices {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::debug!(%error, path = %path.display(), "a notice was gone already");
+            }
+        }
+    }
+}
+
+/// Copies a data folder, which may be in use.
+fn backup(data: &DataArgs, to: &Path) -> anyhow::Result<ExitCode> {
+    let journal = data.data.join(JOURNAL);
+    if !journal.is_dir() {
+        bail!("{} holds no journal; name the data folder with --data", data.data.display());
+    }
+    if to.exists() {
+        bail!("{} is there already; a backup is written to a new folder", to.display());
+    }
+    backup::copy(&journal, &to.join(JOURNAL)).with_context(|| format!("copy {}", journal.display()))?;
+    check(&to.join(JOURNAL))
+}
+
+/// Puts a backup where a broker finds it.
+fn restore(data: &DataArgs, from: &Path) -> anyhow::Result<ExitCode> {
+    let journal = from.join(JOURNAL);
+    if !journal.is_dir() {
+        bail!("{} is no backup: it has no folder {JOURNAL}", from.display());
+    }
+    let held = DataDir::open(data)?;
+    let target = held.path().join(JOURNAL);
+    if target.exists() {
+        bail!("{} is there already; move it away first", target.display());
+    }
+    backup::copy(&journal, &target).with_context(|| format!("copy {}", journal.display()))?;
+    check(&target)
+}
+
+/// Reads all of a journal that is not in use, and says what is in it.
+fn check(journal: &Path) -> anyhow::Result<ExitCode> {
+    let Inventory { streams, messages, losses } = backup::check(journal)?;
+    println!("{}: {streams} streams, {messages} messages, {} losses", journal.display(), losses.len());
+    losses.iter().for_each(|loss| println!("{loss}"));
+    Ok(if losses.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Starts a broker on a data folder. The address has the token.
+pub(crate) async fn start(data: &DataDir, settings: Settings) -> anyhow::Result<(Broker, Address)> {
+    let Settings { listen, open, queue_bytes, max_payload, sync, lame_duck, config } = settings;
+    let is_local = listen.ip().is_loopback();
+    if open && !is_local {
+        bail!("--broker-open is for loopback only: on {listen} everybody who reaches it could take and lose jobs");
+    }
+    if !is_local && !config.is_encrypted() {
+        eprintln!(
+            "note: the queue listens on {listen} without encryption; its token and all images can be read on the way"
+        );
+    }
+    if data.path().join("nats").exists() {
+        eprintln!(
+            "note: {} also holds the store of a NATS server; what is queued there is seen with --engine nats",
+            data.path().display()
+        );
+    }
+    let limit = u64::from(u32::MAX / 4);
+    if !(1024..=limit).contains(&max_payload) {
+        bail!("--max-payload must be 1 KiB to 1 GiB");
+    }
+    let listener = match TcpListener::bind(listen).await {
+        Ok(listener) => listener,
+        Err(_) => TcpListener::bind((listen.ip(), 0)).await.with_context(|| format!("listen on {}", listen.ip()))?,
+    };
+    let bound = listener.local_addr().context("find the broker's own address")?;
+    let token = if open { None } else { Some(data.token()?) };
+    let address = match &token {
+        Some(token) => Address::parse(&format!("nats://{token}@{bound}"))?,
+        None => Address::parse(&format!("nats://{bound}"))?,
+    };
+    let mut options = Options {
+        auth: Auth { token, users: Vec::new() },
+        max_payload: max_payload as usize,
+        queue_bytes_max: queue_bytes,
+        sync,
+        lame_duck,
+        ..Options::new(data.path().join(JOURNAL))
+    };
+    config.apply(&mut options)?;
+    let starting = tokio::runtime::Handle::current();
+    let broker = tokio::task::spawn_blocking(move || {
+        let _runtime = starting.enter();
+        Broker::start(options, listener)
+    });
+    let broker = broker.await.context("open the journal")??;
+    for loss in broker.losses() {
+        eprintln!("warning: the journal is damaged: {loss}");
+    }
+    Ok((broker, address))
+}
