@@ -349,6 +349,12 @@ impl Drop for Running {
     }
 }
 
+/// Where what tests fetch is kept.
+pub(crate) fn cache() -> models::Cache {
+    let root = std::env::var_os("SIGHTLINE_CACHE").map(PathBuf::from);
+    models::Cache::new(root.or_else(models::Cache::default_root).expect("a cache folder"))
+}
+
 /// A path inside the repository.
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -433,9 +439,7 @@ impl Broker {
 
     fn nats(&self) -> Command {
         assert!(self.flags.is_empty(), "flags are for our own broker");
-        let root = std::env::var_os("SIGHTLINE_CACHE").map(PathBuf::from);
-        let cache = models::Cache::new(root.or_else(models::Cache::default_root).expect("a cache folder"));
-        let program = models::pull::nats_server(&cache, &|line| eprintln!("{line}")).expect("fetched");
+        let program = models::pull::nats_server(&cache(), &|line| eprintln!("{line}")).expect("fetched");
         let mut command = Command::new(program);
         command.arg("--config").arg(self.folder.path().join("config"));
         command

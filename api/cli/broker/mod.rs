@@ -41,7 +41,9 @@ pub(crate) async fn run(args: BrokerArgs) -> anyhow::Result<ExitCode> {
     match args.action {
         None => serve(args.serve).await,
         Some(BrokerAction::Backup { to, data }) => tokio::task::spawn_blocking(move || backup(&data, &to)).await?,
-        Some(BrokerAction::Restore { from, data }) => tokio::task::spawn_blocking(move || restore(&data, &from)).await?,
+        Some(BrokerAction::Restore { from, data }) => {
+            tokio::task::spawn_blocking(move || restore(&data, &from)).await?
+        }
         Some(BrokerAction::Check { data }) => {
             tokio::task::spawn_blocking(move || {
                 let held = DataDir::open(&data)?;

@@ -59,8 +59,9 @@ async fn jsz(State(monitor): State<Monitor>, Query(details): Query<Details>) -> 
 async fn healthz(State(monitor): State<Monitor>) -> (StatusCode, Json<Value>) {
     match monitor.healthz() {
         Ok(()) => (StatusCode::OK, Json(json!({"status": "ok"}))),
-        Err(problem) => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "unavailable", "status_code": 503, "error": problem})))
-        }
+        Err(problem) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(json!({"status": "unavailable", "status_code": 503, "error": problem})),
+        ),
     }
 }

@@ -309,7 +309,11 @@ impl Stored {
         match &self.extra {
             // Further lines stand before the block's last line end, or in a block of their own.
             Some(extra) if with_header => {
-                vec![Part::Entry(self.start, header_end - self.header_bytes.min(2)), Part::Bytes(extra.clone()), payload]
+                vec![
+                    Part::Entry(self.start, header_end - self.header_bytes.min(2)),
+                    Part::Bytes(extra.clone()),
+                    payload,
+                ]
             }
             _ if with_header => vec![Part::Entry(self.start, header_end + self.payload_bytes)],
             _ => vec![payload],

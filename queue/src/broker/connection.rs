@@ -213,12 +213,8 @@ pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Resu
     session.client.takes_headers.store(takes_headers, Ordering::Relaxed);
     session.is_verbose = connect.verbose.unwrap_or(false);
     session.wants_echo = connect.echo.unwrap_or(true);
-    let about = About {
-        name: said(connect.name),
-        language: said(connect.lang),
-        version: said(connect.version),
-        permissions,
-    };
+    let about =
+        About { name: said(connect.name), language: said(connect.lang), version: said(connect.version), permissions };
     // A second CONNECT changes nothing of who it is.
     drop(session.client.about.set(about));
     session.is_let_in = true;

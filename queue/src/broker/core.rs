@@ -96,7 +96,8 @@ impl Core {
                 }
             }
             for message in homeless {
-                let problem = format!("message {} of stream {} is in none of them", message.sequence, stream.config.name);
+                let problem =
+                    format!("message {} of stream {} is in none of them", message.sequence, stream.config.name);
                 if recovered.damage.is_empty() {
                     let (name, offset) = ("segments".into(), message.place.position);
                     return Err(OpenError::Damaged { name, offset, problem });

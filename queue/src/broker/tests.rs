@@ -54,8 +54,7 @@ fn put_consumer(core: &mut Core, stream: &str) {
     };
     let config = config.checked(&stream.config).expect("a good configuration");
     let json = serde_json::to_vec(&config).expect("writes");
-    let change =
-        Change::ConsumerPut { stream: stream.id, consumer: 1, created: 1, start: 1, resume: 0, config: &json };
+    let change = Change::ConsumerPut { stream: stream.id, consumer: 1, created: 1, start: 1, resume: 0, config: &json };
     core.change(&change, true, now()).expect("there is room");
 }
 

@@ -98,7 +98,9 @@ impl Output {
         match self {
             Self::Tls(stream) => {
                 while bytes.has_remaining() {
-                    timeout(WRITE_TIMEOUT, stream.write_buf(&mut bytes)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+                    timeout(WRITE_TIMEOUT, stream.write_buf(&mut bytes))
+                        .await
+                        .map_err(|_| io::ErrorKind::TimedOut)??;
                 }
                 timeout(WRITE_TIMEOUT, stream.flush()).await.map_err(|_| io::ErrorKind::TimedOut)?
             }

@@ -93,7 +93,12 @@ impl<R: Release> Committer<R> {
         on_failure: Box<dyn FnOnce(io::Error) + Send>,
     ) -> io::Result<Self> {
         let state = State { waiting: Vec::new(), waiting_bytes: 0, pushed: 0, released: 0, stop: false, failed: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), work: Condvar::new(), progress: Condvar::new(), durable: AtomicU64::new(end) });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            progress: Condvar::new(),
+            durable: AtomicU64::new(end),
+        });
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
             if let Err(error) = run(&worker, current) {

@@ -93,9 +93,15 @@ pub(crate) struct Entry<'a> {
 /// What a walk along the log meets.
 #[derive(Debug)]
 pub(crate) enum Step<'a> {
-    Entry { position: u64, entry: Entry<'a> },
+    Entry {
+        position: u64,
+        entry: Entry<'a>,
+    },
     /// Bytes that are no whole entry, up to the next one or to the end.
-    Gap { position: u64, bytes: &'a [u8] },
+    Gap {
+        position: u64,
+        bytes: &'a [u8],
+    },
 }
 
 /// A walk along a span of the log, over damage too.

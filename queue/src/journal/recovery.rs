@@ -181,9 +181,7 @@ fn segments(storage: &Arc<dyn Storage>) -> Result<BTreeMap<u64, Found>, OpenErro
             }
             HeaderRead::Empty => empty.push((base, name)),
             // Torn while it was written: then nothing was ever written behind it.
-            HeaderRead::Damaged
-                if is_blank(file.as_ref(), bytes).map_err(OpenError::io(&name))? =>
-            {
+            HeaderRead::Damaged if is_blank(file.as_ref(), bytes).map_err(OpenError::io(&name))? => {
                 empty.push((base, name));
             }
             HeaderRead::Newer(version) => return Err(OpenError::Newer { name, version }),
@@ -327,11 +325,8 @@ fn replay_segment(
                 }
                 let place = Place { position, bytes: entry.bytes() as u32 };
                 if entry.kind != MARK {
-                    let damaged = |problem: String| OpenError::Damaged {
-                        name: name.clone(),
-                        offset: position - base,
-                        problem,
-                    };
+                    let damaged =
+                        |problem: String| OpenError::Damaged { name: name.clone(), offset: position - base, problem };
                     let change =
                         Change::decode(entry.kind, entry.body).ok_or_else(|| damaged("unknown entry".into()))?;
                     apply(change, Some(place)).map_err(damaged)?;

@@ -266,10 +266,7 @@ pub(super) fn load(
     Ok(first.mark)
 }
 
-fn apply_records(
-    records: &[u8],
-    apply: &mut dyn FnMut(Change<'_>) -> Result<(), String>,
-) -> Result<(), Unusable> {
+fn apply_records(records: &[u8], apply: &mut dyn FnMut(Change<'_>) -> Result<(), String>) -> Result<(), Unusable> {
     let mut rest = records;
     while !rest.is_empty() {
         let (head, after) = rest.split_first_chunk::<5>().ok_or(Unusable::Damaged)?;

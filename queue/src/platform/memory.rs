@@ -64,9 +64,7 @@ impl Memory {
             let mut state = memory.state.lock().expect("no panic");
             for (name, bytes) in files {
                 let content = Content { now: bytes.clone(), synced: bytes };
-                state
-                    .files
-                    .insert(name, Arc::new(memory.file(content)));
+                state.files.insert(name, Arc::new(memory.file(content)));
             }
             state.synced = state.files.clone();
         }

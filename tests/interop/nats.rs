@@ -1,0 +1,4 @@
+//! The same once more, on a NATS server.
+
+#[path = "main.rs"]
+mod suite;
