@@ -301,9 +301,12 @@ pub(crate) struct BenchPipelineArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchBrokerArgs {
-    /// The other server, `nats://[TOKEN@]host:port` [default: a NATS server is fetched and started, with every write synced]
+    /// The other server, `nats://[TOKEN@]host:port` [default: two NATS servers are fetched and started, one with every write synced, one as it comes]
     #[arg(long, hide_env_values = true, value_name = "URL")]
     pub(crate) against: Option<String>,
+    /// Jobs to queue for the memory and the restart of our own; 0 leaves that out
+    #[arg(long, default_value = "1000000", value_name = "N")]
+    pub(crate) queued: usize,
     /// Runs of each side
     #[arg(long, default_value = "5", value_name = "N")]
     pub(crate) runs: NonZeroUsize,

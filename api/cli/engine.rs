@@ -10,7 +10,7 @@ use queue::client::Address;
 use crate::broker::{self, FileSettings, Settings};
 use crate::config::{EngineKind, UpArgs};
 use crate::data::DataDir;
-use crate::nats::NatsServer;
+use crate::nats::{NatsServer, Sync};
 use crate::setup::{self, Models};
 
 /// The largest message: an upload of the default limit, with room for larger ones.
@@ -58,7 +58,8 @@ impl Engine {
             EngineKind::Nats => {
                 let fetching = models.clone();
                 let program = tokio::task::spawn_blocking(move || fetching.nats_server()).await??;
-                let server = NatsServer::start(data, program, args.broker_listen, args.broker_open).await?;
+                let server =
+                    NatsServer::start(data, program, args.broker_listen, args.broker_open, Sync::Always).await?;
                 let address = server.address().clone();
                 // A NATS server bounds its streams one by one; so each topic gets its share.
                 Ok(Self { running: Running::Nats(server), address, topic_bytes_max: queue_bytes / topics })

@@ -24,6 +24,15 @@ const START_PAUSE: Duration = Duration::from_millis(50);
 /// How long the guard may take to end the server.
 const END_PATIENCE: Duration = Duration::from_secs(15);
 
+/// When the server syncs what it writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sync {
+    /// Before it acknowledges.
+    Always,
+    /// Now and then, as it does by default: an acknowledgement does not mean on disk.
+    Seldom,
+}
+
 /// The server, restarted on the same port if it dies.
 pub(crate) struct NatsServer {
     address: Address,
@@ -38,10 +47,11 @@ impl NatsServer {
         program: PathBuf,
         wanted: SocketAddr,
         open: bool,
+        sync: Sync,
     ) -> anyhow::Result<Self> {
         let listen = free_address(wanted)?;
         let token = if open { None } else { Some(data.token()?) };
-        let launch = Launch::prepare(data, program, listen, token.as_deref())?;
+        let launch = Launch::prepare(data, program, listen, token.as_deref(), sync)?;
         let user = token.map(|token| format!("{token}@")).unwrap_or_default();
         let address = Address::parse(&format!("nats://{user}{listen}"))?;
         let stop = CancellationToken::new();
@@ -93,7 +103,14 @@ struct Launch {
 }
 
 impl Launch {
-    fn prepare(data: &DataDir, program: PathBuf, listen: SocketAddr, token: Option<&str>) -> anyhow::Result<Self> {
+    fn prepare(
+        data: &DataDir,
+        program: PathBuf,
+        listen: SocketAddr,
+        token: Option<&str>,
+        sync: Sync,
+    ) -> anyhow::Result<Self> {
+        let sync = if sync == Sync::Always { "sync_interval: always, " } else { "" };
         let folder = data.path().join("nats");
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let log = folder.join("nats-server.log");
@@ -108,7 +125,7 @@ impl Launch {
              log_file: {}\n\
              logfile_size_limit: 10MB\n\
              logfile_max_num: 2\n\
-             jetstream {{ store_dir: {}, sync_interval: always, max_file_store: 1TB, max_memory_store: 64MB }}\n",
+             jetstream {{ store_dir: {}, {sync}max_file_store: 1TB, max_memory_store: 64MB }}\n",
             quoted(&log)?,
             quoted(&folder)?,
         );

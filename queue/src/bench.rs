@@ -1,7 +1,7 @@
 //! How fast a server is, asked by one client program: the same for every server.
 //!
-//! The question: what does an acknowledged message cost, at one and at many in flight, small and
-//! large; and what does a pull with its ack?
+//! The questions: what does an acknowledged message cost, at one and at many in flight, small and
+//! large; what does a pull with its ack; and how long is a message on its way to somebody who waits?
 
 use std::time::{Duration, Instant};
 
@@ -30,10 +30,14 @@ pub enum Load {
         /// How many in all.
         count: usize,
     },
-    /// Messages are pulled one by one and acknowledged, the answer awaited.
+    /// Messages are pulled and acknowledged.
     Pull {
         /// Payload of each.
         bytes: usize,
+        /// How many are asked for at a time.
+        batch: usize,
+        /// Each ack's answer is awaited.
+        confirmed: bool,
         /// How many in all.
         count: usize,
     },
@@ -43,18 +47,20 @@ impl std::fmt::Display for Load {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Publish { bytes, in_flight, .. } => write!(f, "publish {bytes} B, {in_flight} in flight"),
-            Self::Pull { bytes, .. } => write!(f, "pull + confirmed ack {bytes} B, one at a time"),
+            Self::Pull { bytes, batch, confirmed, .. } => {
+                let ack = if *confirmed { "confirmed ack" } else { "ack" };
+                write!(f, "pull + {ack} {bytes} B, batch {batch}")
+            }
         }
     }
 }
 
-/// Messages a second of one load on one server.
-///
-/// # Errors
-/// What the client said.
-pub async fn measure(address: &Address, load: Load) -> Result<f64, String> {
+async fn connect(address: &Address) -> Result<jetstream::Context, String> {
     let client = address.connect_options().connect(address.servers()).await.map_err(|error| chain(&error))?;
-    let context = jetstream::ContextBuilder::new().timeout(Duration::from_secs(60)).build(client.clone());
+    Ok(jetstream::ContextBuilder::new().timeout(Duration::from_secs(60)).build(client))
+}
+
+async fn work_queue(context: &jetstream::Context) -> Result<jetstream::stream::Stream, String> {
     drop(context.delete_stream(STREAM).await);
     let config = Config {
         name: STREAM.into(),
@@ -63,22 +69,97 @@ pub async fn measure(address: &Address, load: Load) -> Result<f64, String> {
         storage: StorageType::File,
         ..Config::default()
     };
-    let stream = context.create_stream(config).await.map_err(|error| chain(&error))?;
+    context.create_stream(config).await.map_err(|error| chain(&error))
+}
+
+async fn workers(stream: &jetstream::stream::Stream) -> Result<PullConsumer, String> {
+    let config =
+        pull::Config { durable_name: Some("bench".into()), ack_policy: AckPolicy::Explicit, ..pull::Config::default() };
+    stream.create_consumer(config).await.map_err(|error| chain(&error))
+}
+
+/// Messages a second of one load on one server.
+///
+/// # Errors
+/// What the client said.
+pub async fn measure(address: &Address, load: Load) -> Result<f64, String> {
+    let context = connect(address).await?;
+    let stream = work_queue(&context).await?;
     let rate = match load {
         Load::Publish { bytes, in_flight, count } => publish(&context, bytes, in_flight, count).await,
-        Load::Pull { bytes, count } => {
+        Load::Pull { bytes, batch, confirmed, count } => {
             publish(&context, bytes, 256, count).await?;
-            let config = pull::Config {
-                durable_name: Some("bench".into()),
-                ack_policy: AckPolicy::Explicit,
-                ..pull::Config::default()
-            };
-            let consumer = stream.create_consumer(config).await.map_err(|error| chain(&error))?;
-            pull_all(&consumer, count).await
+            pull_all(&workers(&stream).await?, batch, confirmed, count).await
         }
     };
     drop(context.delete_stream(STREAM).await);
     rate
+}
+
+/// How long messages are on their way from a publisher to a consumer that waits, in ms, sorted; they
+/// are published at a steady rate, whether the ones before have arrived or not.
+///
+/// # Errors
+/// What the client said.
+pub async fn latency(address: &Address, bytes: usize, per_second: f64, count: usize) -> Result<Vec<f64>, String> {
+    let context = connect(address).await?;
+    let stream = work_queue(&context).await?;
+    let consumer = workers(&stream).await?;
+    let mut messages = consumer.messages().await.map_err(|error| chain(&error))?;
+    let started = Instant::now();
+    let publisher = context.clone();
+    let publishing = tokio::spawn(async move {
+        for number in 0..count {
+            let at = started + Duration::from_secs_f64(number as f64 / per_second);
+            tokio::time::sleep_until(at.into()).await;
+            let mut payload = vec![b'x'; bytes.max(8)];
+            payload[..8].copy_from_slice(&(started.elapsed().as_nanos() as u64).to_le_bytes());
+            publisher.publish(SUBJECT, payload.into()).await.map_err(|error| chain(&error))?;
+        }
+        Ok::<(), String>(())
+    });
+    let mut times = Vec::with_capacity(count);
+    while times.len() < count {
+        let message = messages.next().await.ok_or("no message")?.map_err(|error| error.to_string())?;
+        let sent = message.payload.first_chunk().copied().map_or(0, u64::from_le_bytes);
+        times.push((started.elapsed().as_nanos() as f64 - sent as f64) / 1e6);
+        message.ack().await.map_err(|error| error.to_string())?;
+    }
+    publishing.await.map_err(|error| error.to_string())??;
+    drop(context.delete_stream(STREAM).await);
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+/// Queues so many jobs as our own client does: a message in a work queue and a record beside it, small
+/// ones. They stay.
+///
+/// # Errors
+/// What the client said.
+pub async fn fill(address: &Address, jobs: usize) -> Result<(), String> {
+    let context = connect(address).await?;
+    work_queue(&context).await?;
+    let records = format!("{STREAM}-records");
+    let config = Config {
+        name: records.clone(),
+        subjects: vec![format!("{records}.>")],
+        max_messages_per_subject: 1,
+        ..Config::default()
+    };
+    context.create_stream(config).await.map_err(|error| chain(&error))?;
+    let payload = Bytes::from(vec![b'x'; 200]);
+    let publishing = futures::stream::iter(0..jobs).map(|_| {
+        let (payload, context, records) = (payload.clone(), &context, &records);
+        async move {
+            let id = uuid::Uuid::now_v7();
+            let job =
+                context.publish(format!("{STREAM}.{id}"), payload.clone()).await.map_err(|error| chain(&error))?;
+            let record = context.publish(format!("{records}.{id}"), payload).await.map_err(|error| chain(&error))?;
+            job.await.map_err(|error| chain(&error))?;
+            record.await.map(drop).map_err(|error| chain(&error))
+        }
+    });
+    publishing.buffer_unordered(512).try_collect::<Vec<()>>().await.map(drop)
 }
 
 async fn publish(context: &jetstream::Context, bytes: usize, in_flight: usize, count: usize) -> Result<f64, String> {
@@ -95,13 +176,21 @@ async fn publish(context: &jetstream::Context, bytes: usize, in_flight: usize, c
     Ok(count as f64 / started.elapsed().as_secs_f64())
 }
 
-async fn pull_all(consumer: &PullConsumer, count: usize) -> Result<f64, String> {
+async fn pull_all(consumer: &PullConsumer, batch: usize, confirmed: bool, count: usize) -> Result<f64, String> {
     let started = Instant::now();
-    for _ in 0..count {
-        let asked = consumer.batch().max_messages(1).expires(Duration::from_secs(5)).messages().await;
-        let mut batch = asked.map_err(|error| chain(&error))?;
-        let message = batch.next().await.ok_or("no message")?.map_err(|error| error.to_string())?;
-        message.double_ack_with(AckKind::Ack).await.map_err(|error| error.to_string())?;
+    let mut had = 0;
+    while had < count {
+        let asked = consumer.batch().max_messages(batch.min(count - had)).expires(Duration::from_secs(5));
+        let mut messages = asked.messages().await.map_err(|error| chain(&error))?;
+        while let Some(message) = messages.next().await {
+            let message = message.map_err(|error| error.to_string())?;
+            if confirmed {
+                message.double_ack_with(AckKind::Ack).await.map_err(|error| error.to_string())?;
+            } else {
+                message.ack().await.map_err(|error| error.to_string())?;
+            }
+            had += 1;
+        }
     }
     Ok(count as f64 / started.elapsed().as_secs_f64())
 }

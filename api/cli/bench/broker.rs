@@ -1,97 +1,206 @@
 //! `sightline bench broker`: what does an acknowledgement that means on disk cost, here and there?
 //!
-//! One client program, one load after the other; for each load both servers in turn, several times,
-//! and the medians. The disk's own rate of small synced writes stands beside them. Our broker runs
-//! as a process of its own, as the other server does.
+//! One client program, one load after the other; for each load all servers in turn, several times,
+//! and the medians. Beside ours stand a NATS server that syncs before it acknowledges, which is the
+//! same promise, and one with its defaults, whose acknowledgement does not mean on disk. The disk's
+//! own rate of small synced writes stands beside them. Our broker runs as a process of its own, as the
+//! others do. Publishing at a rate is open-loop.
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow};
-use queue::bench::{Load, measure};
+use queue::bench::{self, Load};
 use queue::client::Address;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Program, Scratch, median};
 use crate::config::{BenchBrokerArgs, DataArgs};
 use crate::data::DataDir;
-use crate::nats::NatsServer;
+use crate::nats::{NatsServer, Sync};
 use crate::setup::Models;
 
 /// Small synced writes to measure the disk with.
 const SYNCS: u64 = 500;
+/// Messages a second whose way is measured, and how many of them.
+const LATENCY_RATE: f64 = 200.0;
+const LATENCY_COUNT: usize = 1000;
 
 const fn publish(bytes: usize, in_flight: usize, count: usize) -> Load {
     Load::Publish { bytes, in_flight, count }
 }
 
+const fn pull(batch: usize, confirmed: bool, count: usize) -> Load {
+    Load::Pull { bytes: 200, batch, confirmed, count }
+}
+
 /// What is measured, in this order.
-const LOADS: [Load; 5] = [
+const LOADS: [Load; 7] = [
     publish(200, 256, 20_000),
     publish(200, 1, 2_000),
     publish(16 * 1024, 256, 5_000),
     publish(200 * 1024, 256, 1_000),
-    Load::Pull { bytes: 200, count: 2_000 },
+    pull(1, false, 5_000),
+    pull(64, false, 20_000),
+    pull(1, true, 2_000),
 ];
+
+/// A server to measure.
+struct Side {
+    name: &'static str,
+    address: Address,
+}
 
 /// Measures and prints.
 pub(super) async fn run(args: BenchBrokerArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!((0.001..=1.0).contains(&args.part), "--part must be 0.001 to 1");
     let here = std::env::current_dir().context("find the working folder")?;
     let scratch = Scratch::create(args.scratch.as_deref().unwrap_or(&here))?;
-    let (ours, theirs) = (scratch.0.join("own"), scratch.0.join("nats"));
-    let data = |path: &Path| DataDir::open(&DataArgs { data: path.to_owned() });
-
-    let flags = ["broker", "--supervised", "--broker-open", "--listen", "127.0.0.1:0", "--data"];
-    let flags = flags.iter().map(|flag| (*flag).to_owned()).chain([ours.display().to_string()]);
-    let broker = Program::start(&flags.collect::<Vec<_>>(), "queue on").await?;
-    let own = Address::parse(std::fs::read_to_string(ours.join("broker.url"))?.trim())?;
-    let (server, other, name) = match &args.against {
-        Some(url) => (None, Address::parse(url)?, "the server at --against"),
+    let ours = scratch.0.join("own");
+    let broker = start_own(&ours).await?;
+    let mut sides = vec![Side { name: "own", address: address_of(&ours)? }];
+    let mut servers = Vec::new();
+    match &args.against {
+        Some(url) => sides.push(Side { name: "other", address: Address::parse(url)? }),
         None => {
             let models = Models::open(&args.models)?;
             let program = tokio::task::spawn_blocking(move || models.nats_server()).await??;
-            let server = NatsServer::start(&data(&theirs)?, program, ([127, 0, 0, 1], 0).into(), false).await?;
-            let address = server.address().clone();
-            (Some(server), address, "nats-server with sync_interval: always")
+            for (name, sync) in [("nats always", Sync::Always), ("nats default", Sync::Seldom)] {
+                let data = DataDir::open(&DataArgs { data: scratch.0.join(name.replace(' ', "-")) })?;
+                let server = NatsServer::start(&data, program.clone(), ([127, 0, 0, 1], 0).into(), false, sync).await?;
+                sides.push(Side { name, address: server.address().clone() });
+                servers.push((server, data));
+            }
         }
-    };
+    }
     let syncs = sync_rate(&scratch.0)?;
-    let mut rows = Vec::new();
-    if !args.json {
-        println!("own broker against {name}; medians of {}; messages/s", args.runs);
-        println!("this disk: {syncs:.0} synced writes of 4 KiB a second\n");
-        println!("{:<38} {:>10} {:>10} {:>7}", "", "own", "other", "ratio");
-    }
+    let mut table = Table::begin(&args, &sides, syncs);
     for load in LOADS.map(|load| scaled(load, args.part)) {
-        let (mut a, mut b) = (Vec::new(), Vec::new());
+        let mut figures = vec![Vec::new(); sides.len()];
         for _ in 0..args.runs.get() {
-            a.push(measure(&own, load).await.map_err(|problem| anyhow!("own broker: {problem}"))?);
-            b.push(measure(&other, load).await.map_err(|problem| anyhow!("the other server: {problem}"))?);
+            for (side, figures) in sides.iter().zip(&mut figures) {
+                let measured = bench::measure(&side.address, load).await;
+                figures.push(measured.map_err(|problem| anyhow!("{}: {problem}", side.name))?);
+            }
         }
-        let (a, b) = (median(a), median(b));
-        if !args.json {
-            println!("{:<38} {a:>10.0} {b:>10.0} {:>7.2}", load.to_string(), a / b);
+        table.row(&format!("{load} (/s)"), figures.into_iter().map(median).collect());
+    }
+    let (mut middle, mut late) = (vec![Vec::new(); sides.len()], vec![Vec::new(); sides.len()]);
+    let count = ((LATENCY_COUNT as f64 * args.part) as usize).max(20);
+    for _ in 0..args.runs.get() {
+        for (index, side) in sides.iter().enumerate() {
+            let times = bench::latency(&side.address, 200, LATENCY_RATE, count).await;
+            let times = times.map_err(|problem| anyhow!("{}: {problem}", side.name))?;
+            middle[index].push(times[times.len() / 2]);
+            late[index].push(times[times.len() * 99 / 100]);
         }
-        rows.push(json!({"load": load.to_string(), "own_per_s": a, "other_per_s": b, "ratio": a / b}));
     }
-    if args.json {
-        println!("{:#}", json!({"against": name, "disk_syncs_per_s": syncs, "loads": rows}));
-    }
-    if let Some(server) = server {
+    table.row("publish to delivery, 200/s, p50 (ms)", middle.into_iter().map(median).collect());
+    table.row("publish to delivery, 200/s, p99 (ms)", late.into_iter().map(median).collect());
+    for (server, data) in servers {
         server.end().await;
+        drop(data);
     }
     broker.end().await;
+    if args.queued > 0 {
+        queued(&scratch.0.join("queued"), args.queued, &mut table).await?;
+    }
+    table.end();
     Ok(ExitCode::SUCCESS)
+}
+
+/// Our broker, empty, full of jobs, killed, and started again.
+async fn queued(folder: &Path, jobs: usize, table: &mut Table) -> anyhow::Result<()> {
+    let broker = start_own(folder).await?;
+    table.own("resident memory, idle (MiB)", resident_mib(broker.id())?);
+    bench::fill(&address_of(folder)?, jobs).await.map_err(|problem| anyhow!("own broker: {problem}"))?;
+    table.own(&format!("resident memory, {jobs} jobs queued (MiB)"), resident_mib(broker.id())?);
+    broker.kill().await;
+    let started = Instant::now();
+    let broker = start_own(folder).await?;
+    table.own(&format!("ready after kill -9 with {jobs} jobs queued (s)"), started.elapsed().as_secs_f64());
+    broker.end().await;
+    Ok(())
+}
+
+async fn start_own(folder: &Path) -> anyhow::Result<Program> {
+    let flags = ["broker", "--supervised", "--broker-open", "--lame-duck", "0s", "--listen", "127.0.0.1:0", "--data"];
+    let flags = flags.iter().map(|flag| (*flag).to_owned()).chain([folder.display().to_string()]);
+    Program::start(&flags.collect::<Vec<_>>(), "queue on").await
+}
+
+fn address_of(folder: &Path) -> anyhow::Result<Address> {
+    Ok(Address::parse(std::fs::read_to_string(folder.join("broker.url"))?.trim())?)
+}
+
+/// What of a process is in memory.
+fn resident_mib(pid: u32) -> anyhow::Result<f64> {
+    let path = PathBuf::from(format!("/proc/{pid}/status"));
+    let status = std::fs::read_to_string(&path)
+        .with_context(|| format!("read {}: memory is shown on Linux only", path.display()))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim_end_matches("kB").trim().parse().context("read VmRSS")?;
+    Ok(kib / 1024.0)
+}
+
+/// The figures, printed as they come or as JSON at the end.
+struct Table {
+    is_json: bool,
+    names: Vec<&'static str>,
+    rows: Vec<Value>,
+    syncs: f64,
+}
+
+impl Table {
+    fn begin(args: &BenchBrokerArgs, sides: &[Side], syncs: f64) -> Self {
+        let names: Vec<&'static str> = sides.iter().map(|side| side.name).collect();
+        if !args.json {
+            println!("medians of {}; this disk: {syncs:.0} synced writes of 4 KiB a second\n", args.runs);
+            let heads: String = names.iter().map(|name| format!(" {name:>12}")).collect();
+            let ratios: String = names[1..]
+                .iter()
+                .map(|name| format!(" {:>14}", format!("own/{}", name.replace("nats ", ""))))
+                .collect();
+            println!("{:<46}{heads}{ratios}", "");
+        }
+        Self { is_json: args.json, names, rows: Vec::new(), syncs }
+    }
+
+    fn row(&mut self, what: &str, figures: Vec<f64>) {
+        let ratios: Vec<f64> = figures[1..].iter().map(|other| figures[0] / other).collect();
+        if !self.is_json {
+            let show = |value: &f64| if *value < 100.0 { format!("{value:.2}") } else { format!("{value:.0}") };
+            let cells: String = figures.iter().map(|figure| format!(" {:>12}", show(figure))).collect();
+            let ratios: String = ratios.iter().map(|ratio| format!(" {ratio:>14.2}")).collect();
+            println!("{what:<46}{cells}{ratios}");
+        }
+        let figures: serde_json::Map<String, Value> =
+            self.names.iter().zip(figures).map(|(name, figure)| ((*name).to_owned(), figure.into())).collect();
+        self.rows.push(json!({"what": what, "figures": figures, "ratios": ratios}));
+    }
+
+    /// A figure of our broker alone.
+    fn own(&mut self, what: &str, figure: f64) {
+        if !self.is_json {
+            println!("{what:<46} {figure:>12.2}");
+        }
+        self.rows.push(json!({"what": what, "figures": {"own": figure}}));
+    }
+
+    fn end(self) {
+        if self.is_json {
+            println!("{:#}", json!({"disk_syncs_per_s": self.syncs, "rows": self.rows}));
+        }
+    }
 }
 
 fn scaled(load: Load, part: f64) -> Load {
     let scale = |count: usize| ((count as f64 * part) as usize).max(1);
     match load {
         Load::Publish { bytes, in_flight, count } => Load::Publish { bytes, in_flight, count: scale(count) },
-        Load::Pull { bytes, count } => Load::Pull { bytes, count: scale(count) },
+        Load::Pull { bytes, batch, confirmed, count } => Load::Pull { bytes, batch, confirmed, count: scale(count) },
     }
 }
 

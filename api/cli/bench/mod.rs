@@ -82,6 +82,13 @@ impl Program {
         self.child.id().unwrap_or_default()
     }
 
+    /// As kill -9 does.
+    async fn kill(mut self) {
+        if let Err(error) = self.child.kill().await {
+            tracing::debug!(%error, "it was gone already");
+        }
+    }
+
     async fn end(self) {
         let Self { mut child, _pipe: pipe, _output: output } = self;
         drop(pipe);

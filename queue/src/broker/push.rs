@@ -43,9 +43,8 @@ impl Core {
         let Some(consumer) = stream.consumer_by_id(consumer_id) else { return };
         let config = &consumer.config;
         consumer.asked_at = now.clock;
-        if config.rate_limit_bps > 0 {
-            let pause = Duration::from_nanos(size.saturating_mul(8_000_000_000) / config.rate_limit_bps);
-            consumer.not_before = Some(now.clock + pause);
+        if let Some(nanos) = size.saturating_mul(8_000_000_000).checked_div(config.rate_limit_bps) {
+            consumer.not_before = Some(now.clock + Duration::from_nanos(nanos));
         }
         consumer.heartbeat_at = heartbeat(config.idle_heartbeat).map(|pause| now.clock + pause);
         if config.flow_control && consumer.flow.sent(size) {

@@ -138,14 +138,23 @@ impl Entries {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::collections::btree_map::Entry;
 
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{Entries, SubjectId};
 
-    fn entry(sequence: u64) -> Entry {
+    fn entry(sequence: u64) -> super::Entry {
         let position = sequence * 100;
-        Entry { sequence, position, time: 0, expires: 0, header_bytes: 0, payload_bytes: 0, subject: SubjectId(0) }
+        super::Entry {
+            sequence,
+            position,
+            time: 0,
+            expires: 0,
+            header_bytes: 0,
+            payload_bytes: 0,
+            subject: SubjectId(0),
+        }
     }
 
     proptest! {
@@ -159,9 +168,9 @@ mod tests {
                 } else {
                     let next = model.last_key_value().map_or(1, |(last, _)| last + 1 + number % 3);
                     let sequence = if elsewhere == 0 { number } else { next };
-                    if !model.contains_key(&sequence) {
+                    if let Entry::Vacant(free) = model.entry(sequence) {
                         entries.insert(entry(sequence));
-                        model.insert(sequence, entry(sequence));
+                        free.insert(entry(sequence));
                     }
                 }
                 prop_assert_eq!(entries.len(), model.len());

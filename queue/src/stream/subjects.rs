@@ -53,7 +53,7 @@ enum Wanted<'a> {
 #[derive(Debug)]
 enum Sequences {
     One(u64),
-    /// Boxed, so that the usual case stays small.
+    #[expect(clippy::box_collection, reason = "the usual case stays small")]
     Many(Box<BTreeSet<u64>>),
 }
 
