@@ -27,6 +27,8 @@ pub mod lease;
 pub mod members;
 pub mod broker;
 pub mod bench;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod stream;
 mod journal;
 mod nats;

@@ -16,6 +16,8 @@ mod power;
 mod full;
 /// Room comes back.
 mod space;
+/// Copies under load, and decay.
+mod backup;
 
 /// How often a fault is repeated.
 fn rounds(short: usize, long: usize) -> usize {

@@ -9,7 +9,7 @@ use super::core::Core;
 use crate::journal::Change;
 use crate::journal::change::stored_header_start;
 use crate::journal::entry::FRAME_BYTES;
-use crate::nats::{HEADER_START, status, with_lines};
+use crate::nats::{HEADER_START, block, status};
 use crate::stream::{Handout, Message, Now, Pin, PriorityPolicy, Waiting};
 
 /// Pause before a client that has much on its way is given more.
@@ -219,7 +219,7 @@ impl Core {
     /// What a stored message carries, with further header lines.
     pub(super) fn stored(&mut self, stream: u32, message: &Message, lines: &[(&str, &str)]) -> Stored {
         let extra = (!lines.is_empty()).then(|| {
-            let block = with_lines(b"", lines);
+            let block = block(lines);
             // Behind the message's own lines, if it has any.
             if message.header_bytes == 0 { block } else { block.slice(HEADER_START.len()..) }
         });

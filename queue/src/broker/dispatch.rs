@@ -74,7 +74,8 @@ impl Shared {
                     answer(core, &err(&format!("Permissions Violation for Publish to \"{text}\"")));
                     return Ok(());
                 }
-                publish(core, session, &publication, now);
+                let not_to = (!session.wants_echo).then_some(client.id);
+                publish(core, session.name(), session.wants_no_responders, not_to, &publication, now);
             }
         }
         client.traffic.subscriptions.store(session.subscriptions.len() as u64, Ordering::Relaxed);
@@ -152,12 +153,20 @@ fn unsubscribe(core: &mut Core, session: &mut Session, sid: &Bytes, after: u64) 
     }
 }
 
-/// A message of a client: to the API, as an ack, into a stream, to who listens; or to nobody.
-fn publish(core: &mut Core, session: &Session, publication: &Publication, now: Now) {
+/// A message of a client: to the API, as an ack, into a stream, to who listens, but for the one who
+/// does not want to hear it; or to nobody.
+pub(super) fn publish(
+    core: &mut Core,
+    client: &str,
+    wants_no_responders: bool,
+    not_to: Option<u64>,
+    publication: &Publication,
+    now: Now,
+) {
     let subject = &publication.subject[..];
     if let Some(rest) = subject.strip_prefix(b"$JS.") {
         let is_known = if let Some(operation) = rest.strip_prefix(b"API.") {
-            admin::request(core, session.name(), operation, publication, now)
+            admin::request(core, client, operation, publication, now)
         } else if let Some(tokens) = rest.strip_prefix(b"ACK.") {
             settle::settle(core, tokens, publication, now)
         } else if let Some(tokens) = rest.strip_prefix(b"FC.") {
@@ -175,9 +184,8 @@ fn publish(core: &mut Core, session: &Session, publication: &Publication, now: N
     }
     // After the stream, so that the ring of a doorbell never comes before what it rings for.
     let body = Body::Given { header: &publication.header, payload: &publication.payload };
-    let from = (!session.wants_echo).then_some(session.client.id);
-    let is_heard = core.route(subject, publication.reply.as_deref(), &body, from);
-    if let (Some(reply), false, None, true) = (&publication.reply, is_heard, taker, session.wants_no_responders) {
+    let is_heard = core.route(subject, publication.reply.as_deref(), &body, not_to);
+    if let (Some(reply), false, None, true) = (&publication.reply, is_heard, taker, wants_no_responders) {
         let text = String::from_utf8_lossy(subject).into_owned();
         let header = status("503", &[("Nats-Subject", text)]);
         core.tell(reply, &header, &Bytes::new());

@@ -351,3 +351,20 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
+
+/// Requests of any bytes, for `queue/fuzz`.
+#[cfg(feature = "fuzz")]
+pub(crate) fn fuzz_api(bytes: &[u8]) {
+    let options = Options { segment_bytes: Some(1 << 16), ..Options::new("memory".into()) };
+    let Ok(mut core) = Core::open(crate::fuzz::disk(), &options, Box::new(|_| {})) else { return };
+    for part in bytes.split(|byte| *byte == 0) {
+        let (subject, payload) = crate::fuzz::request(part);
+        if !crate::nats::is_valid(&subject) || std::str::from_utf8(&subject).is_err() {
+            continue;
+        }
+        let (now, reply) = (core::now(), Some(bytes::Bytes::from_static(b"_INBOX.fuzz")));
+        let publication = crate::nats::Publication { subject, reply, header: bytes::Bytes::new(), payload };
+        dispatch::publish(&mut core, "fuzz", true, None, &publication, now);
+        core.finish();
+    }
+}

@@ -31,11 +31,11 @@ impl<'a> HeaderBlock<'a> {
     }
 }
 
-/// A stored header block with further lines put behind its own; a new block if there was none.
-pub(crate) fn with_lines(block: &[u8], lines: &[(&str, &str)]) -> Bytes {
-    let own = block.strip_suffix(b"\r\n").unwrap_or(HEADER_START);
-    let mut out = BytesMut::with_capacity(own.len() + lines.iter().map(|(n, v)| n.len() + v.len() + 4).sum::<usize>());
-    out.put_slice(own);
+/// A header block of these lines.
+pub(crate) fn block(lines: &[(&str, &str)]) -> Bytes {
+    let bytes = lines.iter().map(|(name, value)| name.len() + value.len() + 4).sum::<usize>();
+    let mut out = BytesMut::with_capacity(HEADER_START.len() + bytes + 2);
+    out.put_slice(HEADER_START);
     for (name, value) in lines {
         out.put_slice(name.as_bytes());
         out.put_slice(b": ");
@@ -59,9 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_put_behind_those_that_are_there() {
-        let expected = "NATS/1.0\r\nA: 1\r\nB: 2\r\n\r\n";
-        assert_eq!(with_lines(b"NATS/1.0\r\nA: 1\r\n\r\n", &[("B", "2")]), expected);
-        assert_eq!(with_lines(b"", &[("A", "1"), ("B", "2")]), expected);
+    fn a_block_is_made_of_lines() {
+        assert_eq!(block(&[("A", "1"), ("B", "2")]), "NATS/1.0\r\nA: 1\r\nB: 2\r\n\r\n");
     }
 }

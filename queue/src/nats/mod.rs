@@ -10,7 +10,7 @@ mod subject_tree;
 mod proptests;
 
 pub(crate) use frame::{Frame, err, info, status};
-pub(crate) use header::{HEADER_START, HeaderBlock, with_lines};
+pub(crate) use header::{HEADER_START, HeaderBlock, block};
 pub(crate) use parser::{Command, ParseError, Parser, Publication};
 pub(crate) use subject::{covers, has_wildcards, is_literal, is_valid, matches, overlaps};
 pub(crate) use subject_tree::SubjectTree;

@@ -1,5 +1,5 @@
 //! The seams to the machine that tests replace.
 
 pub(crate) mod storage;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 pub(crate) mod memory;
