@@ -120,6 +120,8 @@ impl Core {
                 tracing::warn!(stream = id, "no room to note that old messages went; they go with the next one");
             }
         }
+        // Its subject is wanted, but its sequence may be one that no consumer begins with.
+        self.remove_unneeded(id, &[sequence], now);
         if expires != 0 || self.streams[&id].config.max_age > 0 {
             self.schedule(id, 0, now);
         }

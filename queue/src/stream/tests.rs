@@ -490,8 +490,8 @@ impl Plain {
         let place = Place { position: self.stream.last, bytes: 1 };
         self.stream.apply(change, Some(place), self.now, &mut Vec::new()).expect("applies");
         // Where messages stay only for consumers, the broker removes what none needs.
-        for (from, to) in self.stream.unneeded(self.messages.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>())
-        {
+        let all: Vec<u64> = self.stream.messages.from(0).map(Found::sequence).collect();
+        for (from, to) in self.stream.unneeded(all) {
             let gone = Change::Removed { stream: 1, from, to };
             self.stream.apply(&gone, None, self.now, &mut Vec::new()).expect("applies");
         }
