@@ -392,7 +392,7 @@ impl Broker {
             Self::TOKEN,
         );
         std::fs::write(folder.path().join("config"), config).expect("written");
-        std::fs::create_dir(&store).expect("created");
+        std::fs::create_dir_all(&store).expect("created");
         // Durable, or a power cut leaves an empty file and the broker makes a token up.
         std::fs::write(store.join("broker.token"), Self::TOKEN).expect("written");
         for path in [store.join("broker.token"), store.clone()] {
