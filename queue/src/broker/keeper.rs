@@ -18,6 +18,7 @@ use crate::journal::entry::{Step, Walk};
 use crate::journal::segment::{HEADER_BYTES, SEAL, SegmentFile};
 use crate::journal::snapshot::SnapshotWriter;
 use crate::journal::{Place, Stored};
+use crate::stream::put_id;
 
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -231,10 +232,15 @@ impl Shared {
     fn snapshot_stream(&self, id: u32, writer: &mut SnapshotWriter) -> io::Result<()> {
         let mut records = BytesMut::new();
         let mut next = 0;
-        {
+        let ids = {
             let core = self.lock();
             let Some(stream) = core.streams.get(&id) else { return Ok(()) };
             stream.snapshot_head(&mut records);
+            stream.snapshot_ids()
+        };
+        for portion in ids.chunks(TURN_MESSAGES) {
+            portion.iter().for_each(|known| put_id(known, id, &mut records));
+            writer.put(&records.split())?;
         }
         loop {
             writer.put(&records.split())?;

@@ -30,12 +30,13 @@ impl Dedupe {
         self.ids.insert(id, (sequence, time));
     }
 
-    /// All ids: `(id, sequence, time)`, the oldest first.
-    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, u64, i64)> {
-        self.by_time.iter().filter_map(|(time, id)| {
+    /// All ids, the oldest first: `(id, sequence, time)`.
+    pub(crate) fn all(&self) -> Vec<(Arc<str>, u64, i64)> {
+        let known = self.by_time.iter().filter_map(|(time, id)| {
             let (sequence, registered) = self.ids.get(id)?;
-            (registered == time).then_some((id.as_ref(), *sequence, *time))
-        })
+            (registered == time).then(|| (id.clone(), *sequence, *time))
+        });
+        known.collect()
     }
 
     /// The id that was stored last.

@@ -28,5 +28,6 @@ pub(crate) use consumer_config::{AckPolicy, ConsumerConfig, PriorityPolicy, unix
 pub(crate) use messages::{Found, Message};
 pub(crate) use publish::{Accepted, go_duration};
 pub(crate) use refusal::Refusal;
+pub(crate) use snapshot::put_id;
 pub(crate) use state::{MESSAGE_ID, Now, Stream};
 pub(crate) use waiting::{Pin, Priority, Waiting};

@@ -1,21 +1,31 @@
 //! A stream in a snapshot: what stands before its messages, and what behind them.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 
 use super::state::Stream;
 use crate::journal::change::{Change, Indexed};
 use crate::journal::snapshot::put_record;
 
+/// Puts an id of the dedupe window down.
+pub(crate) fn put_id((id, sequence, time): &(Arc<str>, u64, i64), stream: u32, records: &mut BytesMut) {
+    let (sequence, time, id) = (*sequence, *time, id.as_bytes());
+    put_record(&Change::Registered { stream, sequence, time, id }, records);
+}
+
 impl Stream {
-    /// Configuration, last sequence, ids in the dedupe window, consumers.
+    /// Configuration and last sequence.
     pub(crate) fn snapshot_head(&self, records: &mut BytesMut) {
         let (stream, created) = (self.id, self.created);
         let config = serde_json::to_vec(&self.config).expect("a configuration holds strings and numbers only");
         put_record(&Change::StreamPut { stream, created, config: &config }, records);
         put_record(&Change::Counted { stream, last: self.last, last_time: self.last_time }, records);
-        for (id, sequence, time) in self.dedupe.all() {
-            put_record(&Change::Registered { stream, sequence, time, id: id.as_bytes() }, records);
-        }
+    }
+
+    /// The ids of the dedupe window, to be put into the snapshot without holding anybody up.
+    pub(crate) fn snapshot_ids(&self) -> Vec<(Arc<str>, u64, i64)> {
+        self.dedupe.all()
     }
 
     /// At most `count` messages from a sequence on. Returns the one to go on from, if there were any.

@@ -141,6 +141,7 @@ impl Bed {
         if with_snapshot {
             let mut records = BytesMut::new();
             self.stream.snapshot_head(&mut records);
+            self.stream.snapshot_ids().iter().for_each(|known| put_id(known, 1, &mut records));
             // In portions, as the broker takes them.
             let mut next = Some(0);
             while let Some(from) = next {
