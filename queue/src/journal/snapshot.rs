@@ -31,6 +31,8 @@ const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 64;
 const CHECKED_BYTES: usize = 36;
 const BLOCK_FRAME_BYTES: u64 = 8;
+/// So much is synced at a time.
+const SYNC_BYTES: usize = 1 << 20;
 const PARTIAL: [&str; 2] = ["snapshot.partial", "snapshot-copy.partial"];
 
 /// Appends a change as a record.
@@ -51,13 +53,14 @@ pub(crate) struct SnapshotWriter {
     position: u64,
     before: u32,
     bytes: u64,
+    unsynced: usize,
 }
 
 impl SnapshotWriter {
     /// Begins a snapshot at a [mark](super::Journal::mark).
     pub(crate) fn create(storage: &Arc<dyn Storage>, (position, before): (u64, u32)) -> io::Result<Self> {
         let copies = [storage.create(PARTIAL[0], 0)?, storage.create(PARTIAL[1], 0)?];
-        Ok(Self { storage: storage.clone(), copies, position, before, bytes: 0 })
+        Ok(Self { storage: storage.clone(), copies, position, before, bytes: 0, unsynced: 0 })
     }
 
     /// Adds whole records, as one block.
@@ -74,7 +77,17 @@ impl SnapshotWriter {
             copy.write_at(&block, offset)?;
         }
         self.bytes += block.len() as u64;
+        self.unsynced += block.len();
+        if self.unsynced >= SYNC_BYTES {
+            // Little by little: one long sync at the end would hold up the journal's own.
+            self.sync()?;
+        }
         Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.unsynced = 0;
+        self.copies.iter().try_for_each(|copy| copy.sync())
     }
 
     /// Removes what an attempt that failed has left.
