@@ -291,3 +291,25 @@ async fn old_messages_keep_their_pauses_if_asked() {
     // Never sooner; how much later depends on the machine.
     assert!(first.elapsed() > Duration::from_millis(200), "{:?}", first.elapsed());
 }
+
+#[tokio::test]
+async fn a_pause_outlives_whoever_makes_the_consumer_again() {
+    let broker = Broker::start().await;
+    let context = broker.bare().await;
+    let stream = stream(&context, RetentionPolicy::Limits).await;
+    let config =
+        || pull::Config { durable_name: Some("c".into()), ack_policy: AckPolicy::Explicit, ..pull::Config::default() };
+    let mut consumer: PullConsumer = stream.create_consumer(config()).await.expect("created");
+    let until = time::OffsetDateTime::now_utc() + Duration::from_secs(3600);
+    assert!(stream.pause_consumer("c", until).await.expect("paused").paused);
+    let again: PullConsumer = stream.create_consumer(config()).await.expect("it is there");
+    assert!(again.cached_info().paused && consumer.info().await.expect("answers").paused);
+    publish(&context, "s.a", "x").await;
+    let ask = async || {
+        let batch = consumer.batch().max_messages(1).expires(Duration::from_millis(300)).messages().await;
+        batch.expect("asked").try_collect::<Vec<_>>().await.expect("messages").len()
+    };
+    assert_eq!(ask().await, 0);
+    stream.resume_consumer("c").await.expect("resumed");
+    assert_eq!(ask().await, 1);
+}

@@ -105,7 +105,7 @@ pub(super) fn consumer(stream: &Stream, consumer: &Consumer, is_bound: bool, now
     if is_bound {
         answer.insert("push_bound".into(), true.into());
     }
-    let left = consumer.config.paused_until() - now.wall;
+    let left = consumer.config.paused_until().saturating_sub(now.wall);
     if left > 0 {
         answer.insert("paused".into(), true.into());
         answer.insert("pause_remaining".into(), left.into());

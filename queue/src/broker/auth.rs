@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq;
 use crate::nats::{covers, is_valid, matches, overlaps};
 use crate::stream::go_duration;
 
-/// Answers that a client may still give, at most; the oldest are forgotten.
+/// Questions that a client may still answer, at most; beyond that some are forgotten.
 const RESPONSES_MAX: usize = 4096;
 const RESPONSES_COUNT: u32 = 1;
 const RESPONSES_FOR: Duration = Duration::from_secs(120);
@@ -155,7 +155,9 @@ impl Permissions {
     /// Whether a message that a subscribed pattern stands for must not be delivered.
     pub(super) fn hides(&self, subject: &[u8]) -> bool {
         let deny = self.subscribe.iter().flat_map(|rules| &rules.deny);
-        deny.map(|pattern| subject_of(pattern).0).any(|pattern| overlaps(pattern.as_bytes(), subject))
+        // What is denied to one queue group only is not denied to all.
+        let patterns = deny.map(|pattern| subject_of(pattern)).filter(|(_, queue)| queue.is_none());
+        patterns.map(|(pattern, _)| pattern).any(|pattern| overlaps(pattern.as_bytes(), subject))
     }
 }
 
@@ -170,9 +172,11 @@ impl Asked {
     pub(super) fn put(&mut self, responses: &Responses, reply: &[u8], now: Instant) {
         if self.open.len() >= RESPONSES_MAX {
             self.open.retain(|_, (_, until)| *until > now);
-            if self.open.len() >= RESPONSES_MAX {
-                return;
-            }
+        }
+        if self.open.len() >= RESPONSES_MAX
+            && let Some(any) = self.open.keys().next().cloned()
+        {
+            self.open.remove(&any);
         }
         let text = responses.expires.as_deref().and_then(go_duration);
         let expires = text.map_or(RESPONSES_FOR, |nanos| Duration::from_nanos(nanos.unsigned_abs()));
@@ -182,12 +186,12 @@ impl Asked {
     /// Whether it may answer there, once more.
     pub(super) fn take(&mut self, subject: &[u8], now: Instant) -> bool {
         let Some((left, until)) = self.open.get_mut(subject) else { return false };
-        if *left == 0 || *until <= now {
+        let is_in_time = *left > 0 && *until > now;
+        *left = left.saturating_sub(1);
+        if *left == 0 || !is_in_time {
             self.open.remove(subject);
-            return false;
         }
-        *left -= 1;
-        true
+        is_in_time
     }
 }
 
@@ -251,6 +255,12 @@ mod tests {
         assert!(!asked.take(b"other", now) && asked.take(b"r", now) && asked.take(b"r", now) && !asked.take(b"r", now));
         asked.put(&Responses::default(), b"r", now);
         assert!(!asked.take(b"r", now + RESPONSES_FOR));
+        // However many it has answered, it may answer the next one.
+        for number in 0..2 * RESPONSES_MAX {
+            let reply = number.to_string();
+            asked.put(&Responses::default(), reply.as_bytes(), now);
+            assert!(asked.take(reply.as_bytes(), now), "question {number}");
+        }
         let only_answers = Permissions { allow_responses: Some(Responses::default()), ..Permissions::default() };
         assert!(!only_answers.may_publish(b"r"));
     }

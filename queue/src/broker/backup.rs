@@ -95,20 +95,22 @@ fn newest_snapshot(names: &BTreeSet<String>) -> Option<u64> {
 }
 
 /// Where the log ends in the segment that is written just now: behind it may be entries whose
-/// predecessors were not there yet when they were read. `None` in a sealed one.
+/// predecessors were not there yet when they were read. `None` in a sealed one. What was durable and is
+/// not whole is damage, and is copied as it is.
 fn torn_at(base: u64, bytes: &[u8]) -> Option<usize> {
     let body = bytes.get(HEADER_BYTES as usize..)?;
     let mut first_gap = None;
     for step in Walk::new(base + HEADER_BYTES, body, None) {
         match step {
             Step::Entry { entry, .. } if entry.kind == SEAL => return None,
-            Step::Entry { .. } => {}
-            Step::Gap { position, .. } => {
-                first_gap.get_or_insert((position - base) as usize);
+            Step::Entry { entry, .. } => {
+                let durable = entry.durable().unwrap_or(0);
+                first_gap = first_gap.filter(|gap| *gap >= durable);
             }
+            Step::Gap { position, .. } => first_gap = first_gap.or(Some(position)),
         }
     }
-    first_gap
+    first_gap.map(|position| (position - base) as usize)
 }
 
 /// Reads every message of a journal that is not in use.

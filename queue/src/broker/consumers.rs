@@ -8,7 +8,7 @@ use super::answer;
 use super::core::Core;
 use crate::journal::Change;
 use crate::nats::status;
-use crate::stream::{ConsumerConfig, Found, Now, Refusal, config, unix_nanos};
+use crate::stream::{ConsumerConfig, Now, Refusal, config, unix_nanos};
 
 /// What the operation and the names behind it ask for: the kind of answer, and the answer.
 pub(super) fn operate(
@@ -90,7 +90,12 @@ fn create(
     let name = config.name.get_or_insert_with(random_name).clone();
     let action = asked.action.as_deref().unwrap_or_default();
     let mut is_new = false;
-    let (id, created, start, resume) = match stream.consumer(&name) {
+    let found = stream.consumer(&name);
+    if let Some(found) = found.filter(|_| config.pause_until.is_none()) {
+        // Made again by somebody who knows nothing of the pause.
+        config.pause_until.clone_from(&found.config.pause_until);
+    }
+    let (id, created, start, resume) = match found {
         Some(found) if found.config == config => (found.id, found.created, 0, 0),
         Some(_) if action == "create" => return Err(Refusal::consumer_exists()),
         Some(found) => {
@@ -116,6 +121,7 @@ fn create(
             consumer.heartbeat_at = pause.map(|pause| request.now.clock + pause);
         }
     }
+    core.remove_all_unneeded(stream_id, request.now);
     core.serve(stream_id, id, request.now);
     core.schedule(stream_id, id, request.now);
     info(core, stream_name, &name, request.now)
@@ -187,8 +193,7 @@ pub(super) fn remove(core: &mut Core, (stream, consumer): (u32, u32), now: Now) 
     let Some(name) = found.consumer_of(consumer).map(|consumer| consumer.name.clone()) else { return Ok(()) };
     end_requests(core, &stream_name, &name, "409 Consumer Deleted");
     core.change(&Change::ConsumerDeleted { stream, consumer }, true, now).map_err(|_| Refusal::no_room())?;
-    let left: Vec<u64> = core.streams[&stream].messages.from(0).map(Found::sequence).collect();
-    core.remove_unneeded(stream, &left, now);
+    core.remove_all_unneeded(stream, now);
     core.advise_consumer(&stream_name, &name, ("DELETED", "delete"), now);
     Ok(())
 }
@@ -225,7 +230,7 @@ fn pause(core: &mut Core, stream: &str, name: &str, request: &Request<'_>) -> An
     put(core, ids, (created, 0, 0), &config, request.now)?;
     core.serve(ids.0, ids.1, request.now);
     core.schedule(ids.0, ids.1, request.now);
-    let left = config.paused_until() - request.now.wall;
+    let left = config.paused_until().saturating_sub(request.now.wall);
     let mut answer = json!({"paused": left > 0, "pause_until": until.unwrap_or_else(|| answer::rfc3339(0))});
     if left > 0 {
         answer["pause_remaining"] = left.into();
@@ -274,6 +279,7 @@ fn reset(core: &mut Core, stream: &str, name: &str, request: &Request<'_>) -> An
     }
     let change = Change::ConsumerReset { stream: stream_id, consumer, start };
     core.change(&change, true, request.now).map_err(|_| Refusal::no_room())?;
+    core.remove_all_unneeded(stream_id, request.now);
     core.serve(stream_id, consumer, request.now);
     core.schedule(stream_id, consumer, request.now);
     let mut answer = info(core, stream, name, request.now)?;

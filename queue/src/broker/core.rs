@@ -192,8 +192,8 @@ impl Core {
         let place = self.journal.append(change, share, durable)?;
         if matches!(change, Change::StreamPut { .. } | Change::ConsumerPut { .. }) {
             // Twice, since all that follows would be of no use without it: a spot of decay on the disk
-            // must not cost a stream.
-            self.journal.append(change, share, durable)?;
+            // must not cost a stream. Once is enough where there is no room for more.
+            self.journal.append(change, share, durable).ok();
         }
         if let Change::StreamPut { config, created, .. } = change
             && let Ok(config) = serde_json::from_slice::<StreamConfig>(config)

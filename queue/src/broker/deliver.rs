@@ -10,7 +10,8 @@ use crate::journal::Change;
 use crate::journal::change::stored_header_start;
 use crate::journal::entry::FRAME_BYTES;
 use crate::nats::{HEADER_START, block, status};
-use crate::stream::{Handout, Message, Now, Pin, PriorityPolicy, Waiting};
+use crate::stream::config::Retention;
+use crate::stream::{Found, Handout, Message, Now, Pin, PriorityPolicy, Waiting};
 
 /// Pause before a client that has much on its way is given more.
 const CONGESTION_PAUSE: Duration = Duration::from_millis(5);
@@ -48,16 +49,13 @@ impl Core {
         let Self { subscriptions, streams, outgoing, .. } = self;
         let consumer = streams.get_mut(&id)?.consumer_by_id(consumer_id)?;
         consumer.retry_at = None;
+        consumer.not_before = consumer.not_before.filter(|at| *at > now.clock);
         let paused_for = consumer.config.paused_until().saturating_sub(now.wall);
         if paused_for > 0 {
             consumer.retry_at = Some(now.clock + Duration::from_nanos(paused_for.unsigned_abs()));
             return None;
         }
-        if consumer.not_before.is_some_and(|at| at > now.clock) {
-            return None;
-        }
-        consumer.not_before = None;
-        if !consumer.has_more() {
+        if consumer.not_before.is_some() || !consumer.has_more() {
             return None;
         }
         let deserted = consumer.wrongly_pinned();
@@ -214,6 +212,15 @@ impl Core {
                 tracing::warn!(stream = id, "no room to note that a message went; the next start removes it");
             }
         }
+    }
+
+    /// The same of all messages of a stream: a consumer has gone, or wants something else.
+    pub(super) fn remove_all_unneeded(&mut self, id: u32, now: Now) {
+        let Some(stream) = self.streams.get(&id).filter(|stream| stream.config.retention == Retention::Interest) else {
+            return;
+        };
+        let all: Vec<u64> = stream.messages.from(0).map(Found::sequence).collect();
+        self.remove_unneeded(id, &all, now);
     }
 
     /// What a stored message carries, with further header lines.

@@ -96,7 +96,12 @@ impl Shared {
 }
 
 /// Why a subscription is refused, if it is.
-fn refused_subscription(shared: &Shared, session: &Session, subject: &[u8], queue: Option<&[u8]>) -> Option<String> {
+fn refused_subscription(
+    shared: &Shared,
+    session: &mut Session,
+    subject: &[u8],
+    queue: Option<&[u8]>,
+) -> Option<String> {
     let permissions = session.client.permissions();
     if permissions.is_some_and(|permissions| !permissions.may_subscribe(subject, queue)) {
         let queue = queue.map(|queue| format!(" using queue \"{}\"", String::from_utf8_lossy(queue)));
@@ -107,8 +112,11 @@ fn refused_subscription(shared: &Shared, session: &Session, subject: &[u8], queu
     if !is_valid(subject) {
         return Some("Invalid Subject".into());
     }
-    let is_full = session.subscriptions.len() >= shared.options.subscriptions_max;
-    is_full.then(|| "maximum subscriptions exceeded".into())
+    let is_full = |session: &Session| session.subscriptions.len() >= shared.options.subscriptions_max;
+    if is_full(session) {
+        sweep(session);
+    }
+    is_full(session).then(|| "maximum subscriptions exceeded".into())
 }
 
 /// Whether a client may publish to a subject, or answer there.
@@ -126,8 +134,7 @@ fn subscribe(core: &mut Core, session: &mut Session, subject: Bytes, queue: Opti
     }
     // Clients that ask for one message each leave these behind, and never say that they are done.
     if session.subscriptions.len() >= session.subscriptions_swept * 2 {
-        session.subscriptions.retain(|_, subscription| !subscription.is_used_up());
-        session.subscriptions_swept = session.subscriptions.len().max(SWEEP_MIN);
+        sweep(session);
     }
     // Copied: a slice would keep the whole read buffer.
     let owned = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
@@ -141,6 +148,12 @@ fn subscribe(core: &mut Core, session: &mut Session, subject: Bytes, queue: Opti
     });
     core.subscriptions.insert(&subject, Handle(subscription.clone()));
     session.subscriptions.insert(subscription.sid.clone(), subscription);
+}
+
+/// Forgets subscriptions that have had all that they asked for.
+fn sweep(session: &mut Session) {
+    session.subscriptions.retain(|_, subscription| !subscription.is_used_up());
+    session.subscriptions_swept = session.subscriptions.len().max(SWEEP_MIN);
 }
 
 fn unsubscribe(core: &mut Core, session: &mut Session, sid: &Bytes, after: u64) {

@@ -16,6 +16,8 @@ use crate::stream::{Found, Message, Refusal, Stream, unix_nanos};
 
 /// Messages that one request may have.
 const BATCH_MAX: usize = 1024;
+/// Bytes that it may have: a client must be able to take them in.
+const BATCH_BYTES_MAX: u64 = 32 << 20;
 
 /// Which messages are asked for.
 #[derive(Debug, Default, Deserialize)]
@@ -101,12 +103,13 @@ impl Get {
             Some(batch) => usize::try_from(batch).unwrap_or(0).min(BATCH_MAX),
             None => BATCH_MAX,
         };
+        let bytes_max = self.max_bytes.filter(|max| *max > 0).unwrap_or(u64::MAX).min(BATCH_BYTES_MAX);
         let mut bytes = 0;
         let fits = |sequence: &&u64| {
             let size = stream.messages.get(**sequence).map_or(0, Found::counted_bytes);
             bytes += size;
             // At least one, however large.
-            self.max_bytes.is_none_or(|max| max == 0 || bytes <= max || bytes == size)
+            bytes <= bytes_max || bytes == size
         };
         let sequences: Vec<u64> = all.iter().take(count).take_while(fits).copied().collect();
         if all.is_empty() {

@@ -167,6 +167,9 @@ impl Shared {
     /// Carries what lives out of the emptiest old segment.
     pub(super) fn sweep(&self) -> io::Result<()> {
         let Some((base, file)) = self.lock().journal.emptiest() else { return Ok(()) };
+        // Sealed, and perhaps not written to its end yet: what is not there would be taken for damage.
+        self.lock().finish_all();
+        self.committer.barrier()?;
         let mut bytes = vec![0; (file.file.bytes()?.min(file.bytes) - HEADER_BYTES) as usize];
         file.file.read_at(&mut bytes, HEADER_BYTES)?;
         let mut steps = Walk::new(base + HEADER_BYTES, &bytes, None);

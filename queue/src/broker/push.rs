@@ -31,6 +31,11 @@ impl Core {
         let wanted = self.push_targets.iter().filter(|(_, subject)| matches(filter, subject.as_bytes()));
         let consumers: Vec<(u32, u32)> = wanted.map(|(consumer, _)| *consumer).collect();
         for (stream, consumer) in consumers {
+            if let Some(found) = self.consumer(stream, consumer) {
+                // After a restart nobody has begun to count.
+                let pause = heartbeat(found.config.idle_heartbeat);
+                found.heartbeat_at = found.heartbeat_at.or(pause.map(|pause| now.clock + pause));
+            }
             self.serve(stream, consumer, now);
             self.schedule(stream, consumer, now);
         }

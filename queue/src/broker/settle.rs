@@ -100,11 +100,12 @@ fn apply(
         return true;
     };
     let consumer = found.id;
-    let Some(pending) = found.pending_of(sequence).copied() else { return true };
-    let settled = match verdict {
-        Verdict::Ack | Verdict::Next(_) => found.settled_by(sequence),
-        _ => vec![sequence],
+    let pending = match verdict {
+        Verdict::Ack | Verdict::Next(_) | Verdict::Term(_) => found.pending_at(sequence),
+        _ => found.pending_of(sequence),
     };
+    let Some(pending) = pending.copied() else { return true };
+    let settled = found.settled_by(sequence);
     let change = match verdict {
         Verdict::Ack | Verdict::Next(_) | Verdict::Term(_) => Change::Acked { stream, consumer, sequence },
         Verdict::Nak(_) if found.is_used_up(pending.count) => {

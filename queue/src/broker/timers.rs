@@ -84,6 +84,11 @@ impl Core {
         }
         (consumer.scheduled, consumer.retry_at) = (None, None);
         let given_up = consumer.expire(now.clock);
+        let subscriptions = &self.subscriptions;
+        consumer.waiting.retain(|waiting| subscriptions.has(&waiting.reply));
+        if !consumer.waiting.is_empty() {
+            consumer.asked_at = now.clock;
+        }
         let lost_pin = consumer.pin.take_if(|pin| pin.until <= now.clock);
         if consumer.config.is_push() {
             self.beat(id, consumer_id, now);

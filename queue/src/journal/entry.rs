@@ -18,6 +18,11 @@ use bytes::{BufMut, BytesMut};
 
 use super::change::Change;
 
+/// Bytes of what may be entries that are checked in search of the next one, and how long those are that
+/// are checked even so.
+const CHECKED_BYTES_MAX: usize = 1 << 30;
+const SMALL_BYTES: usize = 4096;
+
 /// Length of a frame.
 pub(crate) const FRAME_BYTES: usize = 16;
 
@@ -125,7 +130,17 @@ impl<'a> Walk<'a> {
         let looks_like_one = |at: &usize| {
             self.rest.get(*at..at + FRAME_BYTES).is_some_and(|frame| frame[12] != 0 && frame[13..16] == [0; 3])
         };
-        let is_one = |at: &usize| Entry::decode(self.position + *at as u64, &self.rest[*at..]).is_some();
+        // Bytes of a client's may look like a million long entries: checking all would take hours.
+        let mut budget = CHECKED_BYTES_MAX;
+        let is_one = |at: &usize| {
+            let rest = &self.rest[*at..];
+            let bytes = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+            if bytes > rest.len() || (bytes > SMALL_BYTES && bytes > budget) {
+                return false;
+            }
+            budget = budget.saturating_sub(bytes);
+            Entry::decode(self.position + *at as u64, rest).is_some()
+        };
         (1..self.rest.len()).filter(looks_like_one).find(is_one).unwrap_or(self.rest.len())
     }
 }
@@ -166,6 +181,11 @@ impl<'a> Entry<'a> {
             return None;
         }
         Some(Self { crc: word(4), before: word(8), kind: frame[12], body: &entry[FRAME_BYTES..] })
+    }
+
+    /// Up to where the log was durable, if it is a mark.
+    pub(crate) fn durable(&self) -> Option<u64> {
+        self.body.first_chunk().filter(|_| self.kind == MARK).copied().map(u64::from_le_bytes)
     }
 
     /// Its length with the frame.

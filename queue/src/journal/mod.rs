@@ -111,6 +111,7 @@ impl<R: Release> Journal<R> {
         let estimate = match change {
             Change::Stored(stored) => stored.body_bytes(),
             Change::StreamPut { config, .. } | Change::ConsumerPut { config, .. } => config.len() + 64,
+            Change::Registered { id, .. } => id.len() + 64,
             _ => 64,
         };
         let needed = (FRAME_BYTES + estimate) as u64;

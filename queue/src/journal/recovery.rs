@@ -129,6 +129,11 @@ impl<R: Release> Journal<R> {
         }
         let end = replay(&found, mark, apply, &mut recovered)?;
         let last = found[&end.active].file.clone();
+        if recovered.torn_bytes > 0 {
+            // What is whole behind the tear must never be met again, not even if the log before it decays.
+            let rest = last.bytes.saturating_sub(end.head - end.active) as usize;
+            last.file.write_at(&vec![0; rest], end.head - end.active).map_err(OpenError::io("last segment"))?;
+        }
         // What was read may lie in the system's memory only. It is about to be built upon.
         last.file.sync().map_err(OpenError::io("last segment"))?;
         storage.sync_names().map_err(OpenError::io("folder"))?;
@@ -179,14 +184,15 @@ fn segments(storage: &Arc<dyn Storage>) -> Result<BTreeMap<u64, Found>, OpenErro
                 let file = SegmentFile::opened(storage, name, file, bytes);
                 found.insert(base, Found { file, header, crc: Some(header.encode().1) });
             }
-            HeaderRead::Empty => empty.push((base, name)),
-            // Torn while it was written: then nothing was ever written behind it.
-            HeaderRead::Damaged if is_blank(file.as_ref(), bytes).map_err(OpenError::io(&name))? => {
+            // Never written, or torn while it was: then nothing was ever written behind it.
+            HeaderRead::Empty | HeaderRead::Damaged
+                if is_blank(file.as_ref(), bytes).map_err(OpenError::io(&name))? =>
+            {
                 empty.push((base, name));
             }
             HeaderRead::Newer(version) => return Err(OpenError::Newer { name, version }),
             HeaderRead::Whole(_) => return Err(damaged("it is another segment than its name says")),
-            HeaderRead::Damaged => {
+            HeaderRead::Empty | HeaderRead::Damaged => {
                 // Its name says where it begins, and the next one where it ends.
                 let header = Header { version: VERSION, base, span: bytes, salt: 0 };
                 let file = SegmentFile::opened(storage, name, file, bytes);
@@ -352,8 +358,8 @@ fn replay_segment(
 /// The farthest position that entries of the last segment call durable.
 fn last_mark(end: &End, bytes: &[u8]) -> u64 {
     let marks = Walk::new(end.head, bytes, end.crc).filter_map(|step| match step {
-        Step::Entry { entry, .. } if entry.kind == MARK => entry.body.first_chunk().copied().map(u64::from_le_bytes),
-        _ => None,
+        Step::Entry { entry, .. } => entry.durable(),
+        Step::Gap { .. } => None,
     });
     marks.max().unwrap_or(0)
 }

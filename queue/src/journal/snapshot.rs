@@ -264,9 +264,10 @@ pub(super) fn load(
     while offset < end {
         let mut whole = None;
         for copy in &copies {
-            match copy.block(offset)? {
-                Some(records) => whole = whole.or(Some((copy, offset, records.len() as u64))),
-                None => damaged(&copy.name),
+            // A sector that cannot be read is as good as one that was changed.
+            match copy.block(offset) {
+                Ok(Some(records)) => whole = whole.or(Some((copy, offset, records.len() as u64))),
+                Ok(None) | Err(_) => damaged(&copy.name),
             }
         }
         let (copy, at, bytes) = whole.ok_or(Unusable::Damaged)?;

@@ -47,6 +47,8 @@ pub(crate) struct Consumer {
     due: BTreeSet<u64>,
     /// Messages that it wants and has never handed out.
     pub(super) unseen: u64,
+    /// They have to be counted anew.
+    pub(super) is_miscounted: bool,
     /// Requests that wait, served in turn.
     pub(crate) waiting: VecDeque<Waiting>,
     /// The client that alone is served, where one is.
@@ -128,6 +130,7 @@ impl Consumer {
             deadlines: BTreeSet::new(),
             due: BTreeSet::new(),
             unseen: 0,
+            is_miscounted: false,
             waiting: VecDeque::new(),
             pin: None,
             flow: Flow::default(),
@@ -303,14 +306,13 @@ impl Consumer {
         self.replayed = None;
     }
 
-    /// A message went. Whether what it has not seen must be counted anew.
-    pub(super) fn removed(&mut self, sequence: u64, subject: &str) -> bool {
+    pub(super) fn removed(&mut self, sequence: u64, subject: &str) {
         if self.settle(sequence) || sequence < self.cursor || !self.wants_subject(subject) {
-            return false;
+            return;
         }
         self.unseen = self.unseen.saturating_sub(1);
         // An earlier message of the subject may be its last one now.
-        sequence <= self.resume
+        self.is_miscounted |= sequence <= self.resume;
     }
 
     pub(super) fn stored(&mut self, sequence: u64, subject: &str) {
@@ -321,7 +323,7 @@ impl Consumer {
 
     /// Counts what it has never handed out, from the messages themselves.
     pub(super) fn recount(&mut self, messages: &Messages) {
-        self.looked = self.cursor;
+        (self.looked, self.is_miscounted) = (self.cursor, false);
         let unseen = messages.from(self.cursor).filter(|message| self.wants(*message, messages)).count();
         self.unseen = unseen as u64;
     }
@@ -329,6 +331,14 @@ impl Consumer {
     /// Whether it has still to hand out a message, or to hear what became of it.
     pub(super) fn needs(&self, sequence: u64, subject: &str) -> bool {
         self.pending.contains_key(&sequence) || (sequence >= self.cursor && self.wants_subject(subject))
+    }
+
+    /// A pending message that an ack of this one settles: itself, or with ack policy `all` one before.
+    pub(crate) fn pending_at(&self, sequence: u64) -> Option<&Pending> {
+        match self.config.ack_policy {
+            AckPolicy::All => self.pending.range(..=sequence).next_back().map(|(_, pending)| pending),
+            AckPolicy::Explicit | AckPolicy::None => self.pending.get(&sequence),
+        }
     }
 
     pub(crate) fn pending_of(&self, sequence: u64) -> Option<&Pending> {
@@ -384,6 +394,6 @@ impl Consumer {
     /// When it ends because nobody asks, if it ever does.
     pub(crate) fn ends_at(&self) -> Option<Instant> {
         let threshold = u64::try_from(self.config.inactive_threshold).ok().filter(|threshold| *threshold > 0)?;
-        self.waiting.is_empty().then(|| self.asked_at + Duration::from_nanos(threshold))
+        Some(self.asked_at + Duration::from_nanos(threshold))
     }
 }

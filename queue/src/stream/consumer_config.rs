@@ -245,7 +245,7 @@ impl ConsumerConfig {
         if self.idle_heartbeat > 0 && self.idle_heartbeat < HEARTBEAT_MIN {
             return Err(Refusal::heartbeat_too_small());
         }
-        if self.flow_control && self.idle_heartbeat == 0 {
+        if self.flow_control && self.idle_heartbeat <= 0 {
             return Err(Refusal::flow_control_needs_heartbeat());
         }
         Ok(())

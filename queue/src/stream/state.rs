@@ -154,6 +154,10 @@ impl Stream {
                 all.into_iter().for_each(|sequence| self.remove(sequence, freed));
             }
         }
+        // Once for all that went together.
+        for consumer in self.consumers.values_mut().filter(|consumer| consumer.is_miscounted) {
+            consumer.recount(&self.messages);
+        }
         Ok(())
     }
 
@@ -198,11 +202,7 @@ impl Stream {
 
     fn remove(&mut self, sequence: u64, freed: &mut Vec<Place>) {
         if let Some(gone) = self.messages.remove(sequence) {
-            for consumer in self.consumers.values_mut() {
-                if consumer.removed(sequence, &gone.subject) {
-                    consumer.recount(&self.messages);
-                }
-            }
+            self.consumers.values_mut().for_each(|consumer| consumer.removed(sequence, &gone.subject));
             freed.push(gone.place);
         }
     }
