@@ -119,7 +119,8 @@ fn torn_at(base: u64, bytes: &[u8]) -> Option<usize> {
 /// Why it cannot be opened.
 pub fn check(folder: &Path) -> Result<Inventory, OpenError> {
     let shown = folder.display().to_string();
-    let storage = Folder::open(folder, true).map_err(|error| match error.kind() {
+    // Looked at, and left as it is: what opening it writes goes nowhere.
+    let storage = Folder::open_to_look(folder).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => OpenError::Locked(shown),
         _ => OpenError::Io { name: shown, source: error },
     })?;

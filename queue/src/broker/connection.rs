@@ -251,12 +251,12 @@ async fn write(shared: &Arc<Shared>, client: &Arc<Client>, output: &mut Output) 
 
 /// Reads a message and sends it; what has decayed on disk is not sent, and goes out of its stream.
 async fn send_stored(shared: &Arc<Shared>, output: &mut Output, message: StoredMessage) -> io::Result<()> {
-    let StoredMessage { source, of, line, parts, lost } = message;
+    let StoredMessage { source, of, place, line, parts, lost } = message;
     let loading = tokio::task::spawn_blocking(move || source.load());
     let entry = match loading.await.map_err(io::Error::other).flatten() {
         Ok(entry) => entry,
         Err(error) => {
-            shared.unreadable(of, &error);
+            shared.unreadable(of, place, &error);
             return output.send(lost).await;
         }
     };

@@ -7,7 +7,8 @@ use std::io;
 
 use super::Shared;
 use super::core::{Core, now};
-use crate::journal::{Change, Damage};
+use crate::journal::{Change, Damage, Place};
+use crate::stream::Stream;
 
 /// Losses that are kept in mind; further ones are only logged.
 const LOSSES_MAX: usize = 1000;
@@ -45,12 +46,14 @@ impl Core {
 
     /// A stored message could not be read. One that is damaged leaves its stream; after another fault
     /// the next one who asks may have more luck.
-    pub(super) fn unreadable(&mut self, (id, sequence): (u32, u64), error: &io::Error) {
-        let Some(stream) = self.streams.get(&id).filter(|stream| stream.messages.get(sequence).is_some()) else {
-            return;
-        };
+    pub(super) fn unreadable(&mut self, (id, sequence): (u32, u64), place: Place, error: &io::Error) {
+        // It may have been carried elsewhere since it was looked up.
+        let is_there = |stream: &&Stream| stream.messages.get(sequence).is_some_and(|message| message.place() == place);
+        let Some(stream) = self.streams.get(&id).filter(is_there) else { return };
         let name = stream.config.name.clone();
-        if error.kind() != io::ErrorKind::InvalidData {
+        // What is not durable yet may not be in the file either.
+        let is_written = place.position + u64::from(place.bytes) <= self.journal.committer().durable();
+        if error.kind() != io::ErrorKind::InvalidData || !is_written {
             tracing::error!(%error, stream = name, sequence, "a stored message cannot be read");
             return;
         }
@@ -95,9 +98,11 @@ impl Core {
 
 impl Shared {
     /// The same as [`Core::unreadable`], for whoever has not the lock.
-    pub(super) fn unreadable(&self, of: (u32, u64), error: &io::Error) {
+    pub(super) fn unreadable(&self, of: (u32, u64), place: Place, error: &io::Error) {
         let mut core = self.lock();
-        core.unreadable(of, error);
+        core.unreadable(of, place, error);
         core.finish();
+        // What comes next may have been handed out, with a deadline.
+        self.timer_set.notify_one();
     }
 }

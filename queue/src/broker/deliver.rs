@@ -233,6 +233,7 @@ impl Core {
         Stored {
             source: self.journal.read(message.place),
             of: (stream, message.sequence),
+            place: message.place,
             start: FRAME_BYTES + stored_header_start(message.subject.len()),
             header_bytes: message.header_bytes as usize,
             payload_bytes: message.payload_bytes as usize,

@@ -245,7 +245,7 @@ impl Core {
         // Read with the lock held. This is for tools and rare looks; workers and API read directly.
         let id = found.id;
         let entry = self.journal.read(message.place).load().map_err(|error| {
-            self.unreadable((id, sequence), &error);
+            self.unreadable((id, sequence), message.place, &error);
             Refusal::no_message()
         })?;
         let header = FRAME_BYTES + stored_header_start(message.subject.len());

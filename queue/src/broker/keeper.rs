@@ -190,6 +190,7 @@ impl Shared {
                     None => {
                         if is_damaged {
                             core.give_up_between(base, base + file.bytes);
+                            self.timer_set.notify_one();
                         }
                         core.finish_all();
                         return Ok(());
@@ -267,10 +268,10 @@ impl Core {
         let mut lost = Vec::new();
         for stream in self.streams.values() {
             let there = stream.messages.from(0).filter(|message| (from..to).contains(&message.place().position));
-            lost.extend(there.map(|message| (stream.id, message.sequence())));
+            lost.extend(there.map(|message| ((stream.id, message.sequence()), message.place())));
         }
         let damaged = io::Error::from(io::ErrorKind::InvalidData);
-        lost.into_iter().for_each(|of| self.unreadable(of, &damaged));
+        lost.into_iter().for_each(|(of, place)| self.unreadable(of, place, &damaged));
     }
 
     /// Writes a message anew at the head of the log, if this is where it lies. Returns the bytes

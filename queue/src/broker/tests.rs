@@ -88,10 +88,10 @@ fn contents(shared: &Shared) -> (BTreeMap<(String, u64), Vec<u8>>, usize) {
                 let payload = entry[entry.len() - message.payload_bytes as usize..].to_vec();
                 found.insert((name, message.sequence), payload);
             }
-            Err(error) => unreadable.push(((id, message.sequence), error)),
+            Err(error) => unreadable.push(((id, message.sequence), message.place, error)),
         }
     }
-    unreadable.iter().for_each(|(of, error)| core.unreadable(*of, error));
+    unreadable.iter().for_each(|(of, place, error)| core.unreadable(*of, *place, error));
     (found, core.losses.len())
 }
 

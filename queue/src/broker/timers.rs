@@ -94,8 +94,14 @@ impl Core {
             self.beat(id, consumer_id, now);
         }
         let ends_at = self.consumer(id, consumer_id).and_then(|consumer| consumer.ends_at());
-        if ends_at.is_some_and(|at| at <= now.clock) && consumers::remove(self, (id, consumer_id), now).is_ok() {
-            return;
+        if ends_at.is_some_and(|at| at <= now.clock) {
+            if consumers::remove(self, (id, consumer_id), now).is_ok() {
+                return;
+            }
+            // No room to note it: it is tried again, and not at once.
+            if let Some(consumer) = self.consumer(id, consumer_id) {
+                consumer.asked_at = now.clock;
+            }
         }
         if lost_pin.is_some() {
             self.advise_pin(id, consumer_id, "UNPINNED", ("reason", "timeout"), now);

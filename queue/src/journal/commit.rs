@@ -133,7 +133,7 @@ impl<R: Release> Committer<R> {
     }
 
     /// Everything before this position is on disk.
-    pub(super) fn durable(&self) -> u64 {
+    pub(crate) fn durable(&self) -> u64 {
         self.shared.durable.load(Ordering::Acquire)
     }
 

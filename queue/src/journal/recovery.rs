@@ -129,7 +129,9 @@ impl<R: Release> Journal<R> {
         }
         let end = replay(&found, mark, apply, &mut recovered)?;
         let last = found[&end.active].file.clone();
-        if recovered.torn_bytes > 0 {
+        // Not where an older program has written: it left no marks, so this may be more than a torn tail, and
+        // nothing is written there any more.
+        if recovered.torn_bytes > 0 && found[&end.active].header.version == VERSION {
             // What is whole behind the tear must never be met again, not even if the log before it decays.
             let rest = last.bytes.saturating_sub(end.head - end.active) as usize;
             last.file.write_at(&vec![0; rest], end.head - end.active).map_err(OpenError::io("last segment"))?;

@@ -275,7 +275,9 @@ pub(super) fn load(
         offset += BLOCK_FRAME_BYTES + bytes;
     }
     for (copy, offset) in places {
-        apply_records(&copy.block(offset)?.ok_or(Unusable::Damaged)?, apply)?;
+        // Half applied it is of no use to anything older either.
+        let changed = || Unusable::Io(io::Error::new(io::ErrorKind::InvalidData, "it changed while it was read"));
+        apply_records(&copy.block(offset)?.ok_or_else(changed)?, apply)?;
     }
     Ok(first.mark)
 }

@@ -54,9 +54,21 @@ pub(crate) struct Folder {
     _lock: std::fs::File,
     /// Off only to show what a journal without it loses.
     sync: bool,
+    /// Nothing is changed.
+    read_only: bool,
 }
 
 impl Folder {
+    /// Takes a folder that is there to look at it. What is written or removed is not.
+    ///
+    /// # Errors
+    /// `WouldBlock` if another process has it.
+    pub(crate) fn open_to_look(path: &Path) -> io::Result<Self> {
+        let lock = std::fs::File::options().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        lock.try_lock()?;
+        Ok(Self { path: path.to_owned(), _lock: lock, sync: false, read_only: true })
+    }
+
     /// Makes the folder if it is missing, and takes it for this process.
     ///
     /// # Errors
@@ -68,11 +80,11 @@ impl Folder {
         }
         let lock = std::fs::File::options().create(true).truncate(false).write(true).open(path.join(LOCK))?;
         lock.try_lock()?;
-        Ok(Self { path: path.to_owned(), _lock: lock, sync })
+        Ok(Self { path: path.to_owned(), _lock: lock, sync, read_only: false })
     }
 
     fn wrap(&self, file: std::fs::File) -> Arc<dyn File> {
-        Arc::new(DiskFile { file, sync: self.sync })
+        Arc::new(DiskFile { file, sync: self.sync, read_only: self.read_only })
     }
 }
 
@@ -83,6 +95,9 @@ impl Storage for Folder {
     }
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         let path = self.path.join(name);
         let file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
         if bytes > 0 {
@@ -101,10 +116,16 @@ impl Storage for Folder {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         std::fs::rename(self.path.join(from), self.path.join(to))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
         std::fs::remove_file(self.path.join(name))
     }
 
@@ -127,6 +148,7 @@ impl Storage for Folder {
 struct DiskFile {
     file: std::fs::File,
     sync: bool,
+    read_only: bool,
 }
 
 impl File for DiskFile {
@@ -135,7 +157,7 @@ impl File for DiskFile {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset)
+        if self.read_only { Ok(()) } else { self.file.write_all_at(bytes, offset) }
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -21,6 +21,9 @@ use super::messages::{Found, Messages};
 use super::waiting::{Pin, Waiting};
 use crate::nats::{is_literal, matches};
 
+/// The shortest time after which a consumer that nobody uses may end: it costs a look each time.
+const INACTIVE_MIN: Duration = Duration::from_millis(100);
+
 /// A consumer and whoever waits for its messages.
 #[derive(Debug)]
 pub(crate) struct Consumer {
@@ -329,8 +332,9 @@ impl Consumer {
     }
 
     /// Whether it has still to hand out a message, or to hear what became of it.
-    pub(super) fn needs(&self, sequence: u64, subject: &str) -> bool {
-        self.pending.contains_key(&sequence) || (sequence >= self.cursor && self.wants_subject(subject))
+    pub(super) fn needs(&self, message: Found<'_>, messages: &Messages) -> bool {
+        let sequence = message.sequence();
+        self.pending.contains_key(&sequence) || (sequence >= self.cursor && self.wants(message, messages))
     }
 
     /// A pending message that an ack of this one settles: itself, or with ack policy `all` one before.
@@ -394,6 +398,6 @@ impl Consumer {
     /// When it ends because nobody asks, if it ever does.
     pub(crate) fn ends_at(&self) -> Option<Instant> {
         let threshold = u64::try_from(self.config.inactive_threshold).ok().filter(|threshold| *threshold > 0)?;
-        Some(self.asked_at + Duration::from_nanos(threshold))
+        Some(self.asked_at + Duration::from_nanos(threshold).max(INACTIVE_MIN))
     }
 }

@@ -344,6 +344,8 @@ impl ConsumerConfig {
     /// Whether this may take the place of `old`.
     pub(crate) fn check_update(&self, old: &Self) -> Result<(), Refusal> {
         let fixed = [
+            // What lasts is written down from its start on, and what does not is not.
+            ("durable name", self.durable_name == old.durable_name),
             (
                 "deliver policy",
                 (self.deliver_policy, self.opt_start_seq, &self.opt_start_time)

@@ -260,10 +260,9 @@ impl Stream {
             return Vec::new();
         }
         let is_needed = |sequence| {
-            self.messages.get(sequence).is_none_or(|message| {
-                let subject = message.subject();
-                self.consumers.values().any(|consumer| consumer.needs(sequence, &subject))
-            })
+            self.messages
+                .get(sequence)
+                .is_none_or(|message| self.consumers.values().any(|consumer| consumer.needs(message, &self.messages)))
         };
         sequences.into_iter().filter(|sequence| !is_needed(*sequence)).map(|s| (s, s)).collect()
     }

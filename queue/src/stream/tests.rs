@@ -539,9 +539,8 @@ impl Plain {
     /// Where messages stay only for consumers: what the only one does not need any more is gone.
     fn forget(&mut self, retention: config::Retention) {
         if retention == config::Retention::Interest {
-            let kept = |message: &(u64, u8)| {
-                self.in_hand.contains(&message.0) || (message.0 >= self.cursor && self.matches(message.1))
-            };
+            let unseen = self.unseen();
+            let kept = |message: &(u64, u8)| self.in_hand.contains(&message.0) || unseen.contains(&message.0);
             self.messages = self.messages.iter().copied().filter(kept).collect();
         }
     }
