@@ -31,6 +31,19 @@ async fn stream(context: &Context) {
     context.create_stream(config).await.expect("created");
 }
 
+/// Flips a bit of a stored payload.
+fn decay(broker: &Broker, number: u64) {
+    let files = std::fs::read_dir(broker.store().join("journal")).expect("a folder").flatten();
+    let paths = files.map(|entry| entry.path());
+    let segment =
+        paths.into_iter().find(|path| path.to_string_lossy().contains("segment-")).expect("all is in one segment");
+    let bytes = std::fs::read(&segment).expect("readable");
+    let wanted = payload(number);
+    let at = bytes.windows(wanted.len()).position(|window| window == wanted).expect("it is there") as u64 + 50;
+    let file = std::fs::File::options().write(true).open(&segment).expect("writable");
+    file.write_all_at(&[bytes[at as usize] ^ 1], at).expect("written");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_of_a_busy_queue_holds_all_that_was_acknowledged_before_it() {
     let broker = Broker::start().await;
@@ -92,15 +105,7 @@ async fn a_message_that_decays_is_named_and_never_served_and_the_others_are() {
         context.publish(format!("s.{number}"), payload(number)).await.expect("sent").await.expect("acknowledged");
     }
     broker.kill();
-    // One byte in the middle of one payload.
-    let journal = broker.store().join("journal");
-    let files = std::fs::read_dir(&journal).expect("a folder").flatten().map(|entry| entry.path());
-    let segment = files.into_iter().find(|path| path.to_string_lossy().contains("segment-")).expect("a segment");
-    let bytes = std::fs::read(&segment).expect("readable");
-    let wanted = payload(20);
-    let at = bytes.windows(wanted.len()).position(|window| window == wanted).expect("it is there") as u64 + 100;
-    let file = std::fs::File::options().write(true).open(&segment).expect("writable");
-    file.write_all_at(&[bytes[at as usize] ^ 1], at).expect("written");
+    decay(&broker, 20);
 
     let output = sightline().args(["broker", "check", "--data"]).arg(broker.store()).output().expect("runs");
     assert!(!output.status.success(), "{}", said(&output));
@@ -128,14 +133,7 @@ async fn a_message_that_decays_while_the_broker_runs_is_found_when_it_is_asked_f
     // Started anew, it has nothing of it in memory.
     broker.kill();
     broker.restart().await;
-    let journal = broker.store().join("journal");
-    let files = std::fs::read_dir(&journal).expect("a folder").flatten().map(|entry| entry.path());
-    let segment = files.into_iter().find(|path| path.to_string_lossy().contains("segment-")).expect("a segment");
-    let bytes = std::fs::read(&segment).expect("readable");
-    let wanted = payload(7);
-    let at = bytes.windows(wanted.len()).position(|window| window == wanted).expect("it is there") as u64 + 50;
-    let file = std::fs::File::options().write(true).open(&segment).expect("writable");
-    file.write_all_at(&[bytes[at as usize] ^ 1], at).expect("written");
+    decay(&broker, 7);
 
     let stream = broker.bare().await.get_stream("s").await.expect("there");
     assert!(stream.direct_get(7).await.is_err(), "a damaged message was served");

@@ -46,6 +46,7 @@ pub(crate) async fn run(args: BrokerArgs) -> anyhow::Result<ExitCode> {
         }
         Some(BrokerAction::Check { data }) => {
             tokio::task::spawn_blocking(move || {
+                journal_of(&data)?;
                 let held = DataDir::open(&data)?;
                 check(&held.path().join(JOURNAL))
             })
@@ -139,12 +140,18 @@ impl Drop for Notices {
     }
 }
 
-/// Copies a data folder, which may be in use.
-fn backup(data: &DataArgs, to: &Path) -> anyhow::Result<ExitCode> {
+/// The journal of a data folder, which must be there.
+fn journal_of(data: &DataArgs) -> anyhow::Result<PathBuf> {
     let journal = data.data.join(JOURNAL);
     if !journal.is_dir() {
         bail!("{} holds no journal; name the data folder with --data", data.data.display());
     }
+    Ok(journal)
+}
+
+/// Copies a data folder, which may be in use.
+fn backup(data: &DataArgs, to: &Path) -> anyhow::Result<ExitCode> {
+    let journal = journal_of(data)?;
     if to.exists() {
         bail!("{} is there already; a backup is written to a new folder", to.display());
     }

@@ -1,6 +1,6 @@
 //! Encryption: the certificate, which may be replaced while the broker runs, and the handshake.
 
-use std::fmt::Debug;
+use std::fmt::{Debug, Display};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -94,7 +94,7 @@ fn changed(certificate: &Path, key: &Path) -> Option<SystemTime> {
 }
 
 fn load(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, String> {
-    let shown = |path: &Path, error: &dyn Debug| format!("{}: {error:?}", path.display());
+    let shown = |path: &Path, error: &dyn Display| format!("{}: {error}", path.display());
     let chain = CertificateDer::pem_file_iter(certificate).map_err(|error| shown(certificate, &error))?;
     let chain = chain.collect::<Result<Vec<_>, _>>().map_err(|error| shown(certificate, &error))?;
     if chain.is_empty() {
