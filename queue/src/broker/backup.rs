@@ -3,12 +3,13 @@
 //! A snapshot and the log from it on are enough, and what changes while they are copied is only ever
 //! behind them: the log grows at its end, and a segment goes only when a newer snapshot has taken the
 //! place of what needs it. So: snapshot first, then segments; if a newer snapshot came in between,
-//! from the start. What is written at the log's end just then is cut off at the last whole entry.
+//! from the start. That is quick, because at first the files are only given a second name each, which
+//! keeps them until they are copied. What is written at the log's end just then is cut off at the last whole entry.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::core::Core;
@@ -40,50 +41,92 @@ pub struct Inventory {
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to.parent().unwrap_or(Path::new("")))?;
     fs::create_dir(to)?;
-    let copied = (0..TRIES).find_map(|_| match try_copy(from, to) {
-        Ok(true) => Some(Ok(())),
-        Ok(false) => None,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => Some(Err(error)),
-    });
-    let copied = copied.unwrap_or_else(|| Err(io::Error::other("the journal is tidied all the time; try again")));
+    let copied = copy_pinned(from, to);
     if copied.is_err() {
         fs::remove_dir_all(to)?;
     }
     copied
 }
 
-/// Copies once; `false` if a newer snapshot came in between.
-fn try_copy(from: &Path, to: &Path) -> io::Result<bool> {
+/// Second names of a journal's files, gone with this: the broker may remove its own meanwhile.
+struct Pinned(PathBuf);
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, folder = %self.0.display(), "left behind");
+        }
+    }
+}
+
+fn copy_pinned(from: &Path, to: &Path) -> io::Result<()> {
+    let folder = from.with_file_name(format!("journal-copy-{}", std::process::id()));
+    if fs::create_dir(&folder).is_err() {
+        // Read only, most likely, and then nobody changes it.
+        return copy_consistently(from, to, &|one, other| copy_whole(one, other));
+    }
+    let pinned = Pinned(folder);
+    let linked = copy_consistently(from, &pinned.0, &|one, other| fs::hard_link(one, other));
+    match linked {
+        Ok(()) => copy_consistently(&pinned.0, to, &|one, other| copy_whole(one, other)),
+        // A file system without second names.
+        Err(_) => copy_consistently(from, to, &|one, other| copy_whole(one, other)),
+    }
+}
+
+type Put<'a> = dyn Fn(&Path, &Path) -> io::Result<()> + 'a;
+
+/// Puts a snapshot and all that it needs into `to`, from the start again if a newer one came.
+fn copy_consistently(from: &Path, to: &Path, put: &Put<'_>) -> io::Result<()> {
+    for _ in 0..TRIES {
+        match try_copy(from, to, put) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("the journal is tidied all the time; try again"))
+}
+
+/// Tries once; `false` if a newer snapshot came in between.
+fn try_copy(from: &Path, to: &Path, put: &Put<'_>) -> io::Result<bool> {
     for entry in fs::read_dir(to)? {
         fs::remove_file(entry?.path())?;
     }
     let newest = newest_snapshot(&names(from)?);
     for name in newest.map(snapshot::file_names).into_iter().flatten() {
-        match fs::copy(from.join(&name), to.join(&name)) {
+        match put(&from.join(&name), &to.join(&name)) {
             // Version 1 had one copy.
             Err(error) if error.kind() == io::ErrorKind::NotFound && name.ends_with(".copy") => {}
-            copied => drop(copied?),
+            done => done?,
         }
     }
     let names = names(from)?;
     if newest_snapshot(&names) != newest {
         return Ok(false);
     }
-    for name in names {
-        if let Some(base) = name.strip_prefix("segment-").and_then(|base| u64::from_str_radix(base, 16).ok()) {
-            let mut bytes = fs::read(from.join(&name))?;
-            if let Some(end) = torn_at(base, &bytes) {
-                bytes[end..].fill(0);
-            }
-            fs::write(to.join(&name), bytes)?;
-        }
-    }
-    for entry in fs::read_dir(to)? {
-        fs::File::open(entry?.path())?.sync_all()?;
+    for name in names.iter().filter(|name| base_of(name).is_some()) {
+        put(&from.join(name), &to.join(name))?;
     }
     fs::File::open(to)?.sync_all()?;
     Ok(true)
+}
+
+/// The position at which a segment's file begins, if it is one.
+fn base_of(name: &str) -> Option<u64> {
+    u64::from_str_radix(name.strip_prefix("segment-")?, 16).ok()
+}
+
+/// Copies one file durably, without what is written to the log's end just then.
+fn copy_whole(from: &Path, to: &Path) -> io::Result<()> {
+    let mut bytes = fs::read(from)?;
+    let base = from.file_name().and_then(|name| base_of(&name.to_string_lossy()));
+    if let Some(end) = base.and_then(|base| torn_at(base, &bytes)) {
+        bytes[end..].fill(0);
+    }
+    fs::write(to, bytes)?;
+    fs::File::open(to)?.sync_all()
 }
 
 fn names(folder: &Path) -> io::Result<BTreeSet<String>> {
