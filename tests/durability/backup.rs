@@ -72,7 +72,7 @@ async fn a_copy_of_a_busy_queue_holds_all_that_was_acknowledged_before_it() {
         .collect();
     eventually("it is well under way", async || (acknowledged.lock().expect("no panic").len() > 500).then_some(()))
         .await;
-    for round in 0..rounds(3, 50) {
+    for round in 0..rounds(3, 15) {
         let before = acknowledged.lock().expect("no panic").clone();
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder");
         let (copy, data) = (folder.path().join("copy"), folder.path().join("data"));
