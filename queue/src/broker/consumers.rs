@@ -116,10 +116,7 @@ fn create(
     put(core, (stream_id, id), (created, start, resume), &config, request.now)?;
     if is_new {
         core.advise_consumer(stream_name, &name, ("CREATED", "create"), request.now);
-        let pause = super::push::heartbeat(config.idle_heartbeat).filter(|_| config.is_push());
-        if let Some(consumer) = core.consumer(stream_id, id) {
-            consumer.heartbeat_at = pause.map(|pause| request.now.clock + pause);
-        }
+        core.begin_to_beat(stream_id, id, request.now);
     }
     core.remove_all_unneeded(stream_id, request.now);
     core.serve(stream_id, id, request.now);

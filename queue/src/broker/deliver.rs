@@ -73,11 +73,10 @@ impl Core {
                 let turn = consumer.turn()?;
                 (Receiver::Request(turn), &consumer.waiting[turn].reply[..])
             };
-            let group = Some(consumer.config.deliver_group.as_bytes()).filter(|group| !group.is_empty());
+            let group = consumer.config.group();
             let (mut is_heard, mut is_congested) = (false, false);
             subscriptions.find(subject, &mut |handle| {
                 let client = &handle.0.client;
-                // A push consumer waits for a listener of its own kind: in its group, or in none.
                 is_heard |= matches!(receiver, Receiver::Request(_)) || handle.0.queue.as_deref() == group;
                 is_congested |= client.is_congested(outgoing.to(client).bytes());
             });

@@ -18,7 +18,7 @@ impl Core {
             return false;
         };
         let config = &found.config;
-        let group = Some(config.deliver_group.as_bytes()).filter(|group| !group.is_empty());
+        let group = config.group();
         let mut is_heard = false;
         self.subscriptions.find(config.deliver_subject.as_bytes(), &mut |handle| {
             is_heard |= handle.0.queue.as_deref() == group;
@@ -31,14 +31,18 @@ impl Core {
         let wanted = self.push_targets.iter().filter(|(_, subject)| matches(filter, subject.as_bytes()));
         let consumers: Vec<(u32, u32)> = wanted.map(|(consumer, _)| *consumer).collect();
         for (stream, consumer) in consumers {
-            if let Some(found) = self.consumer(stream, consumer) {
-                // After a restart nobody has begun to count.
-                let pause = heartbeat(found.config.idle_heartbeat);
-                found.heartbeat_at = found.heartbeat_at.or(pause.map(|pause| now.clock + pause));
-            }
+            // After a restart nobody has begun to count.
+            self.begin_to_beat(stream, consumer, now);
             self.serve(stream, consumer, now);
             self.schedule(stream, consumer, now);
         }
+    }
+
+    /// Signs of life are due from now on, if the consumer pushes and has them.
+    pub(super) fn begin_to_beat(&mut self, stream: u32, consumer: u32, now: Now) {
+        let Some(found) = self.consumer(stream, consumer).filter(|found| found.config.is_push()) else { return };
+        let pause = heartbeat(found.config.idle_heartbeat);
+        found.heartbeat_at = found.heartbeat_at.or(pause.map(|pause| now.clock + pause));
     }
 
     /// A message was pushed: counts it, and asks the receiver every so often whether it keeps up.
@@ -109,6 +113,6 @@ impl Core {
 }
 
 /// The pause between two signs of life.
-pub(super) fn heartbeat(nanos: i64) -> Option<Duration> {
+fn heartbeat(nanos: i64) -> Option<Duration> {
     u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos)
 }

@@ -383,6 +383,12 @@ impl ConsumerConfig {
         !self.deliver_subject.is_empty()
     }
 
+    /// The queue group that it pushes to, if only one of a group is to have each message. Who listens
+    /// otherwise, in another group or in none, is no receiver of its.
+    pub(crate) fn group(&self) -> Option<&[u8]> {
+        Some(self.deliver_group.as_bytes()).filter(|group| !group.is_empty())
+    }
+
     /// All its filters; none means every message.
     pub(crate) fn filters(&self) -> impl Iterator<Item = &String> + use<'_> {
         let one = (!self.filter_subject.is_empty()).then_some(&self.filter_subject);

@@ -21,6 +21,8 @@ mod schedule;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod consumer_tests;
 
 pub(crate) use config::StreamConfig;
 pub(crate) use consumer::{Consumer, Handout, Pending};
