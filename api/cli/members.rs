@@ -30,18 +30,19 @@ pub(crate) async fn run(args: MembersArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "{:16} {:8} {:10} {:>8} {:>8} {:>8} {:>10}  MODELS",
+        "{:16} {:10} {:10} {:>8} {:>8} {:>8} {:>10}  MODELS",
         "MEMBER", "ROLE", "STATE", "PID", "IN HAND", "DONE", "UP"
     );
     for member in table.members() {
         let role = match member.role {
             Role::Api => "api",
             Role::Worker => "worker",
+            Role::Supervisor => "supervisor",
         };
         let done: u64 = member.totals.outcomes.values().flat_map(|outcomes| outcomes.values()).sum();
         let up = Duration::from_secs(Timestamp::now().millis_since(member.started_at) / 1000);
         println!(
-            "{:16} {role:8} {:10} {:>8} {:>8} {done:>8} {:>10}  {}",
+            "{:16} {role:10} {:10} {:>8} {:>8} {done:>8} {:>10}  {}",
             member.id,
             member.state,
             member.pid,

@@ -9,12 +9,35 @@ use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use models::ImageError;
-use queue::{QueueError, SubmitError};
+use queue::client::RedriveError;
+use queue::{QueueError, SubmitError, TopicError, TopicName};
 use serde::Serialize;
 
 /// A request that gets no for an answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
+    /// A topic is not there, or cannot be made or changed so.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// The topic is for another model.
+    #[error("topic {topic} runs {its}, not {model}: name another topic, or make one with sightline topics create")]
+    TopicModel {
+        /// The topic.
+        topic: TopicName,
+        /// The model that it runs.
+        its: String,
+        /// The model that was asked for.
+        model: String,
+    },
+    /// The topic runs nothing.
+    #[error("topic {0} is a plain log and runs no model: write to it with sightline produce")]
+    TopicPlain(TopicName),
+    /// The dead letter is not there, or cannot be run again.
+    #[error(transparent)]
+    Redrive(#[from] RedriveError),
+    /// The body of a request is not the JSON that it should be.
+    #[error("the request's body: {0}")]
+    Json(String),
     /// The image is refused.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -109,14 +132,20 @@ impl ApiError {
                 },
                 error.code(),
             ),
-            Self::Submit(SubmitError::Full { .. }) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
-            Self::Submit(SubmitError::TooLarge { .. }) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
-            Self::Submit(SubmitError::Queue(error)) | Self::Queue(error) => match error {
-                QueueError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),
-                QueueError::TooLarge { .. } | QueueError::Damaged { .. } => {
-                    (StatusCode::INTERNAL_SERVER_ERROR, "internal")
-                }
+            Self::Topic(error) => match error {
+                TopicError::Unknown(_) => (StatusCode::NOT_FOUND, "topic_unknown"),
+                TopicError::Exists(_) => (StatusCode::CONFLICT, "topic_exists"),
+                TopicError::Invalid(_) => (StatusCode::BAD_REQUEST, "topic_invalid"),
+                TopicError::Refused(_) => (StatusCode::CONFLICT, "topic_refused"),
+                TopicError::Queue(error) => kind_of_queue(error),
             },
+            Self::TopicModel { .. } => (StatusCode::CONFLICT, "topic_model"),
+            Self::TopicPlain(_) => (StatusCode::BAD_REQUEST, "topic_plain"),
+            Self::Redrive(RedriveError::NoLetter(_)) => (StatusCode::NOT_FOUND, "dead_letter_unknown"),
+            Self::Redrive(RedriveError::NoSpec(_)) => (StatusCode::CONFLICT, "dead_letter_unreadable"),
+            Self::Redrive(RedriveError::Submit(error)) | Self::Submit(error) => kind_of_submit(error),
+            Self::Json(_) => (StatusCode::BAD_REQUEST, "json_invalid"),
+            Self::Queue(error) => kind_of_queue(error),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::BodyBroken(_) => (StatusCode::BAD_REQUEST, "body_broken"),
@@ -139,10 +168,13 @@ impl ApiError {
     /// What clients read.
     fn public_message(&self) -> String {
         match self {
-            Self::Submit(SubmitError::Queue(_)) => {
+            Self::Submit(SubmitError::Queue(_)) | Self::Redrive(RedriveError::Submit(SubmitError::Queue(_))) => {
                 "the queue did not confirm the job; it is not known whether it will run. Try again".into()
             }
-            Self::Queue(QueueError::Unavailable { .. }) => "the queue does not answer; try again".into(),
+            Self::Queue(QueueError::Unavailable { .. })
+            | Self::Topic(TopicError::Queue(QueueError::Unavailable { .. })) => {
+                "the queue does not answer; try again".into()
+            }
             Self::Queue(QueueError::TooLarge { .. } | QueueError::Damaged { .. }) => Self::Internal.to_string(),
             Self::Submit(SubmitError::Full { topic }) => {
                 format!("the queue of {topic} is full; try again when workers have caught up, or raise --queue-bytes")
@@ -158,6 +190,23 @@ impl ApiError {
             (StatusCode::SERVICE_UNAVAILABLE, _) => Some(1),
             _ => None,
         }
+    }
+}
+
+fn kind_of_submit(error: &SubmitError) -> (StatusCode, &'static str) {
+    match error {
+        SubmitError::Full { .. } => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
+        SubmitError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+        SubmitError::NoTopic(_) => (StatusCode::NOT_FOUND, "topic_unknown"),
+        SubmitError::OnePriority(_) => (StatusCode::BAD_REQUEST, "option_invalid"),
+        SubmitError::Queue(error) => kind_of_queue(error),
+    }
+}
+
+fn kind_of_queue(error: &QueueError) -> (StatusCode, &'static str) {
+    match error {
+        QueueError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),
+        QueueError::TooLarge { .. } | QueueError::Damaged { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
     }
 }
 

@@ -66,7 +66,11 @@ pub(crate) fn refused(reason: &'static str) {
 /// A request was answered.
 pub(crate) fn request(route: &str, method: &Method, status: StatusCode, took: Duration) {
     // Methods that nobody serves would make a series each.
-    let method = if [Method::GET, Method::POST].contains(method) { method.to_string() } else { "other".into() };
+    let method = if [Method::GET, Method::POST, Method::PATCH, Method::DELETE].contains(method) {
+        method.to_string()
+    } else {
+        "other".into()
+    };
     let labels = [("route", route.to_owned()), ("method", method), ("status", status.as_u16().to_string())];
     histogram!(REQUEST_SECONDS, &labels).record(took.as_secs_f64());
 }
@@ -102,12 +106,21 @@ async fn render_queue(state: &Inner, text: &mut String) {
     }
     available.finish(text);
     in_hand.finish(text);
+    let mut stalled = Series::new("queue_stalled_seconds", "gauge", "How long partitions with work have got nowhere.");
+    for stall in state.watch.stalls() {
+        let reason = serde_json::to_value(&stall.reason).expect("a reason is JSON");
+        let reason = reason["reason"].as_str().unwrap_or_default().to_owned();
+        let partition = stall.partition.to_string();
+        let labels = [("topic", stall.topic.as_str()), ("partition", &partition), ("reason", &reason)];
+        stalled.sample("", &labels, stall.seconds as f64);
+    }
+    stalled.finish(text);
 }
 
 fn render_workers(state: &Inner, text: &mut String) {
     let members = state.roster.members();
     let mut present = Series::new("members", "gauge", "Processes heard in the last 5 seconds.");
-    for (name, role) in [("api", Role::Api), ("worker", Role::Worker)] {
+    for (name, role) in [("api", Role::Api), ("supervisor", Role::Supervisor), ("worker", Role::Worker)] {
         present.sample("", &[("role", name)], members.iter().filter(|member| member.role == role).count() as f64);
     }
     present.finish(text);

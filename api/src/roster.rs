@@ -6,8 +6,8 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::State;
 use futures::StreamExt;
-use queue::members::{ANNOUNCE_INTERVAL, Announcement, Role, Table, Totals, new_id};
-use queue::{Queue, QueueError, Timestamp};
+use queue::members::{ANNOUNCE_INTERVAL, Announcement, Role, Table, Totals};
+use queue::{Queue, QueueError};
 use serde::Serialize;
 use tokio::time::MissedTickBehavior;
 
@@ -53,18 +53,7 @@ impl Roster {
     }
 
     /// Listens to others and announces this process, for as long as it lives.
-    pub(crate) async fn keep(self, queue: Queue) -> Result<(), QueueError> {
-        let own = Announcement {
-            id: new_id(Role::Api),
-            role: Role::Api,
-            state: "ready".into(),
-            pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            started_at: Timestamp::now(),
-            models: Vec::new(),
-            in_hand: 0,
-            totals: Totals::default(),
-        };
+    pub(crate) async fn keep(self, queue: Queue, own: Announcement) -> Result<(), QueueError> {
         let mut heard = queue.announcements().await?;
         let mut due = tokio::time::interval(ANNOUNCE_INTERVAL);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -6,7 +6,7 @@ use axum::routing::{get, post};
 
 use crate::error::ApiError;
 use crate::state::Shared;
-use crate::{catalog, health, jobs, metrics, middleware, roster};
+use crate::{catalog, dead, health, jobs, metrics, middleware, roster, topics};
 
 /// The routes with everything around them.
 pub(crate) fn router(state: Shared) -> Router {
@@ -16,6 +16,16 @@ pub(crate) fn router(state: Shared) -> Router {
         .route("/v1/models", get(catalog::list))
         .route("/v1/models/{name}", get(catalog::show))
         .route("/v1/members", get(roster::list))
+        .route("/v1/topics", get(topics::list).post(topics::create))
+        .route("/v1/topics/{name}", get(topics::describe).patch(topics::alter).delete(topics::delete))
+        .route("/v1/topics/{name}/purge", post(topics::purge))
+        .route("/v1/topics/{name}/pause", post(topics::pause))
+        .route("/v1/topics/{name}/resume", post(topics::resume))
+        .route("/v1/dead", get(dead::list))
+        .route("/v1/dead/redrive", post(dead::redrive_all))
+        .route("/v1/dead/{id}", get(dead::show))
+        .route("/v1/dead/{id}/image", get(dead::image))
+        .route("/v1/dead/{id}/redrive", post(dead::redrive))
         .route("/healthz", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(metrics::show))

@@ -13,7 +13,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use models::Repository;
-use queue::Queue;
+use queue::members::{Announcement, Role};
+use queue::{Queue, QueueError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::roster::Roster;
 use crate::router::router;
 use crate::state::State;
+use crate::watch::Watch;
 
 /// From accepting a connection, or from its last answer, to the end of the next request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -55,13 +57,34 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let roster = Roster::default();
-    let keeping = keep_roster(roster.clone(), queue.clone());
+    let mut own = Announcement::new(Role::Api, &[]);
+    own.state = "ready".into();
+    let member = own.id.clone();
+    let watch = Watch::default();
+    let keeping = [
+        keep("members", roster.clone().keep(queue.clone(), own.clone())),
+        keep("topics", {
+            let queue = queue.clone();
+            async move { queue.follow_topics().await }
+        }),
+        keep("the watchdog", watch.clone().keep(queue.clone(), roster.clone())),
+    ];
+    let leaving = queue.clone();
     let permits = config.bodies_bytes_max.max(config.upload_bytes_max + 2 * BODY_UNIT) / BODY_UNIT;
     let metrics = Metrics::install();
     let upkeep = metrics.clone();
     let connections = Arc::new(Semaphore::new(config.connections_max));
-    let state =
-        State { queue, repository, config, roster, metrics, bodies: Semaphore::new(permits), stop: stop.clone() };
+    let state = State {
+        queue,
+        repository,
+        config,
+        member,
+        roster,
+        watch,
+        metrics,
+        bodies: Semaphore::new(permits),
+        stop: stop.clone(),
+    };
     let service = TowerToHyperService::new(router(Arc::new(state)));
     let graceful = GracefulShutdown::new();
     let mut upkeep_due = tokio::time::interval(Duration::from_secs(5));
@@ -89,6 +112,7 @@ pub async fn serve(
         tracing::warn!("some requests did not end in time and were cut");
     }
     drop(keeping);
+    leaving.announce_gone(own).await;
 }
 
 /// The next connection, once there is room for it.
@@ -113,10 +137,14 @@ async fn accept(
     }
 }
 
-fn keep_roster(roster: Roster, queue: Queue) -> AbortOnDropHandle<()> {
+/// Runs something for as long as what it returns is kept.
+fn keep(
+    what: &'static str,
+    work: impl Future<Output = Result<(), QueueError>> + Send + 'static,
+) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
-        if let Err(error) = roster.keep(queue).await {
-            tracing::error!(%error, "members are not known any more");
+        if let Err(error) = work.await {
+            tracing::error!(%error, what, "not looked after any more");
         }
     }))
 }

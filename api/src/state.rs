@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
+use crate::watch::Watch;
 
 /// Handed to each handler; clones are cheap.
 pub(crate) type Shared = Arc<State>;
@@ -19,7 +20,10 @@ pub(crate) struct State {
     pub(crate) queue: Queue,
     pub(crate) repository: Repository,
     pub(crate) config: Config,
+    /// The member id of this process.
+    pub(crate) member: String,
     pub(crate) roster: Roster,
+    pub(crate) watch: Watch,
     pub(crate) metrics: Metrics,
     /// Bytes of request bodies that may be in memory, in units of [`crate::jobs::BODY_UNIT`].
     pub(crate) bodies: Semaphore,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::TopicName;
+
 /// The queue cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -70,9 +72,35 @@ impl QueueError {
     }
 }
 
+/// A topic could not be made, found or changed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum TopicError {
+    /// There is none of this name.
+    #[error("there is no topic {0}; sightline topics list shows which there are")]
+    Unknown(TopicName),
+    /// There is one of this name.
+    #[error("there is a topic {0} already; change it with sightline topics alter")]
+    Exists(TopicName),
+    /// The settings make no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The queue's server cannot do this.
+    #[error("the queue's server refused: {0}")]
+    Refused(String),
+    /// It is not known what became of it.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
 /// A job was not accepted.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SubmitError {
+    /// Its topic is gone, or has no model.
+    #[error("there is no topic {0} any more")]
+    NoTopic(TopicName),
+    /// The topic has one priority.
+    #[error("topic {0} is ordered: all its jobs have normal priority")]
+    OnePriority(TopicName),
     /// The partition has no room.
     #[error("the queue of {topic} is full")]
     Full {

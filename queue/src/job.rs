@@ -18,6 +18,9 @@ pub enum IdError {
     /// Not a partition's id.
     #[error("`{0}` is no partition: it must be a number from 0, with h or l behind it for high or low priority")]
     Partition(String),
+    /// Not a priority.
+    #[error("`{0}` is no priority: it must be high, normal or low")]
+    Priority(String),
 }
 
 /// A topic's name, `^[a-z0-9][a-z0-9-]{0,62}$`: safe as a subject token, a stream name, a file name.
@@ -53,33 +56,77 @@ pub struct PartitionId {
     priority: Priority,
 }
 
-/// Which of a topic's partition sets a partition belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Priority {
+/// How urgent a job is. Each priority has partitions of its own, which workers serve in the shares
+/// of [`Priority::share`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Before the others, but not instead of them.
     High,
+    /// What a job has when nobody says otherwise.
+    #[default]
     Normal,
+    /// Behind the others, but never starved by them.
     Low,
+}
+
+impl Priority {
+    /// All, most urgent first.
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+
+    /// Of 16 jobs that a worker takes while jobs of all priorities wait: how many are of this one.
+    pub fn share(self) -> u64 {
+        match self {
+            Self::High => 12,
+            Self::Normal => 3,
+            Self::Low => 1,
+        }
+    }
+
+    /// The name as flags and records have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+
+    /// For `skip_serializing_if`.
+    pub(crate) fn is_normal(&self) -> bool {
+        *self == Self::Normal
+    }
 }
 
 impl PartitionId {
     /// The partition of normal priority with this number.
     pub fn normal(index: u16) -> Self {
-        Self { index, priority: Priority::Normal }
+        Self::new(index, Priority::Normal)
+    }
+
+    /// The partition with this number among those of a priority.
+    pub fn new(index: u16, priority: Priority) -> Self {
+        Self { index, priority }
     }
 
     /// Where a job lies: by its key, or spread evenly by its uuid.
     ///
     /// # Panics
     /// If `partitions` is 0; a topic has at least one.
-    pub fn of_job(id: &JobId, key: Option<&str>, partitions: u16) -> Self {
+    pub fn of_job(id: &JobId, key: Option<&str>, partitions: u16, priority: Priority) -> Self {
         assert!(partitions > 0, "a topic has at least one partition");
         let hash = crc32fast::hash(key.map_or(id.uuid.as_bytes(), str::as_bytes));
-        Self::normal((hash % u32::from(partitions)) as u16)
+        Self::new((hash % u32::from(partitions)) as u16, priority)
     }
 
     /// The number, from 0.
     pub fn index(self) -> u16 {
         self.index
+    }
+
+    /// The priority whose partitions it belongs to.
+    pub fn priority(self) -> Priority {
+        self.priority
     }
 }
 
@@ -101,6 +148,18 @@ impl JobId {
     /// A new id: uuid version 7, time first and 74 random bits.
     pub fn random(topic: TopicName) -> Self {
         Self { topic, uuid: Uuid::now_v7() }
+    }
+
+    /// The id that follows from `words`: the same words always give the same job.
+    pub fn derived(topic: TopicName, words: &[&str]) -> Self {
+        // Lengths go in as well, or ["a", "bc"] and ["ab", "c"] would be one job.
+        let name: String = words.iter().map(|word| format!("{}:{word}", word.len())).collect();
+        Self { topic, uuid: Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()) }
+    }
+
+    /// The id with this uuid.
+    pub fn new(topic: TopicName, uuid: Uuid) -> Self {
+        Self { topic, uuid }
     }
 
     /// The topic that the job belongs to.
@@ -203,6 +262,21 @@ macro_rules! serde_as_text {
 }
 serde_as_text!(JobId PartitionId TopicName);
 
+impl fmt::Display for Priority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Priority {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let named = Self::ALL.into_iter().find(|priority| priority.name() == text);
+        named.ok_or_else(|| IdError::Priority(text.chars().take(40).collect()))
+    }
+}
+
 impl FromStr for TopicName {
     type Err = IdError;
 
@@ -257,7 +331,7 @@ mod tests {
     #[test]
     fn a_key_always_lies_in_the_same_partition_and_ids_spread() {
         let topic = TopicName::new("cats").expect("valid");
-        let of = |key| PartitionId::of_job(&JobId::random(topic.clone()), key, 3).index();
+        let of = |key| PartitionId::of_job(&JobId::random(topic.clone()), key, 3, Priority::Normal).index();
         assert!((0..100).all(|_| of(Some("camera 7")) == of(Some("camera 7"))));
         let mut counts = [0; 3];
         (0..3_000).for_each(|_| counts[usize::from(of(None))] += 1);

@@ -11,12 +11,12 @@
 //! [doorbell](client::Queue::wait) and reads the record.
 //!
 //! ```
-//! use queue::{JobId, PartitionId, TopicName};
+//! use queue::{JobId, PartitionId, Priority, TopicName};
 //!
 //! let topic = TopicName::new("efficientnet-lite0").expect("a valid name");
 //! let id = JobId::random(topic);
 //! assert_eq!(id.to_string().parse(), Ok(id.clone()));
-//! assert!(PartitionId::of_job(&id, None, 3).index() < 3);
+//! assert!(PartitionId::of_job(&id, None, 3, Priority::Normal).index() < 3);
 //! ```
 
 pub mod job;
@@ -24,6 +24,8 @@ pub mod record;
 pub mod topic;
 pub mod client;
 pub mod lease;
+pub mod singleton;
+pub mod watchdog;
 pub mod members;
 pub mod broker;
 pub mod bench;
@@ -37,8 +39,8 @@ mod error;
 mod timestamp;
 
 pub use client::Queue;
-pub use error::{ConnectError, FetchError, QueueError, SettleError, SubmitError};
-pub use job::{IdError, JobId, PartitionId, Sequence, TopicName};
+pub use error::{ConnectError, FetchError, QueueError, SettleError, SubmitError, TopicError};
+pub use job::{IdError, JobId, PartitionId, Priority, Sequence, TopicName};
 pub use lease::Lease;
 pub use record::{ImageFacts, JobError, JobOptions, JobSpec, Record, State, Timings};
 pub use timestamp::Timestamp;

@@ -5,6 +5,7 @@
 //! again with the next one. [`Table`] is pure: announcement and time in, members out.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{Queue, QueueError, Timestamp};
+use crate::{JobId, Queue, QueueError, Timestamp};
 
 /// How often a member announces itself.
 pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
@@ -20,6 +21,8 @@ pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 pub const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Members that a table holds; announcements beyond that are ignored.
 const MEMBERS_MAX: usize = 10_000;
+/// How long a good-bye is remembered: longer than a message may be under way.
+const GONE_MEMORY: Duration = Duration::from_secs(30);
 /// Silent members whose counters are kept apart.
 const SILENT_MAX: usize = 1_000;
 
@@ -31,6 +34,43 @@ pub enum Role {
     Api,
     /// Runs models.
     Worker,
+    /// Starts, watches and ends workers of its machine.
+    Supervisor,
+}
+
+/// The state of a member that says good-bye, or for which its supervisor says so.
+pub const GONE: &str = "gone";
+
+/// How far a worker is with a job in its hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// It waits for the one before it to leave the model.
+    InHand,
+    /// It is decoded, run, read.
+    Running,
+    /// Its outcome is being written.
+    Settling,
+}
+
+/// A job in a worker's hands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// Which.
+    pub job: JobId,
+    /// How far it is.
+    pub stage: Stage,
+}
+
+/// How many workers a supervisor has, and may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scale {
+    /// At least so many.
+    pub min: usize,
+    /// At most so many.
+    pub max: usize,
+    /// So many are to run now.
+    pub now: usize,
 }
 
 /// What a process says of itself.
@@ -40,8 +80,11 @@ pub struct Announcement {
     pub id: String,
     /// What it does.
     pub role: Role,
-    /// What it is about: `starting`, `ready`, `draining`.
+    /// What it is about: `starting`, `ready`, `draining`, [`GONE`].
     pub state: String,
+    /// Counts up from announcement to announcement, so that a late one changes nothing.
+    #[serde(default)]
+    pub beat: u64,
     /// Its process id, for people.
     pub pid: u32,
     /// Sightline's version.
@@ -54,9 +97,35 @@ pub struct Announcement {
     /// Jobs in its hands.
     #[serde(default)]
     pub in_hand: u32,
+    /// Which these are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub work: Vec<Work>,
+    /// Of a supervisor: how many workers it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<Scale>,
     /// What it has done so far.
     #[serde(default)]
     pub totals: Totals,
+}
+
+impl Announcement {
+    /// A member of this process that begins now.
+    pub fn new(role: Role, models: &[String]) -> Self {
+        Self {
+            id: new_id(role),
+            role,
+            state: "starting".into(),
+            beat: 0,
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_at: Timestamp::now(),
+            models: models.to_vec(),
+            in_hand: 0,
+            work: Vec::new(),
+            scale: None,
+            totals: Totals::default(),
+        }
+    }
 }
 
 /// Counters of a worker since its start, by model.
@@ -108,10 +177,11 @@ impl Totals {
 }
 
 /// A new member's id: the role's first letter and 12 random hexadecimal digits.
-pub fn new_id(role: Role) -> String {
+fn new_id(role: Role) -> String {
     let letter = match role {
         Role::Api => 'a',
         Role::Worker => 'w',
+        Role::Supervisor => 's',
     };
     let random = Uuid::new_v4().simple().to_string();
     format!("{letter}-{}", &random[..12])
@@ -125,14 +195,27 @@ pub struct Table {
     silent: BTreeMap<String, Totals>,
     /// The same of those that have been silent for so long that `silent` has no room for them.
     forgotten: Totals,
+    /// Who has said good-bye lately; what is still under way from them does not bring them back.
+    gone: BTreeMap<String, Instant>,
 }
 
 impl Table {
     /// Takes an announcement that came at `now`.
     pub fn hear(&mut self, announcement: Announcement, now: Instant) {
-        if self.heard.len() < MEMBERS_MAX || self.heard.contains_key(&announcement.id) {
-            self.silent.remove(&announcement.id);
-            self.heard.insert(announcement.id.clone(), (announcement, now));
+        let id = announcement.id.clone();
+        if announcement.state == GONE {
+            // Who speaks for a dead member does not know its counters.
+            if let Some((last, _)) = self.heard.remove(&id) {
+                self.silent.insert(id.clone(), last.totals);
+            }
+            self.gone.insert(id, now);
+            return;
+        }
+        let known = self.heard.get(&id).map(|(known, _)| known.beat);
+        let is_late = known.is_some_and(|known| announcement.beat < known) || self.gone.contains_key(&id);
+        if !is_late && (known.is_some() || self.heard.len() < MEMBERS_MAX) {
+            self.silent.remove(&id);
+            self.heard.insert(id, (announcement, now));
         }
     }
 
@@ -142,6 +225,7 @@ impl Table {
         for (id, (announcement, _)) in self.heard.extract_if(.., |_, (_, at)| gone(*at)) {
             self.silent.insert(id, announcement.totals);
         }
+        self.gone.retain(|_, at| now.saturating_duration_since(*at) < GONE_MEMORY);
         while self.silent.len() > SILENT_MAX
             && let Some((_, totals)) = self.silent.pop_first()
         {
@@ -163,9 +247,19 @@ impl Table {
     }
 }
 
+/// Of all members of this process.
+static BEAT: AtomicU64 = AtomicU64::new(1);
+
 impl Queue {
+    /// Says good-bye for a member.
+    pub async fn announce_gone(&self, mut member: Announcement) {
+        member.state = GONE.into();
+        self.announce(&member).await;
+    }
+
     /// Announces a member once.
     pub async fn announce(&self, announcement: &Announcement) {
+        let announcement = &Announcement { beat: BEAT.fetch_add(1, Ordering::Relaxed), ..announcement.clone() };
         let role = serde_json::to_value(announcement.role).expect("a role is a string");
         let subject = format!("members.{}.{}", role.as_str().unwrap_or_default(), announcement.id);
         let payload = serde_json::to_vec(announcement).expect("an announcement holds strings and numbers");
@@ -202,38 +296,35 @@ impl Queue {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A worker that has nothing to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idle {
+    /// Which.
+    pub member: String,
+    /// Models that it could run.
+    pub models: Vec<String>,
+}
 
-    fn member(id: &str, succeeded: u64) -> Announcement {
-        let mut totals = Totals::default();
-        (0..succeeded).for_each(|_| totals.count("cats", "succeeded"));
-        Announcement {
-            id: id.into(),
-            role: Role::Worker,
-            state: "ready".into(),
-            pid: 1,
-            version: "0".into(),
-            started_at: Timestamp::from_millis(0),
-            models: vec!["cats".into()],
-            in_hand: 0,
-            totals,
+impl Queue {
+    /// Tells all workers that this one has nothing to do, so that whoever has a job in hand that it
+    /// cannot begin yet hands it back.
+    pub async fn announce_idle(&self, idle: &Idle) {
+        let payload = serde_json::to_vec(idle).expect("it holds strings");
+        if let Err(error) = self.send("idle".into(), Bytes::from(payload)).await {
+            tracing::debug!(%error, "not announced as idle");
         }
     }
 
-    #[test]
-    fn silence_makes_a_member_go_but_not_its_counters() {
-        let start = Instant::now();
-        let after = |seconds| start + Duration::from_secs(seconds);
-        let mut table = Table::default();
-        table.hear(member("a", 2), after(0));
-        table.hear(member("b", 5), after(3));
-        table.hear(member("b", 7), after(4));
-        table.expire(after(5));
-        assert_eq!(table.members().map(|m| m.id.as_str()).collect::<Vec<_>>(), ["b"]);
-        assert_eq!(table.totals().outcomes["cats"]["succeeded"], 9, "2 of the departed, 7 of the present");
-        table.hear(member("a", 3), after(6));
-        assert_eq!((table.members().count(), table.totals().outcomes["cats"]["succeeded"]), (2, 10));
+    /// Workers that have just found nothing to do.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the connection is closed.
+    pub async fn idle_workers(&self) -> Result<impl Stream<Item = Idle> + Unpin + use<>, QueueError> {
+        let unavailable = |problem| QueueError::Unavailable { action: "listen for idle workers", problem };
+        let messages = self.listen("idle".into()).await.map_err(unavailable)?;
+        Ok(messages.filter_map(|message| std::future::ready(serde_json::from_slice(&message.payload).ok())))
     }
 }
+
+#[cfg(test)]
+mod tests;

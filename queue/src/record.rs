@@ -8,8 +8,8 @@
 //!         └──── cancel ─────────────────▶ canceled
 //! ```
 //! `start` also leads from `running` to `running`: the worker before was lost, its lease ran out,
-//! and its attempt is closed as `lost`. Terminal states have no way out here; running a job again
-//! begins a new history.
+//! and its attempt is closed as `lost`. Out of a terminal state leads only [`Record::again`], when
+//! somebody asks for it: the attempts stay, and as many more are allowed.
 //!
 //! The methods are pure: record and time in, next record out. That a next record replaces exactly
 //! the one it was made from is the queue's work ([`Queue::replace`](crate::Queue::replace)); both
@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{JobId, PartitionId, Sequence, Timestamp};
+use crate::{JobId, PartitionId, Priority, Sequence, Timestamp};
 
 /// What was asked for. Set when the job is accepted, never changed; travels in the message too, so
 /// that a worker can begin a record that the API had no time to write.
@@ -33,8 +33,11 @@ pub struct JobSpec {
     pub model_version: u32,
     /// Its digest: equal digests give equal answers.
     pub model_digest: String,
-    /// When the API took the job.
+    /// When the job was taken.
     pub created_at: Timestamp,
+    /// Who took it: an API process's member id, or the name of a command.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub accepted_by: String,
     /// The input, as it was received.
     pub image: ImageFacts,
     /// What the client asked for beyond the defaults.
@@ -72,6 +75,9 @@ pub struct JobOptions {
     /// Jobs of one key lie in one partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition_key: Option<String>,
+    /// Whose partitions the job lies in.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
     /// How long one attempt may run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
@@ -96,6 +102,10 @@ pub struct Record {
     /// Every attempt so far, oldest first.
     #[serde(default)]
     pub attempts: Vec<Attempt>,
+    /// How many of them were made before somebody last asked for the job to run again; these do not
+    /// count against the topic's limit.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attempts_forgiven: u32,
     /// How it stands.
     #[serde(flatten)]
     pub state: State,
@@ -216,7 +226,14 @@ pub struct InvalidTransition {
 impl Record {
     /// The first record of a job.
     pub fn queued(spec: JobSpec, partition: PartitionId, sequence: Sequence) -> Self {
-        Self { spec, partition, sequence, attempts: Vec::new(), state: State::Queued { retry_at: None } }
+        Self {
+            spec,
+            partition,
+            sequence,
+            attempts: Vec::new(),
+            attempts_forgiven: 0,
+            state: State::Queued { retry_at: None },
+        }
     }
 
     /// Whether the job will never change again.
@@ -225,6 +242,11 @@ impl Record {
             State::Queued { .. } | State::Running {} => false,
             State::Succeeded { .. } | State::Failed { .. } | State::Canceled { .. } => true,
         }
+    }
+
+    /// Attempts that count against the topic's limit.
+    pub fn tries(&self) -> u32 {
+        (self.attempts.len() as u32).saturating_sub(self.attempts_forgiven)
     }
 
     /// When the first attempt began.
@@ -294,9 +316,34 @@ impl Record {
             Some(Outcome::Failed { error }) => format!("{}: {}", error.code, error.message),
             _ => "the worker was lost".into(),
         };
-        let message = format!("attempt {} of as many failed; {reason}", next.attempts.len());
+        let message = format!("attempt {} of as many failed; {reason}", next.tries());
         next.state = State::Failed { error: JobError::new("attempts_exhausted", message), finished_at: now };
         Ok(next)
+    }
+
+    /// The job is called off.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`] from a terminal state.
+    pub fn cancel(&self, now: Timestamp) -> Result<Self, InvalidTransition> {
+        let mut next = self.step("cancel", now, Outcome::Canceled {})?;
+        next.state = State::Canceled { finished_at: now };
+        Ok(next)
+    }
+
+    /// Somebody asks for a job that has failed or was called off to be run again; its input lies at
+    /// a new place.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`] from any other state.
+    pub fn again(&self, partition: PartitionId, sequence: Sequence) -> Result<Self, InvalidTransition> {
+        match self.state {
+            State::Failed { .. } | State::Canceled { .. } => {}
+            _ => return Err(InvalidTransition { from: self.state.name(), step: "run again" }),
+        }
+        let attempts_forgiven = self.attempts.len() as u32;
+        let state = State::Queued { retry_at: None };
+        Ok(Self { partition, sequence, attempts_forgiven, state, ..self.clone() })
     }
 
     fn must_run(&self, step: &'static str) -> Result<(), InvalidTransition> {
@@ -318,6 +365,10 @@ impl Record {
         }
         Ok(next)
     }
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 impl State {
@@ -349,6 +400,7 @@ mod tests {
             model_version: 1,
             model_digest: "d".into(),
             created_at: at(0),
+            accepted_by: String::new(),
             image: ImageFacts { width: 1, height: 2, format: "png".into(), bytes: 3, sha256: "s".into() },
             options: JobOptions { threshold: Some(0.1), ..JobOptions::default() },
             metadata: BTreeMap::from([("k".into(), "v\n\u{1F431}".into())]),

@@ -28,7 +28,17 @@ fn spec() -> JobSpec {
     let created_at = Timestamp::now();
     let (model, model_digest) = ("cats".into(), "digest".into());
     let (options, metadata) = (JobOptions::default(), BTreeMap::default());
-    JobSpec { id, model, model_version: 1, model_digest, created_at, image, options, metadata }
+    JobSpec {
+        id,
+        model,
+        model_version: 1,
+        model_digest,
+        created_at,
+        accepted_by: String::new(),
+        image,
+        options,
+        metadata,
+    }
 }
 
 /// Submits until told to stop; returns what was accepted.

@@ -96,6 +96,7 @@ fn spec(template: &Value) -> JobSpec {
         model_version: 1,
         model_digest: template["model_digest"].as_str().expect("a digest").into(),
         created_at: Timestamp::now(),
+        accepted_by: String::new(),
         image: ImageFacts { width: 600, height: 400, format: "png".into(), bytes, sha256: "unknown".into() },
         options: JobOptions::default(),
         metadata: [("from".to_owned(), "a crash".to_owned())].into(),

@@ -95,7 +95,7 @@ async fn a_dead_letter_may_be_written_twice_and_is_there_once() {
     let mut fetcher = Fetcher::new(queue).await.expect("listens");
     let delivery = next(&mut fetcher, &topic).await;
     for _ in 0..2 {
-        delivery.write_dead_letter("image_corrupt: Käse\r\nNats-Rollup: all").await.expect("written");
+        delivery.write_dead_letter("image_corrupt: Käse\r\nNats-Rollup: all", &[]).await.expect("written");
     }
     delivery.term().await.expect("settled");
     let stream = broker.bare().await.get_stream("dead_cats").await.expect("there");

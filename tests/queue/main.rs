@@ -33,6 +33,7 @@ fn spec() -> JobSpec {
         model_version: 1,
         model_digest: "digest".into(),
         created_at: Timestamp::now(),
+        accepted_by: String::new(),
         image: ImageFacts { width: 1, height: 1, format: "png".into(), bytes: 5, sha256: "sum".into() },
         options: JobOptions::default(),
         metadata: [("note".to_owned(), "Käse \u{1F431}".to_owned())].into(),

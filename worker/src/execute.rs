@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use models::postprocess::Wishes;
 use queue::client::{Delivery, Replaced, Revision, Stored};
+use queue::members::Stage;
 use queue::{JobError, Queue, QueueError, Record, SettleError, State, Timestamp, Topic};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -53,7 +54,7 @@ struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.status.update(|member| member.in_hand -= 1);
+        self.status.release(&self.job);
         self.reporter.send(&Report::Settled { job: self.job.clone() });
     }
 }
@@ -70,7 +71,7 @@ enum Begun {
 
 impl InHand {
     pub(crate) fn new(delivery: Delivery, topic: Arc<Topic>, bench: &Bench) -> Self {
-        bench.status.update(|member| member.in_hand += 1);
+        bench.status.stage(&delivery.id, Stage::InHand);
         bench.reporter.send(&Report::Took {
             job: delivery.id.clone(),
             partition: delivery.partition,
@@ -79,6 +80,11 @@ impl InHand {
         });
         let held = Held { job: delivery.id.clone(), status: bench.status.clone(), reporter: bench.reporter };
         Self { _lease: LeaseKeeper::start(&delivery, bench.reporter), _held: held, delivery, topic, seen: None }
+    }
+
+    /// Whether one of these models is the job's.
+    pub(crate) fn is_for(&self, models: &[String]) -> bool {
+        self.topic.settings.model.as_ref().is_some_and(|model| models.contains(model))
     }
 
     /// Reads the record ahead, while another job is in the model.
@@ -107,6 +113,7 @@ impl InHand {
             Begun::Left => return Ok(()),
         };
         bench.reporter.send(&Report::Running { job: self.delivery.id.clone(), attempt: running.attempts.len() as u32 });
+        bench.status.stage(&self.delivery.id, Stage::Running);
         let request = self.request(&running);
         let model = request.model.clone();
         let timeout = request.timeout;
@@ -116,14 +123,15 @@ impl InHand {
         };
         // One job may be settled while the next one is in the model, not more.
         let settling = bench.settling.acquire().await;
+        bench.status.stage(&self.delivery.id, Stage::Settling);
         // A model that is stuck stays taken until the process ends.
         if stuck {
             slot.forget();
         } else {
             drop(slot);
         }
-        let attempts_max = self.topic.settings.attempts_max;
-        let outcome = decide(&running, &run, attempts_max, rand::random(), Timestamp::now());
+        let (retry, attempts_max) = (&self.topic.settings.retry, self.topic.settings.attempts_max);
+        let outcome = decide(&running, &run, attempts_max, retry, rand::random(), Timestamp::now());
         let outcome = outcome.expect("a record that `begin` has set running may go anywhere from there");
         let ended = self.conclude(bench, &running, revision, outcome).await;
         bench.status.count(&running, &run, ended);
@@ -163,8 +171,14 @@ impl InHand {
             }
             (None, Err(problem)) => {
                 let reason = format!("message_unreadable: {problem}");
-                return Ok(Some(Begun::Over(Settlement::Bury { reason })));
+                return Ok(Some(Begun::Over(Settlement::Bury { reason, attempts: Vec::new() })));
             }
+        };
+        // Somebody asked for this to be run again, and had no time yet to write so.
+        let place = (self.delivery.partition, self.delivery.sequence);
+        let record = match record.again(place.0, place.1) {
+            Ok(again) if self.delivery.again == Some(revision) => again,
+            _ => record,
         };
         match &record.state {
             // A crash may have come between the record and its dead letter.
@@ -172,7 +186,7 @@ impl InHand {
             State::Succeeded { .. } | State::Canceled { .. } => return Ok(Some(Begun::Over(Settlement::Ack))),
             State::Queued { .. } | State::Running {} => {}
         }
-        if (record.partition, record.sequence) != (self.delivery.partition, self.delivery.sequence) {
+        if (record.partition, record.sequence) != place {
             return Ok(Some(Begun::Over(Settlement::Ack)));
         }
         // Reading may have taken long, and past the lease the job is somebody else's.
@@ -180,7 +194,7 @@ impl InHand {
             return Ok(Some(Begun::Left));
         }
         let never_terminal = "its state was looked at just now";
-        if record.attempts.len() as u32 >= self.topic.settings.attempts_max {
+        if record.tries() >= self.topic.settings.attempts_max {
             let failed = record.exhaust(None, now).expect(never_terminal);
             let written = bench.queue.replace(revision, &failed).await?;
             return Ok((written != Replaced::Refused).then(|| {
@@ -240,7 +254,7 @@ impl InHand {
         let settled = match settlement {
             Settlement::Ack => self.delivery.ack().await,
             Settlement::Nak { delay } => self.delivery.nak(*delay).await,
-            Settlement::Bury { reason } => match self.delivery.write_dead_letter(reason).await {
+            Settlement::Bury { reason, attempts } => match self.delivery.write_dead_letter(reason, attempts).await {
                 Ok(()) => self.delivery.term().await,
                 Err(error) => {
                     let job_id = &self.delivery.id;
@@ -249,6 +263,10 @@ impl InHand {
             },
         };
         log_unsettled(&self.delivery, settled);
+        // The next one of an ordered partition has waited for this.
+        if self.topic.settings.ordered {
+            self.delivery.wake_next().await;
+        }
     }
 }
 

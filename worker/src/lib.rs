@@ -9,6 +9,7 @@
 //! job in hand is not `running` yet, and comes again without one.
 
 pub mod run;
+mod rounds;
 mod intake;
 mod lease;
 mod execute;

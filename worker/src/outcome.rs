@@ -2,16 +2,12 @@
 
 use std::time::Duration;
 
-use queue::record::InvalidTransition;
+use queue::record::{Attempt, InvalidTransition};
+use queue::topic::RetryPolicy;
 use queue::{JobError, Record, Timestamp, Timings};
 
 use crate::engine::{Answer, Stages};
 use crate::error::RunError;
-
-/// The first pause between two attempts.
-const BACKOFF_FIRST: Duration = Duration::from_secs(1);
-/// The longest pause between two attempts.
-const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 /// What to write, and what to do with the message once it is written.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +25,8 @@ pub(crate) enum Settlement {
     Bury {
         /// Why, in one line.
         reason: String,
+        /// What was tried.
+        attempts: Vec<Attempt>,
     },
     /// It is to be tried again.
     Nak {
@@ -48,12 +46,13 @@ impl Settlement {
     }
 }
 
-/// Decides after a run of `running`. `jitter` is a random number in 0..1.
+/// Decides after a run of `running`. `chance` is a random number in 0..1.
 pub(crate) fn decide(
     running: &Record,
     run: &Result<Answer, RunError>,
     attempts_max: u32,
-    jitter: f64,
+    retry: &RetryPolicy,
+    chance: f64,
     now: Timestamp,
 ) -> Result<Outcome, InvalidTransition> {
     let error = match run {
@@ -64,9 +63,9 @@ pub(crate) fn decide(
         Err(error) => error,
     };
     let reason = JobError::new(error.code(), error.to_string());
-    let attempts = running.attempts.len() as u32;
-    if error.is_retryable() && attempts < attempts_max {
-        let delay = backoff(attempts, jitter);
+    let tries = running.tries();
+    if error.is_retryable() && tries < attempts_max {
+        let delay = retry.pause(tries, chance);
         let record = running.retry(reason, now, now.plus(delay))?;
         return Ok(Outcome { record, settlement: Settlement::Nak { delay } });
     }
@@ -80,13 +79,7 @@ pub(crate) fn bury(record: &Record) -> Settlement {
         queue::State::Failed { error, .. } => format!("{}: {}", error.code, error.message),
         other => other.name().to_owned(),
     };
-    Settlement::Bury { reason }
-}
-
-/// The pause after attempt number `attempts`: doubles each time, give or take a half.
-pub(crate) fn backoff(attempts: u32, jitter: f64) -> Duration {
-    let doubled = BACKOFF_FIRST.saturating_mul(1 << attempts.saturating_sub(1).min(16));
-    doubled.min(BACKOFF_MAX).mul_f64(0.5 + jitter.clamp(0.0, 1.0))
+    Settlement::Bury { reason, attempts: record.attempts.clone() }
 }
 
 /// By way of text, in which an `f32` keeps its short form: 0.95, not 0.949999988079071.
@@ -125,6 +118,7 @@ mod tests {
             model_version: 1,
             model_digest: "d".into(),
             created_at: at(1_000),
+            accepted_by: String::new(),
             image: ImageFacts { width: 1, height: 1, format: "png".into(), bytes: 1, sha256: "s".into() },
             options: queue::JobOptions::default(),
             metadata: std::collections::BTreeMap::new(),
@@ -137,7 +131,8 @@ mod tests {
     fn a_result_is_written_with_its_timings() {
         let output = Output::Embedding { vector: vec![0.95] };
         let stages = Stages { decode: Duration::from_micros(2_500), ..Stages::default() };
-        let outcome = decide(&running(1), &Ok(Answer { output, stages }), 5, 0.0, at(2_020)).expect("decides");
+        let outcome = decide(&running(1), &Ok(Answer { output, stages }), 5, &RetryPolicy::default(), 0.5, at(2_020))
+            .expect("decides");
         assert_eq!(outcome.settlement, Settlement::Ack);
         let State::Succeeded { result, timings, .. } = outcome.record.state else { panic!("not succeeded") };
         assert_eq!(result.to_string(), r#"{"type":"embedding","vector":[0.95]}"#);
@@ -146,28 +141,21 @@ mod tests {
 
     #[test]
     fn bad_input_fails_at_once_and_is_buried() {
-        let outcome = decide(&running(1), &Err(ImageError::Empty.into()), 5, 0.0, at(2_020)).expect("decides");
-        assert!(matches!(&outcome.settlement, Settlement::Bury { reason } if reason.starts_with("image_empty: ")));
+        let outcome = decide(&running(1), &Err(ImageError::Empty.into()), 5, &RetryPolicy::default(), 0.5, at(2_020))
+            .expect("decides");
+        assert!(matches!(&outcome.settlement, Settlement::Bury { reason, .. } if reason.starts_with("image_empty: ")));
         assert!(matches!(outcome.record.state, State::Failed { error, .. } if error.code == "image_empty"));
     }
 
     #[test]
     fn a_passing_fault_is_tried_again_until_attempts_run_out() {
         let fault = || Err(RunError::Timeout(Duration::from_secs(1)));
-        let outcome = decide(&running(4), &fault(), 5, 0.5, at(3_000)).expect("decides");
+        let outcome = decide(&running(4), &fault(), 5, &RetryPolicy::default(), 0.5, at(3_000)).expect("decides");
         assert_eq!(outcome.settlement, Settlement::Nak { delay: Duration::from_secs(8) });
         assert_eq!(outcome.record.state, State::Queued { retry_at: Some(at(11_000)) });
-        let outcome = decide(&running(5), &fault(), 5, 0.5, at(3_000)).expect("decides");
+        let outcome = decide(&running(5), &fault(), 5, &RetryPolicy::default(), 0.5, at(3_000)).expect("decides");
         assert!(matches!(outcome.settlement, Settlement::Bury { .. }));
         let State::Failed { error, .. } = outcome.record.state else { panic!("not failed") };
         assert!(error.code == "attempts_exhausted" && error.message.contains("timeout"), "{error:?}");
-    }
-
-    #[test]
-    fn pauses_double_up_to_a_minute_give_or_take_a_half() {
-        let seconds = |attempts, jitter| backoff(attempts, jitter).as_secs_f64();
-        assert_eq!([1, 2, 3, 4].map(|n| seconds(n, 0.5)), [1.0, 2.0, 4.0, 8.0]);
-        assert_eq!((seconds(1, 0.0), seconds(1, 1.0)), (0.5, 1.5));
-        assert_eq!(seconds(u32::MAX, 0.5), 60.0);
     }
 }

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::{FutureExt, Stream, StreamExt};
 use models::{Cache, Repository};
 use queue::Queue;
-use queue::members::ANNOUNCE_INTERVAL;
+use queue::members::{ANNOUNCE_INTERVAL, Idle};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -52,7 +53,8 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
     let engine =
         Engine::start(config.repository, config.cache, config.models.clone(), config.runtime, config.threads).await?;
     let start = member.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
-    let mut intake = Intake::new(queue.clone(), config.models.clone(), start).await?;
+    let idle = Idle { member: member.clone(), models: config.models.clone() };
+    let mut intake = Intake::new(queue.clone(), idle, start).await?;
     let (reporter, settling) = (config.reporter, Arc::new(Semaphore::new(1)));
     let bench =
         Bench { queue: queue.clone(), engine, member: member.clone(), status: status.clone(), reporter, settling };
@@ -63,6 +65,7 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
 
     let result = take_jobs(&mut intake, &bench, &stop).await;
     drop(announcing);
+    queue.announce_gone(status.snapshot()).await;
     queue.flush().await;
     tracing::info!(%member, "worker ends");
     result
@@ -74,13 +77,17 @@ async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken)
     // Pulled by whoever stops the worker, and by a job that leaves it unfit for the next one.
     let halt = stop.child_token();
     let mut jobs = JoinSet::new();
+    let mut idle = bench.queue.idle_workers().await?;
     while let Some((delivery, topic)) = intake.next(&halt).await {
         let mut job = InHand::new(delivery, topic, bench);
         job.look(bench).await;
+        // Who was idle before this job was taken had its chance.
+        while idle.next().now_or_never().flatten().is_some() {}
         let permit = tokio::select! {
             biased;
             () = halt.cancelled() => None,
             permit = slot.clone().acquire_owned() => permit.ok(),
+            () = somebody_is_free(&mut idle, &job, bench) => None,
             () = tokio::time::sleep(HOLD_MAX) => None,
         };
         let Some(permit) = permit else {
@@ -105,6 +112,17 @@ async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken)
     bench.status.update(|member| member.state = "draining".into());
     while jobs.join_next().await.is_some() {}
     failure.lock().expect("no panic holds this lock").take().map_or(Ok(()), Err)
+}
+
+/// Waits until another worker that could run this job has nothing to do.
+async fn somebody_is_free(idle: &mut (impl Stream<Item = Idle> + Unpin), job: &InHand, bench: &Bench) {
+    while let Some(worker) = idle.next().await {
+        if worker.member != bench.member && job.is_for(&worker.models) {
+            return;
+        }
+    }
+    // The connection is closed for good.
+    std::future::pending().await
 }
 
 async fn announce(queue: Queue, status: Status) {

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use queue::members::{Announcement, Role, Totals, new_id};
-use queue::{Record, Timestamp};
+use queue::members::{Announcement, Role, Stage, Work};
+use queue::{JobId, Record};
 
 use crate::engine::Answer;
 use crate::error::RunError;
@@ -15,17 +15,24 @@ pub(crate) struct Status(Arc<Mutex<Announcement>>);
 
 impl Status {
     pub(crate) fn new(models: &[String]) -> Self {
-        Self(Arc::new(Mutex::new(Announcement {
-            id: new_id(Role::Worker),
-            role: Role::Worker,
-            state: "starting".into(),
-            pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            started_at: Timestamp::now(),
-            models: models.to_vec(),
-            in_hand: 0,
-            totals: Totals::default(),
-        })))
+        Self(Arc::new(Mutex::new(Announcement::new(Role::Worker, models))))
+    }
+
+    /// Notes how far a job in hand is.
+    pub(crate) fn stage(&self, job: &JobId, stage: Stage) {
+        self.update(|member| match member.work.iter_mut().find(|work| work.job == *job) {
+            Some(work) => work.stage = stage,
+            None => member.work.push(Work { job: job.clone(), stage }),
+        });
+        self.update(|member| member.in_hand = member.work.len() as u32);
+    }
+
+    /// A job is out of hand.
+    pub(crate) fn release(&self, job: &JobId) {
+        self.update(|member| {
+            member.work.retain(|work| work.job != *job);
+            member.in_hand = member.work.len() as u32;
+        });
     }
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut Announcement)) {

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use queue::JobOptions;
+use queue::{IdError, JobOptions, Priority, TopicName};
 
 use crate::error::ApiError;
 
 /// Names of all options, for messages.
-const KNOWN: &str = "model, version, top_k, threshold, partition_key, timeout, metadata, metadata.<key>";
+const KNOWN: &str =
+    "model, topic, version, top_k, threshold, partition_key, priority, timeout, metadata, metadata.<key>";
 /// Keys of metadata that a job may have.
 const METADATA_MAX: usize = 16;
 /// Length of one metadata key, bytes.
@@ -22,6 +23,8 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Options {
     pub(super) model: Option<String>,
+    pub(super) topic: Option<TopicName>,
+    priority: Option<Priority>,
     pub(super) version: Option<u32>,
     pub(super) job: JobOptions,
     pub(super) metadata: BTreeMap<String, String>,
@@ -39,6 +42,13 @@ impl Options {
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), ApiError> {
         let twice = match name {
             "model" => self.model.replace(value.to_owned()).is_some(),
+            "topic" => {
+                self.topic.replace(value.parse().map_err(|error: IdError| refuse(name, &error.to_string()))?).is_some()
+            }
+            "priority" => {
+                self.job.priority = value.parse().map_err(|error: IdError| refuse(name, &error.to_string()))?;
+                self.priority.replace(self.job.priority).is_some()
+            }
             "version" => self.version.replace(number(name, value, 1..=u32::MAX)?).is_some(),
             "top_k" => self.job.top_k.replace(number(name, value, 1..=10_000)?).is_some(),
             "threshold" => self.job.threshold.replace(fraction(name, value)?).is_some(),
@@ -114,11 +124,12 @@ mod tests {
 
     #[test]
     fn all_options_are_read() {
-        let query = "model=m&version=2&top_k=3&threshold=0.5&partition_key=cam&timeout=1500ms&metadata.a=1";
+        let query = "model=m&version=2&top_k=3&threshold=0.5&partition_key=cam&timeout=1500ms&metadata.a=1&topic=t&priority=low";
         let options = read(query).expect("good");
         assert_eq!((options.model.as_deref(), options.version, options.job.top_k), (Some("m"), Some(2), Some(3)));
         assert_eq!((options.job.threshold, options.job.timeout_ms), (Some(0.5), Some(1500)));
         assert_eq!(options.metadata["a"], "1");
+        assert_eq!((options.topic, options.job.priority), (Some("t".parse().expect("valid")), Priority::Low));
         assert_eq!(read("timeout=30").map(|o| o.job.timeout_ms), Ok(Some(30_000)));
         assert_eq!(read("metadata=%7B%22k%22%3A%22v%22%7D").expect("good").metadata["k"], "v");
     }
@@ -127,6 +138,9 @@ mod tests {
     fn what_is_wrong_is_said_with_the_options_name() {
         for (query, words) in [
             ("topk=3", "option `topk`: there is no such option; there are model, "),
+            ("topic=A", "option `topic`: `A` is no topic name"),
+            ("priority=urgent", "option `priority`: `urgent` is no priority: it must be high, normal or low"),
+            ("priority=low&priority=low", "option `priority`: it is given twice"),
             ("top_k=0", "option `top_k`: it must be a whole number from 1"),
             ("threshold=NaN", "option `threshold`: it must be a number from 0 to 1"),
             ("timeout=2h", "option `timeout`: it must be a time up to an hour"),

@@ -4,6 +4,7 @@
 //! what is wrong; what only the decoder sees becomes a `failed` job. `202` is sent only when image
 //! and record are durable.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -14,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use models::{Limits, Model, ModelVersion, decode};
 use queue::client::Waited;
-use queue::{ImageFacts, JobId, JobSpec, Record, Timestamp, TopicName};
+use queue::{ImageFacts, JobId, JobSpec, Record, Timestamp, Topic, TopicError, TopicName};
 use sha2::{Digest, Sha256};
 
 use super::options::Options;
@@ -52,6 +53,7 @@ async fn take(state: &Inner, query: &str, headers: &HeaderMap, body: Body) -> Re
     options.read_query(query)?;
     // What the query alone shows to be wrong is said before the upload.
     if !form::is_form(headers) {
+        name_model(state, &mut options).await?;
         find_model(state, &options)?;
     }
     let upload = body::read(state, headers, body).await?;
@@ -63,13 +65,42 @@ async fn take(state: &Inner, query: &str, headers: &HeaderMap, body: Body) -> Re
     if image.len() > limit {
         return Err(ApiError::BodyTooLarge { limit });
     }
+    name_model(state, &mut options).await?;
     let (model, version) = find_model(state, &options)?;
-    let spec = spec(model, version, options, &image)?;
-    let topic = state.queue.ensure_topic(spec.id.topic(), model.name()).await?;
+    let topic = find_topic(state, &options, model).await?;
+    let spec = spec(state, &topic, model, version, options, &image)?;
     let record = state.queue.submit(&topic, spec, image).await?;
     metrics::accepted(model.name());
     tracing::debug!(job_id = %record.spec.id, partition = %record.partition, "job accepted");
     Ok(record)
+}
+
+/// A topic stands for its model.
+async fn name_model(state: &Inner, options: &mut Options) -> Result<(), ApiError> {
+    if let (None, Some(name)) = (&options.model, &options.topic) {
+        let topic = state.queue.topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        options.model = Some(topic.settings.model.clone().ok_or_else(|| ApiError::TopicPlain(name.clone()))?);
+    }
+    Ok(())
+}
+
+/// The topic that was named, or else the model's own, which is made with its first job.
+async fn find_topic(state: &Inner, options: &Options, model: &Model) -> Result<Arc<Topic>, ApiError> {
+    let topic = match &options.topic {
+        Some(name) => state.queue.topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?,
+        None => {
+            let name = TopicName::new(model.name()).map_err(|_| ApiError::Internal)?;
+            state.queue.ensure_topic(&name, model.name()).await?
+        }
+    };
+    match &topic.settings.model {
+        Some(its) if its == model.name() => Ok(topic),
+        Some(its) => {
+            let (topic, model) = (topic.name().clone(), model.name().to_owned());
+            Err(ApiError::TopicModel { topic, its: its.clone(), model })
+        }
+        None => Err(ApiError::TopicPlain(topic.name().clone())),
+    }
 }
 
 fn find_model<'a>(state: &'a Inner, options: &Options) -> Result<(&'a Model, &'a ModelVersion), ApiError> {
@@ -82,16 +113,23 @@ fn find_model<'a>(state: &'a Inner, options: &Options) -> Result<(&'a Model, &'a
     Ok((model, model.version(number).ok_or_else(missing)?))
 }
 
-fn spec(model: &Model, version: &ModelVersion, options: Options, image: &Bytes) -> Result<JobSpec, ApiError> {
+fn spec(
+    state: &Inner,
+    topic: &Topic,
+    model: &Model,
+    version: &ModelVersion,
+    options: Options,
+    image: &Bytes,
+) -> Result<JobSpec, ApiError> {
     let header = decode::inspect(image, &Limits::default())?;
     let digest = Sha256::digest(image);
-    let topic = TopicName::new(model.name()).map_err(|_| ApiError::Internal)?;
     Ok(JobSpec {
-        id: JobId::random(topic),
+        id: JobId::random(topic.name().clone()),
         model: model.name().to_owned(),
         model_version: version.number,
         model_digest: version.digest.clone(),
         created_at: Timestamp::now(),
+        accepted_by: state.member.clone(),
         image: ImageFacts {
             width: header.width,
             height: header.height,

@@ -3,30 +3,47 @@
 //! One file an operation, in the order in which a job meets them.
 
 mod topics;
+mod manage;
 mod submit;
 mod fetch;
 mod settle;
 mod records;
 mod wait;
+mod dead;
 mod depth;
+mod describe;
+mod read;
+mod groups;
+mod audit;
+mod leases;
+mod health;
 
 use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use async_nats::Subscriber;
+use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 
+pub use audit::{Audit, Problem, Wrong};
+pub use dead::{DeadLetter, RedriveError, Redriven};
 pub use depth::PartitionDepth;
+pub use describe::{Bounds, Description, Partition, Replica};
 pub use fetch::Fetcher;
+pub use groups::{GroupMessage, GroupOffset, GroupReader, Offsets, Position};
+pub use health::{Doubt, Server};
+pub use leases::Singleton;
+pub use manage::Purged;
+pub use read::Message;
 pub use records::{Replaced, Revision, Stored};
 pub use settle::{AckSubject, Delivery};
 pub use wait::Waited;
 
 use crate::error::chain;
 use crate::topic::Defaults;
-use crate::{ConnectError, Topic, TopicName};
+use crate::{ConnectError, QueueError, Topic, TopicName};
 
 /// How long the server may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -171,6 +188,11 @@ impl Queue {
         Ok(Self { client, jetstream, defaults: Arc::new(defaults), topics })
     }
 
+    /// What topics are created with when nobody says otherwise.
+    pub fn defaults(&self) -> &Defaults {
+        &self.defaults
+    }
+
     /// Whether the queue answers now.
     pub async fn is_reachable(&self) -> bool {
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.jetstream.query_account()).await;
@@ -199,6 +221,11 @@ impl Queue {
     pub(crate) async fn listen(&self, subject: String) -> Result<Subscriber, String> {
         let subscribed = bounded(self.client.subscribe(subject)).await.map_err(|error| chain(&error))?;
         subscribed.map_err(|error| chain(&error))
+    }
+
+    /// A stream by its name. Asks nobody, so it may not be there.
+    async fn handle(&self, stream: &str) -> Result<Stream<()>, QueueError> {
+        self.jetstream.get_stream_no_info(stream).await.map_err(QueueError::unavailable("find a stream"))
     }
 
     /// The connection itself, for requests.

@@ -19,6 +19,18 @@ const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(2);
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Revision(u64);
 
+impl From<u64> for Revision {
+    fn from(sequence: u64) -> Self {
+        Self(sequence)
+    }
+}
+
+impl From<Revision> for u64 {
+    fn from(revision: Revision) -> Self {
+        revision.0
+    }
+}
+
 /// A record as it was read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stored {
@@ -115,7 +127,7 @@ impl Queue {
             problem: format!("there is no topic {}", id.topic()),
         })?;
         let payload = Bytes::from(serde_json::to_vec(record).expect("a record holds JSON values only"));
-        let ttl = record.is_terminal().then(|| Duration::from_secs(topic.settings.result_ttl_secs));
+        let ttl = record.is_terminal().then(|| topic.record_ttl());
         let started = Instant::now();
         loop {
             let mut message =

@@ -9,14 +9,17 @@ use async_nats::{Message, Subject};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::submit::SPEC_HEADER;
-use super::{Queue, bounded};
+use super::submit::{AGAIN_HEADER, SPEC_HEADER};
+use super::{Queue, Revision, bounded};
 use crate::error::chain;
+use crate::record::Attempt;
 use crate::topic::{dead_subject, wake_subject};
-use crate::{FetchError, JobId, JobSpec, Lease, PartitionId, QueueError, Sequence, SettleError};
+use crate::{FetchError, JobId, JobSpec, Lease, PartitionId, QueueError, Sequence, SettleError, TopicName};
 
 /// Header of a dead letter: why the job failed.
-const ERROR_HEADER: &str = "Sl-Error";
+pub(super) const ERROR_HEADER: &str = "Sl-Error";
+/// Header of a dead letter: every attempt, as the record has them.
+pub(super) const ATTEMPTS_HEADER: &str = "Sl-Attempts";
 
 /// One hand-out of one job to this process.
 #[derive(Debug, Clone)]
@@ -29,6 +32,8 @@ pub struct Delivery {
     pub sequence: Sequence,
     /// What the message itself says was asked for; an error if it was not written by us.
     pub spec: Result<JobSpec, String>,
+    /// Set when somebody asked for a finished job to be run again: the record that this takes back.
+    pub again: Option<Revision>,
     /// The image.
     pub payload: Bytes,
     /// Where it is settled.
@@ -64,9 +69,11 @@ impl Delivery {
             serde_json::from_str::<JobSpec>(json.as_str()).map_err(|error| error.to_string())
         });
         let spec = spec.and_then(|spec| if spec.id == id { Ok(spec) } else { Err("it describes another job".into()) });
+        let again = message.headers.as_ref().and_then(|headers| headers.get(AGAIN_HEADER));
+        let again = again.and_then(|revision| revision.as_str().parse::<u64>().ok()).map(Revision::from);
         let ack_subject = AckSubject(reply.into_string());
         let (payload, queue, lease) = (message.payload, queue.clone(), Arc::new(Mutex::new(lease)));
-        Ok(Self { id, partition, sequence, spec, payload, ack_subject, lease, queue })
+        Ok(Self { id, partition, sequence, spec, again, payload, ack_subject, lease, queue })
     }
 
     /// The right to the job, as last renewed.
@@ -83,6 +90,11 @@ impl Delivery {
     /// [`SettleError`].
     pub async fn ack(&self) -> Result<(), SettleError> {
         self.settle("+ACK".into()).await
+    }
+
+    /// Wakes a worker for the next job of this partition, which waits for the end of this one.
+    pub async fn wake_next(&self) {
+        self.queue.wake(&self.id, self.partition).await;
     }
 
     /// Another worker may have it, after `delay`.
@@ -117,11 +129,12 @@ impl Delivery {
         Ok(())
     }
 
-    /// Keeps the input of a job that failed, where people can find it. May be repeated.
+    /// Keeps the input of a job that failed, where people can find it, with the reason and every
+    /// attempt. May be repeated.
     ///
     /// # Errors
     /// [`QueueError`] when it is not known to be written.
-    pub async fn write_dead_letter(&self, reason: &str) -> Result<(), QueueError> {
+    pub async fn write_dead_letter(&self, reason: &str, attempts: &[Attempt]) -> Result<(), QueueError> {
         let mut message = PublishMessage::build().payload(self.payload.clone());
         if let Ok(spec) = &self.spec {
             message = message.header(SPEC_HEADER, super::submit::ascii_json(spec).as_str());
@@ -129,6 +142,7 @@ impl Delivery {
         // Header values are one line of ASCII.
         let reason: String = reason.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
         let message = message.header(ERROR_HEADER, reason.as_str());
+        let message = message.header(ATTEMPTS_HEADER, super::submit::ascii_json(&attempts).as_str());
         let written = self.queue.publish_acked(dead_subject(&self.id), message).await;
         written.map(drop).map_err(QueueError::unavailable("keep the dead letter"))
     }
@@ -172,7 +186,11 @@ impl Queue {
 
     /// Tells idle workers that there is a job. They also look by themselves each second.
     pub(super) async fn wake(&self, job: &JobId, partition: PartitionId) {
-        if let Err(error) = self.send(wake_subject(job.topic(), partition), Bytes::new()).await {
+        self.wake_partition(job.topic(), partition).await;
+    }
+
+    pub(super) async fn wake_partition(&self, topic: &TopicName, partition: PartitionId) {
+        if let Err(error) = self.send(wake_subject(topic, partition), Bytes::new()).await {
             tracing::debug!(%error, "no wake-up sent");
         }
     }

@@ -4,18 +4,23 @@
 //! the record needs; then the record. A crash between them leaves a job that a worker can begin by
 //! itself; the other order would leave a record whose image is nowhere.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
 
-use super::{LIMIT_REACHED, PATIENCE, Queue, RETRY_PAUSE, Replaced, server_error};
-use crate::topic::{job_subject, jobs_stream};
-use crate::{JobSpec, PartitionId, QueueError, Record, Sequence, SubmitError, Topic};
+use super::{LIMIT_REACHED, PATIENCE, Queue, RETRY_PAUSE, Replaced, Revision, bounded, server_error};
+use crate::topic::{Retention, job_subject, jobs_stream};
+use crate::{JobId, JobSpec, PartitionId, Priority, QueueError, Record, Sequence, SubmitError, Topic, TopicError};
 
 /// The header that holds the job's [`JobSpec`] as JSON.
 pub(crate) const SPEC_HEADER: &str = "Sl-Job";
+/// The header of a message that asks for a finished job to be run again: the revision of the record
+/// that it takes back.
+pub(crate) const AGAIN_HEADER: &str = "Sl-Again";
 
 impl Queue {
     /// Queues a job. When this returns a record, image and record are durable.
@@ -23,10 +28,10 @@ impl Queue {
     /// # Errors
     /// [`SubmitError::Full`] and [`SubmitError::TooLarge`] queue nothing. After
     /// [`SubmitError::Queue`] it is not known whether the job will run.
-    pub async fn submit(&self, topic: &Topic, spec: JobSpec, image: Bytes) -> Result<Record, SubmitError> {
-        let key = spec.options.partition_key.as_deref();
-        let partition = PartitionId::of_job(&spec.id, key, topic.settings.partitions);
-        let sequence = self.publish_job(&spec, partition, image).await?;
+    pub async fn submit(&self, topic: &Arc<Topic>, spec: JobSpec, image: Bytes) -> Result<Record, SubmitError> {
+        let topic = &self.with_priority(topic, spec.options.priority).await?;
+        let partition = place(topic, &spec);
+        let sequence = self.publish_job(topic, &spec, partition, image, None).await?;
         let record = Record::queued(spec, partition, sequence);
         let record = match self.create(&record).await? {
             Replaced::Done(_) => record,
@@ -40,12 +45,45 @@ impl Queue {
         Ok(record)
     }
 
-    async fn publish_job(&self, spec: &JobSpec, partition: PartitionId, image: Bytes) -> Result<Sequence, SubmitError> {
+    /// The topic with partitions for this priority, which are made with their first job.
+    async fn with_priority(&self, topic: &Arc<Topic>, priority: Priority) -> Result<Arc<Topic>, SubmitError> {
+        if topic.has(priority) {
+            return Ok(topic.clone());
+        }
+        if topic.settings.ordered {
+            return Err(SubmitError::OnePriority(topic.name().clone()));
+        }
+        self.ensure_priority(topic, priority).await.map_err(|error| match error {
+            TopicError::Unknown(name) => SubmitError::NoTopic(name),
+            TopicError::Queue(error) => error.into(),
+            other => {
+                QueueError::Unavailable { action: "make room for the priority", problem: other.to_string() }.into()
+            }
+        })
+    }
+
+    /// Publishes a job's message, once. `again` is given for one that was finished: the revision of
+    /// the record that this takes back, and where the input lay before.
+    pub(super) async fn publish_job(
+        &self,
+        topic: &Topic,
+        spec: &JobSpec,
+        partition: PartitionId,
+        image: Bytes,
+        again: Option<(Revision, Sequence)>,
+    ) -> Result<Sequence, SubmitError> {
         let subject = job_subject(&spec.id, partition);
         let header = ascii_json(spec);
         let started = Instant::now();
         loop {
-            let message = PublishMessage::build().header(SPEC_HEADER, header.as_str()).payload(image.clone());
+            let mut message = PublishMessage::build().header(SPEC_HEADER, header.as_str()).payload(image.clone());
+            if let Some((revision, _)) = again {
+                message = message.header(AGAIN_HEADER, u64::from(revision).to_string().as_str());
+            }
+            if topic.settings.retention != Retention::Work {
+                // A work queue's stream takes one message a subject by itself.
+                message = message.expected_last_subject_sequence(again.map_or(0, |(_, before)| before.0));
+            }
             let error = match self.publish_acked(subject.clone(), message).await {
                 Ok(sequence) => return Ok(sequence),
                 Err(error) => error,
@@ -57,6 +95,14 @@ impl Queue {
                 Some(Refusal::TooLarge) => {
                     return Err(SubmitError::TooLarge { bytes: image.len(), max_payload: self.max_payload() });
                 }
+                Some(Refusal::NoStream) if self.read_topic(spec.id.topic()).await?.is_none() => {
+                    return Err(SubmitError::NoTopic(spec.id.topic().clone()));
+                }
+                // In a cluster: until there is a leader again.
+                Some(Refusal::NoStream) if started.elapsed() > PATIENCE => {
+                    return Err(QueueError::unavailable("take the job")(error).into());
+                }
+                Some(Refusal::NoStream) => tokio::time::sleep(RETRY_PAUSE).await,
                 None if started.elapsed() > PATIENCE => {
                     return Err(QueueError::unavailable("take the job")(error).into());
                 }
@@ -77,24 +123,48 @@ impl Queue {
 
     /// Where a job lies whose publish was acknowledged to nobody.
     async fn queued_sequence(&self, spec: &JobSpec, partition: PartitionId) -> Result<Sequence, SubmitError> {
-        let unavailable = QueueError::unavailable("say where the job lies");
-        let stream = self.jetstream.get_stream_no_info(jobs_stream(spec.id.topic(), partition)).await;
-        let stream = stream.map_err(QueueError::unavailable("find a stream"))?;
-        let message = stream.get_last_raw_message_by_subject(&job_subject(&spec.id, partition)).await;
-        Ok(Sequence(message.map_err(unavailable)?.sequence))
+        let gone = || QueueError::Unavailable { action: "say where the job lies", problem: "it is gone".into() };
+        Ok(self.message_sequence(&spec.id, partition).await?.ok_or_else(gone)?)
     }
+
+    /// The position of a job's message, if it is in the partition.
+    pub(super) async fn message_sequence(
+        &self,
+        id: &JobId,
+        partition: PartitionId,
+    ) -> Result<Option<Sequence>, QueueError> {
+        const ACTION: &str = "say where the job lies";
+        let stream = self.jetstream.get_stream_no_info(jobs_stream(id.topic(), partition)).await;
+        let stream = stream.map_err(QueueError::unavailable(ACTION))?;
+        let read = bounded(stream.get_last_raw_message_by_subject(&job_subject(id, partition))).await;
+        match read.map_err(QueueError::unavailable(ACTION))? {
+            Ok(message) => Ok(Some(Sequence(message.sequence))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(QueueError::unavailable(ACTION)(error)),
+        }
+    }
+}
+
+/// The partition that a job belongs to.
+pub(super) fn place(topic: &Topic, spec: &JobSpec) -> PartitionId {
+    let key = spec.options.partition_key.as_deref();
+    PartitionId::of_job(&spec.id, key, topic.settings.partitions, spec.options.priority)
 }
 
 enum Refusal {
     AlreadyThere,
     Full,
     TooLarge,
+    NoStream,
 }
 
 /// What a failed publish says, if it is a verdict and not only a lost answer.
 fn refusal(error: &PublishError) -> Option<Refusal> {
-    if error.kind() == PublishErrorKind::MaxPayloadExceeded {
-        return Some(Refusal::TooLarge);
+    match error.kind() {
+        PublishErrorKind::MaxPayloadExceeded => return Some(Refusal::TooLarge),
+        PublishErrorKind::WrongLastSequence => return Some(Refusal::AlreadyThere),
+        PublishErrorKind::StreamNotFound => return Some(Refusal::NoStream),
+        _ => {}
     }
     let refused = server_error(error).filter(|refusal| refusal.error_code() == LIMIT_REACHED)?;
     // One code for all limits; the text tells them apart.
@@ -103,8 +173,8 @@ fn refusal(error: &PublishError) -> Option<Refusal> {
 }
 
 /// JSON with every character above ASCII escaped, since headers are not meant for others.
-pub(super) fn ascii_json(spec: &JobSpec) -> String {
-    let json = serde_json::to_string(spec).expect("a spec holds strings and numbers only");
+pub(super) fn ascii_json(value: &impl serde::Serialize) -> String {
+    let json = serde_json::to_string(value).expect("what goes into headers holds strings and numbers only");
     let mut ascii = String::with_capacity(json.len());
     for unit in json.chars() {
         if unit.is_ascii() {

@@ -1,0 +1,254 @@
+//! Whether every job of a topic is accounted for.
+//!
+//! Three places know of a job: its message, its record, its dead letter. An audit reads all three
+//! and compares; a job that looks wrong is looked at again, since jobs move while they are counted.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use serde::Serialize;
+
+use super::{Queue, Stored};
+use crate::topic::{Retention, dead_stream, records_stream};
+use crate::{JobId, QueueError, Record, State, Topic, TopicError, TopicName};
+
+/// How often a job that looks wrong is looked at again, and how long after the last time.
+const LOOKS: u32 = 5;
+const LOOK_PAUSE: Duration = Duration::from_millis(300);
+/// Jobs that are named for each thing that is wrong.
+const NAMED_MAX: usize = 1_000;
+
+/// The books of a topic.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Audit {
+    /// Jobs that are known: by their record, their message, or because whoever asks was told so.
+    pub accepted: u64,
+    /// How many are in each state: `queued`, `running`, `succeeded`, `failed`, `canceled`.
+    pub states: BTreeMap<&'static str, u64>,
+    /// Messages that are just being accepted: they have no record yet.
+    pub arriving: u64,
+    /// What does not add up.
+    pub wrong: Vec<Wrong>,
+}
+
+/// A job that does not add up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Wrong {
+    /// Which.
+    pub id: JobId,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What can be wrong with a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Problem {
+    /// It was accepted, and there is no trace of it. (Or its result has expired.)
+    Unknown,
+    /// It waits or runs, but its input is gone.
+    InputGone,
+    /// It is finished, but its message still waits.
+    NotSettled,
+    /// It failed, and its input was not kept.
+    NoDeadLetter,
+    /// Its record cannot be read.
+    Unreadable,
+}
+
+impl Audit {
+    /// Whether everything adds up.
+    pub fn is_balanced(&self) -> bool {
+        self.wrong.is_empty() && self.accepted == self.states.values().sum::<u64>()
+    }
+}
+
+/// What one look at a job finds.
+struct Seen {
+    has_message: bool,
+    has_letter: bool,
+    is_log: bool,
+}
+
+/// What is wrong with a job. Pure.
+fn problem(record: Option<&Record>, seen: &Seen) -> Option<Problem> {
+    match record.map(|record| &record.state) {
+        None => (!seen.has_message).then_some(Problem::Unknown),
+        Some(State::Queued { .. } | State::Running {}) => (!seen.has_message).then_some(Problem::InputGone),
+        Some(State::Failed { .. }) if !seen.has_letter && !seen.is_log => Some(Problem::NoDeadLetter),
+        // A log keeps its messages.
+        Some(_) => (seen.has_message && !seen.is_log).then_some(Problem::NotSettled),
+    }
+}
+
+impl Queue {
+    /// Audits a topic. `told` are jobs that must be known, because somebody got a `202` for them.
+    ///
+    /// # Errors
+    /// [`TopicError`].
+    pub async fn audit(&self, name: &TopicName, told: &[JobId]) -> Result<Audit, TopicError> {
+        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        // Messages first: a job that is accepted meanwhile has a record when we come to them.
+        let mut messages = HashSet::new();
+        for partition in topic.partitions() {
+            messages.extend(self.queued_ids(name, partition).await?);
+        }
+        let letters: HashSet<JobId> = self
+            .scan(&dead_stream(name), true)
+            .await?
+            .try_filter_map(|message| std::future::ready(Ok(message.job_id())))
+            .try_collect()
+            .await?;
+        let mut audit = Audit::default();
+        let mut suspects: BTreeSet<JobId> = BTreeSet::new();
+        let mut states: HashMap<JobId, &'static str> = HashMap::new();
+        let mut records = std::pin::pin!(self.scan(&records_stream(name), false).await?);
+        let is_log = topic.settings.retention != Retention::Work;
+        while let Some(message) = records.try_next().await? {
+            let Some(id) = message.job_id() else { continue };
+            let Ok(record) = serde_json::from_slice::<Record>(&message.payload) else {
+                suspects.insert(id);
+                continue;
+            };
+            let seen = Seen { has_message: messages.contains(&id), has_letter: letters.contains(&id), is_log };
+            if problem(Some(&record), &seen).is_some() {
+                suspects.insert(id.clone());
+            }
+            states.insert(id, record.state.name());
+        }
+        suspects.extend(messages.into_iter().filter(|id| !states.contains_key(id)));
+        suspects.extend(told.iter().filter(|id| id.topic() == name && !states.contains_key(*id)).cloned());
+        for (id, verdict) in self.look_again(&topic, suspects).await? {
+            match verdict {
+                Verdict::Well(state) => drop(states.insert(id, state)),
+                Verdict::Arriving => {
+                    states.remove(&id);
+                    audit.arriving += 1;
+                }
+                Verdict::Wrong(problem) => {
+                    if problem == Problem::Unknown || problem == Problem::Unreadable {
+                        states.remove(&id);
+                        audit.accepted += 1;
+                    }
+                    audit.wrong.push(Wrong { id, problem });
+                }
+            }
+        }
+        audit.accepted += states.len() as u64;
+        for state in ["queued", "running", "succeeded", "failed", "canceled"] {
+            audit.states.insert(state, 0);
+        }
+        states.values().for_each(|state| *audit.states.entry(state).or_default() += 1);
+        audit.wrong.sort_by(|a, b| (a.problem, &a.id).cmp(&(b.problem, &b.id)));
+        audit.wrong.truncate(NAMED_MAX);
+        Ok(audit)
+    }
+
+    async fn look_again(
+        &self,
+        topic: &Topic,
+        mut suspects: BTreeSet<JobId>,
+    ) -> Result<Vec<(JobId, Verdict)>, QueueError> {
+        let mut verdicts = Vec::new();
+        for look in 1..=LOOKS {
+            for id in std::mem::take(&mut suspects) {
+                match self.look_at_job(topic, &id).await? {
+                    Verdict::Well(state) => verdicts.push((id, Verdict::Well(state))),
+                    verdict if look == LOOKS => verdicts.push((id, verdict)),
+                    _ => drop(suspects.insert(id)),
+                }
+            }
+            if suspects.is_empty() {
+                break;
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+        Ok(verdicts)
+    }
+
+    /// Looks at one job as it stands now.
+    async fn look_at_job(&self, topic: &Topic, id: &JobId) -> Result<Verdict, QueueError> {
+        let record = match self.record(id).await {
+            Ok(stored) => stored.map(|Stored { record, .. }| record),
+            Err(QueueError::Damaged { .. }) => return Ok(Verdict::Wrong(Problem::Unreadable)),
+            Err(error) => return Err(error),
+        };
+        let is_log = topic.settings.retention != Retention::Work;
+        let has_message = match &record {
+            Some(record) => self.has_message(id, record).await?,
+            None => {
+                let mut found = false;
+                for partition in topic.partitions() {
+                    found = found || self.message_sequence(id, partition).await?.is_some();
+                }
+                found
+            }
+        };
+        let has_letter = match &record {
+            Some(Record { state: State::Failed { .. }, .. }) => self.dead_letter(id).await?.is_some(),
+            _ => false,
+        };
+        Ok(match (problem(record.as_ref(), &Seen { has_message, has_letter, is_log }), record) {
+            (Some(problem), _) => Verdict::Wrong(problem),
+            (None, Some(record)) => Verdict::Well(record.state.name()),
+            (None, None) => Verdict::Arriving,
+        })
+    }
+
+    /// Whether the message that holds a job's input is in the queue.
+    pub(super) async fn has_message(&self, id: &JobId, record: &Record) -> Result<bool, QueueError> {
+        Ok(self.message_sequence(id, record.partition).await? == Some(record.sequence))
+    }
+}
+
+enum Verdict {
+    Well(&'static str),
+    Arriving,
+    Wrong(Problem),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ImageFacts, JobError, JobOptions, JobSpec, PartitionId, Sequence, Timestamp, Timings};
+
+    fn record() -> Record {
+        let spec = JobSpec {
+            id: JobId::random(TopicName::new("cats").expect("valid")),
+            model: "cats".into(),
+            model_version: 1,
+            model_digest: "d".into(),
+            created_at: Timestamp::from_millis(0),
+            accepted_by: String::new(),
+            image: ImageFacts { width: 1, height: 1, format: "png".into(), bytes: 1, sha256: "s".into() },
+            options: JobOptions::default(),
+            metadata: BTreeMap::new(),
+        };
+        Record::queued(spec, PartitionId::normal(0), Sequence(1))
+    }
+
+    #[test]
+    fn a_job_adds_up_only_where_message_record_and_letter_agree() {
+        let now = Timestamp::from_millis(1);
+        let running = record().start("w", now).expect("starts");
+        let done = running.succeed(1.into(), Timings::default(), now).expect("succeeds");
+        let failed = running.fail(JobError::new("x", "y"), now).expect("fails");
+        let seen = |has_message, has_letter, is_log| Seen { has_message, has_letter, is_log };
+        for (record, seen, expected) in [
+            (Some(&record()), seen(true, false, false), None),
+            (Some(&record()), seen(false, false, false), Some(Problem::InputGone)),
+            (Some(&running), seen(false, false, true), Some(Problem::InputGone)),
+            (Some(&done), seen(false, false, false), None),
+            (Some(&done), seen(true, false, false), Some(Problem::NotSettled)),
+            (Some(&done), seen(true, false, true), None),
+            (Some(&failed), seen(false, true, false), None),
+            (Some(&failed), seen(false, false, false), Some(Problem::NoDeadLetter)),
+            (Some(&failed), seen(true, true, false), Some(Problem::NotSettled)),
+            (None, seen(true, false, false), None),
+            (None, seen(false, false, false), Some(Problem::Unknown)),
+        ] {
+            assert_eq!(problem(record, &seen), expected);
+        }
+    }
+}

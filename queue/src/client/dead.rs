@@ -1,0 +1,180 @@
+//! Dead letters: the inputs of jobs that failed, to be looked at and run again.
+//!
+//! Running one again is safe to interrupt anywhere and to ask for twice. The message goes first and
+//! names the revision of the record that it takes back, so that a worker can begin the job even if
+//! the record was not written; then the record, by compare-and-set; then the letter goes, by its
+//! position, so that a newer letter of the same job stays.
+
+use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
+
+use super::read::timestamp;
+use super::settle::{ATTEMPTS_HEADER, ERROR_HEADER};
+use super::submit::{SPEC_HEADER, place};
+use super::{Queue, Replaced, Stored, bounded};
+use crate::record::Attempt;
+use crate::topic::{dead_stream, dead_subject};
+use crate::{JobId, JobSpec, QueueError, Record, Sequence, State, SubmitError, Timestamp, Topic, TopicName};
+
+/// A dead letter without its input.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeadLetter {
+    /// The job.
+    pub id: JobId,
+    /// When it was given up.
+    pub died_at: Timestamp,
+    /// Why: a stable code, a colon, words.
+    pub error: String,
+    /// Every attempt.
+    pub attempts: Vec<Attempt>,
+    /// Bytes of the input.
+    pub bytes: u64,
+    /// What was asked for; absent if the message was none of ours.
+    #[serde(flatten)]
+    pub spec: Option<JobSpec>,
+    #[serde(skip)]
+    sequence: Sequence,
+}
+
+/// What became of asking for a job to be run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Redriven {
+    /// It is queued.
+    Queued,
+    /// Somebody else was first, or it never ended.
+    AlreadyQueued,
+}
+
+/// A job cannot be run again.
+#[derive(Debug, thiserror::Error)]
+pub enum RedriveError {
+    /// There is no dead letter.
+    #[error("there is no dead letter of {0}: the job did not fail, was run again, or its letter has expired")]
+    NoLetter(JobId),
+    /// Nobody can tell what was asked for.
+    #[error("the message of {0} was not written by Sightline, so nobody knows what to run")]
+    NoSpec(JobId),
+    /// Its topic is gone, or full.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+}
+
+impl From<QueueError> for RedriveError {
+    fn from(error: QueueError) -> Self {
+        Self::Submit(error.into())
+    }
+}
+
+impl Queue {
+    /// The dead letters of a topic, oldest first, without their inputs.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn dead_letters(&self, topic: &TopicName, limit: usize) -> Result<Vec<DeadLetter>, QueueError> {
+        let letters = self.scan(&dead_stream(topic), true).await?;
+        letters.try_filter_map(|message| std::future::ready(Ok(letter(&message)))).take(limit).try_collect().await
+    }
+
+    /// One dead letter with its input.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn dead_letter(&self, id: &JobId) -> Result<Option<(DeadLetter, Bytes)>, QueueError> {
+        const ACTION: &str = "read a dead letter";
+        let Some(topic) = self.topic(id.topic()).await? else { return Ok(None) };
+        let stream = self.handle(&dead_stream(id.topic())).await?;
+        let message = if topic.replicas > 1 {
+            let read = bounded(stream.get_last_raw_message_by_subject(&dead_subject(id))).await;
+            match read.map_err(QueueError::unavailable(ACTION))? {
+                Ok(message) => message,
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
+                Err(error) => return Err(QueueError::unavailable(ACTION)(error)),
+            }
+        } else {
+            let read = bounded(stream.direct_get_last_for_subject(dead_subject(id))).await;
+            match read.map_err(QueueError::unavailable(ACTION))? {
+                Ok(message) => message,
+                Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(QueueError::unavailable(ACTION)(error)),
+            }
+        };
+        let header = |name: &str| message.headers.get(name).map(async_nats::HeaderValue::as_str);
+        let letter = DeadLetter {
+            id: id.clone(),
+            died_at: timestamp(message.time),
+            error: header(ERROR_HEADER).unwrap_or_default().to_owned(),
+            attempts: header(ATTEMPTS_HEADER).and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default(),
+            bytes: message.payload.len() as u64,
+            spec: header(SPEC_HEADER).and_then(|json| serde_json::from_str(json).ok()),
+            sequence: Sequence(message.sequence),
+        };
+        Ok(Some((letter, message.payload)))
+    }
+
+    /// Runs a job again whose input is a dead letter, with as many attempts as a new one.
+    ///
+    /// # Errors
+    /// [`RedriveError`]; the letter is still there then.
+    pub async fn redrive(&self, id: &JobId) -> Result<Redriven, RedriveError> {
+        let (letter, payload) = self.dead_letter(id).await?.ok_or_else(|| RedriveError::NoLetter(id.clone()))?;
+        let spec = letter.spec.clone().filter(|spec| spec.id == *id);
+        let spec = spec.ok_or_else(|| RedriveError::NoSpec(id.clone()))?;
+        let topic = self.topic(id.topic()).await?.ok_or_else(|| SubmitError::NoTopic(id.topic().clone()))?;
+        let redriven = self.run_again(&topic, spec, payload).await?;
+        self.remove_letter(id, letter.sequence).await?;
+        Ok(redriven)
+    }
+
+    async fn run_again(&self, topic: &Topic, spec: JobSpec, payload: Bytes) -> Result<Redriven, RedriveError> {
+        let partition = place(topic, &spec);
+        let Some(Stored { record, revision }) = self.record(&spec.id).await? else {
+            // Its record has expired: it is a new job under its old id.
+            let sequence = self.publish_job(topic, &spec, partition, payload, None).await?;
+            let id = spec.id.clone();
+            self.create(&Record::queued(spec, partition, sequence)).await?;
+            self.wake(&id, partition).await;
+            return Ok(Redriven::Queued);
+        };
+        match record.state {
+            State::Failed { .. } | State::Canceled { .. } => {}
+            State::Queued { .. } | State::Running {} | State::Succeeded { .. } => return Ok(Redriven::AlreadyQueued),
+        }
+        let again = Some((revision, record.sequence));
+        let sequence = self.publish_job(topic, &spec, partition, payload, again).await?;
+        let queued = record.again(partition, sequence).expect("it has failed or was called off");
+        let written = self.replace(revision, &queued).await?;
+        self.wake(&spec.id, partition).await;
+        Ok(match written {
+            Replaced::Done(_) => Redriven::Queued,
+            // A worker was faster than we were, or another redrive.
+            Replaced::Refused => Redriven::AlreadyQueued,
+        })
+    }
+
+    async fn remove_letter(&self, id: &JobId, sequence: Sequence) -> Result<(), QueueError> {
+        const ACTION: &str = "remove a dead letter";
+        let stream = self.handle(&dead_stream(id.topic())).await?;
+        let removed = bounded(stream.delete_message(sequence.0)).await.map_err(QueueError::unavailable(ACTION))?;
+        // Not there any more: it was replaced by a newer one, or somebody else removed it.
+        removed.map(drop).or_else(|error| match super::server_error(&error) {
+            Some(_) => Ok(()),
+            None => Err(QueueError::unavailable(ACTION)(error)),
+        })
+    }
+}
+
+/// Reads a dead letter's headers.
+fn letter(message: &super::read::Message) -> Option<DeadLetter> {
+    Some(DeadLetter {
+        id: message.job_id()?,
+        died_at: message.time,
+        error: message.error().unwrap_or_default().to_owned(),
+        attempts: message.attempts(),
+        bytes: message.payload_bytes(),
+        spec: message.spec(),
+        sequence: message.sequence,
+    })
+}

@@ -1,0 +1,197 @@
+//! What a topic is made of and how it stands, for people.
+
+use async_nats::jetstream::stream;
+use serde::Serialize;
+
+use super::read::timestamp;
+use super::topics::refused;
+use super::{Queue, bounded};
+use crate::topic::{WORKERS, dead_stream, jobs_stream, records_stream};
+use crate::{PartitionId, QueueError, Sequence, Timestamp, Topic, TopicError, TopicName};
+
+/// A topic with its settings and all its partitions.
+#[derive(Debug, Clone, Serialize)]
+pub struct Description {
+    /// Its name.
+    pub name: TopicName,
+    /// Its model; none: a plain log.
+    pub model: Option<String>,
+    /// `work` or `log:` and an age.
+    pub retention: String,
+    /// Copies of its streams.
+    pub replicas: usize,
+    /// Whether jobs of one key end in the order in which they came.
+    pub ordered: bool,
+    /// Whether its workers take nothing.
+    pub paused: bool,
+    /// How long a delivery belongs to its worker, milliseconds.
+    pub lease_ms: u64,
+    /// Attempts before a job is given up.
+    pub attempts: u32,
+    /// How long one attempt may run, milliseconds.
+    pub run_timeout_ms: u64,
+    /// How long results are kept, seconds.
+    pub result_ttl_secs: u64,
+    /// Bytes that its inputs may take.
+    pub max_bytes: Option<u64>,
+    /// Pauses between attempts.
+    pub retry: crate::topic::RetryPolicy,
+    /// Its partitions.
+    pub partitions: Vec<Partition>,
+    /// Records of its jobs that are kept.
+    pub records: u64,
+    /// Dead letters.
+    pub dead: u64,
+}
+
+/// One partition.
+#[derive(Debug, Clone, Serialize)]
+pub struct Partition {
+    /// Which one.
+    pub partition: PartitionId,
+    /// The server that leads it; the only one, if there is no cluster.
+    pub leader: String,
+    /// The others that have a copy.
+    pub replicas: Vec<Replica>,
+    /// The first position that holds a message.
+    pub first: Sequence,
+    /// The last position that was given to a message.
+    pub last: Sequence,
+    /// Messages in it.
+    pub messages: u64,
+    /// Bytes of these.
+    pub bytes: u64,
+    /// Messages that no worker has had yet.
+    pub queued: u64,
+    /// Messages in workers' hands, or on their way back from one.
+    pub in_work: u64,
+    /// Of these: handed out more than once.
+    pub redelivered: u64,
+    /// When its oldest message was stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest_at: Option<Timestamp>,
+    /// Everything up to this position was worked off.
+    pub ack_floor: Sequence,
+    /// Somebody has paused its consumer on the server, by other means than ours.
+    pub consumer_paused: bool,
+    /// Its consumer is missing.
+    pub consumer_missing: bool,
+}
+
+/// A copy of a partition that does not lead.
+#[derive(Debug, Clone, Serialize)]
+pub struct Replica {
+    /// The server.
+    pub server: String,
+    /// Whether it has everything that the leader has.
+    pub current: bool,
+    /// Operations that it is behind.
+    pub lag: u64,
+    /// Whether it is not heard of.
+    pub offline: bool,
+}
+
+/// The first and the last position of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Bounds {
+    /// Of the first message; behind `last` if there is none.
+    pub first: Sequence,
+    /// The last that was given to a message; 0 if there never was one.
+    pub last: Sequence,
+}
+
+impl Queue {
+    /// Describes a topic.
+    ///
+    /// # Errors
+    /// [`TopicError`].
+    pub async fn describe(&self, name: &TopicName) -> Result<Description, TopicError> {
+        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let partitions = topic.partitions().map(|partition| self.describe_partition(&topic, partition));
+        let partitions = futures::future::try_join_all(partitions).await?;
+        let settings = &topic.settings;
+        Ok(Description {
+            name: name.clone(),
+            model: settings.model.clone(),
+            retention: settings.retention.to_string(),
+            replicas: topic.replicas,
+            ordered: settings.ordered,
+            paused: settings.paused,
+            lease_ms: settings.lease_ms,
+            attempts: settings.attempts_max,
+            run_timeout_ms: settings.run_timeout_ms,
+            result_ttl_secs: settings.result_ttl_secs,
+            max_bytes: settings.bytes_max,
+            retry: settings.retry,
+            partitions,
+            records: self.stream_info(&records_stream(name)).await?.state.messages,
+            dead: self.stream_info(&dead_stream(name)).await?.state.messages,
+        })
+    }
+
+    async fn describe_partition(&self, topic: &Topic, partition: PartitionId) -> Result<Partition, TopicError> {
+        let stream = jobs_stream(topic.name(), partition);
+        let info = self.stream_info(&stream).await?;
+        let (state, cluster) = (&info.state, info.cluster.as_ref());
+        let own = || self.client().server_info().server_name;
+        let mut described = Partition {
+            partition,
+            leader: cluster.map_or_else(own, |cluster| cluster.leader.clone().unwrap_or_else(|| "none".into())),
+            replicas: cluster.map(|cluster| cluster.replicas.iter().map(Replica::from).collect()).unwrap_or_default(),
+            first: Sequence(state.first_sequence),
+            last: Sequence(state.last_sequence),
+            messages: state.messages,
+            bytes: state.bytes,
+            queued: 0,
+            in_work: 0,
+            redelivered: 0,
+            oldest_at: (state.messages > 0).then(|| timestamp(state.first_timestamp)),
+            ack_floor: Sequence(0),
+            consumer_paused: false,
+            consumer_missing: false,
+        };
+        if topic.settings.model.is_none() {
+            return Ok(described);
+        }
+        let handle = self.handle(&stream).await?;
+        let consumer = bounded(handle.consumer_info(WORKERS)).await;
+        match consumer.map_err(QueueError::unavailable("describe a consumer"))? {
+            Ok(consumer) => {
+                described.queued = consumer.num_pending;
+                described.in_work = consumer.num_ack_pending as u64;
+                described.redelivered = consumer.num_redelivered as u64;
+                described.ack_floor = Sequence(consumer.ack_floor.stream_sequence);
+                described.consumer_paused = consumer.paused;
+            }
+            Err(error) => match super::server_error(&error) {
+                Some(verdict) if verdict.code() == 404 => described.consumer_missing = true,
+                _ => return Err(refused("describe a consumer", &error)),
+            },
+        }
+        Ok(described)
+    }
+
+    /// The first and the last position of a partition.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn bounds(&self, topic: &TopicName, partition: PartitionId) -> Result<Bounds, QueueError> {
+        let info = self.stream_info(&jobs_stream(topic, partition)).await;
+        let state = info
+            .map_err(|error| QueueError::Unavailable { action: "find a partition", problem: error.to_string() })?
+            .state;
+        Ok(Bounds { first: Sequence(state.first_sequence.max(1)), last: Sequence(state.last_sequence) })
+    }
+
+    pub(super) async fn stream_info(&self, stream: &str) -> Result<stream::Info, TopicError> {
+        let found = bounded(self.jetstream.get_stream(stream)).await;
+        let found = found.map_err(QueueError::unavailable("describe a stream"))?;
+        found.map(|stream| stream.cached_info().clone()).map_err(|error| refused("describe a stream", &error))
+    }
+}
+
+impl From<&stream::PeerInfo> for Replica {
+    fn from(peer: &stream::PeerInfo) -> Self {
+        Self { server: peer.name.clone(), current: peer.current, lag: peer.lag.unwrap_or(0), offline: peer.offline }
+    }
+}

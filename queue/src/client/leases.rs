@@ -1,0 +1,171 @@
+//! Lease records in the queue: reading them, and writing them by compare-and-set.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{self, DiscardPolicy, LastRawMessageErrorKind, StorageType};
+use bytes::Bytes;
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
+
+use super::{Queue, Replaced, Revision, bounded};
+use crate::QueueError;
+use crate::singleton::{Candidate, LeaseRecord, Step};
+
+const STREAM: &str = "leases";
+/// How long a lease lasts without a renewal.
+const TERM: Duration = Duration::from_secs(6);
+/// How often a candidate looks.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Pause between two tries to get a lease for a short piece of work.
+const TRY_PAUSE: Duration = Duration::from_millis(50);
+/// How long to try: longer than a term, so that the lease of somebody who was killed does not count.
+const TRY_PATIENCE: Duration = Duration::from_secs(15);
+
+/// A lease that is wanted for as long as the process lives.
+#[derive(Debug)]
+pub struct Singleton {
+    held: std::sync::Arc<std::sync::Mutex<Candidate>>,
+    _looking: AbortOnDropHandle<()>,
+}
+
+impl Singleton {
+    /// Whether this process is the one, now.
+    pub fn is_held(&self) -> bool {
+        self.held.lock().expect("no panic holds this lock").is_held(Instant::now())
+    }
+}
+
+/// A lease for one piece of work; given back when that is done.
+#[derive(Debug)]
+pub(crate) struct Exclusive {
+    queue: Queue,
+    name: String,
+    candidate: Candidate,
+}
+
+impl Exclusive {
+    /// Whether there is time left to write something.
+    pub(crate) fn must_hold(&self) -> Result<(), QueueError> {
+        if self.candidate.is_held(Instant::now()) {
+            return Ok(());
+        }
+        let problem = "it took longer than the lease for it lasts".to_owned();
+        Err(QueueError::Unavailable { action: "make the change", problem })
+    }
+
+    pub(crate) async fn give_back(self) {
+        let Some(revision) = self.candidate.revision() else { return };
+        if let Err(error) = self.queue.write_lease(&self.name, revision, None).await {
+            tracing::debug!(lease = self.name, %error, "a lease was not given back; it will end");
+        }
+    }
+}
+
+impl Queue {
+    /// Tries to be the one process that does what `name` stands for, from now on.
+    pub fn singleton(&self, name: &str) -> Singleton {
+        let held = std::sync::Arc::new(std::sync::Mutex::new(Candidate::new(own_id(), TERM)));
+        let (queue, name, candidate) = (self.clone(), name.to_owned(), held.clone());
+        let looking = AbortOnDropHandle::new(tokio::spawn(async move {
+            let mut due = tokio::time::interval(LOOK_INTERVAL);
+            due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                due.tick().await;
+                if let Err(error) = queue.look_at_lease(&name, &candidate).await {
+                    tracing::debug!(lease = name, %error, "a lease record was not looked at");
+                }
+            }
+        }));
+        Singleton { held, _looking: looking }
+    }
+
+    async fn look_at_lease(&self, name: &str, candidate: &std::sync::Mutex<Candidate>) -> Result<(), QueueError> {
+        let lock = || candidate.lock().expect("no panic holds this lock");
+        let read = self.read_lease(name).await?;
+        let step = lock().step(read, Instant::now());
+        if let Step::Write(expected) = step {
+            let (sent_at, id) = (Instant::now(), lock().id().to_owned());
+            let outcome = self.write_lease(name, expected, Some(id)).await?;
+            lock().wrote(outcome, sent_at);
+        }
+        Ok(())
+    }
+
+    /// Waits until nobody else does what `name` stands for.
+    pub(crate) async fn exclusive(&self, name: &str) -> Result<Exclusive, QueueError> {
+        let mut candidate = Candidate::new(own_id(), TERM);
+        let started = Instant::now();
+        while started.elapsed() < TRY_PATIENCE {
+            let read = self.read_lease(name).await?;
+            if let Step::Write(expected) = candidate.step(read, Instant::now()) {
+                let sent_at = Instant::now();
+                let outcome = self.write_lease(name, expected, Some(candidate.id().to_owned())).await?;
+                candidate.wrote(outcome, sent_at);
+                if candidate.is_held(Instant::now()) {
+                    return Ok(Exclusive { queue: self.clone(), name: name.to_owned(), candidate });
+                }
+            }
+            tokio::time::sleep(TRY_PAUSE).await;
+        }
+        let problem = "somebody else is changing the same thing".to_owned();
+        Err(QueueError::Unavailable { action: "begin the change", problem })
+    }
+
+    async fn read_lease(&self, name: &str) -> Result<Option<(Revision, LeaseRecord)>, QueueError> {
+        const ACTION: &str = "read a lease record";
+        let stream = self.handle(STREAM).await?;
+        // From the leader: a replica that lags would show a lease that has changed hands.
+        let read = bounded(stream.get_last_raw_message_by_subject(&subject(name))).await;
+        match read.map_err(QueueError::unavailable("read a lease record"))? {
+            Ok(message) => {
+                let record = serde_json::from_slice(&message.payload);
+                let damaged = |error: serde_json::Error| QueueError::Damaged {
+                    what: format!("lease record {name}"),
+                    problem: error.to_string(),
+                };
+                Ok(Some((message.sequence.into(), record.map_err(damaged)?)))
+            }
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => {
+                // The first one who wants a lease makes the stream.
+                self.ensure_stream(config(self.defaults.replicas)).await?;
+                match stream.get_last_raw_message_by_subject(&subject(name)).await {
+                    Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                    _ => Err(QueueError::unavailable(ACTION)(error)),
+                }
+            }
+        }
+    }
+
+    async fn write_lease(&self, name: &str, over: Revision, holder: Option<String>) -> Result<Replaced, QueueError> {
+        let payload = serde_json::to_vec(&LeaseRecord { holder }).expect("a lease record holds a string");
+        let message = PublishMessage::build().payload(Bytes::from(payload)).expected_last_subject_sequence(over.into());
+        match self.publish_acked(subject(name), message).await {
+            Ok(sequence) => Ok(Replaced::Done(sequence.0.into())),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(Replaced::Refused),
+            Err(error) => Err(QueueError::unavailable("write a lease record")(error)),
+        }
+    }
+}
+
+fn own_id() -> String {
+    Uuid::new_v4().simple().to_string()
+}
+
+fn subject(name: &str) -> String {
+    format!("{STREAM}.{name}")
+}
+
+fn config(replicas: usize) -> stream::Config {
+    stream::Config {
+        name: STREAM.into(),
+        subjects: vec![format!("{STREAM}.>")],
+        discard: DiscardPolicy::Old,
+        max_messages_per_subject: 1,
+        storage: StorageType::File,
+        num_replicas: replicas,
+        ..stream::Config::default()
+    }
+}

@@ -1,0 +1,282 @@
+//! Making, changing and removing topics.
+//!
+//! A change is made under the topic's lease record, in an order that leaves something whole
+//! wherever it is interrupted: streams, their consumers, then the settings, which are what others
+//! go by, then the message that says so. Doing the same again goes on from there. Removing goes
+//! the other way round, so that a topic that is half gone can still be seen and removed.
+
+use std::sync::Arc;
+
+use async_nats::jetstream::stream::Config;
+use futures::{StreamExt, TryStreamExt};
+
+use super::leases::Exclusive;
+use super::topics::refused;
+use super::{Queue, Replaced, bounded};
+use crate::topic::{
+    Settings, dead_config, dead_stream, job_filter, jobs_config, jobs_stream, records_config, records_stream,
+    streams_of,
+};
+use crate::{JobId, PartitionId, QueueError, State, Timestamp, Topic, TopicError, TopicName};
+
+/// Jobs that are called off at a time.
+const PURGE_WIDTH: usize = 32;
+
+impl Queue {
+    /// Makes a topic.
+    ///
+    /// # Errors
+    /// [`TopicError`]; `Refused` when the server cannot give so many replicas or so much room.
+    pub async fn create_topic(&self, settings: Settings, replicas: usize) -> Result<Arc<Topic>, TopicError> {
+        settings.check().map_err(TopicError::Invalid)?;
+        let name = settings.topic.clone();
+        let lease = self.exclusive(&lease_name(&name)).await?;
+        let result = self.create_held(&lease, settings, replicas).await;
+        lease.give_back().await;
+        result?;
+        self.announce_topic(&name).await;
+        self.read_topic(&name).await?.ok_or(TopicError::Unknown(name))
+    }
+
+    async fn create_held(&self, lease: &Exclusive, settings: Settings, replicas: usize) -> Result<(), TopicError> {
+        let name = &settings.topic;
+        if self.read_topic(name).await?.is_some() {
+            return Err(TopicError::Exists(name.clone()));
+        }
+        // What an interrupted creation with other settings, or a removal, has left holds nothing
+        // that anybody was promised: no record could be written without the records stream.
+        for stream in self.stream_names_of(name).await? {
+            self.delete_stream(&stream).await?;
+        }
+        self.make_stream(dead_config(&settings, &self.defaults, replicas)).await?;
+        for partition in settings.partitions_of_all() {
+            self.make_partition(&settings, partition, replicas).await?;
+        }
+        lease.must_hold()?;
+        self.make_stream(records_config(&settings, replicas)).await?;
+        tracing::info!(topic = %name, partitions = settings.partitions, "topic created");
+        Ok(())
+    }
+
+    async fn make_partition(
+        &self,
+        settings: &Settings,
+        partition: PartitionId,
+        replicas: usize,
+    ) -> Result<(), TopicError> {
+        let bytes_max = settings.bytes_max.unwrap_or(self.defaults.topic_bytes_max);
+        self.make_stream(jobs_config(settings, partition, bytes_max, replicas)).await?;
+        if settings.model.is_some() {
+            self.ensure_workers(&jobs_stream(&settings.topic, partition), settings).await?;
+        }
+        Ok(())
+    }
+
+    /// Changes a topic's settings, and its replicas if a number is given.
+    ///
+    /// # Errors
+    /// [`TopicError`]. After `Queue` the change may be made in part; doing it again completes it.
+    pub async fn alter_topic(
+        &self,
+        name: &TopicName,
+        replicas: Option<usize>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<Arc<Topic>, TopicError> {
+        let lease = self.exclusive(&lease_name(name)).await?;
+        let result = self.alter_held(&lease, name, replicas, change).await;
+        lease.give_back().await;
+        result?;
+        self.announce_topic(name).await;
+        self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))
+    }
+
+    async fn alter_held(
+        &self,
+        lease: &Exclusive,
+        name: &TopicName,
+        replicas: Option<usize>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<(), TopicError> {
+        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let mut next = topic.settings.clone();
+        change(&mut next);
+        topic.settings.check_change(&next).map_err(TopicError::Invalid)?;
+        let replicas = replicas.unwrap_or(topic.replicas);
+        let first = self.stream_config(&jobs_stream(name, PartitionId::normal(0))).await?;
+        // A topic of an older version does not say how much it may hold, but its streams do.
+        let bytes_max = next.bytes_max.unwrap_or_else(|| {
+            u64::try_from(first.max_bytes).unwrap_or(u64::MAX).saturating_mul(u64::from(topic.settings.partitions))
+        });
+        next.bytes_max = Some(bytes_max);
+        for partition in next.partitions_of_all() {
+            let wanted = jobs_config(&next, partition, bytes_max, replicas);
+            self.make_partition(&next, partition, replicas).await?;
+            self.fit_stream(&wanted).await?;
+        }
+        let mut dead = self.stream_config(&dead_stream(name)).await?;
+        if dead.num_replicas != replicas {
+            dead.num_replicas = replicas;
+            self.update_stream(dead).await?;
+        }
+        let mut records = self.stream_config(&records_stream(name)).await?;
+        records.num_replicas = replicas;
+        lease.must_hold()?;
+        self.write_settings(records, &next).await
+    }
+
+    /// Changes a partition's stream to what the topic's settings want of it, if it is different.
+    async fn fit_stream(&self, wanted: &Config) -> Result<(), TopicError> {
+        let mut config = self.stream_config(&wanted.name).await?;
+        let now = (config.max_bytes, config.max_age, config.num_replicas);
+        if now != (wanted.max_bytes, wanted.max_age, wanted.num_replicas) {
+            (config.max_bytes, config.max_age, config.num_replicas) =
+                (wanted.max_bytes, wanted.max_age, wanted.num_replicas);
+            self.update_stream(config).await?;
+        }
+        Ok(())
+    }
+
+    /// Stops a topic's workers from taking jobs, or lets them go on. Jobs are accepted meanwhile.
+    ///
+    /// # Errors
+    /// [`TopicError`].
+    pub async fn pause_topic(&self, name: &TopicName, paused: bool) -> Result<Arc<Topic>, TopicError> {
+        self.alter_topic(name, None, |settings| settings.paused = paused).await
+    }
+
+    /// Makes a partition's consumer if it is missing, and wakes its workers.
+    ///
+    /// # Errors
+    /// [`TopicError`].
+    pub async fn repair_partition(&self, name: &TopicName, partition: PartitionId) -> Result<(), TopicError> {
+        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        self.ensure_workers(&jobs_stream(name, partition), &topic.settings).await?;
+        self.wake_partition(name, partition).await;
+        Ok(())
+    }
+
+    /// Removes a topic with all that is in it.
+    ///
+    /// # Errors
+    /// [`TopicError`]. After `Queue` a part may be gone; doing it again completes it.
+    pub async fn delete_topic(&self, name: &TopicName) -> Result<(), TopicError> {
+        let lease = self.exclusive(&lease_name(name)).await?;
+        let result = self.delete_held(&lease, name).await;
+        lease.give_back().await;
+        self.announce_topic(name).await;
+        result
+    }
+
+    async fn delete_held(&self, lease: &Exclusive, name: &TopicName) -> Result<(), TopicError> {
+        self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let records = records_stream(name);
+        for stream in self.stream_names_of(name).await?.iter().filter(|stream| **stream != records) {
+            lease.must_hold()?;
+            self.delete_stream(stream).await?;
+        }
+        self.delete_stream(&records).await?;
+        self.topics.write().expect("no panic holds this lock").remove(name);
+        tracing::info!(topic = %name, "topic removed");
+        Ok(())
+    }
+
+    /// Calls off every job that waits, and empties a log. Jobs that run go on. Returns how many
+    /// jobs were called off, and how many messages are gone.
+    ///
+    /// # Errors
+    /// [`TopicError`]; doing it again goes on.
+    pub async fn purge_topic(&self, name: &TopicName) -> Result<Purged, TopicError> {
+        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let mut purged = Purged::default();
+        for partition in topic.partitions() {
+            if topic.settings.model.is_none() {
+                let stream = self.handle(&jobs_stream(name, partition)).await?;
+                let answer = stream.purge().await.map_err(QueueError::unavailable("empty a stream"))?;
+                purged.messages += answer.purged;
+                continue;
+            }
+            let ids = self.queued_ids(name, partition).await?;
+            let mut ends = futures::stream::iter(ids.into_iter().map(|id| self.purge_job(id, partition)))
+                .buffer_unordered(PURGE_WIDTH);
+            while let Some((canceled, messages)) = ends.try_next().await? {
+                purged.canceled += u64::from(canceled);
+                purged.messages += messages;
+            }
+        }
+        Ok(purged)
+    }
+
+    /// Calls off one job that waits and removes its message. Both may be done twice.
+    async fn purge_job(&self, id: JobId, partition: PartitionId) -> Result<(bool, u64), QueueError> {
+        let canceled = loop {
+            // Without a record it is just being accepted.
+            let Some(stored) = self.record(&id).await? else { return Ok((false, 0)) };
+            match &stored.record.state {
+                // Its message is its worker's to end.
+                State::Running {} => return Ok((false, 0)),
+                State::Succeeded { .. } | State::Failed { .. } | State::Canceled { .. } => break false,
+                State::Queued { .. } => {}
+            }
+            let next = stored.record.cancel(Timestamp::now()).expect("it is queued");
+            if let Replaced::Done(_) = self.replace(stored.revision, &next).await? {
+                break true;
+            }
+        };
+        let stream = self.handle(&jobs_stream(id.topic(), partition)).await?;
+        let purging = bounded(stream.purge().filter(crate::topic::job_subject(&id, partition)).into_future()).await;
+        let answer = purging.map_err(QueueError::unavailable("remove a job's message"))?;
+        Ok((canceled, answer.map_err(QueueError::unavailable("remove a job's message"))?.purged))
+    }
+
+    /// Ids of the jobs whose messages lie in a partition.
+    pub(super) async fn queued_ids(&self, name: &TopicName, partition: PartitionId) -> Result<Vec<JobId>, QueueError> {
+        const ACTION: &str = "list a partition's jobs";
+        let stream = self.handle(&jobs_stream(name, partition)).await?;
+        let mut subjects =
+            stream.info_with_subjects(job_filter(name, partition)).await.map_err(QueueError::unavailable(ACTION))?;
+        let mut ids = Vec::new();
+        while let Some((subject, _)) = subjects.try_next().await.map_err(QueueError::unavailable(ACTION))? {
+            if let Ok((id, _)) = JobId::from_subject(&subject) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// All streams of a topic, also those that an interrupted change has left.
+    async fn stream_names_of(&self, name: &TopicName) -> Result<Vec<String>, QueueError> {
+        let mut names = Vec::new();
+        for kind in ["jobs", "dead", "records"] {
+            let configs = self.stream_configs(&format!("{kind}.{name}.>")).await?;
+            names.extend(configs.into_iter().map(|config| config.name));
+        }
+        let is_own = streams_of(name);
+        names.retain(|stream| is_own(stream));
+        Ok(names)
+    }
+
+    async fn delete_stream(&self, stream: &str) -> Result<(), TopicError> {
+        let deleted = bounded(self.jetstream.delete_stream(stream)).await;
+        let deleted = deleted.map_err(QueueError::unavailable("remove a stream"))?;
+        deleted.map(drop).map_err(|error| refused("remove a stream", &error))
+    }
+
+    pub(super) async fn stream_config(&self, stream: &str) -> Result<Config, TopicError> {
+        let found = bounded(self.jetstream.get_stream(stream)).await;
+        let found = found.map_err(QueueError::unavailable("find a stream"))?;
+        found.map(|stream| stream.cached_info().config.clone()).map_err(|error| refused("find a stream", &error))
+    }
+}
+
+/// What a purge has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Purged {
+    /// Jobs that waited and are canceled now.
+    pub canceled: u64,
+    /// Messages that are gone.
+    pub messages: u64,
+}
+
+fn lease_name(topic: &TopicName) -> String {
+    format!("topic-{topic}")
+}

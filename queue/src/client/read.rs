@@ -1,0 +1,216 @@
+//! Reading what lies in a topic, without taking it: for people, audits and replays.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::stream::DirectGetErrorKind;
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+
+use super::settle::{ATTEMPTS_HEADER, ERROR_HEADER};
+use super::submit::SPEC_HEADER;
+use super::{Queue, bounded};
+use crate::record::Attempt;
+use crate::topic::{jobs_stream, wake_subject};
+use crate::{JobId, JobSpec, PartitionId, QueueError, Sequence, Timestamp, TopicName};
+
+/// Header of a message that was produced with a key.
+pub(super) const KEY_HEADER: &str = "Sl-Key";
+/// Messages that one request of a scan brings.
+const SCAN_BATCH: usize = 500;
+/// Bytes that one request of a scan brings, about.
+const SCAN_BYTES: usize = 16 << 20;
+/// How long the server keeps a scan that nobody goes on with.
+const SCAN_IDLE: Duration = Duration::from_secs(60);
+
+/// A message as it lies in a stream.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// Its subject; the last token is a job's uuid.
+    pub subject: String,
+    /// Its position in its stream.
+    pub sequence: Sequence,
+    /// When it was stored.
+    pub time: Timestamp,
+    /// What was stored; empty where only headers were asked for.
+    pub payload: Bytes,
+    headers: HeaderMap,
+}
+
+impl Message {
+    /// The job that it belongs to.
+    pub fn job_id(&self) -> Option<JobId> {
+        let mut tokens = self.subject.split('.').skip(1);
+        let (topic, uuid) = (tokens.next()?, self.subject.rsplit('.').next()?);
+        format!("{topic}.{uuid}").parse().ok()
+    }
+
+    /// What was asked for, if it is a job's message.
+    pub fn spec(&self) -> Option<JobSpec> {
+        serde_json::from_str(self.header(SPEC_HEADER)?).ok()
+    }
+
+    /// The key that it was produced with.
+    pub fn key(&self) -> Option<String> {
+        // As JSON, since headers are ASCII.
+        let plain = self.header(KEY_HEADER).and_then(|json| serde_json::from_str(json).ok());
+        plain.or_else(|| self.spec().and_then(|spec| spec.options.partition_key))
+    }
+
+    /// Why its job failed, if it is a dead letter.
+    pub fn error(&self) -> Option<&str> {
+        self.header(ERROR_HEADER)
+    }
+
+    /// Its job's attempts, if it is a dead letter.
+    pub fn attempts(&self) -> Vec<Attempt> {
+        self.header(ATTEMPTS_HEADER).and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default()
+    }
+
+    /// Bytes of its payload, also where only headers were asked for.
+    pub fn payload_bytes(&self) -> u64 {
+        let said = self.header("Nats-Msg-Size").and_then(|size| size.parse().ok());
+        said.unwrap_or(self.payload.len() as u64)
+    }
+
+    /// A message as a consumer hands it out.
+    pub(super) fn delivered(message: &async_nats::jetstream::Message) -> Result<Self, QueueError> {
+        let info = message.info().map_err(|error| QueueError::Unavailable {
+            action: "say where a message lies",
+            problem: error.to_string(),
+        })?;
+        Ok(Self {
+            sequence: Sequence(info.stream_sequence),
+            time: timestamp(info.published),
+            subject: message.subject.to_string(),
+            payload: message.payload.clone(),
+            headers: message.headers.clone().unwrap_or_default(),
+        })
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(async_nats::HeaderValue::as_str)
+    }
+}
+
+/// A moment as the client has it.
+pub(super) fn timestamp(time: async_nats::datetime::DateTime) -> Timestamp {
+    Timestamp::from_millis((time.unix_timestamp_nanos() / 1_000_000) as i64)
+}
+
+impl Queue {
+    /// The first message of a partition at `from` or behind it, or `None` if there is none yet.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn peek(
+        &self,
+        topic: &TopicName,
+        partition: PartitionId,
+        from: Sequence,
+    ) -> Result<Option<Message>, QueueError> {
+        let stream = self.handle(&jobs_stream(topic, partition)).await?;
+        let read = bounded(stream.direct_get_next_for_subject(">", Some(from.0.max(1)))).await;
+        match read.map_err(QueueError::unavailable("read a message"))? {
+            Ok(message) => Ok(Some(Message {
+                subject: message.subject.into_string(),
+                sequence: Sequence(message.sequence),
+                time: timestamp(message.time),
+                payload: message.payload,
+                headers: message.headers,
+            })),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(QueueError::unavailable("read a message")(error)),
+        }
+    }
+
+    /// The position of the first message of a partition that was stored at `since` or later; behind
+    /// the last one if there is none.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn sequence_since(
+        &self,
+        topic: &TopicName,
+        partition: PartitionId,
+        since: Timestamp,
+    ) -> Result<Sequence, QueueError> {
+        let bounds = self.bounds(topic, partition).await?;
+        let (mut low, mut high) = (bounds.first.0, bounds.last.0 + 1);
+        // Invariant: what lies before `low` is older, what lies at `high` or behind is not.
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.peek(topic, partition, Sequence(middle)).await? {
+                Some(message) if message.time < since => low = message.sequence.0 + 1,
+                Some(_) | None => high = middle,
+            }
+        }
+        Ok(Sequence(low))
+    }
+
+    /// Rings when a partition of the topic has a new message.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the connection is closed.
+    pub async fn rings(&self, topic: &TopicName) -> Result<impl Stream<Item = ()> + Unpin + use<>, QueueError> {
+        let unavailable = |problem| QueueError::Unavailable { action: "listen for new messages", problem };
+        let any = wake_subject(topic, PartitionId::normal(0)).replace(".0", ".*");
+        let messages = self.listen(any).await.map_err(unavailable)?;
+        Ok(messages.map(|_| ()))
+    }
+
+    /// All messages of a stream from the first to what is the last now, each once. Not for work
+    /// queues, whose messages are handed out to workers only.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer; items are errors when it stops to.
+    pub(super) async fn scan(
+        &self,
+        stream: &str,
+        headers_only: bool,
+    ) -> Result<impl Stream<Item = Result<Message, QueueError>> + use<>, QueueError> {
+        const ACTION: &str = "read a stream";
+        let handle = self.handle(stream).await?;
+        let config = pull::Config {
+            ack_policy: AckPolicy::None,
+            deliver_policy: DeliverPolicy::All,
+            inactive_threshold: SCAN_IDLE,
+            memory_storage: true,
+            num_replicas: 1,
+            headers_only,
+            ..pull::Config::default()
+        };
+        let consumer = bounded(handle.create_consumer(config))
+            .await
+            .map_err(QueueError::unavailable(ACTION))?
+            .map_err(QueueError::unavailable(ACTION))?;
+        let left = consumer.cached_info().num_pending;
+        let name = consumer.cached_info().name.clone();
+        let pages = futures::stream::try_unfold((consumer, left, 0_u32), move |(consumer, left, empty)| {
+            let (handle, name) = (handle.clone(), name.clone());
+            async move {
+                // What is replaced while we read is not there any more when we come to it.
+                if left == 0 || empty > 1 {
+                    drop(handle.delete_consumer(&name).await);
+                    return Ok(None);
+                }
+                let page = consumer.fetch().max_messages(SCAN_BATCH).max_bytes(SCAN_BYTES).messages().await;
+                let mut page = page.map_err(QueueError::unavailable("read a stream"))?;
+                let mut messages = Vec::new();
+                let mut last_left = left;
+                while let Some(message) = page.next().await {
+                    let message = message.map_err(|error| QueueError::Unavailable {
+                        action: "read a stream",
+                        problem: error.to_string(),
+                    })?;
+                    last_left = message.info().map_or(0, |info| info.pending);
+                    messages.push(Message::delivered(&message));
+                }
+                let empty = if messages.is_empty() { empty + 1 } else { 0 };
+                Ok(Some((futures::stream::iter(messages), (consumer, last_left, empty))))
+            }
+        });
+        Ok(futures::TryStreamExt::try_flatten(pages))
+    }
+}

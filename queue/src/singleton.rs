@@ -1,0 +1,101 @@
+//! Who may do what only one process does at a time: the holder of a *lease record*.
+//!
+//! A lease record is one message a name, changed by compare-and-set only. Its holder renews it;
+//! whoever else wants it watches it, and may take it over once the same revision has stood for a
+//! whole term. No clock is compared with another one: the holder counts its term from *before* it
+//! sent the write, a candidate from *after* it saw that write, so the holder's term ends first.
+//!
+//! [`Candidate`] is pure: what was read and the time in, what to write out.
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::client::{Replaced, Revision};
+
+/// What stands in a lease record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRecord {
+    /// Who has it; nobody when it was given back.
+    pub holder: Option<String>,
+}
+
+/// A process that wants a lease record, or has it.
+#[derive(Debug)]
+pub struct Candidate {
+    id: String,
+    term: Duration,
+    /// The revision that was seen last, and since when.
+    seen: Option<(Revision, Instant)>,
+    /// The revision that is ours, and until when.
+    held: Option<(Revision, Instant)>,
+}
+
+/// What a candidate does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing: it is ours and fresh, or somebody else's.
+    Wait,
+    /// Write the record with ourselves as its holder over exactly this revision.
+    Write(Revision),
+}
+
+impl Candidate {
+    /// A candidate of this id, which nobody else may have, for terms of this length.
+    pub fn new(id: impl Into<String>, term: Duration) -> Self {
+        Self { id: id.into(), term, seen: None, held: None }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whether the lease is ours at `now`, by our own clock.
+    pub fn is_held(&self, now: Instant) -> bool {
+        self.held.is_some_and(|(_, until)| now < until)
+    }
+
+    /// The revision that is ours.
+    pub fn revision(&self) -> Option<Revision> {
+        self.held.map(|(revision, _)| revision)
+    }
+
+    /// Decides after the record was read; `now` is a moment after the answer came.
+    pub fn step(&mut self, read: Option<(Revision, LeaseRecord)>, now: Instant) -> Step {
+        let Some((revision, record)) = read else { return Step::Write(Revision::default()) };
+        if let Some((held, until)) = self.held {
+            if revision != held && record.holder.as_deref() == Some(&self.id) {
+                // A write of ours whose answer was lost; it gives no more time than we know of.
+                self.held = Some((revision, until));
+            } else if revision != held {
+                self.held = None;
+            }
+        }
+        if let Some((_, until)) = self.held.filter(|(_, until)| now < *until) {
+            let fresh = until.saturating_duration_since(now) > self.term.mul_f64(2.0 / 3.0);
+            return if fresh { Step::Wait } else { Step::Write(revision) };
+        }
+        let since = match self.seen {
+            Some((seen, since)) if seen == revision => since,
+            _ => {
+                self.seen = Some((revision, now));
+                now
+            }
+        };
+        // Ours of an earlier life counts like anybody's: what it may still do is not known.
+        let over = now.saturating_duration_since(since) >= self.term.mul_f64(1.1);
+        if record.holder.is_none() || over { Step::Write(revision) } else { Step::Wait }
+    }
+
+    /// Takes in what became of a write that was sent at `sent_at`.
+    pub fn wrote(&mut self, outcome: Replaced, sent_at: Instant) {
+        match outcome {
+            Replaced::Done(revision) => self.held = Some((revision, sent_at + self.term)),
+            Replaced::Refused => self.held = None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,210 @@
+//! The streams of a topic: names, subjects, configurations.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
+
+use super::{Defaults, Retention, Settings, Topic};
+use crate::{JobId, PartitionId, QueueError, TopicName};
+
+/// Name of the consumer that all workers of a topic share.
+pub const WORKERS: &str = "workers";
+
+/// Where a topic's settings stand in its records stream's metadata.
+const METADATA_KEY: &str = "sightline";
+
+/// Jobs of one partition that may be in workers' hands at a time.
+const IN_HAND_MAX: i64 = 65_536;
+
+/// Subject under which a job is queued.
+pub fn job_subject(id: &JobId, partition: PartitionId) -> String {
+    format!("jobs.{}.{partition}.{}", id.topic(), id.uuid())
+}
+
+/// Subject of a job's record, and of the doorbell that rings when it changes.
+pub fn record_subject(id: &JobId) -> String {
+    format!("records.{}.{}", id.topic(), id.uuid())
+}
+
+/// Subject of a failed job's input.
+pub fn dead_subject(id: &JobId) -> String {
+    format!("dead.{}.{}", id.topic(), id.uuid())
+}
+
+/// Subject on which workers hear that a partition has a new job.
+pub fn wake_subject(topic: &TopicName, partition: PartitionId) -> String {
+    format!("wake.{topic}.{partition}")
+}
+
+/// Name of the stream of one partition.
+pub fn jobs_stream(topic: &TopicName, partition: PartitionId) -> String {
+    format!("jobs_{topic}_{partition}")
+}
+
+/// Name of the stream of a topic's records.
+pub fn records_stream(topic: &TopicName) -> String {
+    format!("records_{topic}")
+}
+
+/// Name of the stream of a topic's dead letters.
+pub fn dead_stream(topic: &TopicName) -> String {
+    format!("dead_{topic}")
+}
+
+/// Subject on which everybody hears that a topic's settings have changed, or that it is gone.
+pub fn topic_subject(topic: &TopicName) -> String {
+    format!("topics.{topic}")
+}
+
+/// All jobs of a partition.
+pub(crate) fn job_filter(topic: &TopicName, partition: PartitionId) -> String {
+    format!("jobs.{topic}.{partition}.*")
+}
+
+/// Whether a stream belongs to a topic; also one of a partition that the topic does not know.
+pub(crate) fn streams_of(topic: &TopicName) -> impl Fn(&str) -> bool + use<> {
+    let (records, dead, jobs) = (records_stream(topic), dead_stream(topic), format!("jobs_{topic}_"));
+    move |stream| {
+        stream == records
+            || stream == dead
+            || stream.strip_prefix(&jobs).is_some_and(|p| p.parse::<PartitionId>().is_ok())
+    }
+}
+
+/// The stream of one partition, with at most `bytes_max` bytes for all of them together.
+pub(crate) fn jobs_config(
+    settings: &Settings,
+    partition: PartitionId,
+    bytes_max: u64,
+    replicas: usize,
+) -> stream::Config {
+    let topic = &settings.topic;
+    let common = stream::Config {
+        name: jobs_stream(topic, partition),
+        subjects: vec![job_filter(topic, partition)],
+        // 0 would mean no bound.
+        max_bytes: bytes(settings.partition_share(bytes_max)),
+        storage: StorageType::File,
+        num_replicas: replicas,
+        allow_direct: true,
+        ..stream::Config::default()
+    };
+    match settings.retention {
+        Retention::Work => stream::Config {
+            retention: RetentionPolicy::WorkQueue,
+            discard: DiscardPolicy::New,
+            // One message an id: a publish that is repeated because its answer was lost is refused.
+            max_messages_per_subject: 1,
+            discard_new_per_subject: true,
+            ..common
+        },
+        // Publishers name the subject's last sequence instead.
+        Retention::Log { age_secs } => stream::Config {
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::Old,
+            max_age: Duration::from_secs(age_secs),
+            ..common
+        },
+    }
+}
+
+pub(crate) fn records_config(settings: &Settings, replicas: usize) -> stream::Config {
+    let topic = &settings.topic;
+    let mut config = stream::Config {
+        name: records_stream(topic),
+        subjects: vec![format!("records.{topic}.*")],
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::Old,
+        max_messages_per_subject: 1,
+        storage: StorageType::File,
+        num_replicas: replicas,
+        allow_direct: true,
+        allow_message_ttl: true,
+        ..stream::Config::default()
+    };
+    set_settings(&mut config, settings);
+    config
+}
+
+/// Writes the settings where [`Topic::from_records_stream`] reads them.
+pub(crate) fn set_settings(config: &mut stream::Config, settings: &Settings) {
+    let text = serde_json::to_string(settings).expect("settings hold strings and numbers only");
+    config.metadata.insert(METADATA_KEY.to_owned(), text);
+}
+
+pub(crate) fn dead_config(settings: &Settings, defaults: &Defaults, replicas: usize) -> stream::Config {
+    let topic = &settings.topic;
+    stream::Config {
+        name: dead_stream(topic),
+        subjects: vec![format!("dead.{topic}.*")],
+        retention: RetentionPolicy::Limits,
+        // Old letters make room. A letter that is written twice replaces itself.
+        discard: DiscardPolicy::Old,
+        max_messages_per_subject: 1,
+        max_bytes: bytes(defaults.dead_bytes_max),
+        max_age: defaults.dead_ttl,
+        storage: StorageType::File,
+        num_replicas: replicas,
+        allow_direct: true,
+        ..stream::Config::default()
+    }
+}
+
+pub(crate) fn workers_config(settings: &Settings) -> pull::Config {
+    pull::Config {
+        durable_name: Some(WORKERS.to_owned()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: Duration::from_millis(settings.lease_ms),
+        // Never by the server: it would leave the message in the stream without a word. We count
+        // attempts in the record instead.
+        max_deliver: -1,
+        max_ack_pending: if settings.ordered { 1 } else { IN_HAND_MAX },
+        ..pull::Config::default()
+    }
+}
+
+impl Topic {
+    /// Reads the settings back from the records stream.
+    pub(crate) fn from_records_stream(config: &stream::Config) -> Result<Self, QueueError> {
+        let damaged =
+            |problem: String| QueueError::Damaged { what: format!("metadata of stream {}", config.name), problem };
+        let text = config.metadata.get(METADATA_KEY).ok_or_else(|| damaged("it has no settings".into()))?;
+        let settings: Settings = serde_json::from_str(text).map_err(|error| damaged(error.to_string()))?;
+        if settings.partitions == 0 {
+            return Err(damaged("0 partitions".into()));
+        }
+        Ok(Self { settings, replicas: config.num_replicas })
+    }
+}
+
+fn bytes(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_survive_the_metadata_of_their_stream() {
+        let defaults = Defaults { lease: Duration::from_millis(1_500), ..Defaults::default() };
+        let settings = defaults.settings(TopicName::new("cats").expect("valid"), Some("cats"));
+        let topic = Topic::from_records_stream(&records_config(&settings, 1)).expect("reads");
+        assert_eq!((topic.lease(), &topic.settings), (Duration::from_millis(1_500), &settings));
+        let foreign = stream::Config { name: "records_x".into(), ..stream::Config::default() };
+        let error = Topic::from_records_stream(&foreign).expect_err("refused").to_string();
+        assert!(error.contains("records_x") && error.contains("no settings"), "{error}");
+    }
+
+    #[test]
+    fn a_topic_does_not_take_the_streams_of_another_for_its_own() {
+        let own = streams_of(&TopicName::new("cats").expect("valid"));
+        for stream in ["records_cats", "dead_cats", "jobs_cats_0", "jobs_cats_11l"] {
+            assert!(own(stream), "{stream}");
+        }
+        for stream in ["records_cats-2", "jobs_cats-2_0", "jobs_cat_0", "jobs_cats_x", "dead_cat", "leases"] {
+            assert!(!own(stream), "{stream}");
+        }
+    }
+}
