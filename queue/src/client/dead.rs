@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::read::timestamp;
 use super::settle::{ATTEMPTS_HEADER, ERROR_HEADER};
 use super::submit::{SPEC_HEADER, place};
+use super::topics::Ask;
 use super::{Queue, Replaced, Stored, bounded};
 use crate::record::Attempt;
 use crate::topic::{dead_stream, dead_subject};
@@ -155,14 +156,13 @@ impl Queue {
     }
 
     async fn remove_letter(&self, id: &JobId, sequence: Sequence) -> Result<(), QueueError> {
-        const ACTION: &str = "remove a dead letter";
-        let stream = self.handle(&dead_stream(id.topic())).await?;
-        let removed = bounded(stream.delete_message(sequence.0)).await.map_err(QueueError::unavailable(ACTION))?;
-        // Not there any more: it was replaced by a newer one, or somebody else removed it.
-        removed.map(drop).or_else(|error| match super::server_error(&error) {
-            Some(_) => Ok(()),
-            None => Err(QueueError::unavailable(ACTION)(error)),
-        })
+        let subject = format!("STREAM.MSG.DELETE.{}", dead_stream(id.topic()));
+        let request = serde_json::json!({ "seq": sequence.0, "no_erase": true });
+        match self.ask::<serde_json::Value>("remove a dead letter", &subject, &request).await {
+            // Not there any more: it was replaced by a newer one, or somebody else removed it.
+            Ok(_) | Err(Ask::Refused { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

@@ -1,11 +1,10 @@
 //! What a topic is made of and how it stands, for people.
 
-use async_nats::jetstream::stream;
+use async_nats::jetstream::{consumer, stream};
 use serde::Serialize;
 
+use super::Queue;
 use super::read::timestamp;
-use super::topics::refused;
-use super::{Queue, bounded};
 use crate::topic::{WORKERS, dead_stream, jobs_stream, records_stream};
 use crate::{PartitionId, QueueError, Sequence, Timestamp, Topic, TopicError, TopicName};
 
@@ -153,9 +152,8 @@ impl Queue {
         if topic.settings.model.is_none() {
             return Ok(described);
         }
-        let handle = self.handle(&stream).await?;
-        let consumer = bounded(handle.consumer_info(WORKERS)).await;
-        match consumer.map_err(QueueError::unavailable("describe a consumer"))? {
+        let subject = format!("CONSUMER.INFO.{stream}.{WORKERS}");
+        match self.ask::<consumer::Info>("describe a consumer", &subject, &()).await {
             Ok(consumer) => {
                 described.queued = consumer.num_pending;
                 described.in_work = consumer.num_ack_pending as u64;
@@ -163,10 +161,8 @@ impl Queue {
                 described.ack_floor = Sequence(consumer.ack_floor.stream_sequence);
                 described.consumer_paused = consumer.paused;
             }
-            Err(error) => match super::server_error(&error) {
-                Some(verdict) if verdict.code() == 404 => described.consumer_missing = true,
-                _ => return Err(refused("describe a consumer", &error)),
-            },
+            Err(error) if error.is_not_found() => described.consumer_missing = true,
+            Err(error) => return Err(error.into()),
         }
         Ok(described)
     }
@@ -184,9 +180,7 @@ impl Queue {
     }
 
     pub(super) async fn stream_info(&self, stream: &str) -> Result<stream::Info, TopicError> {
-        let found = bounded(self.jetstream.get_stream(stream)).await;
-        let found = found.map_err(QueueError::unavailable("describe a stream"))?;
-        found.map(|stream| stream.cached_info().clone()).map_err(|error| refused("describe a stream", &error))
+        Ok(self.ask("describe a stream", &format!("STREAM.INFO.{stream}"), &serde_json::json!({})).await?)
     }
 }
 

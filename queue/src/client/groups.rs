@@ -9,7 +9,6 @@ use futures::TryStreamExt;
 use serde::Serialize;
 
 use super::read::Message;
-use super::topics::refused;
 use super::{Queue, bounded};
 use crate::topic::{Retention, WORKERS, jobs_stream};
 use crate::{PartitionId, QueueError, Sequence, Timestamp, Topic, TopicError, TopicName};
@@ -117,7 +116,7 @@ impl Queue {
         };
         let created = bounded(stream.create_consumer(config)).await;
         let created = created.map_err(QueueError::unavailable("create the group"))?;
-        let consumer = created.map_err(|error| refused("create the group", &error))?;
+        let consumer = created.map_err(|error| TopicError::Refused(error.to_string()))?;
         // The position is set afterwards, because one that stands in the configuration could not be
         // gone back behind later.
         if first.0 > 1 {
@@ -154,10 +153,9 @@ impl Queue {
         group: &TopicName,
         first: Sequence,
     ) -> Result<(), TopicError> {
-        let stream = self.handle(&jobs_stream(name, partition)).await?;
-        let moved = bounded(stream.reset_consumer(group.as_str(), Some(first.0))).await;
-        let moved = moved.map_err(QueueError::unavailable("move the group"))?;
-        moved.map(drop).map_err(|error| refused("move the group", &error))
+        let subject = format!("CONSUMER.RESET.{}.{group}", jobs_stream(name, partition));
+        let request = serde_json::json!({ "seq": first.0 });
+        Ok(self.ask::<serde_json::Value>("move the group", &subject, &request).await.map(drop)?)
     }
 
     /// The position of the message that a reader begins with.

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
+use super::topics::STREAM_NOT_FOUND;
 use super::{Queue, Replaced, Revision, bounded};
 use crate::QueueError;
 use crate::singleton::{Candidate, LeaseRecord, Step};
@@ -116,26 +117,26 @@ impl Queue {
     async fn read_lease(&self, name: &str) -> Result<Option<(Revision, LeaseRecord)>, QueueError> {
         const ACTION: &str = "read a lease record";
         let stream = self.handle(STREAM).await?;
+        let subject = subject(name);
         // From the leader: a replica that lags would show a lease that has changed hands.
-        let read = bounded(stream.get_last_raw_message_by_subject(&subject(name))).await;
-        match read.map_err(QueueError::unavailable("read a lease record"))? {
+        let read = || bounded(stream.get_last_raw_message_by_subject(&subject));
+        let mut answer = read().await.map_err(QueueError::unavailable(ACTION))?;
+        if answer.as_ref().is_err_and(|error| matches!(error.kind(), LastRawMessageErrorKind::JetStream(verdict) if verdict.error_code() == STREAM_NOT_FOUND)) {
+            // The first one who wants a lease makes the stream.
+            self.ensure_stream(config(self.defaults.replicas)).await?;
+            answer = read().await.map_err(QueueError::unavailable(ACTION))?;
+        }
+        match answer {
             Ok(message) => {
-                let record = serde_json::from_slice(&message.payload);
                 let damaged = |error: serde_json::Error| QueueError::Damaged {
                     what: format!("lease record {name}"),
                     problem: error.to_string(),
                 };
-                Ok(Some((message.sequence.into(), record.map_err(damaged)?)))
+                let record = serde_json::from_slice(&message.payload).map_err(damaged)?;
+                Ok(Some((message.sequence.into(), record)))
             }
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => {
-                // The first one who wants a lease makes the stream.
-                self.ensure_stream(config(self.defaults.replicas)).await?;
-                match stream.get_last_raw_message_by_subject(&subject(name)).await {
-                    Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                    _ => Err(QueueError::unavailable(ACTION)(error)),
-                }
-            }
+            Err(error) => Err(QueueError::unavailable(ACTION)(error)),
         }
     }
 

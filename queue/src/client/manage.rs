@@ -11,7 +11,6 @@ use async_nats::jetstream::stream::Config;
 use futures::{StreamExt, TryStreamExt};
 
 use super::leases::Exclusive;
-use super::topics::refused;
 use super::{Queue, Replaced, bounded};
 use crate::topic::{
     Settings, dead_config, dead_stream, job_filter, jobs_config, jobs_stream, records_config, records_stream,
@@ -256,15 +255,14 @@ impl Queue {
     }
 
     async fn delete_stream(&self, stream: &str) -> Result<(), TopicError> {
-        let deleted = bounded(self.jetstream.delete_stream(stream)).await;
-        let deleted = deleted.map_err(QueueError::unavailable("remove a stream"))?;
-        deleted.map(drop).map_err(|error| refused("remove a stream", &error))
+        match self.ask::<serde_json::Value>("remove a stream", &format!("STREAM.DELETE.{stream}"), &()).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            deleted => Ok(deleted.map(drop)?),
+        }
     }
 
-    pub(super) async fn stream_config(&self, stream: &str) -> Result<Config, TopicError> {
-        let found = bounded(self.jetstream.get_stream(stream)).await;
-        let found = found.map_err(QueueError::unavailable("find a stream"))?;
-        found.map(|stream| stream.cached_info().config.clone()).map_err(|error| refused("find a stream", &error))
+    async fn stream_config(&self, stream: &str) -> Result<Config, TopicError> {
+        Ok(self.stream_info(stream).await?.config)
     }
 }
 

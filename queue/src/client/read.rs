@@ -193,7 +193,7 @@ impl Queue {
                 // What is replaced while we read is not there any more when we come to it.
                 if left == 0 || empty > 1 {
                     drop(handle.delete_consumer(&name).await);
-                    return Ok(None);
+                    return Ok::<_, QueueError>(None);
                 }
                 let page = consumer.fetch().max_messages(SCAN_BATCH).max_bytes(SCAN_BYTES).messages().await;
                 let mut page = page.map_err(QueueError::unavailable("read a stream"))?;

@@ -5,16 +5,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{self, Config};
 use async_nats::jetstream::{Error, ErrorCode};
 use futures::StreamExt;
-use serde::Deserialize;
-use serde_json::json;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
-use super::{Queue, bounded, server_error};
-use crate::error::chain;
+use super::{Queue, bounded};
 use crate::topic::{Settings, records_stream, set_settings, topic_subject, workers_config};
 use crate::{Priority, QueueError, Topic, TopicError, TopicName};
 
@@ -74,17 +74,16 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn read_topic(&self, name: &TopicName) -> Result<Option<Arc<Topic>>, QueueError> {
-        let unavailable = "find the topic";
-        let stream = bounded(self.jetstream.get_stream(records_stream(name))).await;
-        match stream.map_err(QueueError::unavailable(unavailable))? {
-            Ok(stream) => Ok(Some(self.remember(Topic::from_records_stream(&stream.cached_info().config)?))),
-            Err(error) => match error.kind() {
-                GetStreamErrorKind::JetStream(refusal) if refusal.error_code() == STREAM_NOT_FOUND => {
-                    self.topics.write().expect("no panic holds this lock").remove(name);
-                    Ok(None)
-                }
-                _ => Err(QueueError::unavailable(unavailable)(error)),
-            },
+        match self
+            .ask::<stream::Info>("find the topic", &format!("STREAM.INFO.{}", records_stream(name)), &json!({}))
+            .await
+        {
+            Ok(info) => Ok(Some(self.remember(Topic::from_records_stream(&info.config)?))),
+            Err(error) if error.is_not_found() => {
+                self.topics.write().expect("no panic holds this lock").remove(name);
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -110,28 +109,19 @@ impl Queue {
     /// Configurations of the streams that hold subjects of this kind.
     pub(super) async fn stream_configs(&self, subject: &str) -> Result<Vec<Config>, QueueError> {
         #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Page {
-            Streams { total: usize, streams: Option<Vec<stream::Info>> },
-            Refused { error: Error },
+        struct Page {
+            total: usize,
+            streams: Option<Vec<stream::Info>>,
         }
-        const ACTION: &str = "list its topics";
         let mut configs = Vec::new();
         loop {
             let wanted = json!({ "offset": configs.len(), "subject": subject });
-            let page = bounded(self.jetstream.request("STREAM.LIST", &wanted))
-                .await
-                .map_err(QueueError::unavailable(ACTION))?;
-            match page.map_err(QueueError::unavailable(ACTION))? {
-                Page::Refused { error } => return Err(QueueError::unavailable(ACTION)(error)),
-                Page::Streams { total, streams } => {
-                    let streams = streams.unwrap_or_default();
-                    let is_last = streams.is_empty();
-                    configs.extend(streams.into_iter().map(|info| info.config));
-                    if is_last || configs.len() >= total {
-                        return Ok(configs);
-                    }
-                }
+            let page: Page = self.ask("list its topics", "STREAM.LIST", &wanted).await?;
+            let streams = page.streams.unwrap_or_default();
+            let is_last = streams.is_empty();
+            configs.extend(streams.into_iter().map(|info| info.config));
+            if is_last || configs.len() >= page.total {
+                return Ok(configs);
             }
         }
     }
@@ -196,13 +186,11 @@ impl Queue {
 
     /// The same, telling what the server can never do from what it cannot do now.
     pub(super) async fn make_stream(&self, config: Config) -> Result<(), TopicError> {
-        let created = bounded(self.jetstream.create_stream(config)).await;
-        match created.map_err(QueueError::unavailable("create a stream"))? {
-            Ok(_) => Ok(()),
-            Err(error) => match error.kind() {
-                CreateStreamErrorKind::JetStream(refusal) if refusal.error_code() == NAME_IN_USE => Ok(()),
-                _ => Err(refused("create a stream", &error)),
-            },
+        let made: Result<Value, Ask> =
+            self.ask("create a stream", &format!("STREAM.CREATE.{}", config.name), &config).await;
+        match made {
+            Err(Ask::Refused { error, .. }) if error.error_code() == NAME_IN_USE => Ok(()),
+            other => Ok(other.map(drop)?),
         }
     }
 
@@ -221,16 +209,63 @@ impl Queue {
     }
 
     pub(super) async fn update_stream(&self, config: Config) -> Result<(), TopicError> {
-        let updated = bounded(self.jetstream.update_stream(config)).await;
-        let updated = updated.map_err(QueueError::unavailable("change a stream"))?;
-        updated.map(drop).map_err(|error| refused("change a stream", &error))
+        let subject = format!("STREAM.UPDATE.{}", config.name);
+        Ok(self.ask::<Value>("change a stream", &subject, &config).await.map(drop)?)
+    }
+
+    /// Asks the server for something, and tells its verdict from its silence.
+    pub(super) async fn ask<V: DeserializeOwned>(
+        &self,
+        action: &'static str,
+        subject: &str,
+        payload: &impl Serialize,
+    ) -> Result<V, Ask> {
+        let answer = bounded(self.jetstream.request(subject.to_owned(), payload)).await;
+        let answer = answer.map_err(QueueError::unavailable(action))?;
+        match answer.map_err(QueueError::unavailable(action))? {
+            Response::Ok(value) => Ok(value),
+            Response::Err { error } => Err(Ask::Refused { action, error }),
+        }
     }
 }
 
-/// A server's verdict, or that it cannot say anything now: while a cluster has no leader, it is 503.
-pub(super) fn refused(action: &'static str, error: &(dyn std::error::Error + 'static)) -> TopicError {
-    match server_error(error) {
-        Some(verdict) if verdict.code() != 503 => TopicError::Refused(verdict.to_string()),
-        _ => QueueError::Unavailable { action, problem: chain(error) }.into(),
+/// No good answer to a request.
+#[derive(Debug)]
+pub(super) enum Ask {
+    /// The server's verdict.
+    Refused { action: &'static str, error: Error },
+    /// No answer.
+    Silent(QueueError),
+}
+
+impl Ask {
+    /// Whether what was asked about is not there.
+    pub(super) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { error, .. } if error.code() == 404)
+    }
+}
+
+impl From<QueueError> for Ask {
+    fn from(error: QueueError) -> Self {
+        Self::Silent(error)
+    }
+}
+
+impl From<Ask> for QueueError {
+    fn from(ask: Ask) -> Self {
+        match ask {
+            Ask::Refused { action, error } => Self::unavailable(action)(error),
+            Ask::Silent(error) => error,
+        }
+    }
+}
+
+impl From<Ask> for TopicError {
+    fn from(ask: Ask) -> Self {
+        match ask {
+            // While a cluster has no leader, it can say nothing: 503.
+            Ask::Refused { error, .. } if error.code() != 503 => Self::Refused(error.to_string()),
+            other => Self::Queue(other.into()),
+        }
     }
 }

@@ -200,8 +200,8 @@ impl Settings {
         if self.retry.jitter_percent > 100 {
             return Err("the jitter must be 0 to 100 percent".into());
         }
-        if self.bytes_max.is_some_and(|bytes| bytes < 1 << 20) {
-            return Err("max-bytes must be at least 1MiB".into());
+        if self.bytes_max == Some(0) {
+            return Err("max-bytes must be more than 0".into());
         }
         if self.ordered && !self.priorities.is_empty() {
             return Err("an ordered topic has one priority".into());
@@ -300,7 +300,7 @@ mod tests {
         refused(&|next| next.model = Some("dogs".into()), "keeps its model");
         refused(&|next| next.retention = Retention::Log { age_secs: 60 }, "cannot become a log");
         refused(&|next| next.lease_ms = 10, "the lease must be 1s to");
-        refused(&|next| next.bytes_max = Some(5), "at least 1MiB");
+        refused(&|next| next.bytes_max = Some(0), "more than 0");
         let mut ordered = settings();
         ordered.ordered = true;
         let mut grown = ordered.clone();
