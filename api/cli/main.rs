@@ -13,6 +13,17 @@ mod worker;
 mod setup;
 mod models;
 mod members;
+mod table;
+mod scratch;
+mod topics;
+mod produce;
+mod consume;
+mod offsets;
+mod dead;
+mod jobs;
+mod audit;
+mod drill;
+mod cluster;
 mod submit;
 mod bench;
 mod stop;
@@ -47,7 +58,16 @@ fn main() -> ExitCode {
             Command::Models(args) => models::run(args).await,
             Command::Members(args) => members::run(args).await,
             Command::Bench(args) => bench::run(args).await,
+            Command::Topics(args) => topics::run(args).await,
+            Command::Produce(args) => produce::run(args).await,
+            Command::Consume(args) => consume::run(args).await,
+            Command::Offsets(args) => offsets::run(args).await,
+            Command::Dead(args) => dead::run(args).await,
+            Command::Jobs(args) => jobs::run(args).await,
+            Command::Audit(args) => audit::run(args).await,
+            Command::Drill(args) => drill::run(args).await,
             Command::Guard(args) => guard::run(args).await,
+            Command::Cluster(args) => cluster::run(args).await,
         }
     });
     // What still blocks a thread (a stuck model) must not keep the process.

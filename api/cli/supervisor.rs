@@ -320,10 +320,15 @@ pub(crate) async fn end(child: &mut Child, signal: Signal, patience: Duration) {
 
 /// Kills whoever is left of the group that a child led.
 pub(crate) fn kill_group(leader: Option<u32>) {
+    signal_group(leader, Signal::KILL);
+}
+
+/// Sends a signal to all of the group that a child leads.
+pub(crate) fn signal_group(leader: Option<u32>, signal: Signal) {
     if let Some(group) = leader.and_then(|id| Pid::from_raw(id.cast_signed()))
-        && kill_process_group(group, Signal::KILL).is_ok()
+        && kill_process_group(group, signal).is_ok()
     {
-        tracing::debug!(group = group.as_raw_nonzero(), "what was left of a process group was killed");
+        tracing::debug!(group = group.as_raw_nonzero(), ?signal, "a process group was signaled");
     }
 }
 

@@ -21,4 +21,5 @@ mod state;
 mod error;
 
 pub use config::Config;
+pub use jobs::image_facts;
 pub use serve::{ListenError, check_listen, serve};

@@ -3,7 +3,6 @@
 mod pipeline;
 mod broker;
 
-use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, bail};
@@ -11,6 +10,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout};
 
 use crate::config::{BenchArgs, BenchKind};
+use crate::scratch::Scratch;
 use crate::supervisor;
 
 /// Runs one of them.
@@ -29,25 +29,6 @@ fn median(mut figures: Vec<f64>) -> f64 {
         0 => f64::NAN,
         count if count % 2 == 1 => figures[middle],
         _ => f64::midpoint(figures[middle - 1], figures[middle]),
-    }
-}
-
-/// A folder for the time of a measurement.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn create(parent: &Path) -> anyhow::Result<Self> {
-        let path = std::path::absolute(parent)?.join(format!(".sightline-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&path).with_context(|| format!("create {}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("note: {} is left behind: {error}", self.0.display());
-        }
     }
 }
 

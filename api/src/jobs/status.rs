@@ -11,7 +11,7 @@ use queue::client::Waited;
 use serde::Deserialize;
 
 use super::submit::{WAIT_MAX, wait_for};
-use super::wire;
+use super::{explain, wire};
 use crate::error::ApiError;
 use crate::state::Shared;
 
@@ -22,6 +22,9 @@ pub(crate) struct Wish {
     /// Seconds to wait for the job's end, at most 60.
     #[serde(default)]
     wait: Option<String>,
+    /// Whether to tell the job's life.
+    #[serde(default)]
+    explain: bool,
 }
 
 /// Shows one job.
@@ -32,7 +35,7 @@ pub(crate) async fn status(
 ) -> Result<Response, ApiError> {
     let Query(wish) = wish.map_err(|rejection| ApiError::Option {
         name: "query".into(),
-        problem: format!("{}; the one option here is wait", rejection.body_text()),
+        problem: format!("{}; the options here are wait and explain", rejection.body_text()),
     })?;
     // Not even text: no job can have such an id.
     let id = id.map_or_else(|_| "?".to_owned(), |Path(id)| id);
@@ -49,7 +52,11 @@ pub(crate) async fn status(
         Waited::Finished(stored) | Waited::StillOpen(stored) => stored,
         Waited::Unknown => return Err(unknown()),
     };
-    let mut response = Json(wire::Job::from(&stored.record)).into_response();
+    let mut job = wire::Job::from(&stored.record);
+    if wish.explain {
+        job.explanation = Some(explain::life(&state, &stored.record).await);
+    }
+    let mut response = Json(job).into_response();
     wire::set_retry_after(response.headers_mut(), &stored.record);
     Ok(response)
 }

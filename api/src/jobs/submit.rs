@@ -13,7 +13,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use models::{Limits, Model, ModelVersion, decode};
+use models::{ImageError, Limits, Model, ModelVersion, decode};
 use queue::client::Waited;
 use queue::{ImageFacts, JobId, JobSpec, Record, Timestamp, Topic, TopicError, TopicName};
 use sha2::{Digest, Sha256};
@@ -121,8 +121,6 @@ fn spec(
     options: Options,
     image: &Bytes,
 ) -> Result<JobSpec, ApiError> {
-    let header = decode::inspect(image, &Limits::default())?;
-    let digest = Sha256::digest(image);
     Ok(JobSpec {
         id: JobId::random(topic.name().clone()),
         model: model.name().to_owned(),
@@ -130,15 +128,24 @@ fn spec(
         model_digest: version.digest.clone(),
         created_at: Timestamp::now(),
         accepted_by: state.member.clone(),
-        image: ImageFacts {
-            width: header.width,
-            height: header.height,
-            format: header.format.name().to_owned(),
-            bytes: image.len() as u64,
-            sha256: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-        },
+        image: image_facts(image)?,
         options: options.job,
         metadata: options.metadata,
+    })
+}
+
+/// What an image's bytes say of it without being decoded.
+///
+/// # Errors
+/// [`ImageError`] when they are no image, or one that would be refused.
+pub fn image_facts(image: &Bytes) -> Result<ImageFacts, ImageError> {
+    let header = decode::inspect(image, &Limits::default())?;
+    Ok(ImageFacts {
+        width: header.width,
+        height: header.height,
+        format: header.format.name().to_owned(),
+        bytes: image.len() as u64,
+        sha256: Sha256::digest(image).iter().map(|byte| format!("{byte:02x}")).collect(),
     })
 }
 

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use queue::record::Attempt;
-use queue::{ImageFacts, JobError, JobId, Record, State, Timestamp, Timings};
+use queue::{ImageFacts, JobError, JobId, Priority, Record, State, Timestamp, Timings};
 use serde::Serialize;
+
+use super::explain::Event;
 
 /// The job document. Absent fields do not apply (yet).
 #[derive(Debug, Serialize)]
@@ -19,6 +21,8 @@ pub(crate) struct Job<'a> {
     attempts: &'a [Attempt],
     topic: &'a str,
     partition: String,
+    #[serde(skip_serializing_if = "is_normal")]
+    priority: Priority,
     created_at: Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     started_at: Option<Timestamp>,
@@ -36,6 +40,9 @@ pub(crate) struct Job<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<&'a str>,
     metadata: &'a BTreeMap<String, String>,
+    /// The job's life in sentences, if it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) explanation: Option<Vec<Event>>,
     urls: Urls,
 }
 
@@ -43,6 +50,10 @@ pub(crate) struct Job<'a> {
 struct Urls {
     #[serde(rename = "self")]
     this: String,
+}
+
+fn is_normal(priority: &Priority) -> bool {
+    *priority == Priority::Normal
 }
 
 /// Where a job is looked at.
@@ -74,6 +85,7 @@ impl<'a> From<&'a Record> for Job<'a> {
             attempts: &record.attempts,
             topic: spec.id.topic().as_str(),
             partition: record.partition.to_string(),
+            priority: spec.options.priority,
             created_at: spec.created_at,
             started_at: record.started_at(),
             finished_at: None,
@@ -84,6 +96,7 @@ impl<'a> From<&'a Record> for Job<'a> {
             timings: None,
             worker: record.attempts.last().map(|attempt| attempt.worker.as_str()),
             metadata: &spec.metadata,
+            explanation: None,
             urls: Urls { this: job_url(&spec.id) },
         };
         match &record.state {

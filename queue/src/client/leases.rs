@@ -82,6 +82,15 @@ impl Queue {
         Singleton { held, _looking: looking }
     }
 
+    /// Whether the server stores with as many copies as topics are to have: makes the stream of lease
+    /// records, which every process needs.
+    ///
+    /// # Errors
+    /// [`QueueError`] while it cannot, such as a cluster that has no leader yet.
+    pub async fn ensure_storage(&self) -> Result<(), QueueError> {
+        self.ensure_stream(config(self.defaults.replicas)).await
+    }
+
     async fn look_at_lease(&self, name: &str, candidate: &std::sync::Mutex<Candidate>) -> Result<(), QueueError> {
         let lock = || candidate.lock().expect("no panic holds this lock");
         let read = self.read_lease(name).await?;

@@ -12,6 +12,7 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
 
+use super::read::KEY_HEADER;
 use super::{LIMIT_REACHED, PATIENCE, Queue, RETRY_PAUSE, Replaced, Revision, bounded, server_error};
 use crate::topic::{Retention, job_subject, jobs_stream};
 use crate::{JobId, JobSpec, PartitionId, Priority, QueueError, Record, Sequence, SubmitError, Topic, TopicError};
@@ -60,6 +61,33 @@ impl Queue {
                 QueueError::Unavailable { action: "make room for the priority", problem: other.to_string() }.into()
             }
         })
+    }
+
+    /// Writes one message to a plain log. Messages of one key lie in one partition, in order.
+    ///
+    /// # Errors
+    /// [`SubmitError`]. After [`SubmitError::Queue`] it is not known whether it is written.
+    pub async fn append(
+        &self,
+        topic: &Topic,
+        key: Option<&str>,
+        payload: Bytes,
+    ) -> Result<(JobId, PartitionId, Sequence), SubmitError> {
+        let id = JobId::random(topic.name().clone());
+        let partition = PartitionId::of_job(&id, key, topic.settings.partitions, Priority::Normal);
+        let bytes = payload.len();
+        let mut message = PublishMessage::build().payload(payload).expected_last_subject_sequence(0);
+        if let Some(key) = key {
+            message = message.header(KEY_HEADER, ascii_json(&key).as_str());
+        }
+        let written = self.publish_acked(job_subject(&id, partition), message).await;
+        let sequence = written.map_err(|error| match refusal(&error) {
+            Some(Refusal::TooLarge) => SubmitError::TooLarge { bytes, max_payload: self.max_payload() },
+            Some(Refusal::Full) => SubmitError::Full { topic: topic.name().to_string() },
+            _ => QueueError::unavailable("write the message")(error).into(),
+        })?;
+        self.wake(&id, partition).await;
+        Ok((id, partition, sequence))
     }
 
     /// Publishes a job's message, once. `again` is given for one that was finished: the revision of

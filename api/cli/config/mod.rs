@@ -1,5 +1,7 @@
 //! All flags. Each is also an environment variable, `SIGHTLINE_` and its name in capitals.
 
+mod tools;
+
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -11,6 +13,12 @@ use anyhow::Context;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
+
+pub(crate) use tools::{
+    AuditArgs, ClusterArgs, ConfirmedArgs, ConsumeArgs, CreateArgs, DeadAction, DeadArgs, DrillArgs, JobsAction,
+    JobsArgs, NamedArgs, OffsetsAction, OffsetsArgs, ProduceArgs, ReplayArgs, SettingsArgs, TopicsAction, TopicsArgs,
+    Victim,
+};
 
 /// Recognises objects in thousands of images without losing one.
 #[derive(Debug, Parser)]
@@ -54,11 +62,30 @@ pub(crate) enum Command {
     Models(ModelsArgs),
     /// Show the processes that are there
     Members(MembersArgs),
+    /// Make, show, change and remove topics
+    Topics(TopicsArgs),
+    /// Write messages to a topic
+    Produce(ProduceArgs),
+    /// Read what lies in a topic; takes nothing away
+    Consume(ConsumeArgs),
+    /// Show how far a topic reaches and how far each group has come, or move a group
+    Offsets(OffsetsArgs),
+    /// Look at jobs that failed, and run them again
+    Dead(DeadArgs),
+    /// Look at jobs
+    Jobs(JobsArgs),
+    /// See whether every job of a topic is accounted for
+    Audit(AuditArgs),
+    /// Kill parts of a system under load that it starts itself, and count what is lost
+    Drill(DrillArgs),
     /// Measure this machine, this broker, this pipeline
     Bench(BenchArgs),
     /// Run a program that ends when this process's standard input closes
     #[command(hide = true)]
     Guard(GuardArgs),
+    /// Run three NATS servers until standard input closes
+    #[command(hide = true)]
+    Cluster(ClusterArgs),
 }
 
 #[derive(Debug, Args)]

@@ -1,0 +1,186 @@
+//! `sightline drill`: starts a whole system in a folder of its own, puts load on it, kills parts of
+//! it, and counts what that cost.
+
+mod load;
+mod stack;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use queue::client::{Address, Problem};
+use queue::topic::Defaults;
+use queue::{JobId, Queue};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use rustix::process::Signal;
+use serde::Serialize;
+
+use crate::config::{DrillArgs, Victim};
+use crate::setup::Models;
+use load::Load;
+use stack::Stack;
+
+/// Pause between two faults, at least and at most.
+const FAULT_PAUSE: (u64, u64) = (300, 1_500);
+/// How long the system may take to be whole again after a fault.
+const HEAL_PATIENCE: Duration = Duration::from_secs(90);
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a drill came to.
+#[derive(Debug, Serialize)]
+struct Report {
+    engine: String,
+    kill: String,
+    faults: usize,
+    accepted: usize,
+    succeeded: usize,
+    failed: usize,
+    /// Accepted, and not known any more.
+    lost: usize,
+    /// With two results, or with one that changed.
+    duplicated: usize,
+    /// Neither finished nor getting anywhere.
+    stuck: usize,
+    /// The longest time in which no upload was accepted, seconds.
+    longest_pause_seconds: f64,
+    /// Medians and more would need a name each; these are all pauses above one second.
+    pauses_seconds: Vec<f64>,
+    seconds: f64,
+}
+
+/// Runs the drill. Ends with 1 unless nothing was lost, duplicated or stuck.
+pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let models = Models::open(&args.models)?;
+    let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
+    let model = models.names.first().context("there is no model")?.clone();
+    let mut stack = Stack::start(&args, models, &model).await?;
+    eprintln!("a system of its own runs in {}; load begins", stack.folder().display());
+    let started = Instant::now();
+    let load = Load::start(stack.api(), &model, args.in_flight.get());
+    load.wait_for_first().await?;
+    let mut random = StdRng::seed_from_u64(args.seed);
+    for number in 1..=args.times {
+        tokio::time::sleep(Duration::from_millis(random.random_range(FAULT_PAUSE.0..FAULT_PAUSE.1))).await;
+        let pauses = args.pause && number % 2 == 0;
+        let what = fault(&mut stack, &args, pauses, &mut random).await?;
+        eprintln!("{number} of {}: {what}", args.times);
+        heal(&stack).await?;
+    }
+    // Some more, to see that it goes on.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (accepted, pauses) = load.stop().await;
+    let report = count(&stack, &args, &accepted, &pauses, started).await?;
+    stack.end().await;
+    show(&report, args.json)?;
+    let clean = report.lost == 0 && report.duplicated == 0 && report.stuck == 0;
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// One fault.
+async fn fault(stack: &mut Stack, args: &DrillArgs, pauses: bool, random: &mut StdRng) -> anyhow::Result<String> {
+    let beyond_lease = args.lease + Duration::from_secs(1);
+    match (args.kill, pauses) {
+        (Victim::Broker, true) => {
+            let number = random.random_range(0..stack.brokers());
+            stack.signal_broker(number, Signal::STOP);
+            tokio::time::sleep(beyond_lease).await;
+            stack.signal_broker(number, Signal::CONT);
+            Ok(format!("queue server {} was paused for {beyond_lease:?}", number + 1))
+        }
+        (Victim::Broker, false) => {
+            let number = random.random_range(0..stack.brokers());
+            stack.signal_broker(number, Signal::KILL);
+            stack.restart_broker(number).await?;
+            Ok(format!("queue server {} was killed and started again", number + 1))
+        }
+        (Victim::Worker, pauses) => {
+            let workers = stack.workers().await?;
+            let victim = workers[random.random_range(0..workers.len())];
+            if pauses {
+                stack::signal(victim, Signal::STOP);
+                tokio::time::sleep(beyond_lease).await;
+                stack::signal(victim, Signal::CONT);
+                return Ok(format!("worker {victim} was paused for {beyond_lease:?}"));
+            }
+            stack::signal(victim, Signal::KILL);
+            Ok(format!("worker {victim} was killed"))
+        }
+        (Victim::All, _) => {
+            stack.kill_all().await?;
+            Ok("everything was killed and started again".into())
+        }
+    }
+}
+
+/// Waits until the system is whole: all copies current, all workers there.
+async fn heal(stack: &Stack) -> anyhow::Result<()> {
+    let healing = async {
+        while !stack.is_whole().await {
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    };
+    tokio::time::timeout(HEAL_PATIENCE, healing).await.context("the system did not become whole again")
+}
+
+async fn count(
+    stack: &Stack,
+    args: &DrillArgs,
+    accepted: &[JobId],
+    pauses: &[Duration],
+    started: Instant,
+) -> anyhow::Result<Report> {
+    eprintln!("load has ended; {} jobs were accepted, waiting for their ends", accepted.len());
+    let ends = load::ends(stack.api(), accepted).await;
+    let mut report = Report {
+        engine: format!("{:?}", args.engine).to_lowercase(),
+        kill: format!("{:?}", args.kill).to_lowercase(),
+        faults: args.times,
+        accepted: accepted.len(),
+        succeeded: ends.succeeded,
+        failed: ends.failed,
+        lost: ends.lost,
+        duplicated: ends.duplicated,
+        stuck: ends.stuck,
+        longest_pause_seconds: pauses.iter().max().map_or(0.0, Duration::as_secs_f64),
+        pauses_seconds: pauses
+            .iter()
+            .filter(|p| p.as_secs() >= 1)
+            .map(|p| (p.as_secs_f64() * 10.0).round() / 10.0)
+            .collect(),
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    // The same once more, from the queue's side.
+    let queue = Queue::connect(&Address::parse(&stack.queue_url())?, "sightline drill", Defaults::default()).await?;
+    for topic in queue.topics().await? {
+        for wrong in queue.audit(topic.name(), accepted).await?.wrong {
+            eprintln!("{}: {:?}", wrong.id, wrong.problem);
+            match wrong.problem {
+                Problem::Unknown => report.lost = report.lost.max(1),
+                Problem::InputGone | Problem::NotSettled | Problem::NoDeadLetter | Problem::Unreadable => {
+                    report.stuck += 1
+                }
+            }
+        }
+    }
+    Ok(report)
+}
+
+fn show(report: &Report, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report)?);
+        return Ok(());
+    }
+    println!("engine         {}", report.engine);
+    println!("faults         {} ({})", report.faults, report.kill);
+    println!("accepted       {}", report.accepted);
+    println!("succeeded      {}", report.succeeded);
+    println!("failed         {}", report.failed);
+    println!("lost           {}", report.lost);
+    println!("duplicated     {}", report.duplicated);
+    println!("stuck          {}", report.stuck);
+    println!("longest pause  {:.1} s", report.longest_pause_seconds);
+    println!("took           {:.0} s", report.seconds);
+    Ok(())
+}

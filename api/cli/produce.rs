@@ -1,0 +1,110 @@
+//! `sightline produce`: messages into a topic, straight through the queue.
+//!
+//! On a topic with a model each file is a job; on a plain log a file or a line is a message.
+
+use std::io::BufRead;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use ::models::{Model, ModelVersion};
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use queue::{JobId, JobOptions, JobSpec, PartitionId, Queue, Sequence, Timestamp, Topic};
+use serde_json::json;
+
+use crate::config::ProduceArgs;
+use crate::setup::Models;
+use crate::submit::inputs;
+use crate::topics::connect;
+
+/// Sends everything, in order, and says where it lies.
+pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
+    let queue = connect(&args.queue).await?;
+    let topic = queue.read_topic(&args.topic).await?;
+    let topic = topic.with_context(|| format!("there is no topic {}; make it with topics create", args.topic))?;
+    let say = |name: &str, id: &JobId, partition: PartitionId, sequence: Sequence| {
+        if args.json {
+            println!("{}", json!({ "source": name, "id": id, "partition": partition, "sequence": sequence }));
+        } else {
+            println!("{id}  partition {partition} at {sequence}");
+        }
+    };
+    match &topic.settings.model {
+        Some(name) => {
+            ensure!(
+                !args.paths.is_empty(),
+                "topic {} runs {name}: it takes image files, not lines of text; name some",
+                topic.name()
+            );
+            let models = Models::open(&args.models)?;
+            let (model, version) = find(&models, name)?;
+            for path in inputs::collect(&args.paths)? {
+                let image = Bytes::from(std::fs::read(&path).with_context(|| format!("read {path}"))?);
+                let options =
+                    JobOptions { partition_key: args.key.clone(), priority: args.priority, ..JobOptions::default() };
+                let id = JobId::random(topic.name().clone());
+                let spec = spec(id, model, version, options, &image).with_context(|| path.clone())?;
+                let record = queue.submit(&topic, spec, image).await.with_context(|| path.clone())?;
+                say(&path, &record.spec.id, record.partition, record.sequence);
+            }
+        }
+        None if args.paths.is_empty() => {
+            for line in std::io::stdin().lock().lines() {
+                let line = line.context("read standard input")?;
+                let (id, partition, sequence) =
+                    append(&queue, &topic, args.key.as_deref(), line.clone().into()).await?;
+                say(&line, &id, partition, sequence);
+            }
+        }
+        None => {
+            for path in inputs::collect(&args.paths)? {
+                let payload = Bytes::from(std::fs::read(&path).with_context(|| format!("read {path}"))?);
+                let (id, partition, sequence) = append(&queue, &topic, args.key.as_deref(), payload).await?;
+                say(&path, &id, partition, sequence);
+            }
+        }
+    }
+    queue.flush().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn append(
+    queue: &Queue,
+    topic: &Arc<Topic>,
+    key: Option<&str>,
+    payload: Bytes,
+) -> anyhow::Result<(JobId, PartitionId, Sequence)> {
+    Ok(queue.append(topic, key, payload).await?)
+}
+
+/// A model of this machine's repository, at the version that runs when none is named.
+pub(crate) fn find<'a>(models: &'a Models, name: &str) -> anyhow::Result<(&'a Model, &'a ModelVersion)> {
+    let Some(model) = models.repository.get(name) else {
+        bail!(
+            "there is no model `{name}` here; there are {}. Add a folder with --models DIR/",
+            models.repository.names()
+        );
+    };
+    Ok((model, model.version(None).context("it has no version")?))
+}
+
+/// What a job of this image is asked to do.
+pub(crate) fn spec(
+    id: JobId,
+    model: &Model,
+    version: &ModelVersion,
+    options: JobOptions,
+    image: &Bytes,
+) -> anyhow::Result<JobSpec> {
+    Ok(JobSpec {
+        id,
+        model: model.name().to_owned(),
+        model_version: version.number,
+        model_digest: version.digest.clone(),
+        created_at: Timestamp::now(),
+        accepted_by: "command".into(),
+        image: ::api::image_facts(image)?,
+        options,
+        metadata: std::collections::BTreeMap::new(),
+    })
+}

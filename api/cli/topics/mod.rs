@@ -1,0 +1,224 @@
+//! `sightline topics`: making, showing, changing and removing topics.
+
+mod replay;
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::process::ExitCode;
+
+use anyhow::{bail, ensure};
+use queue::client::Description;
+use queue::topic::{Defaults, Settings};
+use queue::{Queue, TopicName};
+
+use crate::config::{ConfirmedArgs, CreateArgs, NamedArgs, QueueArgs, SettingsArgs, TopicsAction, TopicsArgs};
+use crate::data;
+use crate::setup::Models;
+use crate::table::Table;
+
+/// Does what was asked for.
+pub(crate) async fn run(args: TopicsArgs) -> anyhow::Result<ExitCode> {
+    match args.action {
+        TopicsAction::List(args) => list(&connect(&args.queue).await?, args.json).await?,
+        TopicsAction::Describe(args) => {
+            let described = connect(&args.queue).await?.describe(&args.topic).await?;
+            show(&described, args.json)?;
+        }
+        TopicsAction::Create(args) => create(*args).await?,
+        TopicsAction::Alter(args) => {
+            let queue = connect(&args.queue).await?;
+            let replicas = args.settings.replicas.map(usize::from);
+            queue.alter_topic(&args.topic, replicas, |settings| apply(&args.settings, settings)).await?;
+            show(&queue.describe(&args.topic).await?, false)?;
+        }
+        TopicsAction::Delete(args) => {
+            let queue = confirmed(&args, "Everything in it is lost: jobs, results, dead letters.").await?;
+            queue.delete_topic(&args.topic).await?;
+            println!("topic {} is gone", args.topic);
+        }
+        TopicsAction::Purge(args) => {
+            let queue = confirmed(&args, "Jobs that wait are canceled.").await?;
+            let purged = queue.purge_topic(&args.topic).await?;
+            println!("{} jobs canceled, {} messages removed", purged.canceled, purged.messages);
+        }
+        TopicsAction::Pause(args) => set_paused(&args, true).await?,
+        TopicsAction::Resume(args) => set_paused(&args, false).await?,
+        TopicsAction::Replay(args) => return replay::run(args).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A connection for one of the tools.
+pub(crate) async fn connect(args: &QueueArgs) -> anyhow::Result<Queue> {
+    let address = data::queue_address(args)?;
+    Ok(Queue::connect(&address, "sightline tool", Defaults::default()).await?)
+}
+
+async fn list(queue: &Queue, json: bool) -> anyhow::Result<()> {
+    let topics = queue.topics().await?;
+    let mut described = Vec::with_capacity(topics.len());
+    for topic in &topics {
+        described.push(queue.describe(topic.name()).await?);
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&described)?);
+        return Ok(());
+    }
+    let mut table =
+        Table::new(&["TOPIC", "MODEL", "RETENTION", "PARTITIONS", "REPLICAS", "QUEUED", "IN WORK", "DEAD", "STATE"]);
+    for topic in &described {
+        let sum =
+            |count: fn(&queue::client::Partition) -> u64| topic.partitions.iter().map(count).sum::<u64>().to_string();
+        table.row([
+            topic.name.to_string(),
+            topic.model.clone().unwrap_or_else(|| "-".into()),
+            topic.retention.clone(),
+            topic.partitions.len().to_string(),
+            topic.replicas.to_string(),
+            sum(|partition| partition.queued),
+            sum(|partition| partition.in_work),
+            topic.dead.to_string(),
+            if topic.paused { "paused".into() } else { "open".into() },
+        ]);
+    }
+    print!("{table}");
+    Ok(())
+}
+
+fn show(topic: &Description, json: bool) -> anyhow::Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(topic)?);
+        return Ok(());
+    }
+    let time = |ms: u64| humantime::format_duration(std::time::Duration::from_millis(ms)).to_string();
+    println!("topic       {}", topic.name);
+    println!("model       {}", topic.model.as_deref().unwrap_or("none: a plain log"));
+    println!("retention   {}", topic.retention);
+    println!("replicas    {}", topic.replicas);
+    println!(
+        "state       {}{}",
+        if topic.paused { "paused" } else { "open" },
+        if topic.ordered { ", ordered" } else { "" }
+    );
+    println!(
+        "lease       {}, {} attempts, runs up to {}",
+        time(topic.lease_ms),
+        topic.attempts,
+        time(topic.run_timeout_ms)
+    );
+    println!(
+        "retries     after {}, doubling up to {}, give or take {} %",
+        time(topic.retry.first_ms),
+        time(topic.retry.max_ms),
+        topic.retry.jitter_percent
+    );
+    println!("results     {} kept, for {}", topic.records, time(topic.result_ttl_secs * 1_000));
+    println!("dead        {}", topic.dead);
+    if let Some(bytes) = topic.max_bytes {
+        println!("room        {}", bytesize::ByteSize(bytes));
+    }
+    println!();
+    let headings = [
+        "PARTITION",
+        "LEADER",
+        "REPLICAS",
+        "FIRST",
+        "LAST",
+        "MESSAGES",
+        "BYTES",
+        "QUEUED",
+        "IN WORK",
+        "REDELIVERED",
+        "OLDEST",
+    ];
+    let mut table = Table::new(&headings);
+    let now = queue::Timestamp::now();
+    for partition in &topic.partitions {
+        let replica = |replica: &queue::client::Replica| {
+            let state = match (replica.offline, replica.current) {
+                (true, _) => "offline",
+                (false, true) => "current",
+                (false, false) => "behind",
+            };
+            format!("{}:{state}", replica.server)
+        };
+        let replicas = partition.replicas.iter().map(replica).collect::<Vec<_>>().join(",");
+        table.row([
+            partition.partition.to_string(),
+            partition.leader.clone(),
+            if replicas.is_empty() { "-".into() } else { replicas },
+            partition.first.to_string(),
+            partition.last.to_string(),
+            partition.messages.to_string(),
+            bytesize::ByteSize(partition.bytes).to_string(),
+            partition.queued.to_string(),
+            partition.in_work.to_string(),
+            partition.redelivered.to_string(),
+            partition.oldest_at.map_or_else(|| "-".into(), |at| time(now.millis_since(at) / 1_000 * 1_000)),
+        ]);
+    }
+    print!("{table}");
+    Ok(())
+}
+
+async fn create(args: CreateArgs) -> anyhow::Result<()> {
+    let models = Models::open(&args.models)?;
+    // A model's own topic is its model's, or its jobs would find a topic that runs nothing.
+    let own = || models.repository.get(args.topic.as_str()).map(|model| model.name().to_owned());
+    let model = args.model.clone().or_else(own);
+    if let Some(unknown) = model.as_ref().filter(|model| models.repository.get(model).is_none()) {
+        bail!("there is no model `{unknown}`; there are {}", models.repository.names());
+    }
+    let queue = connect(&args.queue).await?;
+    let mut settings = Defaults::default().settings(args.topic.clone(), model.as_deref());
+    apply(&args.settings, &mut settings);
+    settings.ordered = args.ordered;
+    let is_log = settings.retention != queue::topic::Retention::Work;
+    queue.create_topic(settings, args.settings.replicas.map_or(1, usize::from)).await?;
+    if is_log && model.is_some() {
+        eprintln!("note: a log drops its oldest messages by age and size, also those that were never run");
+    }
+    show(&queue.describe(&args.topic).await?, false)
+}
+
+fn apply(args: &SettingsArgs, settings: &mut Settings) {
+    let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let set = |field: &mut u64, value: Option<u64>| *field = value.unwrap_or(*field);
+    settings.partitions = args.partitions.map_or(settings.partitions, u16::from);
+    settings.retention = args.retention.unwrap_or(settings.retention);
+    settings.bytes_max = args.max_bytes.map(|bytes| bytes.as_u64()).or(settings.bytes_max);
+    settings.attempts_max = args.attempts.map_or(settings.attempts_max, u32::from);
+    settings.retry.jitter_percent = args.retry_jitter.unwrap_or(settings.retry.jitter_percent);
+    set(&mut settings.lease_ms, args.lease.map(millis));
+    set(&mut settings.run_timeout_ms, args.run_timeout.map(millis));
+    set(&mut settings.result_ttl_secs, args.result_ttl.map(|time| time.as_secs()));
+    set(&mut settings.retry.first_ms, args.retry_first.map(millis));
+    set(&mut settings.retry.max_ms, args.retry_max.map(millis));
+}
+
+async fn set_paused(args: &NamedArgs, paused: bool) -> anyhow::Result<()> {
+    let queue = connect(&args.queue).await?;
+    queue.pause_topic(&args.topic, paused).await?;
+    println!("topic {} {}", args.topic, if paused { "is paused: its jobs wait" } else { "goes on" });
+    Ok(())
+}
+
+/// Connects, and asks whether it is meant.
+async fn confirmed(args: &ConfirmedArgs, consequence: &str) -> anyhow::Result<Queue> {
+    let queue = connect(&args.queue).await?;
+    let described = queue.describe(&args.topic).await?;
+    if !args.yes {
+        ensure!(std::io::stdin().is_terminal(), "nobody is there to ask: say --yes");
+        let waiting: u64 = described.partitions.iter().map(|partition| partition.messages).sum();
+        ask(&args.topic, &format!("{waiting} messages, {} results. {consequence}", described.records))?;
+    }
+    Ok(queue)
+}
+
+fn ask(topic: &TopicName, what: &str) -> anyhow::Result<()> {
+    print!("Topic {topic} has {what}\nType its name to go on: ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    ensure!(answer.trim() == topic.as_str(), "left as it is");
+    Ok(())
+}
