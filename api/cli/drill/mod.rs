@@ -116,12 +116,14 @@ async fn fault(stack: &mut Stack, args: &DrillArgs, pauses: bool, random: &mut S
 
 /// Waits until the system is whole: all copies current, all workers there.
 async fn heal(stack: &Stack) -> anyhow::Result<()> {
-    let healing = async {
-        while !stack.is_whole().await {
-            tokio::time::sleep(LOOK_PAUSE).await;
+    let deadline = Instant::now() + HEAL_PATIENCE;
+    while let Err(problem) = stack.must_be_whole().await {
+        if Instant::now() > deadline {
+            return Err(problem.context("the system did not become whole again"));
         }
-    };
-    tokio::time::timeout(HEAL_PATIENCE, healing).await.context("the system did not become whole again")
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+    Ok(())
 }
 
 async fn count(

@@ -75,7 +75,9 @@ impl Stack {
             flags.extend(["--cache".into(), cache.display().to_string()]);
         }
         let mut stack = Self { up: None, brokers, flags, api: Api::default(), workers: args.workers.get(), folder };
-        stack.restart_broker(0).await?;
+        if args.engine == EngineKind::Own {
+            stack.restart_broker(0).await?;
+        }
         stack.start_up().await?;
         Ok(stack)
     }
@@ -161,10 +163,11 @@ impl Stack {
         Ok(pids)
     }
 
-    /// Whether all copies are current and all workers are there.
-    pub(crate) async fn is_whole(&self) -> bool {
-        self.workers().await.is_ok_and(|workers| workers.len() >= self.workers)
-            && self.are_copies_current().await.is_ok()
+    /// An error unless all copies are current and all workers are there.
+    pub(crate) async fn must_be_whole(&self) -> anyhow::Result<()> {
+        let workers = self.workers().await?.len();
+        ensure!(workers >= self.workers, "there are {workers} workers of {}", self.workers);
+        self.are_copies_current().await
     }
 
     async fn are_copies_current(&self) -> anyhow::Result<()> {

@@ -153,7 +153,7 @@ impl Queue {
             return Ok(described);
         }
         let subject = format!("CONSUMER.INFO.{stream}.{WORKERS}");
-        match self.ask::<consumer::Info>("describe a consumer", &subject, &()).await {
+        match self.ask::<consumer::Info>("describe a consumer", &subject, &serde_json::json!({})).await {
             Ok(consumer) => {
                 described.queued = consumer.num_pending;
                 described.in_work = consumer.num_ack_pending as u64;

@@ -255,7 +255,10 @@ impl Queue {
     }
 
     async fn delete_stream(&self, stream: &str) -> Result<(), TopicError> {
-        match self.ask::<serde_json::Value>("remove a stream", &format!("STREAM.DELETE.{stream}"), &()).await {
+        match self
+            .ask::<serde_json::Value>("remove a stream", &format!("STREAM.DELETE.{stream}"), &serde_json::json!({}))
+            .await
+        {
             Err(error) if error.is_not_found() => Ok(()),
             deleted => Ok(deleted.map(drop)?),
         }
