@@ -4,6 +4,7 @@ mod config;
 mod data;
 mod up;
 mod supervisor;
+mod autoscale;
 mod engine;
 mod broker;
 mod nats;

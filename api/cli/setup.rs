@@ -11,6 +11,8 @@ use crate::config::{HttpArgs, ModelArgs, TopicArgs};
 
 /// Bytes that queued images may take when nobody says otherwise and the disk has room.
 const QUEUE_BYTES_MAX: u64 = 32 << 30;
+/// How long a server's monitoring page may take.
+const MONITOR_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// Room that a message needs beside the image, for its headers.
 const MESSAGE_OVERHEAD: usize = 64 * 1024;
 
@@ -108,6 +110,35 @@ pub(crate) fn topic_defaults(args: &TopicArgs, topic_bytes_max: u64) -> Defaults
         replicas: args.replicas.get(),
         ..Defaults::default()
     }
+}
+
+/// Says what may go wrong with a queue that runs elsewhere.
+pub(crate) async fn check_queue(queue: &queue::Queue, replicas: usize, monitor: Option<&str>) {
+    let syncs = match monitor {
+        Some(url) => match does_sync(url).await {
+            Ok(syncs) => Some(syncs),
+            Err(error) => {
+                eprintln!("warning: --queue-monitor {url}: {error:#}");
+                None
+            }
+        },
+        None => None,
+    };
+    for doubt in queue.server().doubts(replicas, syncs) {
+        eprintln!("warning: queue: {}", doubt.message);
+    }
+}
+
+/// Whether a server writes to disk before it acknowledges, as its monitoring page says.
+async fn does_sync(url: &str) -> anyhow::Result<bool> {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let client = reqwest::Client::builder().timeout(MONITOR_PATIENCE).build()?;
+    let answer = client.get(format!("{}/varz", url.trim_end_matches('/'))).send().await.context("no answer")?;
+    let varz: serde_json::Value = answer.json().await.context("it is not a NATS server's monitoring page")?;
+    let jetstream = &varz["jetstream"]["config"];
+    anyhow::ensure!(jetstream.is_object(), "it does not speak of JetStream");
+    // The interval reads as two minutes also where every write is synced.
+    Ok(jetstream["sync_always"] == true)
 }
 
 /// The API's settings. Says so when the queue's server takes less than the upload limit.

@@ -16,6 +16,7 @@ use ::worker::report::Report;
 use anyhow::Context;
 use clap::ValueEnum;
 use queue::client::AckSubject;
+use queue::members::{Announcement, Role};
 use queue::{JobId, PartitionId, Queue};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -48,7 +49,7 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// The pause after a child that ran for `lived`.
     pub(crate) fn next(&mut self, lived: Duration) -> Duration {
-        self.deaths = if lived > GOOD_RUN { 0 } else { self.deaths };
+        self.deaths = if lived >= GOOD_RUN { 0 } else { self.deaths };
         let pause = PAUSE_FIRST.saturating_mul(1 << self.deaths.min(16)).min(PAUSE_MAX);
         self.deaths += 1;
         pause
@@ -93,9 +94,14 @@ impl WorkerCommand {
 
 /// The worker processes of one supervisor.
 pub(crate) struct Supervisor {
+    command: WorkerCommand,
+    queue: Queue,
     keepers: JoinSet<()>,
-    stop: CancellationToken,
+    /// Of each worker that is to run, oldest first: what ends it.
+    wanted: Vec<CancellationToken>,
+    progress: Arc<watch::Sender<Progress>>,
     ready: watch::Receiver<Progress>,
+    loading: Arc<Semaphore>,
 }
 
 /// How far the first start has come.
@@ -109,22 +115,42 @@ struct Progress {
 impl Supervisor {
     /// Starts `count` workers and keeps them running.
     pub(crate) fn start(command: &WorkerCommand, count: usize, queue: &Queue) -> Self {
-        let stop = CancellationToken::new();
         let (progress, ready) = watch::channel(Progress::default());
-        let progress = Arc::new(progress);
-        let loading = Arc::new(Semaphore::new(LOADING_MAX));
-        let mut keepers = JoinSet::new();
-        for _ in 0..count {
+        let mut supervisor = Self {
+            command: command.clone(),
+            queue: queue.clone(),
+            keepers: JoinSet::new(),
+            wanted: Vec::new(),
+            progress: Arc::new(progress),
+            ready,
+            loading: Arc::new(Semaphore::new(LOADING_MAX)),
+        };
+        supervisor.scale(count);
+        supervisor
+    }
+
+    /// How many workers are to run.
+    pub(crate) fn count(&self) -> usize {
+        self.wanted.len()
+    }
+
+    /// Starts more workers, or ends the youngest in order.
+    pub(crate) fn scale(&mut self, count: usize) {
+        self.wanted.drain(count.min(self.wanted.len())..).for_each(|surplus| surplus.cancel());
+        // Those that have ended, so that the set does not grow.
+        while self.keepers.try_join_next().is_some() {}
+        while self.wanted.len() < count {
+            let stop = CancellationToken::new();
+            self.wanted.push(stop.clone());
             let keeper = Keeper {
-                command: command.clone(),
-                queue: queue.clone(),
-                stop: stop.clone(),
-                progress: progress.clone(),
-                loading: loading.clone(),
+                command: self.command.clone(),
+                queue: self.queue.clone(),
+                stop,
+                progress: self.progress.clone(),
+                loading: self.loading.clone(),
             };
-            keepers.spawn(keeper.run());
+            self.keepers.spawn(keeper.run());
         }
-        Self { keepers, stop, ready }
     }
 
     /// Waits until all workers have been ready once.
@@ -136,7 +162,7 @@ impl Supervisor {
 
     /// Ends all workers in order; those that take too long are killed.
     pub(crate) async fn end(mut self) {
-        self.stop.cancel();
+        self.scale(0);
         while self.keepers.join_next().await.is_some() {}
     }
 }
@@ -162,12 +188,16 @@ impl Keeper {
                 Ok(status) => tracing::error!(%status, "a worker died; starting another"),
                 Err(error) => tracing::error!(error = format!("{error:#}"), "a worker cannot be started"),
             }
+            let lived = if held.settled > 0 { GOOD_RUN } else { started.elapsed() };
+            if let Some(member) = held.member.take() {
+                self.queue.announce_gone(Announcement { id: member, ..Announcement::new(Role::Worker, &[]) }).await;
+            }
             held.hand_back(&self.queue).await;
             if !was_ready {
                 self.progress.send_modify(|progress| progress.failed = true);
             }
             tokio::select! {
-                () = tokio::time::sleep(backoff.next(started.elapsed())) => {}
+                () = tokio::time::sleep(backoff.next(lived)) => {}
                 () = self.stop.cancelled() => {}
             }
             if self.stop.is_cancelled() {
@@ -190,6 +220,7 @@ impl Keeper {
                 report = next_report(&mut reports) => match report {
                     Some(Report::Ready { member }) => {
                         tracing::info!(%member, "worker ready");
+                        held.member = Some(member);
                         loading = None;
                         if !std::mem::replace(was_ready, true) {
                             self.progress.send_modify(|progress| progress.ready += 1);
@@ -258,7 +289,13 @@ async fn next_report(lines: &mut tokio::io::Lines<BufReader<ChildStdout>>) -> Op
 
 /// What a worker has in hand, by its reports.
 #[derive(Debug, Default)]
-struct HeldJobs(HashMap<JobId, HeldJob>);
+struct HeldJobs {
+    jobs: HashMap<JobId, HeldJob>,
+    /// Under which id it is known to others.
+    member: Option<String>,
+    /// Jobs that it has ended. One that has ended some is no worker that cannot start.
+    settled: usize,
+}
 
 #[derive(Debug)]
 struct HeldJob {
@@ -275,16 +312,17 @@ impl HeldJobs {
         match report {
             Report::Took { job, partition, ack_subject, lease_ms } => {
                 let lease = Duration::from_millis(lease_ms);
-                self.0.insert(job, HeldJob { partition, ack_subject, lease, renewed: Instant::now(), attempt: 0 });
+                self.jobs.insert(job, HeldJob { partition, ack_subject, lease, renewed: Instant::now(), attempt: 0 });
             }
             Report::Running { job, attempt } => {
-                self.0.entry(job).and_modify(|held| held.attempt = attempt);
+                self.jobs.entry(job).and_modify(|held| held.attempt = attempt);
             }
             Report::Renewed { job } => {
-                self.0.entry(job).and_modify(|held| held.renewed = Instant::now());
+                self.jobs.entry(job).and_modify(|held| held.renewed = Instant::now());
             }
             Report::Settled { job } => {
-                self.0.remove(&job);
+                self.jobs.remove(&job);
+                self.settled += 1;
             }
             Report::Ready { .. } => {}
         }
@@ -293,7 +331,7 @@ impl HeldJobs {
     /// Hands back what a dead worker had. Its process is gone, so nobody else settles these; past
     /// the lease somebody may have them already, and they are left alone.
     async fn hand_back(self, queue: &Queue) {
-        for (job, held) in self.0 {
+        for (job, held) in self.jobs {
             if held.renewed.elapsed() >= held.lease {
                 continue;
             }
@@ -366,7 +404,7 @@ mod tests {
         }
         hear(&mut held, format!(r#"{{"event":"running","job":"{}","attempt":3}}"#, job(1)));
         hear(&mut held, format!(r#"{{"event":"settled","job":"{}"}}"#, job(2)));
-        let left: Vec<(String, u32)> = held.0.iter().map(|(id, held)| (id.to_string(), held.attempt)).collect();
+        let left: Vec<(String, u32)> = held.jobs.iter().map(|(id, held)| (id.to_string(), held.attempt)).collect();
         assert_eq!(left, [(job(1), 3)]);
     }
 }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use queue::Queue;
 
-use crate::config::{LogArgs, UpArgs};
+use crate::config::{LogArgs, UpArgs, Workers};
 use crate::data::DataDir;
 use crate::engine::Engine;
 use crate::setup::{self, Models};
-use crate::stop;
 use crate::supervisor::{Supervisor, WorkerCommand};
+use crate::{autoscale, stop};
 
 /// Starts everything, waits to be told to stop, and stops it in the opposite order.
 pub(crate) async fn run(args: UpArgs, log: &LogArgs) -> anyhow::Result<ExitCode> {
@@ -57,20 +57,24 @@ async fn serve(
     let defaults = setup::topic_defaults(&args.topics, engine.topic_bytes_max());
     let queue = Queue::connect(address, "sightline up", defaults).await?;
     let config = setup::http_config(&args.http, queue.max_payload());
+    if args.queue.is_some() {
+        setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
+    }
     let api = listener.local_addr().context("find the API's own address")?;
     data.announce(address, &format!("http://{api}"))?;
 
-    let workers = args.workers.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let cores = || Workers::fixed(std::thread::available_parallelism().map_or(1, usize::from));
+    let workers = args.workers.unwrap_or_else(cores);
     let command = WorkerCommand::new(models, args.threads, data.path(), args.queue.as_deref(), log)?;
-    let mut supervisor = Supervisor::start(&command, workers, &queue);
+    let mut supervisor = Supervisor::start(&command, workers.min, &queue);
     let serving = tokio::spawn(::api::serve(config, models.repository.clone(), queue.clone(), listener, stop.clone()));
-    let ready = tokio::select! {
-        ready = supervisor.wait_until_ready(workers) => ready,
+    let mut ready = tokio::select! {
+        ready = supervisor.wait_until_ready(workers.min) => ready,
         () = stop.cancelled() => Ok(()),
     };
     if ready.is_ok() && !stop.is_cancelled() {
         print!("{}", screen(args, data, models, engine, api, workers));
-        stop.cancelled().await;
+        ready = autoscale::run(&mut supervisor, workers, &models.names, &queue, stop).await;
         eprintln!("stopping: requests end, workers finish and hand back");
     }
     stop.cancel();
@@ -87,7 +91,7 @@ fn screen(
     models: &Models,
     engine: &Engine,
     api: std::net::SocketAddr,
-    workers: usize,
+    workers: Workers,
 ) -> String {
     let (queue, kind) = (engine.address(), engine.kind());
     let threads = args.threads;

@@ -6,10 +6,10 @@ use ::worker::report::Reporter;
 use queue::Queue;
 use queue::topic::Defaults;
 
-use crate::config::{LogArgs, WorkerArgs};
+use crate::config::{LogArgs, WorkerArgs, Workers};
 use crate::setup::Models;
 use crate::supervisor::{Supervisor, WorkerCommand};
-use crate::{data, stop};
+use crate::{autoscale, data, stop};
 
 /// Works until told to stop.
 pub(crate) async fn run(args: WorkerArgs, log: &LogArgs) -> anyhow::Result<ExitCode> {
@@ -21,7 +21,7 @@ pub(crate) async fn run(args: WorkerArgs, log: &LogArgs) -> anyhow::Result<ExitC
     let address = data::queue_address(&args.queue)?;
     let queue = Queue::connect(&address, "sightline worker", Defaults::default()).await?;
     let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
-    if args.processes.get() > 1 && !args.supervised {
+    if args.processes != Workers::fixed(1) && !args.supervised {
         return supervise(&args, &models, queue, log, &stop).await;
     }
     let reporter = if args.supervised { Reporter::to_supervisor() } else { Reporter::silent() };
@@ -45,17 +45,20 @@ async fn supervise(
 ) -> anyhow::Result<ExitCode> {
     let data = &args.queue.data.data;
     let command = WorkerCommand::new(models, args.threads, data, args.queue.queue.as_deref(), log)?;
-    let count = args.processes.get();
-    let mut supervisor = Supervisor::start(&command, count, &queue);
+    let workers = args.processes;
+    let mut supervisor = Supervisor::start(&command, workers.min, &queue);
     let ready = tokio::select! {
-        ready = supervisor.wait_until_ready(count) => ready,
+        ready = supervisor.wait_until_ready(workers.min) => ready,
         () = stop.cancelled() => Ok(()),
     };
-    if ready.is_ok() {
-        println!("{count} workers: {}", models.names.join(", "));
-        stop.cancelled().await;
-    }
+    let result = match ready {
+        Ok(()) => {
+            println!("{workers} workers: {}", models.names.join(", "));
+            autoscale::run(&mut supervisor, workers, &models.names, &queue, stop).await
+        }
+        failed => failed,
+    };
     supervisor.end().await;
     queue.flush().await;
-    ready.map(|()| ExitCode::SUCCESS)
+    result.map(|()| ExitCode::SUCCESS)
 }

@@ -90,15 +90,18 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
-    /// Worker processes [default: one a core]
-    #[arg(long, env = "SIGHTLINE_WORKERS", value_name = "N")]
-    pub(crate) workers: Option<NonZeroUsize>,
+    /// Worker processes, or as many as the backlog needs between two numbers, such as 0..4 [default: one a core]
+    #[arg(long, env = "SIGHTLINE_WORKERS", value_name = "N|MIN..MAX")]
+    pub(crate) workers: Option<Workers>,
     /// Where the queue listens; a free port is taken if this one is in use
     #[arg(long, env = "SIGHTLINE_BROKER_LISTEN", default_value = "127.0.0.1:4222", value_name = "HOST:PORT")]
     pub(crate) broker_listen: SocketAddr,
     /// Use this queue (`nats://[TOKEN@]host:port,…`) and start none
     #[arg(long, env = "SIGHTLINE_QUEUE", hide_env_values = true, value_name = "URL")]
     pub(crate) queue: Option<String>,
+    /// The monitoring address of one of that queue's NATS servers, `http://HOST:8222`, to check how it writes to disk
+    #[arg(long, env = "SIGHTLINE_QUEUE_MONITOR", value_name = "URL")]
+    pub(crate) queue_monitor: Option<String>,
     /// Which queue to start
     #[arg(long, env = "SIGHTLINE_ENGINE", default_value = "own")]
     pub(crate) engine: EngineKind,
@@ -207,6 +210,9 @@ pub(crate) struct BrokerServeArgs {
 pub(crate) struct ApiArgs {
     #[command(flatten)]
     pub(crate) queue: QueueArgs,
+    /// The monitoring address of one of the queue's NATS servers, `http://HOST:8222`, to check how it writes to disk
+    #[arg(long, env = "SIGHTLINE_QUEUE_MONITOR", value_name = "URL")]
+    pub(crate) queue_monitor: Option<String>,
     #[command(flatten)]
     pub(crate) http: HttpArgs,
     #[command(flatten)]
@@ -217,9 +223,9 @@ pub(crate) struct ApiArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
-    /// Worker processes
-    #[arg(long, env = "SIGHTLINE_PROCESSES", default_value = "1", value_name = "N")]
-    pub(crate) processes: NonZeroUsize,
+    /// Worker processes, or as many as the backlog needs between two numbers, such as 0..4
+    #[arg(long, env = "SIGHTLINE_PROCESSES", default_value = "1", value_name = "N|MIN..MAX")]
+    pub(crate) processes: Workers,
     /// Threads inside one operator of a model, for each process
     #[arg(long, env = "SIGHTLINE_THREADS", default_value = "1", value_name = "N")]
     pub(crate) threads: NonZeroUsize,
@@ -431,6 +437,45 @@ pub(crate) struct ModelArgs {
     pub(crate) ort: Option<PathBuf>,
 }
 
+/// How many workers run: always so many, or what the backlog needs between two numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Workers {
+    pub(crate) min: usize,
+    pub(crate) max: usize,
+}
+
+impl Workers {
+    /// Always so many.
+    pub(crate) fn fixed(count: usize) -> Self {
+        Self { min: count, max: count }
+    }
+
+    /// Whether the backlog decides.
+    pub(crate) fn is_range(self) -> bool {
+        self.min < self.max
+    }
+}
+
+impl std::str::FromStr for Workers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "it must be a number from 1, or two with .. between, such as 0..4".to_owned();
+        let number = |text: &str| text.parse::<usize>().map_err(|_| wrong());
+        let workers = match text.split_once("..") {
+            Some((min, max)) => Self { min: number(min)?, max: number(max)? },
+            None => Self::fixed(number(text)?),
+        };
+        if workers.max == 0 || workers.min > workers.max { Err(wrong()) } else { Ok(workers) }
+    }
+}
+
+impl std::fmt::Display for Workers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.is_range() { write!(f, "{} to {}", self.min, self.max) } else { write!(f, "{}", self.max) }
+    }
+}
+
 /// A lease that is shorter than a second would run out between two renewals.
 fn lease(text: &str) -> Result<Duration, String> {
     let lease = humantime::parse_duration(text).map_err(|error| error.to_string())?;
@@ -500,7 +545,8 @@ mod tests {
     fn a_bad_flag_is_one_clear_line() {
         for (words, start) in [
             (&["--wrokers", "3"][..], "unexpected argument '--wrokers' found"),
-            (&["--workers", "0"], "invalid value '0' for '--workers <N>'"),
+            (&["--workers", "0"], "invalid value '0' for '--workers <N|MIN..MAX>': it must be a number from 1"),
+            (&["--workers", "4..2"], "invalid value '4..2' for '--workers <N|MIN..MAX>'"),
             (&["--listen", "nowhere"], "invalid value 'nowhere' for '--listen <HOST:PORT>'"),
             (&["--lease", "5ms"], "invalid value '5ms' for '--lease <TIME>': it must be at least 1s"),
             (&["wroker"], "unrecognized subcommand 'wroker'"),
