@@ -48,7 +48,9 @@ pub(crate) enum ApiError {
     #[error(transparent)]
     Queue(#[from] QueueError),
     /// The body is above the limit.
-    #[error("the request's body is above {limit} bytes, the limit for one image; it is set with --upload-limit, and is never above max_payload of the queue's server less 64 KiB")]
+    #[error(
+        "the request's body is above {limit} bytes, the limit for one image; it is set with --upload-limit, and is never above max_payload of the queue's server less 64 KiB"
+    )]
     BodyTooLarge {
         /// Bytes.
         limit: usize,

@@ -19,6 +19,8 @@ mod load;
 mod recognition;
 /// Workers that come by hand, and models that users bring.
 mod workers;
+/// Topics, logs, dead letters.
+mod topics;
 
 use std::sync::OnceLock;
 
