@@ -33,13 +33,13 @@ pub(crate) async fn run(args: ConsumeArgs) -> anyhow::Result<ExitCode> {
     let mut printed = 0;
     loop {
         let mut found = false;
-        for number in 0..partitions.len() {
+        for (number, partition) in partitions.iter().enumerate() {
             if args.max.is_some_and(|max| printed >= max) {
                 return Ok(ExitCode::SUCCESS);
             }
             if let Some(message) = reader.next(number).await? {
-                print(&message, partitions[number], &args)?;
-                reader.done(number).await?;
+                print(&message, *partition, &args)?;
+                reader.done().await?;
                 printed += 1;
                 found = true;
             }
@@ -56,7 +56,7 @@ enum Reader<'a> {
     /// A position of our own in each partition.
     Alone { queue: &'a Queue, topic: &'a Topic, places: Vec<(PartitionId, Sequence)> },
     /// The group's position, which the server keeps.
-    Group { readers: Vec<GroupReader>, pending: Option<queue::client::GroupMessage> },
+    Group { readers: Vec<GroupReader>, pending: Option<Box<queue::client::GroupMessage>> },
 }
 
 impl<'a> Reader<'a> {
@@ -93,7 +93,7 @@ impl<'a> Reader<'a> {
                 Ok(queue.peek(topic.name(), partition, from).await?)
             }
             Self::Group { readers, pending } => {
-                *pending = readers[number].next().await?;
+                *pending = readers[number].next().await?.map(Box::new);
                 Ok(pending.as_ref().map(|message| message.message.clone()))
             }
         }
@@ -105,7 +105,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The message was printed.
-    async fn done(&mut self, _number: usize) -> anyhow::Result<()> {
+    async fn done(&mut self) -> anyhow::Result<()> {
         if let Self::Group { pending, .. } = self
             && let Some(message) = pending.take()
         {

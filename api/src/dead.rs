@@ -62,13 +62,13 @@ pub(crate) async fn list(
 pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<DeadLetter>, ApiError> {
     let id = named(id)?;
     let letter = state.queue.dead_letter(&id).await?;
-    Ok(Json(letter.ok_or_else(|| RedriveError::NoLetter(id))?.0))
+    Ok(Json(letter.ok_or(RedriveError::NoLetter(id))?.0))
 }
 
 /// Gives back the input of one.
 pub(crate) async fn image(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
     let id = named(id)?;
-    let (_, payload) = state.queue.dead_letter(&id).await?.ok_or_else(|| RedriveError::NoLetter(id))?;
+    let (_, payload) = state.queue.dead_letter(&id).await?.ok_or(RedriveError::NoLetter(id))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], payload).into_response())
 }
 

@@ -179,7 +179,7 @@ impl Queue {
 
 impl GroupReader {
     /// The group's next message of this partition, if one waits. It is another member's after half
-    /// a minute, unless [`GroupReader::ack`] says that it was read.
+    /// a minute, unless [`GroupMessage::ack`] says that it was read.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.

@@ -195,7 +195,7 @@ impl Queue {
     }
 
     pub(super) async fn ensure_workers(&self, stream: &str, settings: &Settings) -> Result<(), QueueError> {
-        let stream = self.handle(&stream).await?;
+        let stream = self.handle(stream).await?;
         // Creates it, or changes it to these settings.
         let consumer = bounded(stream.create_consumer(workers_config(settings))).await;
         let consumer = consumer.map_err(QueueError::unavailable("create a consumer"))?;

@@ -59,11 +59,11 @@ fn simulate(candidates: usize, delay_ms: u64, seed: u64) -> u64 {
     let mut held_seconds = 0;
     for now in (0..600_000).step_by(50) {
         world.now_ms = now;
-        for who in 0..candidates {
-            if asleep_until[who] <= now && random(2_000) == 0 {
-                asleep_until[who] = now + random(20_000);
+        for (who, asleep_until) in asleep_until.iter_mut().enumerate() {
+            if *asleep_until <= now && random(2_000) == 0 {
+                *asleep_until = now + random(20_000);
             }
-            if now % 1_000 == (who as u64 * 50) % 1_000 && asleep_until[who] <= now {
+            if now % 1_000 == (who as u64 * 50) % 1_000 && *asleep_until <= now {
                 let due = now + random(delay_ms);
                 world.send(due, who, Mail::Read, now);
             }
