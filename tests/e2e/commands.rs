@@ -87,9 +87,9 @@ fn members_and_models_are_listed() {
     let output = shared().command(&["members", "--json"]);
     let members: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let count = |role| members.as_array().expect("a list").iter().filter(|member| member["role"] == role).count();
-    assert_eq!((count("worker"), count("api")), (2, 1), "{members}");
+    assert_eq!((count("worker"), count("api"), count("supervisor")), (2, 1, 1), "{members}");
     let table = String::from_utf8_lossy(&shared().command(&["members"]).stdout).into_owned();
-    assert!(table.contains("MEMBER") && table.lines().count() == 4, "{table}");
+    assert!(table.contains("MEMBER") && table.lines().count() == 5, "{table}");
 
     let output = sightline().args(["models", "list", "--json"]).output().expect("runs");
     let models: Value = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -123,7 +123,7 @@ impl Queue {
                 Some(Refusal::TooLarge) => {
                     return Err(SubmitError::TooLarge { bytes: image.len(), max_payload: self.max_payload() });
                 }
-                Some(Refusal::NoStream) if self.read_topic(spec.id.topic()).await?.is_none() => {
+                Some(Refusal::NoStream) if matches!(self.read_topic(spec.id.topic()).await, Ok(None)) => {
                     return Err(SubmitError::NoTopic(spec.id.topic().clone()));
                 }
                 // In a cluster: until there is a leader again.
