@@ -184,7 +184,8 @@ mod tests {
         let mut rounds = Rounds::new(0);
         assert_eq!(shares(&mut rounds, &Priority::ALL, 1_600), [1_200, 300, 100]);
         assert_eq!(shares(&mut rounds, &[Low], 10), [0, 0, 10], "who is alone gets all");
-        // An hour of low jobs has saved up nothing for the others.
+        // A time of low jobs alone has saved up nothing for the others, which are marked again now.
+        rounds.set_places(Priority::ALL.iter().flat_map(|p| places_of(2, *p)).collect());
         let [high, normal, low] = shares(&mut rounds, &[High, Normal, Low], 160);
         assert!(
             (118..=122).contains(&high) && (28..=32).contains(&normal) && (9..=11).contains(&low),
