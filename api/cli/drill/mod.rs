@@ -153,7 +153,9 @@ async fn count(
             .collect(),
         seconds: started.elapsed().as_secs_f64(),
     };
-    // The same once more, from the queue's side.
+    // The same once more, from the queue's side. A message whose ack a kill has swallowed lies there
+    // until its lease ends.
+    tokio::time::sleep(args.lease + Duration::from_secs(2)).await;
     let queue = Queue::connect(&Address::parse(&stack.queue_url())?, "sightline drill", Defaults::default()).await?;
     for topic in queue.topics().await? {
         for wrong in queue.audit(topic.name(), accepted).await?.wrong {
