@@ -46,7 +46,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let mut own = Announcement::new(Role::Supervisor, models);
     own.state = "ready".into();
-    let mut orders = queue.control(&own.id).await?;
+    let mut orders = queue.orders(&own.id).await?;
     let mut heard = queue.announcements().await?;
     let leader = workers.is_range().then(|| queue.singleton("autoscaler"));
     let (mut table, mut scaler) = (Table::default(), Scaler::default());

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tokio::process::Child;
 
 use crate::config::ClusterArgs;
 use crate::engine::MAX_PAYLOAD;
+use crate::nats::spawn_guarded;
 use crate::setup::Models;
 use crate::supervisor;
 
@@ -128,22 +129,7 @@ impl Cluster {
 
 impl Node {
     fn start(&mut self) -> anyhow::Result<()> {
-        let mut command = supervisor::this_program()?;
-        command
-            .arg("guard")
-            .arg("--lock")
-            .arg(&self.lock)
-            .arg("--")
-            .arg(&self.program)
-            .arg("--config")
-            .arg(&self.config);
-        let guard = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .context("start a queue server")?;
+        let guard = spawn_guarded(&self.program, &self.config, &self.lock)?;
         self.guard = Some(guard);
         Ok(())
     }

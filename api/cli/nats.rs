@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -134,22 +134,27 @@ impl Launch {
     }
 
     fn spawn(&self) -> anyhow::Result<Child> {
-        supervisor::this_program()?
-            .arg("guard")
-            .arg("--lock")
-            .arg(&self.lock)
-            .arg("--")
-            .arg(&self.program)
-            .arg("--config")
-            .arg(&self.config)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            // A group of its own, so that Ctrl-C in the terminal reaches only `up`.
-            .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .context("start the queue server")
+        spawn_guarded(&self.program, &self.config, &self.lock)
     }
+}
+
+/// Starts a server that ends when the pipe to its guard closes, and that has its store to itself.
+pub(crate) fn spawn_guarded(program: &Path, config: &Path, lock: &Path) -> anyhow::Result<Child> {
+    supervisor::this_program()?
+        .arg("guard")
+        .arg("--lock")
+        .arg(lock)
+        .arg("--")
+        .arg(program)
+        .arg("--config")
+        .arg(config)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        // A group of its own, so that Ctrl-C in the terminal reaches only the one who started it.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .context("start the queue server")
 }
 
 /// Restarts the server whenever it dies, until told to stop.

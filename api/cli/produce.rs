@@ -4,12 +4,11 @@
 
 use std::io::BufRead;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use ::models::{Model, ModelVersion};
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
-use queue::{JobId, JobOptions, JobSpec, PartitionId, Queue, Sequence, Timestamp, Topic};
+use queue::{JobId, JobOptions, JobSpec, PartitionId, Sequence, Timestamp};
 use serde_json::json;
 
 use crate::config::ProduceArgs;
@@ -51,30 +50,20 @@ pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
         None if args.paths.is_empty() => {
             for line in std::io::stdin().lock().lines() {
                 let line = line.context("read standard input")?;
-                let (id, partition, sequence) =
-                    append(&queue, &topic, args.key.as_deref(), line.clone().into()).await?;
+                let (id, partition, sequence) = queue.append(&topic, args.key.as_deref(), line.clone().into()).await?;
                 say(&line, &id, partition, sequence);
             }
         }
         None => {
             for path in inputs::collect(&args.paths)? {
                 let payload = Bytes::from(std::fs::read(&path).with_context(|| format!("read {path}"))?);
-                let (id, partition, sequence) = append(&queue, &topic, args.key.as_deref(), payload).await?;
+                let (id, partition, sequence) = queue.append(&topic, args.key.as_deref(), payload).await?;
                 say(&path, &id, partition, sequence);
             }
         }
     }
     queue.flush().await;
     Ok(ExitCode::SUCCESS)
-}
-
-async fn append(
-    queue: &Queue,
-    topic: &Arc<Topic>,
-    key: Option<&str>,
-    payload: Bytes,
-) -> anyhow::Result<(JobId, PartitionId, Sequence)> {
-    Ok(queue.append(topic, key, payload).await?)
 }
 
 /// A model of this machine's repository, at the version that runs when none is named.

@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use queue::client::{Description, Purged};
-use queue::topic::{Retention, Settings};
+use queue::topic::{Change, Retention};
 use queue::watchdog::Stall;
 use queue::{TopicError, TopicName};
 use serde::{Deserialize, Serialize};
@@ -83,7 +83,7 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
         return Err(ApiError::ModelUnknown { name: unknown.clone(), known: state.repository.names() });
     }
     let mut settings = state.queue.defaults().settings(name.clone(), model.as_deref());
-    wish.apply(&mut settings)?;
+    wish.change()?.apply(&mut settings);
     settings.ordered = wish.ordered.unwrap_or(false);
     let replicas = wish.replicas.unwrap_or(state.queue.defaults().replicas);
     state.queue.create_topic(settings, replicas).await?;
@@ -100,9 +100,8 @@ pub(crate) async fn alter(State(state): State<Shared>, name: Named, body: Bytes)
     if wish.name.is_some() || wish.model.is_some() || wish.ordered.is_some() {
         return Err(ApiError::Json("name, model and ordered are said when a topic is made".into()));
     }
-    wish.apply(&mut state.queue.defaults().settings(name.clone(), Some("any")))?;
-    let change = |settings: &mut Settings| wish.apply(settings).expect("it was tried just now");
-    state.queue.alter_topic(&name, wish.replicas, change).await?;
+    let change = wish.change()?;
+    state.queue.alter_topic(&name, wish.replicas, |settings| change.apply(settings)).await?;
     Ok(Json(show(&state, &name).await?))
 }
 
@@ -151,45 +150,26 @@ fn parse<T: serde::de::DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
 }
 
 impl Wish {
-    /// Takes over what was said; the rest stays.
-    fn apply(&self, settings: &mut Settings) -> Result<(), ApiError> {
-        let millis = |name: &str, text: &str| time(name, text).map(|time| time.as_millis() as u64);
-        if let Some(partitions) = self.partitions {
-            settings.partitions = partitions;
-        }
-        if let Some(text) = &self.retention {
-            let wrong = |problem| ApiError::Json(format!("`retention`: {problem}"));
-            settings.retention = text.parse::<Retention>().map_err(wrong)?;
-        }
-        if let Some(bytes) = self.max_bytes {
-            settings.bytes_max = Some(bytes);
-        }
-        if let Some(lease) = &self.lease {
-            settings.lease_ms = millis("lease", lease)?;
-        }
-        if let Some(attempts) = self.attempts {
-            settings.attempts_max = attempts;
-        }
-        if let Some(timeout) = &self.run_timeout {
-            settings.run_timeout_ms = millis("run_timeout", timeout)?;
-        }
-        if let Some(ttl) = &self.result_ttl {
-            settings.result_ttl_secs = time("result_ttl", ttl)?.as_secs();
-        }
-        if let Some(first) = &self.retry_first {
-            settings.retry.first_ms = millis("retry_first", first)?;
-        }
-        if let Some(max) = &self.retry_max {
-            settings.retry.max_ms = millis("retry_max", max)?;
-        }
-        if let Some(percent) = self.retry_jitter_percent {
-            settings.retry.jitter_percent = percent;
-        }
-        Ok(())
+    /// The settings that were said.
+    fn change(&self) -> Result<Change, ApiError> {
+        let wrong = |problem| ApiError::Json(format!("`retention`: {problem}"));
+        let retention = self.retention.as_deref().map(str::parse::<Retention>).transpose().map_err(wrong)?;
+        Ok(Change {
+            partitions: self.partitions,
+            retention,
+            bytes_max: self.max_bytes,
+            lease: time("lease", self.lease.as_deref())?,
+            attempts_max: self.attempts,
+            run_timeout: time("run_timeout", self.run_timeout.as_deref())?,
+            result_ttl: time("result_ttl", self.result_ttl.as_deref())?,
+            retry_first: time("retry_first", self.retry_first.as_deref())?,
+            retry_max: time("retry_max", self.retry_max.as_deref())?,
+            jitter_percent: self.retry_jitter_percent,
+        })
     }
 }
 
-fn time(name: &str, text: &str) -> Result<Duration, ApiError> {
+fn time(name: &str, text: Option<&str>) -> Result<Option<Duration>, ApiError> {
     let wrong = |_| ApiError::Json(format!("`{name}`: it must be a time, such as 30s, 5m or 7d"));
-    humantime::parse_duration(text).map_err(wrong)
+    text.map(humantime::parse_duration).transpose().map_err(wrong)
 }

@@ -157,11 +157,6 @@ impl JobId {
         Self { topic, uuid: Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()) }
     }
 
-    /// The id with this uuid.
-    pub fn new(topic: TopicName, uuid: Uuid) -> Self {
-        Self { topic, uuid }
-    }
-
     /// The topic that the job belongs to.
     pub fn topic(&self) -> &TopicName {
         &self.topic

@@ -306,6 +306,23 @@ pub struct Idle {
 }
 
 impl Queue {
+    /// Orders to the member of this id, as they come.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the connection is closed.
+    pub async fn orders(&self, member: &str) -> Result<impl Stream<Item = Bytes> + Unpin + use<>, QueueError> {
+        let unavailable = |problem| QueueError::Unavailable { action: "listen for orders", problem };
+        let messages = self.listen(format!("control.{member}")).await.map_err(unavailable)?;
+        Ok(messages.map(|message| message.payload))
+    }
+
+    /// Sends an order to a member; whoever is gone does not hear it.
+    pub async fn order(&self, member: &str, payload: Bytes) {
+        if let Err(error) = self.send(format!("control.{member}"), payload).await {
+            tracing::debug!(error, "an order was not sent");
+        }
+    }
+
     /// Tells all workers that this one has nothing to do, so that whoever has a job in hand that it
     /// cannot begin yet hands it back.
     pub async fn announce_idle(&self, idle: &Idle) {

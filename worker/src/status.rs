@@ -20,11 +20,13 @@ impl Status {
 
     /// Notes how far a job in hand is.
     pub(crate) fn stage(&self, job: &JobId, stage: Stage) {
-        self.update(|member| match member.work.iter_mut().find(|work| work.job == *job) {
-            Some(work) => work.stage = stage,
-            None => member.work.push(Work { job: job.clone(), stage }),
+        self.update(|member| {
+            match member.work.iter_mut().find(|work| work.job == *job) {
+                Some(work) => work.stage = stage,
+                None => member.work.push(Work { job: job.clone(), stage }),
+            }
+            member.in_hand = member.work.len() as u32;
         });
-        self.update(|member| member.in_hand = member.work.len() as u32);
     }
 
     /// A job is out of hand.

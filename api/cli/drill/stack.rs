@@ -53,9 +53,7 @@ impl Stack {
         let folder = Scratch::create(&std::env::temp_dir())?;
         let (replicas, brokers) = match args.engine {
             EngineKind::Nats => {
-                let cache = models.cache.clone();
                 let program = tokio::task::spawn_blocking(move || models.nats_server()).await??;
-                tracing::debug!(cache = %cache.root().display(), "queue server found");
                 (3, Brokers::Nats(Cluster::start(&folder.0, program).await?))
             }
             EngineKind::Own => {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{bail, ensure};
 use queue::client::Description;
-use queue::topic::{Defaults, Settings};
+use queue::topic::{Change, Defaults};
 use queue::{Queue, TopicName};
 
 use crate::config::{ConfirmedArgs, CreateArgs, NamedArgs, QueueArgs, SettingsArgs, TopicsAction, TopicsArgs};
@@ -27,7 +27,7 @@ pub(crate) async fn run(args: TopicsArgs) -> anyhow::Result<ExitCode> {
         TopicsAction::Alter(args) => {
             let queue = connect(&args.queue).await?;
             let replicas = args.settings.replicas.map(usize::from);
-            queue.alter_topic(&args.topic, replicas, |settings| apply(&args.settings, settings)).await?;
+            queue.alter_topic(&args.topic, replicas, |settings| change(&args.settings).apply(settings)).await?;
             show(&queue.describe(&args.topic).await?, false)?;
         }
         TopicsAction::Delete(args) => {
@@ -170,7 +170,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     }
     let queue = connect(&args.queue).await?;
     let mut settings = Defaults::default().settings(args.topic.clone(), model.as_deref());
-    apply(&args.settings, &mut settings);
+    change(&args.settings).apply(&mut settings);
     settings.ordered = args.ordered;
     let is_log = settings.retention != queue::topic::Retention::Work;
     queue.create_topic(settings, args.settings.replicas.map_or(1, usize::from)).await?;
@@ -180,19 +180,19 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     show(&queue.describe(&args.topic).await?, false)
 }
 
-fn apply(args: &SettingsArgs, settings: &mut Settings) {
-    let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let set = |field: &mut u64, value: Option<u64>| *field = value.unwrap_or(*field);
-    settings.partitions = args.partitions.map_or(settings.partitions, u16::from);
-    settings.retention = args.retention.unwrap_or(settings.retention);
-    settings.bytes_max = args.max_bytes.map(|bytes| bytes.as_u64()).or(settings.bytes_max);
-    settings.attempts_max = args.attempts.map_or(settings.attempts_max, u32::from);
-    settings.retry.jitter_percent = args.retry_jitter.unwrap_or(settings.retry.jitter_percent);
-    set(&mut settings.lease_ms, args.lease.map(millis));
-    set(&mut settings.run_timeout_ms, args.run_timeout.map(millis));
-    set(&mut settings.result_ttl_secs, args.result_ttl.map(|time| time.as_secs()));
-    set(&mut settings.retry.first_ms, args.retry_first.map(millis));
-    set(&mut settings.retry.max_ms, args.retry_max.map(millis));
+fn change(args: &SettingsArgs) -> Change {
+    Change {
+        partitions: args.partitions.map(u16::from),
+        retention: args.retention,
+        bytes_max: args.max_bytes.map(|bytes| bytes.as_u64()),
+        lease: args.lease,
+        attempts_max: args.attempts.map(u32::from),
+        run_timeout: args.run_timeout,
+        result_ttl: args.result_ttl,
+        retry_first: args.retry_first,
+        retry_max: args.retry_max,
+        jitter_percent: args.retry_jitter,
+    }
 }
 
 async fn set_paused(args: &NamedArgs, paused: bool) -> anyhow::Result<()> {

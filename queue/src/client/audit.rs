@@ -88,7 +88,7 @@ impl Queue {
     /// # Errors
     /// [`TopicError`].
     pub async fn audit(&self, name: &TopicName, told: &[JobId]) -> Result<Audit, TopicError> {
-        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let topic = self.existing_topic(name).await?;
         // Messages first: a job that is accepted meanwhile has a record when we come to them.
         let mut messages = HashSet::new();
         for partition in topic.partitions() {
@@ -197,7 +197,7 @@ impl Queue {
     }
 
     /// Whether the message that holds a job's input is in the queue.
-    pub(super) async fn has_message(&self, id: &JobId, record: &Record) -> Result<bool, QueueError> {
+    async fn has_message(&self, id: &JobId, record: &Record) -> Result<bool, QueueError> {
         Ok(self.message_sequence(id, record.partition).await? == Some(record.sequence))
     }
 }

@@ -5,16 +5,13 @@
 //! the record was not written; then the record, by compare-and-set; then the letter goes, by its
 //! position, so that a newer letter of the same job stays.
 
-use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use super::read::timestamp;
-use super::settle::{ATTEMPTS_HEADER, ERROR_HEADER};
-use super::submit::{SPEC_HEADER, place};
+use super::submit::place;
 use super::topics::Ask;
-use super::{Queue, Replaced, Stored, bounded};
+use super::{Queue, Replaced, Stored};
 use crate::record::Attempt;
 use crate::topic::{dead_stream, dead_subject};
 use crate::{JobId, JobSpec, QueueError, Record, Sequence, State, SubmitError, Timestamp, Topic, TopicName};
@@ -84,35 +81,10 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn dead_letter(&self, id: &JobId) -> Result<Option<(DeadLetter, Bytes)>, QueueError> {
-        const ACTION: &str = "read a dead letter";
         let Some(topic) = self.topic(id.topic()).await? else { return Ok(None) };
-        let stream = self.handle(&dead_stream(id.topic())).await?;
-        let message = if topic.replicas > 1 {
-            let read = bounded(stream.get_last_raw_message_by_subject(&dead_subject(id))).await;
-            match read.map_err(QueueError::unavailable(ACTION))? {
-                Ok(message) => message,
-                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
-                Err(error) => return Err(QueueError::unavailable(ACTION)(error)),
-            }
-        } else {
-            let read = bounded(stream.direct_get_last_for_subject(dead_subject(id))).await;
-            match read.map_err(QueueError::unavailable(ACTION))? {
-                Ok(message) => message,
-                Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(QueueError::unavailable(ACTION)(error)),
-            }
-        };
-        let header = |name: &str| message.headers.get(name).map(async_nats::HeaderValue::as_str);
-        let letter = DeadLetter {
-            id: id.clone(),
-            died_at: timestamp(message.time),
-            error: header(ERROR_HEADER).unwrap_or_default().to_owned(),
-            attempts: header(ATTEMPTS_HEADER).and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default(),
-            bytes: message.payload.len() as u64,
-            spec: header(SPEC_HEADER).and_then(|json| serde_json::from_str(json).ok()),
-            sequence: Sequence(message.sequence),
-        };
-        Ok(Some((letter, message.payload)))
+        let (stream, from_leader) = (dead_stream(id.topic()), topic.replicas > 1);
+        let message = self.last_message("read a dead letter", &stream, dead_subject(id), from_leader).await?;
+        Ok(message.and_then(|message| Some((letter(&message)?, message.payload))))
     }
 
     /// Runs a job again whose input is a dead letter, with as many attempts as a new one.

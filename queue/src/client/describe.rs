@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::Queue;
 use super::read::timestamp;
-use crate::topic::{WORKERS, dead_stream, jobs_stream, records_stream};
+use crate::topic::{WORKERS, dead_stream, jobs_stream};
 use crate::{PartitionId, QueueError, Sequence, Timestamp, Topic, TopicError, TopicName};
 
 /// A topic with its settings and all its partitions.
@@ -105,7 +105,8 @@ impl Queue {
     /// # Errors
     /// [`TopicError`].
     pub async fn describe(&self, name: &TopicName) -> Result<Description, TopicError> {
-        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let found = self.read_topic_and_count(name).await?;
+        let (topic, records) = found.ok_or_else(|| TopicError::Unknown(name.clone()))?;
         let partitions = topic.partitions().map(|partition| self.describe_partition(&topic, partition));
         let partitions = futures::future::try_join_all(partitions).await?;
         let settings = &topic.settings;
@@ -123,7 +124,7 @@ impl Queue {
             max_bytes: settings.bytes_max,
             retry: settings.retry,
             partitions,
-            records: self.stream_info(&records_stream(name)).await?.state.messages,
+            records,
             dead: self.stream_info(&dead_stream(name)).await?.state.messages,
         })
     }

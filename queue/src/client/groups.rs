@@ -66,7 +66,7 @@ impl Queue {
     /// # Errors
     /// [`TopicError`].
     pub async fn offsets(&self, name: &TopicName) -> Result<Vec<Offsets>, TopicError> {
-        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let topic = self.existing_topic(name).await?;
         futures::future::try_join_all(topic.partitions().map(async |partition| {
             const ACTION: &str = "list consumers";
             let bounds = self.bounds(name, partition).await?;
@@ -136,7 +136,7 @@ impl Queue {
         group: &TopicName,
         to: Position,
     ) -> Result<(), TopicError> {
-        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let topic = self.existing_topic(name).await?;
         check_group(&topic, group)?;
         let chosen = |one: &PartitionId| partition.is_none_or(|wanted| wanted == *one);
         for partition in topic.partitions().filter(chosen) {

@@ -54,26 +54,6 @@ impl Queue {
             max_payload: info.max_payload,
         }
     }
-
-    /// Plain messages for this process: `subject` is under `control.`.
-    ///
-    /// # Errors
-    /// [`crate::QueueError`] when the connection is closed.
-    pub async fn control(
-        &self,
-        name: &str,
-    ) -> Result<impl futures::Stream<Item = bytes::Bytes> + Unpin + use<>, crate::QueueError> {
-        let unavailable = |problem| crate::QueueError::Unavailable { action: "listen for orders", problem };
-        let messages = self.listen(format!("control.{name}")).await.map_err(unavailable)?;
-        Ok(futures::StreamExt::map(messages, |message| message.payload))
-    }
-
-    /// Sends a plain message to whoever listens to [`Queue::control`] under this name.
-    pub async fn order(&self, name: &str, payload: bytes::Bytes) {
-        if let Err(error) = self.send(format!("control.{name}"), payload).await {
-            tracing::debug!(error, "an order was not sent");
-        }
-    }
 }
 
 impl Server {

@@ -1,5 +1,6 @@
 //! Lease records in the queue: reading them, and writing them by compare-and-set.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::PublishErrorKind;
@@ -27,7 +28,7 @@ const TRY_PATIENCE: Duration = Duration::from_secs(15);
 /// A lease that is wanted for as long as the process lives.
 #[derive(Debug)]
 pub struct Singleton {
-    held: std::sync::Arc<std::sync::Mutex<Candidate>>,
+    held: Arc<Mutex<Candidate>>,
     _looking: AbortOnDropHandle<()>,
 }
 
@@ -67,7 +68,7 @@ impl Exclusive {
 impl Queue {
     /// Tries to be the one process that does what `name` stands for, from now on.
     pub fn singleton(&self, name: &str) -> Singleton {
-        let held = std::sync::Arc::new(std::sync::Mutex::new(Candidate::new(own_id(), TERM)));
+        let held = Arc::new(Mutex::new(Candidate::new(own_id(), TERM)));
         let (queue, name, candidate) = (self.clone(), name.to_owned(), held.clone());
         let looking = AbortOnDropHandle::new(tokio::spawn(async move {
             let mut due = tokio::time::interval(LOOK_INTERVAL);
@@ -91,7 +92,8 @@ impl Queue {
         self.ensure_stream(config(self.defaults.replicas)).await
     }
 
-    async fn look_at_lease(&self, name: &str, candidate: &std::sync::Mutex<Candidate>) -> Result<(), QueueError> {
+    /// Reads the record once, and writes it if it is this candidate's turn.
+    async fn look_at_lease(&self, name: &str, candidate: &Mutex<Candidate>) -> Result<(), QueueError> {
         let lock = || candidate.lock().expect("no panic holds this lock");
         let read = self.read_lease(name).await?;
         let step = lock().step(read, Instant::now());
@@ -105,17 +107,13 @@ impl Queue {
 
     /// Waits until nobody else does what `name` stands for.
     pub(crate) async fn exclusive(&self, name: &str) -> Result<Exclusive, QueueError> {
-        let mut candidate = Candidate::new(own_id(), TERM);
+        let candidate = Mutex::new(Candidate::new(own_id(), TERM));
         let started = Instant::now();
         while started.elapsed() < TRY_PATIENCE {
-            let read = self.read_lease(name).await?;
-            if let Step::Write(expected) = candidate.step(read, Instant::now()) {
-                let sent_at = Instant::now();
-                let outcome = self.write_lease(name, expected, Some(candidate.id().to_owned())).await?;
-                candidate.wrote(outcome, sent_at);
-                if candidate.is_held(Instant::now()) {
-                    return Ok(Exclusive { queue: self.clone(), name: name.to_owned(), candidate });
-                }
+            self.look_at_lease(name, &candidate).await?;
+            if candidate.lock().expect("no panic holds this lock").is_held(Instant::now()) {
+                let candidate = candidate.into_inner().expect("no panic held this lock");
+                return Ok(Exclusive { queue: self.clone(), name: name.to_owned(), candidate });
             }
             tokio::time::sleep(TRY_PAUSE).await;
         }

@@ -34,7 +34,7 @@ impl Queue {
         lease.give_back().await;
         result?;
         self.announce_topic(&name).await;
-        self.read_topic(&name).await?.ok_or(TopicError::Unknown(name))
+        self.existing_topic(&name).await
     }
 
     async fn create_held(&self, lease: &Exclusive, settings: Settings, replicas: usize) -> Result<(), TopicError> {
@@ -86,7 +86,7 @@ impl Queue {
         lease.give_back().await;
         result?;
         self.announce_topic(name).await;
-        self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))
+        self.existing_topic(name).await
     }
 
     async fn alter_held(
@@ -96,7 +96,7 @@ impl Queue {
         replicas: Option<usize>,
         change: impl FnOnce(&mut Settings),
     ) -> Result<(), TopicError> {
-        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let topic = self.existing_topic(name).await?;
         let mut next = topic.settings.clone();
         change(&mut next);
         topic.settings.check_change(&next).map_err(TopicError::Invalid)?;
@@ -148,7 +148,7 @@ impl Queue {
     /// # Errors
     /// [`TopicError`].
     pub async fn repair_partition(&self, name: &TopicName, partition: PartitionId) -> Result<(), TopicError> {
-        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let topic = self.existing_topic(name).await?;
         self.ensure_workers(&jobs_stream(name, partition), &topic.settings).await?;
         self.wake_partition(name, partition).await;
         Ok(())
@@ -167,7 +167,7 @@ impl Queue {
     }
 
     async fn delete_held(&self, lease: &Exclusive, name: &TopicName) -> Result<(), TopicError> {
-        self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        self.existing_topic(name).await?;
         let records = records_stream(name);
         for stream in self.stream_names_of(name).await?.iter().filter(|stream| **stream != records) {
             lease.must_hold()?;
@@ -185,7 +185,7 @@ impl Queue {
     /// # Errors
     /// [`TopicError`]; doing it again goes on.
     pub async fn purge_topic(&self, name: &TopicName) -> Result<Purged, TopicError> {
-        let topic = self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
+        let topic = self.existing_topic(name).await?;
         let mut purged = Purged::default();
         for partition in topic.partitions() {
             if topic.settings.model.is_none() {

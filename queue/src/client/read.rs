@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
-use async_nats::jetstream::stream::DirectGetErrorKind;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 
@@ -94,6 +95,18 @@ impl Message {
     }
 }
 
+impl From<StreamMessage> for Message {
+    fn from(message: StreamMessage) -> Self {
+        Self {
+            subject: message.subject.into_string(),
+            sequence: Sequence(message.sequence),
+            time: timestamp(message.time),
+            payload: message.payload,
+            headers: message.headers,
+        }
+    }
+}
+
 /// A moment as the client has it.
 pub(super) fn timestamp(time: async_nats::datetime::DateTime) -> Timestamp {
     Timestamp::from_millis((time.unix_timestamp_nanos() / 1_000_000) as i64)
@@ -113,15 +126,35 @@ impl Queue {
         let stream = self.handle(&jobs_stream(topic, partition)).await?;
         let read = bounded(stream.direct_get_next_for_subject(">", Some(from.0.max(1)))).await;
         match read.map_err(QueueError::unavailable("read a message"))? {
-            Ok(message) => Ok(Some(Message {
-                subject: message.subject.into_string(),
-                sequence: Sequence(message.sequence),
-                time: timestamp(message.time),
-                payload: message.payload,
-                headers: message.headers,
-            })),
+            Ok(message) => Ok(Some(message.into())),
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
             Err(error) => Err(QueueError::unavailable("read a message")(error)),
+        }
+    }
+
+    /// The last message of a subject. `from_leader` is for streams with copies, of which one that
+    /// lags may answer a direct get.
+    pub(super) async fn last_message(
+        &self,
+        action: &'static str,
+        stream: &str,
+        subject: String,
+        from_leader: bool,
+    ) -> Result<Option<Message>, QueueError> {
+        let stream = self.handle(stream).await?;
+        if from_leader {
+            let read = bounded(stream.get_last_raw_message_by_subject(&subject)).await;
+            return match read.map_err(QueueError::unavailable(action))? {
+                Ok(message) => Ok(Some(message.into())),
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                Err(error) => Err(QueueError::unavailable(action)(error)),
+            };
+        }
+        let read = bounded(stream.direct_get_last_for_subject(subject)).await;
+        match read.map_err(QueueError::unavailable(action))? {
+            Ok(message) => Ok(Some(message.into())),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(QueueError::unavailable(action)(error)),
         }
     }
 

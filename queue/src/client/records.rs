@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind};
 use bytes::Bytes;
 
 use super::{PATIENCE, Queue, RETRY_PAUSE, WRITE_IN_FLIGHT, bounded, server_error};
@@ -85,25 +84,9 @@ impl Queue {
     }
 
     async fn read_raw(&self, topic: &Topic, id: &JobId) -> Result<Option<(Bytes, Revision)>, QueueError> {
-        let stream = self.jetstream.get_stream_no_info(records_stream(id.topic())).await;
-        let stream = stream.map_err(QueueError::unavailable("find the records"))?;
-        let subject = record_subject(id);
-        let unavailable = |problem: String| QueueError::Unavailable { action: "read a record", problem };
-        // A direct get may be answered by a replica that lags; with one copy there is none.
-        let message = if topic.replicas > 1 {
-            match stream.get_last_raw_message_by_subject(&subject).await {
-                Ok(message) => message,
-                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
-                Err(error) => return Err(unavailable(chain(&error))),
-            }
-        } else {
-            match stream.direct_get_last_for_subject(subject).await {
-                Ok(message) => message,
-                Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(unavailable(chain(&error))),
-            }
-        };
-        Ok(Some((message.payload, Revision(message.sequence))))
+        let (stream, from_leader) = (records_stream(id.topic()), topic.replicas > 1);
+        let message = self.last_message("read a record", &stream, record_subject(id), from_leader).await?;
+        Ok(message.map(|message| (message.payload, Revision(message.sequence.0))))
     }
 
     /// Writes a job's first record, if there is none.

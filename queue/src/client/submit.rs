@@ -9,11 +9,10 @@ use std::time::Instant;
 
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
 
 use super::read::KEY_HEADER;
-use super::{LIMIT_REACHED, PATIENCE, Queue, RETRY_PAUSE, Replaced, Revision, bounded, server_error};
+use super::{LIMIT_REACHED, PATIENCE, Queue, RETRY_PAUSE, Replaced, Revision, server_error};
 use crate::topic::{Retention, job_subject, jobs_stream};
 use crate::{JobId, JobSpec, PartitionId, Priority, QueueError, Record, Sequence, SubmitError, Topic, TopicError};
 
@@ -54,7 +53,7 @@ impl Queue {
         if topic.settings.ordered {
             return Err(SubmitError::OnePriority(topic.name().clone()));
         }
-        self.ensure_priority(topic, priority).await.map_err(|error| match error {
+        self.add_priority(topic.name(), priority).await.map_err(|error| match error {
             TopicError::Unknown(name) => SubmitError::NoTopic(name),
             TopicError::Queue(error) => error.into(),
             other => {
@@ -161,15 +160,9 @@ impl Queue {
         id: &JobId,
         partition: PartitionId,
     ) -> Result<Option<Sequence>, QueueError> {
-        const ACTION: &str = "say where the job lies";
-        let stream = self.jetstream.get_stream_no_info(jobs_stream(id.topic(), partition)).await;
-        let stream = stream.map_err(QueueError::unavailable(ACTION))?;
-        let read = bounded(stream.get_last_raw_message_by_subject(&job_subject(id, partition))).await;
-        match read.map_err(QueueError::unavailable(ACTION))? {
-            Ok(message) => Ok(Some(Sequence(message.sequence))),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(QueueError::unavailable(ACTION)(error)),
-        }
+        let stream = jobs_stream(id.topic(), partition);
+        let message = self.last_message("say where the job lies", &stream, job_subject(id, partition), true).await?;
+        Ok(message.map(|message| message.sequence))
     }
 }
 

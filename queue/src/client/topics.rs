@@ -42,20 +42,23 @@ impl Queue {
         }
     }
 
-    /// The topic, with partitions of this priority.
-    ///
-    /// # Errors
-    /// [`TopicError`] when they are not there and cannot be made.
-    pub async fn ensure_priority(&self, topic: &Arc<Topic>, priority: Priority) -> Result<Arc<Topic>, TopicError> {
-        if topic.has(priority) {
-            return Ok(topic.clone());
-        }
+    /// Makes the partitions of a priority.
+    pub(super) async fn add_priority(&self, name: &TopicName, priority: Priority) -> Result<Arc<Topic>, TopicError> {
         let add = |settings: &mut Settings| {
+            // Another process may have been first.
             if !settings.has(priority) {
                 settings.priorities.push(priority);
             }
         };
-        self.alter_topic(topic.name(), None, add).await
+        self.alter_topic(name, None, add).await
+    }
+
+    /// The topic as it stands in the queue now, which must be there.
+    ///
+    /// # Errors
+    /// [`TopicError::Unknown`] if it is not.
+    pub(super) async fn existing_topic(&self, name: &TopicName) -> Result<Arc<Topic>, TopicError> {
+        self.read_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))
     }
 
     /// The topic, if it exists.
@@ -74,11 +77,17 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn read_topic(&self, name: &TopicName) -> Result<Option<Arc<Topic>>, QueueError> {
-        match self
-            .ask::<stream::Info>("find the topic", &format!("STREAM.INFO.{}", records_stream(name)), &json!({}))
-            .await
-        {
-            Ok(info) => Ok(Some(self.remember(Topic::from_records_stream(&info.config)?))),
+        Ok(self.read_topic_and_count(name).await?.map(|(topic, _)| topic))
+    }
+
+    /// The same, with how many records it holds.
+    pub(super) async fn read_topic_and_count(&self, name: &TopicName) -> Result<Option<(Arc<Topic>, u64)>, QueueError> {
+        let subject = format!("STREAM.INFO.{}", records_stream(name));
+        match self.ask::<stream::Info>("find the topic", &subject, &json!({})).await {
+            Ok(info) => {
+                let topic = self.remember(Topic::from_records_stream(&info.config)?);
+                Ok(Some((topic, info.state.messages)))
+            }
             Err(error) if error.is_not_found() => {
                 self.topics.write().expect("no panic holds this lock").remove(name);
                 Ok(None)

@@ -13,7 +13,7 @@
 mod settings;
 mod streams;
 
-pub use settings::{Defaults, Retention, RetryPolicy, Settings};
+pub use settings::{Change, Defaults, Retention, RetryPolicy, Settings};
 pub use streams::{
     WORKERS, dead_stream, dead_subject, job_subject, jobs_stream, record_subject, records_stream, topic_subject,
     wake_subject,

@@ -90,6 +90,52 @@ impl RetryPolicy {
     }
 }
 
+/// What somebody says of a topic, new or not; the rest stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    /// See [`Settings::partitions`].
+    pub partitions: Option<u16>,
+    /// See [`Settings::retention`].
+    pub retention: Option<Retention>,
+    /// See [`Settings::bytes_max`].
+    pub bytes_max: Option<u64>,
+    /// See [`Settings::lease_ms`].
+    pub lease: Option<Duration>,
+    /// See [`Settings::attempts_max`].
+    pub attempts_max: Option<u32>,
+    /// See [`Settings::run_timeout_ms`].
+    pub run_timeout: Option<Duration>,
+    /// See [`Settings::result_ttl_secs`].
+    pub result_ttl: Option<Duration>,
+    /// See [`RetryPolicy::first_ms`].
+    pub retry_first: Option<Duration>,
+    /// See [`RetryPolicy::max_ms`].
+    pub retry_max: Option<Duration>,
+    /// See [`RetryPolicy::jitter_percent`].
+    pub jitter_percent: Option<u8>,
+}
+
+impl Change {
+    /// Takes over what was said.
+    pub fn apply(&self, settings: &mut Settings) {
+        fn set<T>(field: &mut T, said: Option<T>) {
+            if let Some(said) = said {
+                *field = said;
+            }
+        }
+        set(&mut settings.partitions, self.partitions);
+        set(&mut settings.retention, self.retention);
+        settings.bytes_max = self.bytes_max.or(settings.bytes_max);
+        set(&mut settings.lease_ms, self.lease.map(millis));
+        set(&mut settings.attempts_max, self.attempts_max);
+        set(&mut settings.run_timeout_ms, self.run_timeout.map(millis));
+        set(&mut settings.result_ttl_secs, self.result_ttl.map(|ttl| ttl.as_secs()));
+        set(&mut settings.retry.first_ms, self.retry_first.map(millis));
+        set(&mut settings.retry.max_ms, self.retry_max.map(millis));
+        set(&mut settings.retry.jitter_percent, self.jitter_percent);
+    }
+}
+
 /// What topics are created with when nobody says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Defaults {
