@@ -27,6 +27,9 @@ pub(crate) async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
         if audit.arriving > 0 {
             println!("{} more are just being accepted", audit.arriving);
         }
+        if audit.settling > 0 {
+            println!("{} of the finished ones leave the queue when a dead worker's lease ends", audit.settling);
+        }
         for wrong in &audit.wrong {
             let problem = serde_json::to_value(wrong.problem)?;
             println!("{}  {}", wrong.id, problem.as_str().unwrap_or_default());

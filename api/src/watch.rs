@@ -1,13 +1,15 @@
 //! The watchdog: sees partitions that get nowhere, says why, and repairs what it safely can.
 //!
 //! Each API process looks, so that each can show what it sees; one of them, by a lease record, also
-//! repairs.
+//! repairs, and fails the jobs of logs whose inputs were dropped before they ran.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use queue::client::Description;
 use queue::watchdog::{Stall, Watchdog};
-use queue::{Queue, QueueError, TopicName};
+use queue::{Queue, QueueError, Sequence, TopicName};
 use tokio::time::MissedTickBehavior;
 
 use crate::roster::Roster;
@@ -33,18 +35,19 @@ impl Watch {
     /// Watches for as long as it is awaited.
     pub(crate) async fn keep(self, queue: Queue, roster: Roster) -> Result<(), QueueError> {
         let repairer = queue.singleton("watchdog");
-        let mut watchdog = Watchdog::default();
+        let (mut watchdog, mut sweeper) = (Watchdog::default(), Sweeper::default());
         let mut due = tokio::time::interval(LOOK_INTERVAL);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             due.tick().await;
-            let stalls = match look(&queue, &mut watchdog, &roster).await {
-                Ok(stalls) => stalls,
+            let topics = match look(&queue).await {
+                Ok(topics) => topics,
                 Err(problem) => {
                     tracing::debug!(problem, "topics were not looked at");
                     continue;
                 }
             };
+            let stalls = watchdog.look(&topics, &roster.members(), Instant::now());
             let known = std::mem::replace(&mut *self.0.lock().expect("no panic holds this lock"), stalls.clone());
             for stall in &stalls {
                 if !known.iter().any(|old| {
@@ -56,16 +59,49 @@ impl Watch {
                     repair(&queue, stall).await;
                 }
             }
+            if repairer.is_held() {
+                sweeper.sweep(&queue, &topics).await;
+            }
         }
     }
 }
 
-async fn look(queue: &Queue, watchdog: &mut Watchdog, roster: &Roster) -> Result<Vec<Stall>, String> {
+async fn look(queue: &Queue) -> Result<Vec<Description>, String> {
     let topics = queue.topics().await.map_err(|error| error.to_string())?;
     let described = topics.iter().map(|topic| queue.describe(topic.name()));
     // A topic that vanishes meanwhile is not stalled.
-    let described: Vec<_> = futures::future::join_all(described).await.into_iter().flatten().collect();
-    Ok(watchdog.look(&described, &roster.members(), Instant::now()))
+    Ok(futures::future::join_all(described).await.into_iter().flatten().collect())
+}
+
+/// Looks after logs that drop inputs: each time some are gone, their jobs are looked for.
+#[derive(Default)]
+struct Sweeper {
+    /// Of each topic, where its partitions began when no job was left that waits for what is gone.
+    swept: BTreeMap<TopicName, Vec<Sequence>>,
+}
+
+impl Sweeper {
+    async fn sweep(&mut self, queue: &Queue, topics: &[Description]) {
+        self.swept.retain(|name, _| topics.iter().any(|topic| topic.name == *name));
+        for described in topics.iter().filter(|topic| topic.model.is_some() && topic.retention != "work") {
+            let firsts: Vec<Sequence> = described.partitions.iter().map(|partition| partition.first).collect();
+            if self.swept.get(&described.name) == Some(&firsts) {
+                continue;
+            }
+            let Ok(Some(topic)) = queue.topic(&described.name).await else { continue };
+            match queue.fail_aged(&topic).await {
+                Ok(aged) => {
+                    if aged.failed > 0 {
+                        tracing::warn!(topic = %described.name, jobs = aged.failed, "failed: their inputs left the log before they ran");
+                    }
+                    if aged.left == 0 {
+                        self.swept.insert(described.name.clone(), firsts);
+                    }
+                }
+                Err(error) => tracing::debug!(topic = %described.name, %error, "not looked at for dropped inputs"),
+            }
+        }
+    }
 }
 
 /// Makes a consumer that is missing, and wakes the workers.

@@ -382,6 +382,16 @@ impl State {
             Self::Canceled { .. } => "canceled",
         }
     }
+
+    /// When a job in this state ended, if it has.
+    pub fn finished_at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Queued { .. } | Self::Running {} => None,
+            Self::Succeeded { finished_at, .. } | Self::Failed { finished_at, .. } | Self::Canceled { finished_at } => {
+                Some(*finished_at)
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The load of a drill: uploads, and what became of them.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -45,9 +46,9 @@ struct Tally {
 pub(crate) struct Ends {
     pub(crate) succeeded: usize,
     pub(crate) failed: usize,
-    pub(crate) lost: usize,
+    pub(crate) lost: BTreeSet<JobId>,
     pub(crate) duplicated: usize,
-    pub(crate) stuck: usize,
+    pub(crate) stuck: BTreeSet<JobId>,
 }
 
 impl Load {
@@ -118,11 +119,11 @@ pub(crate) async fn ends(api: Api, accepted: &[JobId]) -> Ends {
     let found: Vec<Option<Value>> = looking.buffered(LOOKERS).collect().await;
     for (id, first) in accepted.iter().zip(found) {
         let Some(first) = first else {
-            ends.stuck += 1;
+            ends.stuck.insert(id.clone());
             continue;
         };
         if first.is_null() {
-            ends.lost += 1;
+            ends.lost.insert(id.clone());
             continue;
         }
         let second = end(&client, &api, id, deadline.max(Instant::now() + UPLOAD_PATIENCE)).await;

@@ -134,17 +134,30 @@ async fn count(
     started: Instant,
 ) -> anyhow::Result<Report> {
     eprintln!("load has ended; {} jobs were accepted, waiting for their ends", accepted.len());
-    let ends = load::ends(stack.api(), accepted).await;
-    let mut report = Report {
+    let mut ends = load::ends(stack.api(), accepted).await;
+    // The same once more, from the queue's side.
+    let queue = Queue::connect(&Address::parse(&stack.queue_url())?, "sightline drill", Defaults::default()).await?;
+    for topic in queue.topics().await? {
+        for wrong in queue.audit(topic.name(), accepted).await?.wrong {
+            eprintln!("{}: {:?}", wrong.id, wrong.problem);
+            match wrong.problem {
+                Problem::Unknown => ends.lost.insert(wrong.id),
+                Problem::InputGone | Problem::NotSettled | Problem::NoDeadLetter | Problem::Unreadable => {
+                    ends.stuck.insert(wrong.id)
+                }
+            };
+        }
+    }
+    let report = Report {
         engine: format!("{:?}", args.engine).to_lowercase(),
         kill: format!("{:?}", args.kill).to_lowercase(),
         faults: args.times,
         accepted: accepted.len(),
         succeeded: ends.succeeded,
         failed: ends.failed,
-        lost: ends.lost,
+        lost: ends.lost.len(),
         duplicated: ends.duplicated,
-        stuck: ends.stuck,
+        stuck: ends.stuck.len(),
         longest_pause_seconds: pauses.iter().max().map_or(0.0, Duration::as_secs_f64),
         pauses_seconds: pauses
             .iter()
@@ -153,21 +166,6 @@ async fn count(
             .collect(),
         seconds: started.elapsed().as_secs_f64(),
     };
-    // The same once more, from the queue's side. A message whose ack a kill has swallowed lies there
-    // until its lease ends.
-    tokio::time::sleep(args.lease + Duration::from_secs(2)).await;
-    let queue = Queue::connect(&Address::parse(&stack.queue_url())?, "sightline drill", Defaults::default()).await?;
-    for topic in queue.topics().await? {
-        for wrong in queue.audit(topic.name(), accepted).await?.wrong {
-            eprintln!("{}: {:?}", wrong.id, wrong.problem);
-            match wrong.problem {
-                Problem::Unknown => report.lost = report.lost.max(1),
-                Problem::InputGone | Problem::NotSettled | Problem::NoDeadLetter | Problem::Unreadable => {
-                    report.stuck += 1
-                }
-            }
-        }
-    }
     Ok(report)
 }
 

@@ -28,6 +28,16 @@ pub(super) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
+    /// Refuses a body that says something, for requests that take none.
+    pub(super) fn must_be_empty(&self) -> Result<(), Refusal> {
+        match serde_json::from_slice(self.body) {
+            Ok(Value::Object(fields)) if fields.is_empty() => Ok(()),
+            Ok(Value::Array(items)) if items.is_empty() => Ok(()),
+            _ if self.body.trim_ascii().is_empty() => Ok(()),
+            _ => Err(Refusal::not_empty()),
+        }
+    }
+
     /// The body; nothing, `null` and `[]` are as if it were `{}`.
     pub(super) fn read<T: Deserialize<'a> + Default>(&self) -> Result<T, Refusal> {
         match self.body.trim_ascii() {
@@ -245,6 +255,7 @@ fn stream_list(core: &Core, request: &Request<'_>) -> Answer {
 }
 
 fn delete_stream(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
+    request.must_be_empty()?;
     let stream = core.stream(name).ok_or_else(Refusal::stream_not_found)?;
     let (id, consumers) = (stream.id, stream.consumers().map(|consumer| consumer.name.clone()).collect::<Vec<_>>());
     for consumer in consumers {

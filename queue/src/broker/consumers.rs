@@ -26,10 +26,14 @@ pub(super) fn operate(
         ("CREATE", [stream, name, filter @ ..]) => {
             ("consumer_create", create(core, stream, Named::Here(name), Some(filter.join(".")), request))
         }
-        ("INFO", [stream, name]) => ("consumer_info", info(core, stream, name, request.now)),
+        ("INFO", [stream, name]) => {
+            ("consumer_info", request.must_be_empty().and_then(|()| info(core, stream, name, request.now)))
+        }
         ("NAMES", [stream]) => ("consumer_names", list_names(core, stream, request)),
         ("LIST", [stream]) => ("consumer_list", list(core, stream, request)),
-        ("DELETE", [stream, name]) => ("consumer_delete", delete(core, stream, name, request.now)),
+        ("DELETE", [stream, name]) => {
+            ("consumer_delete", request.must_be_empty().and_then(|()| delete(core, stream, name, request.now)))
+        }
         ("PAUSE", [stream, name]) => ("consumer_pause", pause(core, stream, name, request)),
         ("UNPIN", [stream, name]) => ("consumer_unpin", unpin(core, stream, name, request)),
         // A server says nothing where there is no such consumer; the client hears it at once here.

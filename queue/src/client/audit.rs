@@ -11,11 +11,13 @@ use serde::Serialize;
 
 use super::{Queue, Stored};
 use crate::topic::{Retention, dead_stream, records_stream};
-use crate::{JobId, QueueError, Record, State, Topic, TopicError, TopicName};
+use crate::{JobId, QueueError, Record, State, Timestamp, Topic, TopicError, TopicName};
 
 /// How often a job that looks wrong is looked at again, and how long after the last time.
 const LOOKS: u32 = 5;
 const LOOK_PAUSE: Duration = Duration::from_millis(300);
+/// How long another worker may take to let a message go whose lease has ended.
+const SETTLE_MAX: Duration = Duration::from_secs(15);
 /// Jobs that are named for each thing that is wrong.
 const NAMED_MAX: usize = 1_000;
 
@@ -28,6 +30,9 @@ pub struct Audit {
     pub states: BTreeMap<&'static str, u64>,
     /// Messages that are just being accepted: they have no record yet.
     pub arriving: u64,
+    /// Finished jobs whose message goes once the lease of a worker that died has ended; they are
+    /// counted under their states too.
+    pub settling: u64,
     /// What does not add up.
     pub wrong: Vec<Wrong>,
 }
@@ -122,6 +127,10 @@ impl Queue {
         for (id, verdict) in self.look_again(&topic, suspects).await? {
             match verdict {
                 Verdict::Well(state) => drop(states.insert(id, state)),
+                Verdict::Settling(state) => {
+                    states.insert(id, state);
+                    audit.settling += 1;
+                }
                 Verdict::Arriving => {
                     states.remove(&id);
                     audit.arriving += 1;
@@ -190,6 +199,9 @@ impl Queue {
             _ => false,
         };
         Ok(match (problem(record.as_ref(), &Seen { has_message, has_letter, is_log }), record) {
+            (Some(Problem::NotSettled), Some(record)) if is_leased(&record, topic, Timestamp::now()) => {
+                Verdict::Settling(record.state.name())
+            }
             (Some(problem), _) => Verdict::Wrong(problem),
             (None, Some(record)) => Verdict::Well(record.state.name()),
             (None, None) => Verdict::Arriving,
@@ -202,8 +214,16 @@ impl Queue {
     }
 }
 
+/// Whether the lease under which a job was finished may still run: its message comes to another
+/// worker, who lets it go, only after that. Pure.
+fn is_leased(record: &Record, topic: &Topic, now: Timestamp) -> bool {
+    let lease = Duration::from_millis(topic.settings.lease_ms) + SETTLE_MAX;
+    record.state.finished_at().is_some_and(|finished| u128::from(now.millis_since(finished)) < lease.as_millis())
+}
+
 enum Verdict {
     Well(&'static str),
+    Settling(&'static str),
     Arriving,
     Wrong(Problem),
 }
@@ -211,7 +231,7 @@ enum Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ImageFacts, JobError, JobOptions, JobSpec, PartitionId, Sequence, Timestamp, Timings};
+    use crate::{ImageFacts, JobError, JobOptions, JobSpec, PartitionId, Sequence, Timings};
 
     fn record() -> Record {
         let spec = JobSpec {

@@ -18,11 +18,14 @@ pub struct PartitionDepth {
 }
 
 impl Queue {
-    /// The depth of each partition of a topic.
+    /// The depth of each partition of a topic; nothing for a plain log, which has no workers.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn depth(&self, topic: &Topic) -> Result<Vec<PartitionDepth>, QueueError> {
+        if topic.settings.model.is_none() {
+            return Ok(Vec::new());
+        }
         let asked = topic.partitions().map(|partition| async move {
             let stream = self.jetstream.get_stream_no_info(jobs_stream(topic.name(), partition)).await;
             let stream = stream.map_err(QueueError::unavailable("find a partition"))?;

@@ -140,7 +140,20 @@ impl Queue {
     /// # Errors
     /// [`TopicError`].
     pub async fn pause_topic(&self, name: &TopicName, paused: bool) -> Result<Arc<Topic>, TopicError> {
-        self.alter_topic(name, None, |settings| settings.paused = paused).await
+        let lease = self.exclusive(&lease_name(name)).await?;
+        let result = self.pause_held(&lease, name, paused).await;
+        lease.give_back().await;
+        result?;
+        self.announce_topic(name).await;
+        self.existing_topic(name).await
+    }
+
+    async fn pause_held(&self, lease: &Exclusive, name: &TopicName, paused: bool) -> Result<(), TopicError> {
+        let mut next = self.existing_topic(name).await?.settings.clone();
+        next.paused = paused;
+        let records = self.stream_config(&records_stream(name)).await?;
+        lease.must_hold()?;
+        self.write_settings(records, &next).await
     }
 
     /// Makes a partition's consumer if it is missing, and wakes its workers.

@@ -4,6 +4,7 @@
 
 mod topics;
 mod manage;
+mod aged;
 mod submit;
 mod fetch;
 mod settle;
@@ -27,6 +28,7 @@ use async_nats::jetstream::stream::Stream;
 use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 
+pub use aged::Aged;
 pub use audit::{Audit, Problem, Wrong};
 pub use dead::{DeadLetter, RedriveError, Redriven};
 pub use depth::PartitionDepth;

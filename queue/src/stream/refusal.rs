@@ -25,6 +25,10 @@ impl Refusal {
         Self::new(400, 10025, format!("invalid JSON: {problem}"))
     }
 
+    pub(crate) fn not_empty() -> Self {
+        Self::new(400, 10038, "expected an empty request payload")
+    }
+
     pub(crate) fn unknown_field(name: &str) -> Self {
         Self::invalid_json(&format!("json: unknown field {name:?}"))
     }
