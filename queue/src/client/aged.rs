@@ -1,0 +1,74 @@
+//! Jobs of a log whose inputs went by age or size before they were run.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+
+use super::{Queue, Replaced, Revision};
+use crate::topic::{Retention, jobs_stream, records_stream};
+use crate::{JobError, PartitionId, Record, Sequence, State, Timestamp, Topic, TopicError};
+
+/// What a worker may take to settle a job, on top of its lease and its run.
+const SETTLE_MAX: Duration = Duration::from_secs(15);
+
+/// What a look for such jobs has found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Aged {
+    /// Jobs that have failed now, with `input_gone`.
+    pub failed: u64,
+    /// Jobs whose input is gone while a worker may still have it in hand.
+    pub left: u64,
+}
+
+impl Queue {
+    /// Fails the jobs of a log that wait for an input that is gone. Other topics keep every input
+    /// until its job has ended.
+    ///
+    /// # Errors
+    /// [`TopicError`]; doing it again goes on.
+    pub async fn fail_aged(&self, topic: &Topic) -> Result<Aged, TopicError> {
+        let mut aged = Aged::default();
+        if topic.settings.retention == Retention::Work || topic.settings.model.is_none() {
+            return Ok(aged);
+        }
+        let mut firsts = HashMap::new();
+        for partition in topic.partitions() {
+            let state = self.stream_info(&jobs_stream(topic.name(), partition)).await?.state;
+            firsts.insert(partition, Sequence(state.first_sequence));
+        }
+        let mut records = std::pin::pin!(self.scan(&records_stream(topic.name()), false).await?);
+        while let Some(message) = records.try_next().await? {
+            let Ok(record) = serde_json::from_slice::<Record>(&message.payload) else { continue };
+            if !is_input_gone(&record, &firsts) {
+                continue;
+            }
+            let now = Timestamp::now();
+            if may_be_in_hand(&record, topic, now) {
+                aged.left += 1;
+                continue;
+            }
+            let text = "its input left the log, by age or by size, before it was run; submit it again";
+            let failed = record.fail(JobError::new("input_gone", text), now).expect("it has not ended");
+            match self.replace(Revision::from(message.sequence.0), &failed).await? {
+                Replaced::Done(_) => aged.failed += 1,
+                Replaced::Refused => aged.left += 1,
+            }
+        }
+        Ok(aged)
+    }
+}
+
+/// Whether a job has yet to be run, and its input lies before the first of its partition. Pure.
+fn is_input_gone(record: &Record, firsts: &HashMap<PartitionId, Sequence>) -> bool {
+    matches!(record.state, State::Queued { .. } | State::Running {})
+        && firsts.get(&record.partition).is_some_and(|first| record.sequence < *first)
+}
+
+/// Whether a worker may still be running a job: it has the input in memory. Pure.
+fn may_be_in_hand(record: &Record, topic: &Topic, now: Timestamp) -> bool {
+    let run = record.spec.options.timeout_ms.map(Duration::from_millis).unwrap_or(topic.run_timeout());
+    let longest = Duration::from_millis(topic.settings.lease_ms) + run + SETTLE_MAX;
+    let is_running = matches!(record.state, State::Running {});
+    is_running && record.started_at().is_some_and(|started| u128::from(now.millis_since(started)) < longest.as_millis())
+}
