@@ -1,12 +1,13 @@
 //! The watchdog: sees partitions that get nowhere, says why, and repairs what it safely can.
 //!
 //! Each API process looks, so that each can show what it sees; one of them, by a lease record, also
-//! repairs, and fails the jobs of logs whose inputs were dropped before they ran.
+//! repairs, spreads the leaders of partitions over the servers of a cluster, and fails the jobs of logs whose inputs were dropped before they ran.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use queue::balance::Move;
 use queue::client::Description;
 use queue::watchdog::{Stall, Watchdog};
 use queue::{Queue, QueueError, Sequence, TopicName};
@@ -60,6 +61,9 @@ impl Watch {
                 }
             }
             if repairer.is_held() {
+                for step in queue::balance::moves(&topics) {
+                    spread(&queue, &step).await;
+                }
                 sweeper.sweep(&queue, &topics).await;
             }
         }
@@ -101,6 +105,15 @@ impl Sweeper {
                 Err(error) => tracing::debug!(topic = %described.name, %error, "not looked at for dropped inputs"),
             }
         }
+    }
+}
+
+/// Moves a partition's leader.
+async fn spread(queue: &Queue, step: &Move) {
+    let Move { topic, partition, to } = step;
+    match queue.move_leader(step).await {
+        Ok(()) => tracing::info!(%topic, %partition, to, "another server leads this partition now"),
+        Err(error) => tracing::debug!(%topic, %partition, to, %error, "leader not moved"),
     }
 }
 

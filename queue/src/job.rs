@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
@@ -148,6 +149,13 @@ impl JobId {
     /// A new id: uuid version 7, time first and 74 random bits.
     pub fn random(topic: TopicName) -> Self {
         Self { topic, uuid: Uuid::now_v7() }
+    }
+
+    /// How long ago this id was made up; `None` for one that follows from something else.
+    pub fn age(&self) -> Option<Duration> {
+        let (seconds, nanoseconds) = self.uuid.get_timestamp()?.to_unix();
+        let made = UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+        Some(SystemTime::now().duration_since(made).unwrap_or_default())
     }
 
     /// The id that follows from `words`: the same words always give the same job.

@@ -26,6 +26,7 @@ pub mod client;
 pub mod lease;
 pub mod singleton;
 pub mod watchdog;
+pub mod balance;
 pub mod members;
 pub mod broker;
 pub mod bench;

@@ -171,12 +171,12 @@ impl std::fmt::Display for Reason {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Sequence;
     use crate::members::{Stage, Work};
 
-    fn topic() -> Description {
+    pub(crate) fn topic() -> Description {
         let partition = Partition {
             partition: PartitionId::normal(0),
             leader: "n1".into(),

@@ -21,6 +21,8 @@ mod recognition;
 mod workers;
 /// Topics, logs, dead letters.
 mod topics;
+/// Who gets what, who notices what is wrong, and what follows.
+mod coordination;
 
 use std::sync::OnceLock;
 

@@ -4,15 +4,15 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use super::harness::{Stack, eventually, photo, root, send, test_models};
+use super::harness::{ENGINE, Stack, eventually, photo, root, send, test_models};
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Runs a command that must succeed and returns what it printed.
 #[track_caller]
-fn ok(stack: &Stack, words: &[&str]) -> String {
+pub(crate) fn ok(stack: &Stack, words: &[&str]) -> String {
     let output = stack.command(words);
     assert!(output.status.success(), "{words:?}: {}", text(&output));
     String::from_utf8(output.stdout).expect("text")
@@ -20,17 +20,17 @@ fn ok(stack: &Stack, words: &[&str]) -> String {
 
 /// Runs a command that must fail and returns what it said.
 #[track_caller]
-fn refused(stack: &Stack, words: &[&str]) -> String {
+pub(crate) fn refused(stack: &Stack, words: &[&str]) -> String {
     let output = stack.command(words);
     assert!(!output.status.success(), "{words:?}: {}", text(&output));
     String::from_utf8(output.stderr).expect("text")
 }
 
-fn json_of(text: &str) -> Value {
+pub(crate) fn json_of(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-fn rocket() -> String {
+pub(crate) fn rocket() -> String {
     root().join("tests/photos/rocket.jpg").display().to_string()
 }
 
@@ -40,8 +40,16 @@ async fn a_topic_is_made_changed_paused_and_removed_while_it_works() {
     ok(&stack, &["topics", "create", "cameras", "--model", "efficientnet-lite0", "--partitions", "2", "--lease", "9s"]);
     let error = refused(&stack, &["topics", "create", "cameras", "--model", "efficientnet-lite0"]);
     assert!(error.contains("there is a topic cameras already"), "{error}");
-    let error = refused(&stack, &["topics", "create", "copies", "--retention", "log:1h", "--replicas", "3"]);
+    let copies = if ENGINE == "cluster" { "5" } else { "3" };
+    let error = refused(&stack, &["topics", "create", "copies", "--retention", "log:1h", "--replicas", copies]);
     assert!(error.contains("replicas"), "{error}");
+    if ENGINE == "cluster" {
+        let described = json_of(&ok(&stack, &["topics", "describe", "cameras", "--json"]));
+        for partition in described["partitions"].as_array().expect("a list") {
+            let replicas = partition["replicas"].as_array().expect("a list");
+            assert!(replicas.len() == 2 && replicas.iter().all(|replica| replica["current"] == true), "{partition}");
+        }
+    }
     let job = stack.run("topic=cameras", photo("rocket.jpg")).await;
     assert_eq!((job["state"].as_str(), job["topic"].as_str()), (Some("succeeded"), Some("cameras")), "{job}");
 
@@ -302,4 +310,7 @@ async fn workers_come_with_the_backlog() {
     }
     let supervisor = &stack.members("supervisor").await[0];
     assert_eq!(supervisor["scale"]["max"], 2, "{supervisor}");
+    eventually("they go when there was nothing to do", async || stack.members("worker").await.is_empty().then_some(()))
+        .await;
+    assert_eq!(stack.run("model=slow", photo("rocket.jpg")).await["state"], "succeeded", "one comes back for a job");
 }

@@ -24,18 +24,26 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Pause between two looks at a state.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
-/// The engine that this test target is for. Each suite is built twice; the one whose name ends with
-/// `_nats` runs on a NATS server.
-pub(crate) const ENGINE: &str = if ends_with_nats(env!("CARGO_CRATE_NAME")) { "nats" } else { "own" };
+/// The engine that this test target is for. Suites are built more than once; the one whose name
+/// ends with `_nats` runs on a NATS server, the one with `_cluster` on three of them, with three
+/// replicas of everything.
+pub(crate) const ENGINE: &str = engine_of(env!("CARGO_CRATE_NAME"));
 
-const fn ends_with_nats(name: &str) -> bool {
-    matches!(name.as_bytes(), [.., b'_', b'n', b'a', b't', b's'])
+const fn engine_of(target: &str) -> &'static str {
+    match target.as_bytes() {
+        [.., b'_', b'n', b'a', b't', b's'] => "nats",
+        [.., b'_', b'c', b'l', b'u', b's', b't', b'e', b'r'] => "cluster",
+        _ => "own",
+    }
 }
 
 /// A running system. Dropping it ends it, and its children with it.
 pub(crate) struct Stack {
     up: Option<Up>,
     flags: Vec<String>,
+    /// Where its queue runs that it has not started itself.
+    queue: Option<String>,
+    _cluster: Option<Cluster>,
     folder: TempDir,
     data: PathBuf,
     http: reqwest::Client,
@@ -56,17 +64,39 @@ impl Stack {
         Self::start_in(folder, data, flags)
     }
 
+    /// The same on a queue that runs already.
+    pub(crate) fn start_on(queue: &str, flags: &[&str]) -> Self {
+        let folder = temporary_folder();
+        let data = folder.path().join("data");
+        Self::start_with(folder, data, flags, Some(queue.to_owned()), None)
+    }
+
     /// The same with a data folder of the test's own.
     pub(crate) fn start_at(data: PathBuf, flags: &[&str]) -> Self {
         Self::start_in(temporary_folder(), data, flags)
     }
 
     fn start_in(folder: TempDir, data: PathBuf, flags: &[&str]) -> Self {
+        if ENGINE != "cluster" {
+            return Self::start_with(folder, data, flags, None, None);
+        }
+        let cluster = Cluster::start();
+        let flags: Vec<&str> = flags.iter().copied().chain(["--replicas", "3"]).collect();
+        Self::start_with(folder, data, &flags, Some(cluster.url.clone()), Some(cluster))
+    }
+
+    fn start_with(
+        folder: TempDir,
+        data: PathBuf,
+        flags: &[&str],
+        queue: Option<String>,
+        cluster: Option<Cluster>,
+    ) -> Self {
         drop(rustls::crypto::ring::default_provider().install_default());
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         // A kept connection belongs to the runtime of the test that opened it, and ends with it.
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
-        let mut stack = Self { up: None, flags, folder, data, http };
+        let mut stack = Self { up: None, flags, queue, _cluster: cluster, folder, data, http };
         stack.restart();
         stack
     }
@@ -76,18 +106,14 @@ impl Stack {
         drop(self.up.take());
         let stderr =
             File::options().create(true).append(true).open(self.folder.path().join("stderr")).expect("a log file");
-        let mut child = sightline()
-            .args([
-                "up",
-                "--supervised",
-                "--engine",
-                ENGINE,
-                "--listen",
-                "127.0.0.1:0",
-                "--broker-listen",
-                "127.0.0.1:0",
-                "--data",
-            ])
+        let mut command = sightline();
+        command.args(["up", "--supervised", "--listen", "127.0.0.1:0"]);
+        match &self.queue {
+            Some(queue) => command.env("SIGHTLINE_QUEUE", queue),
+            None => command.args(["--engine", ENGINE, "--broker-listen", "127.0.0.1:0"]),
+        };
+        let mut child = command
+            .arg("--data")
             .arg(self.data())
             .args(&self.flags)
             .stdin(Stdio::piped())
@@ -199,9 +225,46 @@ impl Stack {
 
     /// Runs another command against this system and waits for it.
     pub(crate) fn command(&self, words: &[&str]) -> Output {
+        self.prepare(words).stdin(Stdio::null()).output().expect("the binary starts")
+    }
+
+    /// Another command against this system, not yet started.
+    pub(crate) fn prepare(&self, words: &[&str]) -> Command {
         let mut command = sightline();
-        command.args(words).arg("--data").arg(self.data()).stdin(Stdio::null());
-        command.output().expect("the binary starts")
+        if let Some(queue) = &self.queue {
+            command.env("SIGHTLINE_QUEUE", queue);
+        }
+        command.args(words).arg("--data").arg(self.data());
+        command
+    }
+}
+
+/// Three NATS servers as one cluster, in a folder of their own. Dropping it ends them.
+pub(crate) struct Cluster {
+    child: Child,
+    _folder: TempDir,
+    /// Where they listen.
+    pub(crate) url: String,
+}
+
+impl Cluster {
+    /// Starts them and waits until they have a leader.
+    pub(crate) fn start() -> Self {
+        let folder = temporary_folder();
+        let mut command = sightline();
+        command.args(["cluster", "--store"]).arg(folder.path());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the binary starts");
+        let mut lines = BufReader::new(child.stdout.take().expect("it has an output")).lines();
+        let url = lines.next().expect("it says where it listens").expect("text");
+        Self { child, _folder: folder, url }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // It ends its servers when its input closes.
+        drop(self.child.stdin.take());
+        drop(self.child.wait());
     }
 }
 

@@ -107,6 +107,9 @@ async fn a_stream_is_made_once_shown_changed_and_removed() {
     assert_eq!((made.cached_info().config.max_messages, made.cached_info().config.max_bytes), (3, -1));
     stream(&context, Config { max_messages: 3, ..config() }).await;
     for (operation, body, code) in [
+        ("CONSUMER.INFO.s.c", Value::Null, 10038),
+        ("CONSUMER.DELETE.s.c", json!({"x": 1}), 10038),
+        ("STREAM.DELETE.s", Value::Null, 10038),
         ("STREAM.CREATE.s", json!({"name": "s", "subjects": ["s.>"], "max_msgs": 4}), 10058),
         ("STREAM.CREATE.t", json!({"name": "t", "subjects": ["s.x"]}), 10065),
         ("STREAM.CREATE.t", json!({"name": "u", "subjects": ["u"]}), 10056),

@@ -105,7 +105,7 @@ impl Queue {
         let partition = place(topic, &spec);
         let Some(Stored { record, revision }) = self.record(&spec.id).await? else {
             // Its record has expired: it is a new job under its old id.
-            let sequence = self.publish_job(topic, &spec, partition, payload, None).await?;
+            let (_, sequence) = self.publish_job(topic, &spec, &[partition], payload, None).await?;
             let id = spec.id.clone();
             self.create(&Record::queued(spec, partition, sequence)).await?;
             self.wake(&id, partition).await;
@@ -116,7 +116,7 @@ impl Queue {
             State::Queued { .. } | State::Running {} | State::Succeeded { .. } => return Ok(Redriven::AlreadyQueued),
         }
         let again = Some((revision, record.sequence));
-        let sequence = self.publish_job(topic, &spec, partition, payload, again).await?;
+        let (_, sequence) = self.publish_job(topic, &spec, &[partition], payload, again).await?;
         let queued = record.again(partition, sequence).expect("it has failed or was called off");
         let written = self.replace(revision, &queued).await?;
         self.wake(&spec.id, partition).await;

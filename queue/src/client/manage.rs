@@ -12,6 +12,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use super::leases::Exclusive;
 use super::{Queue, Replaced, bounded};
+use crate::balance::Move;
 use crate::topic::{
     Settings, dead_config, dead_stream, job_filter, jobs_config, jobs_stream, records_config, records_stream,
     streams_of,
@@ -164,6 +165,18 @@ impl Queue {
         let topic = self.existing_topic(name).await?;
         self.ensure_workers(&jobs_stream(name, partition), &topic.settings).await?;
         self.wake_partition(name, partition).await;
+        Ok(())
+    }
+
+    /// Lets another server lead a partition, as the cluster sees fit if that one cannot. What is
+    /// under way pauses for some milliseconds.
+    ///
+    /// # Errors
+    /// [`TopicError`].
+    pub async fn move_leader(&self, step: &Move) -> Result<(), TopicError> {
+        let subject = format!("STREAM.LEADER.STEPDOWN.{}", jobs_stream(&step.topic, step.partition));
+        let wish = serde_json::json!({"placement": {"preferred": step.to}});
+        self.ask::<serde_json::Value>("move a partition's leader", &subject, &wish).await?;
         Ok(())
     }
 

@@ -70,6 +70,19 @@ impl Queue {
         }
     }
 
+    /// A job as it stands: its record, or its message if that has come and the record has not yet.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn find(&self, id: &JobId) -> Result<Option<Stored>, QueueError> {
+        if let Some(stored) = self.record(id).await? {
+            return Ok(Some(stored));
+        }
+        let Some(arriving) = self.arriving(id).await? else { return Ok(None) };
+        // The record may have come while we looked for the message.
+        Ok(Some(self.record(id).await?.unwrap_or(arriving)))
+    }
+
     async fn read(&self, topic: &Topic, id: &JobId) -> Result<Option<Stored>, QueueError> {
         Ok(match self.read_raw(topic, id).await? {
             Some((payload, revision)) => {

@@ -3,16 +3,21 @@
 //! Two durable writes, in this order: the message that holds the image and, in a header, all that
 //! the record needs; then the record. A crash between them leaves a job that a worker can begin by
 //! itself; the other order would leave a record whose image is nowhere.
+//!
+//! In a cluster each stream has a leader, and when its server dies nobody leads the stream for some
+//! seconds. Neither write waits for that: a job that is bound to no partition goes to the next one,
+//! and the record is written once it can be, while the job is known by its message.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 
 use super::read::KEY_HEADER;
-use super::{LIMIT_REACHED, PATIENCE, Queue, RETRY_PAUSE, Replaced, Revision, server_error};
+use super::{LIMIT_REACHED, PATIENCE, Queue, RETRY_PAUSE, Replaced, Revision, Stored, server_error};
+use crate::error::chain;
 use crate::topic::{Retention, job_subject, jobs_stream};
 use crate::{JobId, JobSpec, PartitionId, Priority, QueueError, Record, Sequence, SubmitError, Topic, TopicError};
 
@@ -22,27 +27,67 @@ pub(crate) const SPEC_HEADER: &str = "Sl-Job";
 /// that it takes back.
 pub(crate) const AGAIN_HEADER: &str = "Sl-Again";
 
+/// How long a stream with copies may take to acknowledge before its leader is taken for gone.
+const LEADER_PATIENCE: Duration = Duration::from_millis(1_500);
+/// How old a job may be that has no record yet.
+const ARRIVING_MAX: Duration = Duration::from_secs(600);
+
 impl Queue {
-    /// Queues a job. When this returns a record, image and record are durable.
+    /// Queues a job. When this returns a record, the image is durable together with all that the
+    /// record says; so is the record, unless the topic has copies and its records no leader now.
     ///
     /// # Errors
     /// [`SubmitError::Full`] and [`SubmitError::TooLarge`] queue nothing. After
     /// [`SubmitError::Queue`] it is not known whether the job will run.
     pub async fn submit(&self, topic: &Arc<Topic>, spec: JobSpec, image: Bytes) -> Result<Record, SubmitError> {
         let topic = &self.with_priority(topic, spec.options.priority).await?;
-        let partition = place(topic, &spec);
-        let sequence = self.publish_job(topic, &spec, partition, image, None).await?;
+        let (partition, sequence) = self.publish_job(topic, &spec, &places(topic, &spec), image, None).await?;
         let record = Record::queued(spec, partition, sequence);
-        let record = match self.create(&record).await? {
-            Replaced::Done(_) => record,
+        let record = match self.create_soon(topic, &record).await? {
+            Some(Replaced::Done(_)) | None => record,
             // A worker was faster than we were: the job is known.
-            Replaced::Refused => match self.record(&record.spec.id).await? {
+            Some(Replaced::Refused) => match self.record(&record.spec.id).await? {
                 Some(stored) => stored.record,
                 None => record,
             },
         };
         self.wake(&record.spec.id, partition).await;
         Ok(record)
+    }
+
+    /// Writes a new job's record. `None`: its stream has no leader now; it is written when it has.
+    /// Should this process end before, the job's worker writes it.
+    async fn create_soon(&self, topic: &Topic, record: &Record) -> Result<Option<Replaced>, QueueError> {
+        if topic.replicas < 2 {
+            return self.create(record).await.map(Some);
+        }
+        let (queue, record) = (self.clone(), record.clone());
+        let mut writing = tokio::spawn(async move { queue.create(&record).await });
+        match tokio::time::timeout(LEADER_PATIENCE, &mut writing).await {
+            Ok(written) => written.expect("writing a record does not panic").map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// A job as its message shows it: accepted just now, its record not yet written. A change may be
+    /// made to it like to one that was read as revision 0.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub(super) async fn arriving(&self, id: &JobId) -> Result<Option<Stored>, QueueError> {
+        let is_new = |topic: &Arc<Topic>| topic.replicas > 1 && id.age().is_none_or(|age| age < ARRIVING_MAX);
+        let Some(topic) = self.topic(id.topic()).await?.filter(is_new) else { return Ok(None) };
+        for partition in topic.partitions() {
+            let stream = jobs_stream(id.topic(), partition);
+            let found = self.last_message("look for the job", &stream, job_subject(id, partition), true).await;
+            // A partition without a leader does not keep us from looking at the others.
+            let Ok(Some(message)) = found else { continue };
+            if let Some(spec) = message.spec().filter(|spec| spec.id == *id) {
+                let record = Record::queued(spec, partition, message.sequence);
+                return Ok(Some(Stored { record, revision: Revision::default() }));
+            }
+        }
+        Ok(None)
     }
 
     /// The topic with partitions for this priority, which are made with their first job.
@@ -89,20 +134,28 @@ impl Queue {
         Ok((id, partition, sequence))
     }
 
-    /// Publishes a job's message, once. `again` is given for one that was finished: the revision of
-    /// the record that this takes back, and where the input lay before.
+    /// Publishes a job's message to the first of these places that has a leader; where none has,
+    /// waits. `again` is given for one that was finished: the revision of the record that this takes
+    /// back, and where the input lay before.
+    ///
+    /// A message may be stored at a place that did not say so in time, and then at another one too:
+    /// the record names one of them, and a worker lets the other go.
     pub(super) async fn publish_job(
         &self,
         topic: &Topic,
         spec: &JobSpec,
-        partition: PartitionId,
+        places: &[PartitionId],
         image: Bytes,
         again: Option<(Revision, Sequence)>,
-    ) -> Result<Sequence, SubmitError> {
-        let subject = job_subject(&spec.id, partition);
+    ) -> Result<(PartitionId, Sequence), SubmitError> {
         let header = ascii_json(spec);
         let started = Instant::now();
-        loop {
+        // Whether the topic is still there is for its leaders to say, and they take long if they are
+        // what is missing.
+        let (patience, asking_after) =
+            if topic.replicas > 1 { (LEADER_PATIENCE, 2 * LEADER_PATIENCE) } else { (PATIENCE, Duration::ZERO) };
+        for (turn, partition) in places.iter().copied().enumerate().cycle() {
+            let has_next = turn + 1 < places.len();
             let mut message = PublishMessage::build().header(SPEC_HEADER, header.as_str()).payload(image.clone());
             if let Some((revision, _)) = again {
                 message = message.header(AGAIN_HEADER, u64::from(revision).to_string().as_str());
@@ -111,18 +164,29 @@ impl Queue {
                 // A work queue's stream takes one message a subject by itself.
                 message = message.expected_last_subject_sequence(again.map_or(0, |(_, before)| before.0));
             }
-            let error = match self.publish_acked(subject.clone(), message).await {
-                Ok(sequence) => return Ok(sequence),
-                Err(error) => error,
+            let publishing = self.publish_acked(job_subject(&spec.id, partition), message);
+            let error = match tokio::time::timeout(patience, publishing).await {
+                Ok(Ok(sequence)) => return Ok((partition, sequence)),
+                Ok(Err(error)) => error,
+                Err(_) => PublishError::new(PublishErrorKind::TimedOut),
             };
             match refusal(&error) {
                 // An earlier try was stored, only its answer was lost.
-                Some(Refusal::AlreadyThere) => return self.queued_sequence(spec, partition).await,
+                Some(Refusal::AlreadyThere) => {
+                    return self.queued_sequence(spec, partition).await.map(|sequence| (partition, sequence));
+                }
+                // In a cluster: this one has no leader now, another one may have.
+                Some(Refusal::NoStream) | None if has_next => {
+                    tracing::debug!(job_id = %spec.id, %partition, error = chain(&error), "trying another partition");
+                }
                 Some(Refusal::Full) => return Err(SubmitError::Full { topic: spec.id.topic().to_string() }),
                 Some(Refusal::TooLarge) => {
                     return Err(SubmitError::TooLarge { bytes: image.len(), max_payload: self.max_payload() });
                 }
-                Some(Refusal::NoStream) if matches!(self.read_topic(spec.id.topic()).await, Ok(None)) => {
+                Some(Refusal::NoStream)
+                    if started.elapsed() >= asking_after
+                        && matches!(self.read_topic(spec.id.topic()).await, Ok(None)) =>
+                {
                     return Err(SubmitError::NoTopic(spec.id.topic().clone()));
                 }
                 // In a cluster: until there is a leader again.
@@ -136,6 +200,7 @@ impl Queue {
                 None => tokio::time::sleep(RETRY_PAUSE).await,
             }
         }
+        unreachable!("every job has a place, and they are gone round for ever")
     }
 
     /// Publishes and waits for the acknowledgement, which means that the message is durable.
@@ -170,6 +235,18 @@ impl Queue {
 pub(super) fn place(topic: &Topic, spec: &JobSpec) -> PartitionId {
     let key = spec.options.partition_key.as_deref();
     PartitionId::of_job(&spec.id, key, topic.settings.partitions, spec.options.priority)
+}
+
+/// The partitions that may take a new job, the one that it belongs to first. Where its key, its
+/// order or its place in a log matters, that is the only one; and without copies it would be on the
+/// same server that does not answer.
+fn places(topic: &Topic, spec: &JobSpec) -> Vec<PartitionId> {
+    let (own, count) = (place(topic, spec), topic.settings.partitions);
+    let is_bound = spec.options.partition_key.is_some() || topic.settings.ordered;
+    if is_bound || topic.settings.retention != Retention::Work || topic.replicas < 2 {
+        return vec![own];
+    }
+    (0..count).map(|step| PartitionId::new((own.index() + step) % count, own.priority())).collect()
 }
 
 enum Refusal {

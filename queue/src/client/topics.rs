@@ -21,6 +21,8 @@ use crate::{Priority, QueueError, Topic, TopicError, TopicName};
 /// The stream is there already, with another configuration.
 const NAME_IN_USE: ErrorCode = ErrorCode(10058);
 pub(super) const STREAM_NOT_FOUND: ErrorCode = ErrorCode(10059);
+/// A server without a cluster, and a cluster that is too small.
+const TOO_MANY_REPLICAS: [ErrorCode; 2] = [ErrorCode(10074), ErrorCode(10005)];
 /// How often all topics are looked at, whether or not somebody said that one has changed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -273,6 +275,9 @@ impl From<Ask> for TopicError {
     fn from(ask: Ask) -> Self {
         match ask {
             // While a cluster has no leader, it can say nothing: 503.
+            Ask::Refused { error, .. } if TOO_MANY_REPLICAS.contains(&error.error_code()) => Self::Refused(format!(
+                "it has fewer servers than replicas were asked for, say fewer --replicas: {error}"
+            )),
             Ask::Refused { error, .. } if error.code() != 503 => Self::Refused(error.to_string()),
             other => Self::Queue(other.into()),
         }

@@ -50,7 +50,7 @@ impl Queue {
         let mut look = LOOK_FIRST;
         let mut echo = None;
         loop {
-            let Some(stored) = self.record(id).await? else { return Ok(Waited::Unknown) };
+            let Some(stored) = self.find(id).await? else { return Ok(Waited::Unknown) };
             if stored.record.is_terminal() {
                 return Ok(Waited::Finished(stored));
             }
