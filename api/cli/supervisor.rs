@@ -35,8 +35,12 @@ const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A child that ran for so long has had a good start; the pauses begin anew.
 const GOOD_RUN: Duration = Duration::from_secs(30);
-/// Pause before a job that was running when its worker died is tried again, for each attempt.
-const CRASH_PAUSE: Duration = Duration::from_millis(500);
+/// Pause before a job that was running when its worker died for the first time is tried again, and by
+/// how much it grows with each further death. One death may be bad luck; a job that was there twice
+/// is likely their reason, and the others go first.
+const CRASH_PAUSE: Duration = Duration::from_secs(1);
+const CRASH_PAUSE_GROWTH: u32 = 8;
+const CRASH_PAUSE_MAX: Duration = Duration::from_secs(300);
 /// Workers that load their models at the same time; loading takes a core each.
 const LOADING_MAX: usize = 4;
 
@@ -47,6 +51,12 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
+    /// The pause after a child that has done what it is for: none.
+    pub(crate) fn reset(&mut self) -> Duration {
+        self.deaths = 0;
+        Duration::ZERO
+    }
+
     /// The pause after a child that ran for `lived`.
     pub(crate) fn next(&mut self, lived: Duration) -> Duration {
         self.deaths = if lived >= GOOD_RUN { 0 } else { self.deaths };
@@ -188,7 +198,8 @@ impl Keeper {
                 Ok(status) => tracing::error!(%status, "a worker died; starting another"),
                 Err(error) => tracing::error!(error = format!("{error:#}"), "a worker cannot be started"),
             }
-            let lived = if held.settled > 0 { GOOD_RUN } else { started.elapsed() };
+            // One that has ended jobs can start: it was a job, or somebody, that killed it.
+            let pause = if held.settled > 0 { backoff.reset() } else { backoff.next(started.elapsed()) };
             if let Some(member) = held.member.take() {
                 self.queue.announce_gone(Announcement { id: member, ..Announcement::new(Role::Worker, &[]) }).await;
             }
@@ -197,7 +208,7 @@ impl Keeper {
                 self.progress.send_modify(|progress| progress.failed = true);
             }
             tokio::select! {
-                () = tokio::time::sleep(backoff.next(lived)) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.stop.cancelled() => {}
             }
             if self.stop.is_cancelled() {
@@ -336,13 +347,19 @@ impl HeldJobs {
                 continue;
             }
             // One that was running may have been what killed the worker.
-            let delay = CRASH_PAUSE * held.attempt;
+            let delay = crash_pause(held.attempt);
             tracing::warn!(job_id = %job, attempt = held.attempt, "handed back for a dead worker");
             if let Err(error) = queue.nak_for(&job, held.partition, &held.ack_subject, delay).await {
                 tracing::warn!(job_id = %job, %error, "not handed back; its lease will end");
             }
         }
     }
+}
+
+/// The pause before a job is tried again whose worker died in this attempt; none if it had not begun.
+fn crash_pause(attempt: u32) -> Duration {
+    let growth = CRASH_PAUSE_GROWTH.saturating_pow(attempt.saturating_sub(1));
+    if attempt == 0 { Duration::ZERO } else { CRASH_PAUSE.saturating_mul(growth).min(CRASH_PAUSE_MAX) }
 }
 
 /// Sends a signal, waits, and kills what does not end.
@@ -391,6 +408,12 @@ mod tests {
         let pauses: Vec<u128> = (0..8).map(|_| backoff.next(short).as_millis()).collect();
         assert_eq!(pauses, [200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         assert_eq!(backoff.next(Duration::from_secs(31)), PAUSE_FIRST);
+        assert_eq!((backoff.reset(), backoff.next(short)), (Duration::ZERO, PAUSE_FIRST));
+    }
+
+    #[test]
+    fn a_job_that_keeps_killing_its_workers_waits_longer_each_time() {
+        assert_eq!([0, 1, 2, 3, 4, 99].map(|attempt| crash_pause(attempt).as_secs()), [0, 1, 8, 64, 300, 300]);
     }
 
     #[test]

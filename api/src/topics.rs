@@ -86,7 +86,7 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
     wish.change()?.apply(&mut settings);
     settings.ordered = wish.ordered.unwrap_or(false);
     let replicas = wish.replicas.unwrap_or(state.queue.defaults().replicas);
-    state.queue.create_topic(settings, replicas).await?;
+    state.queue.create_topic(settings, Some(replicas)).await?;
     let mut response = (StatusCode::CREATED, Json(show(&state, &name).await?)).into_response();
     let location = HeaderValue::from_str(&format!("/v1/topics/{name}")).expect("names are ASCII");
     response.headers_mut().insert(header::LOCATION, location);

@@ -1,7 +1,7 @@
 //! Only HTTP in and only HTTP out, or a command line: what a user does, on real models.
 
 #[path = "../harness/mod.rs"]
-mod harness;
+pub(crate) mod harness;
 
 /// What people type.
 mod commands;

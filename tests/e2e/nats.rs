@@ -2,3 +2,5 @@
 
 #[path = "main.rs"]
 mod suite;
+/// A queue that somebody else set up.
+mod foreign_queue;

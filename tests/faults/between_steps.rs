@@ -6,7 +6,7 @@
 
 use async_nats::jetstream;
 use bytes::Bytes;
-use queue::client::Replaced;
+use queue::client::{RedriveError, Redriven, Replaced};
 use queue::{
     ImageFacts, JobError, JobId, JobOptions, JobSpec, PartitionId, Queue, Record, Sequence, Timestamp, Timings,
     TopicName,
@@ -199,4 +199,107 @@ async fn a_message_that_nobody_of_us_wrote_is_put_aside() {
     let kept = eventually("it is put aside", async || dead_letter(&stack, &id.to_string()).await).await;
     assert_eq!(kept, b"garbage");
     assert_eq!(stack.run(&format!("model={MODEL}"), photo("china.jpg")).await["state"], "succeeded", "work goes on");
+}
+
+/// A job that failed, its letter in the topic of dead letters, and its worker paused.
+async fn failed_and_kept(image: &str) -> Crash {
+    let crash = Crash::with_message(&photo(image)).await;
+    let running = crash.record.start("w-lost", now()).expect("starts");
+    let failed = running.fail(JobError::new("out_of_luck", "a test"), now()).expect("fails");
+    let history = [crash.record.clone(), running, failed];
+    let crash = crash.with_history(&history).await;
+    let job = crash.take_up().await;
+    assert_eq!(job["error"]["code"], "out_of_luck");
+    eventually("its input is kept", async || crash.dead_letter().await).await;
+    signal(worker_pids(&crash.stack)[0], "STOP");
+    crash
+}
+
+async fn succeeds_again(crash: &Crash) {
+    signal(worker_pids(&crash.stack)[0], "CONT");
+    let id = crash.record.spec.id.to_string();
+    let job = eventually("it runs again", async || {
+        let job = crash.stack.get(&format!("/v1/jobs/{id}")).await.json;
+        (job["state"] == "succeeded").then_some(job)
+    })
+    .await;
+    assert_eq!(job["attempts"].as_array().map(Vec::len), Some(2), "it ran once more, not twice: {job}");
+    let audit = crash.queue.audit(crash.record.spec.id.topic(), std::slice::from_ref(&crash.record.spec.id)).await;
+    assert_eq!(audit.expect("answered").wrong, []);
+}
+
+#[tokio::test]
+async fn after_the_message_of_a_redrive_the_worker_takes_the_job_back_itself() {
+    let crash = failed_and_kept("coffee.png").await;
+    let id = &crash.record.spec.id;
+    let stored = crash.queue.record(id).await.expect("answered").expect("known");
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Sl-Job", serde_json::to_string(&crash.record.spec).expect("writes").as_str());
+    headers.insert("Sl-Again", u64::from(stored.revision).to_string().as_str());
+    let subject = format!("jobs.{MODEL}.0.{}", id.uuid());
+    let message = Bytes::from(photo("coffee.png"));
+    let bare = bare(&crash.stack).await;
+    let published = bare.publish_with_headers(subject, headers, message).await;
+    published.expect("sent").await.expect("stored");
+    succeeds_again(&crash).await;
+    // Whoever asks once more is told that it is done, and the letter goes.
+    assert_eq!(crash.queue.redrive(id).await.expect("answered"), Redriven::AlreadyQueued);
+    assert_eq!(crash.dead_letter().await, None);
+}
+
+#[tokio::test]
+async fn many_redrives_at_once_run_a_job_once() {
+    let crash = failed_and_kept("coffee.png").await;
+    let id = &crash.record.spec.id;
+    let redrives = futures::future::join_all((0..8).map(|_| crash.queue.redrive(id))).await;
+    // All of them may have written the very same record.
+    assert!(redrives.iter().any(|redrive| matches!(redrive, Ok(Redriven::Queued))), "{redrives:?}");
+    let others = |redrive: &Result<Redriven, RedriveError>| {
+        matches!(redrive, Ok(_) | Err(RedriveError::NoLetter(_) | RedriveError::Submit(_)))
+    };
+    assert!(redrives.iter().all(others), "{redrives:?}");
+    succeeds_again(&crash).await;
+}
+
+#[tokio::test]
+async fn a_job_that_is_called_off_after_its_redrive_does_not_run() {
+    let crash = failed_and_kept("coffee.png").await;
+    let id = &crash.record.spec.id;
+    assert_eq!(crash.queue.redrive(id).await.expect("answered"), Redriven::Queued);
+    let stored = crash.queue.record(id).await.expect("answered").expect("known");
+    let canceled = stored.record.cancel(now()).expect("it is queued");
+    assert!(matches!(crash.queue.replace(stored.revision, &canceled).await.expect("written"), Replaced::Done(_)));
+    let job = crash.take_up().await;
+    assert_eq!((job["state"].as_str(), job["attempts"].as_array().map(Vec::len)), (Some("canceled"), Some(1)), "{job}");
+}
+
+#[tokio::test]
+async fn a_growth_that_was_interrupted_is_completed_by_the_next() {
+    let stack = Stack::start(&["--workers", "1", "--models", MODEL]);
+    let topics = |words: &[&str]| {
+        let output = stack.command(&[&["topics"], words].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    topics(&["create", "torn", "--model", MODEL, "--partitions", "2"]);
+    // One of two new streams is there, with no consumer; the settings say nothing of it.
+    let bare = bare(&stack).await;
+    let mut config = bare.get_stream("jobs_torn_1").await.expect("there").cached_info().config.clone();
+    config.name = "jobs_torn_2".into();
+    config.subjects = vec!["jobs.torn.2.*".into()];
+    bare.create_stream(config).await.expect("created");
+    for _ in 0..4 {
+        assert_eq!(stack.run("topic=torn", photo("rocket.jpg")).await["state"], "succeeded", "it goes on as it was");
+    }
+    topics(&["alter", "torn", "--partitions", "4"]);
+    let described: Value = serde_json::from_str(&topics(&["describe", "torn", "--json"])).expect("JSON");
+    let partitions = described["partitions"].as_array().expect("a list");
+    assert_eq!(partitions.len(), 4);
+    assert!(partitions.iter().all(|partition| partition["consumer_missing"] == false), "{described}");
+    eventually("the new ones are used, and worked off", async || {
+        let job = stack.run("topic=torn", photo("rocket.jpg")).await;
+        assert_eq!(job["state"], "succeeded");
+        (job["partition"] == "2").then_some(())
+    })
+    .await;
 }

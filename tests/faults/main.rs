@@ -8,6 +8,10 @@ pub(crate) mod harness;
 
 /// What each crash between two steps leaves, built by hand and then taken up.
 mod between_steps;
+/// What `sightline drill` finds.
+mod drill;
+/// Pictures that kill their worker.
+mod poison;
 /// The whole system, and the queue's server.
 mod system;
 /// Worker processes: killed, paused, told to end.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::harness::{Stack, eventually, photo, signal};
+use super::harness::{Stack, eventually, photo, send, signal};
 use super::{all_end, rounds, states, worker_pids};
 
 const JOBS: usize = 60;
@@ -128,6 +128,41 @@ async fn a_job_that_kills_its_worker_each_time_is_given_up_and_kept() {
     let kept = eventually("its input is kept", async || dead_letter(&stack, &poison).await).await;
     assert_eq!(kept, photo("china.jpg"));
     assert_eq!(stack.run("model=slow", photo("china.jpg")).await["state"], "succeeded", "the others go on");
+}
+
+#[tokio::test]
+async fn an_ordered_topic_keeps_its_order_through_worker_deaths() {
+    let stack = Stack::start(&["--workers", "3", "--models", "efficientnet-lite0"]);
+    let create = ["topics", "create", "belt", "--model", "efficientnet-lite0", "--ordered", "--partitions", "2"];
+    assert!(stack.command(&[&create[..], &["--lease", "2s", "--attempts", "9"]].concat()).status.success());
+    let mut ids = Vec::new();
+    for number in 0..rounds(40, 400) {
+        let key = if number % 2 == 0 { "even" } else { "odd" };
+        let upload = stack.upload(&format!("topic=belt&partition_key={key}"), photo("rocket.jpg"));
+        ids.push(send(upload).await.text("id"));
+    }
+    let deaths = async {
+        for _ in 0..rounds(4, 40) {
+            let victim = eventually("a worker to kill", async || worker_pids(&stack).last().copied()).await;
+            signal(victim, "KILL");
+            eventually("it is replaced", async || {
+                let pids = worker_pids(&stack);
+                (pids.len() == 3 && !pids.contains(&victim)).then_some(())
+            })
+            .await;
+        }
+    };
+    let (jobs, ()) = tokio::join!(all_end(&stack, &ids), deaths);
+    assert_eq!(states(&jobs), [("succeeded".to_owned(), ids.len())].into(), "{}", stack.log());
+    for key in [0, 1] {
+        let mut before = String::new();
+        for id in ids.iter().skip(key).step_by(2) {
+            let attempts = jobs[id]["attempts"].as_array().expect("a list");
+            let first = attempts[0]["started_at"].as_str().expect("a time");
+            assert!(before.as_str() <= first, "it began at {first}, the one before ended at {before}");
+            before = jobs[id]["finished_at"].as_str().expect("a time").to_owned();
+        }
+    }
 }
 
 /// The dead letter of a job.

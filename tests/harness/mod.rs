@@ -433,7 +433,7 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    const TOKEN: &'static str = "test-token";
+    pub(crate) const TOKEN: &'static str = "test-token";
 
     /// Starts a broker of this target's engine with every write synced.
     pub(crate) async fn start() -> Self {
@@ -447,11 +447,23 @@ impl Broker {
         Self::start_in(temporary_folder(), store.to_owned(), flags).await
     }
 
+    /// A NATS server with these lines in its configuration, in place of what Sightline would say.
+    pub(crate) async fn nats_with(lines: &str) -> Self {
+        let folder = temporary_folder();
+        let store = folder.path().join("store");
+        let flags = ["nats", lines];
+        Self::start_in(folder, store, &flags).await
+    }
+
     async fn start_in(folder: TempDir, store: PathBuf, flags: &[&str]) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let (flags, lines, sync) = match flags {
+            ["nats", lines] => (&[][..], *lines, "2m"),
+            flags => (flags, "max_payload: 32MB", "always"),
+        };
         let config = format!(
-            "listen: \"127.0.0.1:{port}\"\nauthorization {{ token: \"{}\" }}\nmax_payload: 32MB\n\
-             jetstream {{ store_dir: {store:?}, sync_interval: always, max_file_store: 1TB }}\n",
+            "listen: \"127.0.0.1:{port}\"\nauthorization {{ token: \"{}\" }}\n{lines}\n\
+             jetstream {{ store_dir: {store:?}, sync_interval: {sync}, max_file_store: 1TB }}\n",
             Self::TOKEN,
         );
         std::fs::write(folder.path().join("config"), config).expect("written");

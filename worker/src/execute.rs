@@ -12,7 +12,7 @@ use models::postprocess::Wishes;
 use queue::client::{Delivery, Replaced, Revision, Stored};
 use queue::members::Stage;
 use queue::{JobError, Queue, QueueError, Record, SettleError, State, Timestamp, Topic};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::engine::{Engine, Request};
 use crate::error::{RunError, WorkerError};
@@ -20,6 +20,9 @@ use crate::lease::LeaseKeeper;
 use crate::outcome::{Outcome, Settlement, bury, decide};
 use crate::report::{Report, Reporter};
 use crate::status::Status;
+
+/// How long a run waits for a job that is on its way.
+const ARRIVAL_MAX: Duration = Duration::from_millis(100);
 
 /// What all jobs of a worker need.
 #[derive(Clone)]
@@ -32,6 +35,8 @@ pub(crate) struct Bench {
     pub(crate) reporter: Reporter,
     /// Held by the one job that is being settled.
     pub(crate) settling: Arc<Semaphore>,
+    /// Held while a job is on its way to this worker.
+    pub(crate) arriving: Arc<Mutex<()>>,
 }
 
 /// A job in hand: its lease is kept until this is dropped.
@@ -117,6 +122,9 @@ impl InHand {
         let request = self.request(&running);
         let model = request.model.clone();
         let timeout = request.timeout;
+        // A run may end this process. Whoever hands back what it had in hand knows of that by its
+        // reports, and what is just on its way here is not reported yet.
+        drop(tokio::time::timeout(ARRIVAL_MAX, bench.arriving.lock()).await);
         let (run, stuck) = match bench.engine.run(request).await {
             Ok(run) => (run, false),
             Err(_) => (Err(RunError::Timeout(timeout)), true),

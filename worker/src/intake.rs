@@ -17,6 +17,7 @@ use futures::{FutureExt, Stream, StreamExt};
 use queue::client::{Delivery, Fetcher};
 use queue::members::Idle;
 use queue::{Queue, Topic, TopicName};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -55,8 +56,13 @@ impl Intake {
     }
 
     /// The next job and its topic; `None` when told to stop. A request under way is let finish, so
-    /// that no job is lost on its way.
-    pub(crate) async fn next(&mut self, stop: &CancellationToken) -> Option<(Delivery, Arc<Topic>)> {
+    /// that no job is lost on its way. `arriving` is held while there is one, and until what is
+    /// returned with the job is dropped.
+    pub(crate) async fn next(
+        &mut self,
+        stop: &CancellationToken,
+        arriving: &Arc<Mutex<()>>,
+    ) -> Option<(Delivery, Arc<Topic>, OwnedMutexGuard<()>)> {
         loop {
             if stop.is_cancelled() {
                 return None;
@@ -73,13 +79,15 @@ impl Intake {
                 continue;
             };
             let Some(topic) = self.topics.iter().find(|topic| *topic.name() == place.0).cloned() else { continue };
+            let arrival = arriving.clone().lock_owned().await;
             match self.fetcher.fetch(&topic, place.1).await {
                 Ok(Some(delivery)) => {
                     self.rounds.found(place);
-                    return Some((delivery, topic));
+                    return Some((delivery, topic, arrival));
                 }
                 Ok(None) => {}
                 Err(error) => {
+                    drop(arrival);
                     tracing::warn!(topic = %place.0, partition = %place.1, %error, "no answer to a request for a job");
                     tokio::time::sleep(ERROR_PAUSE).await;
                 }

@@ -56,8 +56,15 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
     let idle = Idle { member: member.clone(), models: config.models.clone() };
     let mut intake = Intake::new(queue.clone(), idle, start).await?;
     let (reporter, settling) = (config.reporter, Arc::new(Semaphore::new(1)));
-    let bench =
-        Bench { queue: queue.clone(), engine, member: member.clone(), status: status.clone(), reporter, settling };
+    let bench = Bench {
+        queue: queue.clone(),
+        engine,
+        member: member.clone(),
+        status: status.clone(),
+        reporter,
+        settling,
+        arriving: Arc::default(),
+    };
     status.update(|member| member.state = "ready".into());
     queue.announce(&status.snapshot()).await;
     reporter.send(&Report::Ready { member: member.clone() });
@@ -78,8 +85,9 @@ async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken)
     let halt = stop.child_token();
     let mut jobs = JoinSet::new();
     let mut idle = bench.queue.idle_workers().await?;
-    while let Some((delivery, topic)) = intake.next(&halt).await {
+    while let Some((delivery, topic, arrival)) = intake.next(&halt, &bench.arriving).await {
         let mut job = InHand::new(delivery, topic, bench);
+        drop(arrival);
         job.look(bench).await;
         // Who was idle before this job was taken had its chance.
         while idle.next().now_or_never().flatten().is_some() {}

@@ -104,7 +104,7 @@ pub(crate) struct SettingsArgs {
     /// Partitions; they only grow
     #[arg(long, value_name = "N")]
     pub(crate) partitions: Option<NonZeroU16>,
-    /// Copies of every stream; more than 1 needs a NATS cluster
+    /// Copies of every stream; more than 1 needs a NATS cluster [default: as many as `up` was told]
     #[arg(long, value_name = "N")]
     pub(crate) replicas: Option<NonZeroUsize>,
     /// `work`: an input goes when it was worked off. `log:24h`: it stays for so long, to be read again; the oldest go by age or size, whether they were run or not

@@ -173,7 +173,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     change(&args.settings).apply(&mut settings);
     settings.ordered = args.ordered;
     let is_log = settings.retention != queue::topic::Retention::Work;
-    queue.create_topic(settings, args.settings.replicas.map_or(1, usize::from)).await?;
+    queue.create_topic(settings, args.settings.replicas.map(usize::from)).await?;
     if is_log && model.is_some() {
         eprintln!("note: a log drops its oldest messages by age and size, also those that were never run");
     }

@@ -15,7 +15,7 @@ use super::{Queue, Replaced, Revision, WRITE_IN_FLIGHT, bounded, server_error};
 use crate::QueueError;
 use crate::singleton::{Candidate, LeaseRecord, Step};
 
-const STREAM: &str = "leases";
+pub(super) const STREAM: &str = "leases";
 /// How long a lease lasts without a renewal.
 const TERM: Duration = Duration::from_secs(6);
 /// How often a candidate looks.

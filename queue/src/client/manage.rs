@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_nats::jetstream::stream::Config;
 use futures::{StreamExt, TryStreamExt};
 
-use super::leases::Exclusive;
+use super::leases::{self, Exclusive};
 use super::{Queue, Replaced, bounded};
 use crate::balance::Move;
 use crate::topic::{
@@ -23,11 +23,11 @@ use crate::{JobId, PartitionId, QueueError, State, Timestamp, Topic, TopicError,
 const PURGE_WIDTH: usize = 32;
 
 impl Queue {
-    /// Makes a topic.
+    /// Makes a topic; without a number of replicas, with as many as the system keeps of its own streams.
     ///
     /// # Errors
     /// [`TopicError`]; `Refused` when the server cannot give so many replicas or so much room.
-    pub async fn create_topic(&self, settings: Settings, replicas: usize) -> Result<Arc<Topic>, TopicError> {
+    pub async fn create_topic(&self, settings: Settings, replicas: Option<usize>) -> Result<Arc<Topic>, TopicError> {
         settings.check().map_err(TopicError::Invalid)?;
         let name = settings.topic.clone();
         let lease = self.exclusive(&lease_name(&name)).await?;
@@ -38,8 +38,18 @@ impl Queue {
         self.existing_topic(&name).await
     }
 
-    async fn create_held(&self, lease: &Exclusive, settings: Settings, replicas: usize) -> Result<(), TopicError> {
+    async fn create_held(
+        &self,
+        lease: &Exclusive,
+        settings: Settings,
+        replicas: Option<usize>,
+    ) -> Result<(), TopicError> {
         let name = &settings.topic;
+        let replicas = match replicas {
+            Some(number) => number,
+            // Holding a lease, we know that this stream is there.
+            None => self.stream_config(leases::STREAM).await?.num_replicas,
+        };
         if self.read_topic(name).await?.is_some() {
             return Err(TopicError::Exists(name.clone()));
         }

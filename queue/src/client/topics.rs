@@ -38,7 +38,7 @@ impl Queue {
             return Ok(topic);
         }
         let settings = self.defaults.settings(name.clone(), Some(model));
-        match self.create_topic(settings, self.defaults.replicas).await {
+        match self.create_topic(settings, Some(self.defaults.replicas)).await {
             Err(TopicError::Exists(_)) => self.topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone())),
             created => created,
         }
