@@ -83,9 +83,11 @@ pub(crate) async fn run(
 /// Looks at all topics and orders each supervisor to have as many workers as it should.
 async fn decide(queue: &Queue, table: &Table, scaler: &mut Scaler) {
     let mut backlog = BTreeMap::new();
-    let topics = queue.topics().await.unwrap_or_default();
+    // What is not known is no reason to send workers away.
+    let Ok(topics) = queue.topics().await else { return };
     for topic in topics.iter().filter(|topic| !topic.settings.paused) {
-        let (Some(model), Ok(depths)) = (&topic.settings.model, queue.depth(topic).await) else { continue };
+        let Some(model) = &topic.settings.model else { continue };
+        let Ok(depths) = queue.depth(topic).await else { return };
         *backlog.entry(model.clone()).or_insert(0) +=
             depths.iter().map(|depth| depth.queued + depth.in_hand).sum::<u64>();
     }

@@ -328,6 +328,10 @@ impl HeldJobs {
             Report::Running { job, attempt } => {
                 self.jobs.entry(job).and_modify(|held| held.attempt = attempt);
             }
+            // Whatever kills the worker now, it is not this job.
+            Report::Ended { job } => {
+                self.jobs.entry(job).and_modify(|held| held.attempt = 0);
+            }
             Report::Renewed { job } => {
                 self.jobs.entry(job).and_modify(|held| held.renewed = Instant::now());
             }

@@ -46,6 +46,23 @@ pub struct JobSpec {
     /// The client's own keys and values; given back as they came.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
+    /// Whose it is and what it is part of.
+    #[serde(flatten)]
+    pub origin: Origin,
+}
+
+/// Whose a job is and what it is part of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The key that it was sent with; none while there are no keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// The batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<String>,
+    /// The client's name for it within the batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub custom_id: Option<String>,
 }
 
 /// Facts about the input, taken from its bytes when it was received.
@@ -81,6 +98,12 @@ pub struct JobOptions {
     /// How long one attempt may run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// The first attempt has to begin before this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_by: Option<Timestamp>,
+    /// How long the finished record is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_ttl_secs: Option<u64>,
 }
 
 impl JobOptions {
@@ -405,6 +428,7 @@ mod tests {
 
     fn queued() -> Record {
         let spec = JobSpec {
+            origin: crate::Origin::default(),
             id: JobId::random(TopicName::new("cats").expect("valid")),
             model: "cats".into(),
             model_version: 1,

@@ -21,7 +21,7 @@ pub struct LeaseRecord {
 }
 
 /// A process that wants a lease record, or has it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Candidate {
     id: String,
     term: Duration,

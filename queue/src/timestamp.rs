@@ -1,6 +1,7 @@
 //! Wall-clock time with milliseconds, as it stands in records and answers.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -44,6 +45,11 @@ impl Timestamp {
     }
 }
 
+/// A text that is no moment.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a moment such as 2026-11-23T17:00:00Z: {0}")]
+pub struct NoMoment(String);
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000).map_err(|_| fmt::Error)?;
@@ -61,9 +67,18 @@ impl Serialize for Timestamp {
 
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let time = OffsetDateTime::parse(&text, &Rfc3339).map_err(de::Error::custom)?;
-        Ok(Self::from_millis(i64::try_from(time.unix_timestamp_nanos() / 1_000_000).map_err(de::Error::custom)?))
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl FromStr for Timestamp {
+    type Err = NoMoment;
+
+    /// Reads RFC 3339.
+    fn from_str(text: &str) -> Result<Self, NoMoment> {
+        let time = OffsetDateTime::parse(text, &Rfc3339).map_err(|error| NoMoment(error.to_string()))?;
+        let millis = i64::try_from(time.unix_timestamp_nanos() / 1_000_000);
+        Ok(Self::from_millis(millis.map_err(|error| NoMoment(error.to_string()))?))
     }
 }
 

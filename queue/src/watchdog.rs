@@ -110,6 +110,17 @@ impl Watchdog {
                 now
             }
         };
+        // Nobody can say how much waits in it.
+        if partition.leader == "none" {
+            return Some(Stall {
+                topic: topic.name.clone(),
+                partition: partition.partition,
+                queued: partition.queued,
+                in_work: partition.in_work,
+                seconds: now.saturating_duration_since(since).as_secs(),
+                reason: Reason::NoLeader,
+            });
+        }
         let quiet = now.saturating_duration_since(since);
         let busy_max = Duration::from_millis(topic.lease_ms + topic.run_timeout_ms) + SETTLE_MAX;
         let patience = if partition.in_work > 0 { busy_max } else { UNTOUCHED_MAX };

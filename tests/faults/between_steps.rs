@@ -91,6 +91,7 @@ impl Crash {
 fn spec(template: &Value) -> JobSpec {
     let bytes = photo("coffee.png").len() as u64;
     JobSpec {
+        origin: queue::Origin::default(),
         id: JobId::random(TopicName::new(MODEL).expect("valid")),
         model: MODEL.into(),
         model_version: 1,
@@ -302,4 +303,23 @@ async fn a_growth_that_was_interrupted_is_completed_by_the_next() {
         (job["partition"] == "2").then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_redrive_does_not_take_the_message_of_the_run_before_for_its_own() {
+    // Its worker died between the dead letter and the end of the message.
+    let crash = Crash::with_message(&photo("coffee.png")).await;
+    let running = crash.record.start("w-lost", now()).expect("starts");
+    let failed = running.fail(JobError::new("out_of_luck", "a test"), now()).expect("fails");
+    let history = [crash.record.clone(), running, failed];
+    let crash = crash.with_history(&history).await;
+    let id = &crash.record.spec.id;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Sl-Job", serde_json::to_string(&crash.record.spec).expect("writes").as_str());
+    let subject = format!("dead.{MODEL}.{}", id.uuid());
+    let bare = bare(&crash.stack).await;
+    let letter = bare.publish_with_headers(subject, headers, Bytes::from(photo("coffee.png"))).await;
+    letter.expect("sent").await.expect("stored");
+    assert_eq!(crash.queue.redrive(id).await.expect("answered"), Redriven::Queued);
+    succeeds_again(&crash).await;
 }

@@ -64,7 +64,10 @@ impl Bare {
                         return Ok::<(), String>(());
                     }
                     let request = Request { image: images[turn % images.len()].clone(), ..request.clone() };
-                    let answer = engine.run(request).await.map_err(|_| "the engine is stuck".to_owned())?;
+                    let answer = engine
+                        .run(request, std::future::pending())
+                        .await
+                        .map_err(|_| "the engine is stuck".to_owned())?;
                     answer.map_err(|error| error.to_string())?;
                 }
             })

@@ -97,10 +97,14 @@ impl Engine {
         Ok(Self { requests })
     }
 
-    /// Runs one request within its time.
+    /// Runs one request within its time, unless it is called off.
     ///
     /// `Err(Stuck)` when even the stop did not end it.
-    pub(crate) async fn run(&self, request: Request) -> Result<Result<Answer, RunError>, Stuck> {
+    pub(crate) async fn run(
+        &self,
+        request: Request,
+        canceled: impl Future<Output = ()>,
+    ) -> Result<Result<Answer, RunError>, Stuck> {
         let stop = match Stop::new() {
             Ok(stop) => stop,
             Err(error) => return Ok(Err(error)),
@@ -108,12 +112,14 @@ impl Engine {
         let timeout = request.timeout;
         let (answer, mut answered) = oneshot::channel();
         self.requests.send((request, stop.clone(), answer)).await.map_err(|_| Stuck)?;
-        if let Ok(result) = tokio::time::timeout(timeout, &mut answered).await {
-            return result.map_err(|_| Stuck);
-        }
+        let stopped = tokio::select! {
+            result = &mut answered => return result.map_err(|_| Stuck),
+            () = tokio::time::sleep(timeout) => RunError::Timeout(timeout),
+            () = canceled => RunError::Canceled,
+        };
         stop.pull();
         match tokio::time::timeout(STOP_GRACE, answered).await {
-            Ok(Ok(_)) => Ok(Err(RunError::Timeout(timeout))),
+            Ok(Ok(_)) => Ok(Err(stopped)),
             Ok(Err(_)) | Err(_) => Err(Stuck),
         }
     }

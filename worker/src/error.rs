@@ -55,6 +55,9 @@ pub(crate) enum RunError {
     /// The run took longer than it may.
     #[error("the run took longer than {0:?}")]
     Timeout(std::time::Duration),
+    /// Somebody called the job off.
+    #[error("it was called off")]
+    Canceled,
     /// This worker cannot run this model; another one may.
     #[error("{0}")]
     Model(String),
@@ -70,6 +73,7 @@ impl RunError {
             Self::Image(error) => error.code(),
             Self::Output(_) => "model_output",
             Self::Timeout(_) => "timeout",
+            Self::Canceled => "canceled",
             Self::Model(_) => "model_unavailable",
             Self::Runtime(_) => "inference_failed",
         }
@@ -78,7 +82,7 @@ impl RunError {
     /// Whether another attempt may succeed.
     pub(crate) fn is_retryable(&self) -> bool {
         match self {
-            Self::Image(_) | Self::Output(_) => false,
+            Self::Image(_) | Self::Output(_) | Self::Canceled => false,
             Self::Timeout(_) | Self::Model(_) | Self::Runtime(_) => true,
         }
     }

@@ -19,6 +19,7 @@ use crate::error::{RunError, WorkerError};
 use crate::lease::LeaseKeeper;
 use crate::outcome::{Outcome, Settlement, bury, decide};
 use crate::report::{Report, Reporter};
+use crate::runs::Runs;
 use crate::status::Status;
 
 /// How long a run waits for a job that is on its way.
@@ -37,6 +38,8 @@ pub(crate) struct Bench {
     pub(crate) settling: Arc<Semaphore>,
     /// Held while a job is on its way to this worker.
     pub(crate) arriving: Arc<Mutex<()>>,
+    /// Jobs in hand that may be called off.
+    pub(crate) runs: Runs,
 }
 
 /// A job in hand: its lease is kept until this is dropped.
@@ -109,6 +112,7 @@ impl InHand {
     /// # Errors
     /// [`WorkerError::Stuck`]: the job is settled, but this process must end.
     pub(crate) async fn execute(mut self, bench: &Bench, slot: OwnedSemaphorePermit) -> Result<(), WorkerError> {
+        let canceled = bench.runs.enter(&self.delivery.id);
         let (running, revision) = match self.begin(bench).await {
             Begun::Running { record, revision } => (record, revision),
             Begun::Over(settlement) => {
@@ -125,7 +129,12 @@ impl InHand {
         // A run may end this process. Whoever hands back what it had in hand knows of that by its
         // reports, and what is just on its way here is not reported yet.
         drop(tokio::time::timeout(ARRIVAL_MAX, bench.arriving.lock()).await);
-        let (run, stuck) = match bench.engine.run(request).await {
+        let (run, stuck) = match bench.engine.run(request, canceled.canceled()).await {
+            // Its record says so; whoever wrote that has removed the message.
+            Ok(Err(RunError::Canceled)) => {
+                bench.status.count(&running, &Err(RunError::Canceled), "canceled");
+                return Ok(());
+            }
             Ok(run) => (run, false),
             Err(_) => (Err(RunError::Timeout(timeout)), true),
         };
@@ -168,8 +177,9 @@ impl InHand {
         }
         let now = Timestamp::now();
         let stored = match self.seen.take() {
-            Some(seen) => Some(seen),
-            None => bench.queue.record(&self.delivery.id).await?,
+            // What had ended then may have been asked for again since.
+            Some(seen) if !seen.record.is_terminal() => Some(seen),
+            _ => bench.queue.record(&self.delivery.id).await?,
         };
         let (record, revision) = match (stored, &self.delivery.spec) {
             (Some(Stored { record, revision }), _) => (record, revision),
@@ -210,6 +220,12 @@ impl InHand {
                 Begun::Over(bury(&failed))
             }));
         }
+        if let Some(start_by) = record.spec.options.start_by.filter(|by| record.attempts.is_empty() && now > *by) {
+            let error = JobError::new("start_by_passed", format!("no worker was free before {start_by}"));
+            let failed = record.fail(error, now).expect(never_terminal);
+            let written = bench.queue.replace(revision, &failed).await?;
+            return Ok((written != Replaced::Refused).then(|| Begun::Over(bury(&failed))));
+        }
         let running = record.start(&bench.member, now).expect(never_terminal);
         Ok(match bench.queue.replace(revision, &running).await? {
             Replaced::Done(revision) => Some(Begun::Running { record: Box::new(running), revision }),
@@ -235,6 +251,7 @@ impl InHand {
     async fn conclude(self, bench: &Bench, running: &Record, revision: Revision, outcome: Outcome) -> &'static str {
         match bench.queue.replace(revision, &outcome.record).await {
             Ok(Replaced::Done(_)) => {
+                bench.reporter.send(&Report::Ended { job: self.delivery.id.clone() });
                 self.settle(&outcome.settlement).await;
                 outcome.settlement.name()
             }

@@ -12,6 +12,7 @@ pub mod run;
 mod rounds;
 mod intake;
 mod lease;
+mod runs;
 mod execute;
 mod outcome;
 mod engine;

@@ -113,6 +113,7 @@ mod tests {
 
     fn running(attempts: u32) -> Record {
         let spec = JobSpec {
+            origin: queue::Origin::default(),
             id: JobId::random(TopicName::new("cats").expect("valid")),
             model: "cats".into(),
             model_version: 1,

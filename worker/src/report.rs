@@ -41,6 +41,11 @@ pub enum Report {
         /// Which.
         job: JobId,
     },
+    /// Its record says how the attempt ended; its message is still there.
+    Ended {
+        /// Which.
+        job: JobId,
+    },
     /// It is out of hand.
     Settled {
         /// Which.

@@ -18,6 +18,7 @@ use crate::engine::Engine;
 use crate::execute::{Bench, InHand};
 use crate::intake::Intake;
 use crate::report::{Report, Reporter};
+use crate::runs::Runs;
 use crate::status::Status;
 
 /// How long a job may be in hand while another one is in the model. Longer, and another worker may
@@ -50,6 +51,8 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
     let member = status.snapshot().id;
     // Ends with this function: a worker that is gone must not go on announcing itself.
     let announcing = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(announce(queue.clone(), status.clone())));
+    let runs = Runs::default();
+    let canceling = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(runs.clone().keep(queue.clone())));
     let engine =
         Engine::start(config.repository, config.cache, config.models.clone(), config.runtime, config.threads).await?;
     let start = member.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
@@ -64,6 +67,7 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
         reporter,
         settling,
         arriving: Arc::default(),
+        runs: runs.clone(),
     };
     status.update(|member| member.state = "ready".into());
     queue.announce(&status.snapshot()).await;
@@ -71,7 +75,7 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
     tracing::info!(%member, models = config.models.join(","), "worker ready");
 
     let result = take_jobs(&mut intake, &bench, &stop).await;
-    drop(announcing);
+    drop((announcing, canceling));
     queue.announce_gone(status.snapshot()).await;
     queue.flush().await;
     tracing::info!(%member, "worker ends");

@@ -70,5 +70,6 @@ fn may_be_in_hand(record: &Record, topic: &Topic, now: Timestamp) -> bool {
     let run = record.spec.options.timeout_ms.map(Duration::from_millis).unwrap_or(topic.run_timeout());
     let longest = Duration::from_millis(topic.settings.lease_ms) + run + SETTLE_MAX;
     let is_running = matches!(record.state, State::Running {});
-    is_running && record.started_at().is_some_and(|started| u128::from(now.millis_since(started)) < longest.as_millis())
+    let started = record.attempts.last().map(|attempt| attempt.started_at);
+    is_running && started.is_some_and(|started| u128::from(now.millis_since(started)) < longest.as_millis())
 }

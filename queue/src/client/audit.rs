@@ -235,6 +235,7 @@ mod tests {
 
     fn record() -> Record {
         let spec = JobSpec {
+            origin: crate::Origin::default(),
             id: JobId::random(TopicName::new("cats").expect("valid")),
             model: "cats".into(),
             model_version: 1,

@@ -97,8 +97,23 @@ impl Queue {
         let spec = spec.ok_or_else(|| RedriveError::NoSpec(id.clone()))?;
         let topic = self.topic(id.topic()).await?.ok_or_else(|| SubmitError::NoTopic(id.topic().clone()))?;
         let redriven = self.run_again(&topic, spec, payload).await?;
-        self.remove_letter(id, letter.sequence).await?;
+        // A letter that is the only one that holds the input stays.
+        if redriven == Redriven::Queued || self.has_input(id).await? {
+            self.remove_letter(id, letter.sequence).await?;
+        }
         Ok(redriven)
+    }
+
+    /// Whether a job that has not failed has its input in the queue, or needs none any more.
+    async fn has_input(&self, id: &JobId) -> Result<bool, QueueError> {
+        let Some(Stored { record, .. }) = self.record(id).await? else { return Ok(false) };
+        Ok(match record.state {
+            State::Succeeded { .. } => true,
+            State::Queued { .. } | State::Running {} => {
+                self.message_sequence(id, record.partition).await? == Some(record.sequence)
+            }
+            State::Failed { .. } | State::Canceled { .. } => false,
+        })
     }
 
     async fn run_again(&self, topic: &Topic, spec: JobSpec, payload: Bytes) -> Result<Redriven, RedriveError> {

@@ -77,6 +77,31 @@ pub struct Partition {
     pub consumer_missing: bool,
 }
 
+/// What stands for a leader where there is none.
+const NO_LEADER: &str = "none";
+
+impl Partition {
+    /// One that does not answer.
+    fn silent(partition: PartitionId) -> Self {
+        Self {
+            partition,
+            leader: NO_LEADER.into(),
+            replicas: Vec::new(),
+            first: Sequence(0),
+            last: Sequence(0),
+            messages: 0,
+            bytes: 0,
+            queued: 0,
+            in_work: 0,
+            redelivered: 0,
+            oldest_at: None,
+            ack_floor: Sequence(0),
+            consumer_paused: false,
+            consumer_missing: false,
+        }
+    }
+}
+
 /// A copy of a partition that does not lead.
 #[derive(Debug, Clone, Serialize)]
 pub struct Replica {
@@ -125,18 +150,25 @@ impl Queue {
             retry: settings.retry,
             partitions,
             records,
-            dead: self.stream_info(&dead_stream(name)).await?.state.messages,
+            dead: match self.stream_info(&dead_stream(name)).await {
+                Err(TopicError::Queue(_)) if topic.replicas > 1 => 0,
+                info => info?.state.messages,
+            },
         })
     }
 
     async fn describe_partition(&self, topic: &Topic, partition: PartitionId) -> Result<Partition, TopicError> {
         let stream = jobs_stream(topic.name(), partition);
-        let info = self.stream_info(&stream).await?;
+        let info = match self.stream_info(&stream).await {
+            // Nobody leads it now. That is worth showing, and the others are.
+            Err(TopicError::Queue(_)) if topic.replicas > 1 => return Ok(Partition::silent(partition)),
+            info => info?,
+        };
         let (state, cluster) = (&info.state, info.cluster.as_ref());
         let own = || self.client().server_info().server_name;
         let mut described = Partition {
             partition,
-            leader: cluster.map_or_else(own, |cluster| cluster.leader.clone().unwrap_or_else(|| "none".into())),
+            leader: cluster.map_or_else(own, |cluster| cluster.leader.clone().unwrap_or_else(|| NO_LEADER.into())),
             replicas: cluster.map(|cluster| cluster.replicas.iter().map(Replica::from).collect()).unwrap_or_default(),
             first: Sequence(state.first_sequence),
             last: Sequence(state.last_sequence),
@@ -163,6 +195,7 @@ impl Queue {
                 described.consumer_paused = consumer.paused;
             }
             Err(error) if error.is_not_found() => described.consumer_missing = true,
+            Err(_) if topic.replicas > 1 => described.leader = NO_LEADER.into(),
             Err(error) => return Err(error.into()),
         }
         Ok(described)

@@ -9,7 +9,7 @@ use futures::TryStreamExt;
 use serde::Serialize;
 
 use super::read::Message;
-use super::{Queue, bounded};
+use super::{ANSWER_TIMEOUT, Queue, bounded};
 use crate::topic::{Retention, WORKERS, jobs_stream};
 use crate::{PartitionId, QueueError, Sequence, Timestamp, Topic, TopicError, TopicName};
 
@@ -119,8 +119,12 @@ impl Queue {
         let consumer = created.map_err(|error| TopicError::Refused(error.to_string()))?;
         // The position is set afterwards, because one that stands in the configuration could not be
         // gone back behind later.
-        if first.0 > 1 {
-            self.move_group(topic.name(), partition, group, first).await?;
+        if first.0 > 1
+            && let Err(error) = self.move_group(topic.name(), partition, group, first).await
+        {
+            // The next try begins anew, not at the beginning.
+            drop(bounded(stream.delete_consumer(group.as_str())).await);
+            return Err(error);
         }
         Ok(GroupReader { consumer })
     }
@@ -185,7 +189,7 @@ impl GroupReader {
     /// [`QueueError`] when the queue does not answer.
     pub async fn next(&self) -> Result<Option<GroupMessage>, QueueError> {
         let unavailable = |problem: String| QueueError::Unavailable { action: "read a log", problem };
-        let fetched = bounded(self.consumer.fetch().max_messages(1).messages()).await;
+        let fetched = bounded(self.consumer.fetch().max_messages(1).expires(ANSWER_TIMEOUT).messages()).await;
         let fetched = fetched.map_err(QueueError::unavailable("read a log"))?;
         let mut page = fetched.map_err(|error| unavailable(error.to_string()))?;
         let Some(raw) = page.try_next().await.map_err(|error| unavailable(error.to_string()))? else { return Ok(None) };

@@ -45,6 +45,7 @@ pub(crate) struct Exclusive {
     queue: Queue,
     name: String,
     candidate: Candidate,
+    renewed: Instant,
 }
 
 impl Exclusive {
@@ -55,6 +56,16 @@ impl Exclusive {
         }
         let problem = "it took longer than the lease for it lasts".to_owned();
         Err(QueueError::Unavailable { action: "make the change", problem })
+    }
+
+    /// Renews it if half of it is over; for work of many steps.
+    pub(crate) async fn keep(&mut self) -> Result<(), QueueError> {
+        if self.renewed.elapsed() > TERM / 2 {
+            let candidate = Mutex::new(self.candidate.clone());
+            self.queue.look_at_lease(&self.name, &candidate).await?;
+            (self.candidate, self.renewed) = (candidate.into_inner().expect("no panic held this lock"), Instant::now());
+        }
+        self.must_hold()
     }
 
     pub(crate) async fn give_back(self) {
@@ -113,7 +124,12 @@ impl Queue {
             self.look_at_lease(name, &candidate).await?;
             if candidate.lock().expect("no panic holds this lock").is_held(Instant::now()) {
                 let candidate = candidate.into_inner().expect("no panic held this lock");
-                return Ok(Exclusive { queue: self.clone(), name: name.to_owned(), candidate });
+                return Ok(Exclusive {
+                    queue: self.clone(),
+                    name: name.to_owned(),
+                    candidate,
+                    renewed: Instant::now(),
+                });
             }
             tokio::time::sleep(TRY_PAUSE).await;
         }

@@ -11,7 +11,7 @@ use async_nats::jetstream::stream::Config;
 use futures::{StreamExt, TryStreamExt};
 
 use super::leases::{self, Exclusive};
-use super::{Queue, Replaced, bounded};
+use super::{Queue, Replaced};
 use crate::balance::Move;
 use crate::topic::{
     Settings, dead_config, dead_stream, job_filter, jobs_config, jobs_stream, records_config, records_stream,
@@ -30,8 +30,8 @@ impl Queue {
     pub async fn create_topic(&self, settings: Settings, replicas: Option<usize>) -> Result<Arc<Topic>, TopicError> {
         settings.check().map_err(TopicError::Invalid)?;
         let name = settings.topic.clone();
-        let lease = self.exclusive(&lease_name(&name)).await?;
-        let result = self.create_held(&lease, settings, replicas).await;
+        let mut lease = self.exclusive(&lease_name(&name)).await?;
+        let result = self.create_held(&mut lease, settings, replicas).await;
         lease.give_back().await;
         result?;
         self.announce_topic(&name).await;
@@ -40,7 +40,7 @@ impl Queue {
 
     async fn create_held(
         &self,
-        lease: &Exclusive,
+        lease: &mut Exclusive,
         settings: Settings,
         replicas: Option<usize>,
     ) -> Result<(), TopicError> {
@@ -60,6 +60,7 @@ impl Queue {
         }
         self.make_stream(dead_config(&settings, &self.defaults, replicas)).await?;
         for partition in settings.partitions_of_all() {
+            lease.keep().await?;
             self.make_partition(&settings, partition, replicas).await?;
         }
         lease.must_hold()?;
@@ -92,8 +93,8 @@ impl Queue {
         replicas: Option<usize>,
         change: impl FnOnce(&mut Settings),
     ) -> Result<Arc<Topic>, TopicError> {
-        let lease = self.exclusive(&lease_name(name)).await?;
-        let result = self.alter_held(&lease, name, replicas, change).await;
+        let mut lease = self.exclusive(&lease_name(name)).await?;
+        let result = self.alter_held(&mut lease, name, replicas, change).await;
         lease.give_back().await;
         result?;
         self.announce_topic(name).await;
@@ -102,7 +103,7 @@ impl Queue {
 
     async fn alter_held(
         &self,
-        lease: &Exclusive,
+        lease: &mut Exclusive,
         name: &TopicName,
         replicas: Option<usize>,
         change: impl FnOnce(&mut Settings),
@@ -119,6 +120,7 @@ impl Queue {
         });
         next.bytes_max = Some(bytes_max);
         for partition in next.partitions_of_all() {
+            lease.keep().await?;
             let wanted = jobs_config(&next, partition, bytes_max, replicas);
             self.make_partition(&next, partition, replicas).await?;
             self.fit_stream(&wanted).await?;
@@ -243,24 +245,22 @@ impl Queue {
 
     /// Calls off one job that waits and removes its message. Both may be done twice.
     async fn purge_job(&self, id: JobId, partition: PartitionId) -> Result<(bool, u64), QueueError> {
-        let canceled = loop {
+        loop {
             // Without a record it is just being accepted.
-            let Some(stored) = self.record(&id).await? else { return Ok((false, 0)) };
-            match &stored.record.state {
+            let Some(stored) = self.find(&id).await? else { return Ok((false, 0)) };
+            let record = match &stored.record.state {
                 // Its message is its worker's to end.
                 State::Running {} => return Ok((false, 0)),
-                State::Succeeded { .. } | State::Failed { .. } | State::Canceled { .. } => break false,
-                State::Queued { .. } => {}
+                State::Succeeded { .. } | State::Failed { .. } | State::Canceled { .. } => {
+                    let removed = self.remove_message(&id, partition, stored.record.sequence).await?;
+                    return Ok((false, removed));
+                }
+                State::Queued { .. } => stored.record.cancel(Timestamp::now()).expect("it is queued"),
+            };
+            if let Replaced::Done(_) = self.replace(stored.revision, &record).await? {
+                return Ok((true, self.remove_message(&id, partition, record.sequence).await?));
             }
-            let next = stored.record.cancel(Timestamp::now()).expect("it is queued");
-            if let Replaced::Done(_) = self.replace(stored.revision, &next).await? {
-                break true;
-            }
-        };
-        let stream = self.handle(&jobs_stream(id.topic(), partition)).await?;
-        let purging = bounded(stream.purge().filter(crate::topic::job_subject(&id, partition)).into_future()).await;
-        let answer = purging.map_err(QueueError::unavailable("remove a job's message"))?;
-        Ok((canceled, answer.map_err(QueueError::unavailable("remove a job's message"))?.purged))
+        }
     }
 
     /// Ids of the jobs whose messages lie in a partition.

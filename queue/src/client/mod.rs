@@ -10,6 +10,7 @@ mod fetch;
 mod settle;
 mod records;
 mod wait;
+mod cancel;
 mod dead;
 mod depth;
 mod describe;
@@ -30,6 +31,7 @@ use bytes::Bytes;
 
 pub use aged::Aged;
 pub use audit::{Audit, Problem, Wrong};
+pub use cancel::Canceled;
 pub use dead::{DeadLetter, RedriveError, Redriven};
 pub use depth::PartitionDepth;
 pub use describe::{Bounds, Description, Partition, Replica};
@@ -228,6 +230,11 @@ impl Queue {
     /// A stream by its name. Asks nobody, so it may not be there.
     async fn handle(&self, stream: &str) -> Result<Stream<()>, QueueError> {
         self.jetstream.get_stream_no_info(stream).await.map_err(QueueError::unavailable("find a stream"))
+    }
+
+    /// Whether there is a connection now. Without one, what is published waits for it.
+    fn is_connected(&self) -> bool {
+        self.client.connection_state() == async_nats::connection::State::Connected
     }
 
     /// The connection itself, for requests.

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 
 use super::settle::{ATTEMPTS_HEADER, ERROR_HEADER};
-use super::submit::SPEC_HEADER;
-use super::{Queue, bounded};
+use super::submit::{AGAIN_HEADER, SPEC_HEADER};
+use super::{ANSWER_TIMEOUT, Queue, Revision, bounded};
 use crate::record::Attempt;
-use crate::topic::{jobs_stream, wake_subject};
+use crate::topic::jobs_stream;
 use crate::{JobId, JobSpec, PartitionId, QueueError, Sequence, Timestamp, TopicName};
 
 /// Header of a message that was produced with a key.
@@ -62,6 +62,11 @@ impl Message {
     /// Why its job failed, if it is a dead letter.
     pub fn error(&self) -> Option<&str> {
         self.header(ERROR_HEADER)
+    }
+
+    /// The revision of the record that it takes back, if it asks for a finished job to be run again.
+    pub(super) fn again(&self) -> Option<Revision> {
+        Some(Revision::from(self.header(AGAIN_HEADER)?.parse::<u64>().ok()?))
     }
 
     /// Its job's attempts, if it is a dead letter.
@@ -188,7 +193,7 @@ impl Queue {
     /// [`QueueError`] when the connection is closed.
     pub async fn rings(&self, topic: &TopicName) -> Result<impl Stream<Item = ()> + Unpin + use<>, QueueError> {
         let unavailable = |problem| QueueError::Unavailable { action: "listen for new messages", problem };
-        let any = wake_subject(topic, PartitionId::normal(0)).replace(".0", ".*");
+        let any = format!("wake.{topic}.*");
         let messages = self.listen(any).await.map_err(unavailable)?;
         Ok(messages.map(|_| ()))
     }
@@ -203,11 +208,21 @@ impl Queue {
         stream: &str,
         headers_only: bool,
     ) -> Result<impl Stream<Item = Result<Message, QueueError>> + use<>, QueueError> {
+        self.scan_from(stream, Sequence(1), headers_only).await
+    }
+
+    /// The same from a position on.
+    pub(super) async fn scan_from(
+        &self,
+        stream: &str,
+        start: Sequence,
+        headers_only: bool,
+    ) -> Result<impl Stream<Item = Result<Message, QueueError>> + use<>, QueueError> {
         const ACTION: &str = "read a stream";
         let handle = self.handle(stream).await?;
         let config = pull::Config {
             ack_policy: AckPolicy::None,
-            deliver_policy: DeliverPolicy::All,
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: start.0 },
             inactive_threshold: SCAN_IDLE,
             memory_storage: true,
             num_replicas: 1,
@@ -223,12 +238,21 @@ impl Queue {
         let pages = futures::stream::try_unfold((consumer, left, 0_u32), move |(consumer, left, empty)| {
             let (handle, name) = (handle.clone(), name.clone());
             async move {
-                // What is replaced while we read is not there any more when we come to it.
-                if left == 0 || empty > 1 {
+                if left == 0 {
                     drop(handle.delete_consumer(&name).await);
                     return Ok::<_, QueueError>(None);
                 }
-                let page = consumer.fetch().max_messages(SCAN_BATCH).max_bytes(SCAN_BYTES).messages().await;
+                if empty > 1 {
+                    let problem = format!("{left} messages did not come");
+                    return Err(QueueError::Unavailable { action: ACTION, problem });
+                }
+                let page = consumer
+                    .fetch()
+                    .max_messages(SCAN_BATCH)
+                    .max_bytes(SCAN_BYTES)
+                    .expires(ANSWER_TIMEOUT)
+                    .messages()
+                    .await;
                 let mut page = page.map_err(QueueError::unavailable("read a stream"))?;
                 let mut messages = Vec::new();
                 let mut last_left = left;
@@ -241,6 +265,11 @@ impl Queue {
                     messages.push(Message::delivered(&message));
                 }
                 let empty = if messages.is_empty() { empty + 1 } else { 0 };
+                if empty > 0 {
+                    // What goes while we read is not there any more when we come to it.
+                    let info = bounded(handle.consumer_info(&name)).await.map_err(QueueError::unavailable(ACTION))?;
+                    last_left = info.map_err(QueueError::unavailable(ACTION))?.num_pending;
+                }
                 Ok(Some((futures::stream::iter(messages), (consumer, last_left, empty))))
             }
         });

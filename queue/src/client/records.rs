@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt};
 
 use super::{PATIENCE, Queue, RETRY_PAUSE, WRITE_IN_FLIGHT, bounded, server_error};
 use crate::error::chain;
 use crate::topic::{record_subject, records_stream};
-use crate::{JobId, QueueError, Record, Topic};
+use crate::{JobId, QueueError, Record, Sequence, Topic, TopicError, TopicName};
 
 /// Pause while another write of the same record is under way in a cluster.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(2);
@@ -78,9 +79,48 @@ impl Queue {
         if let Some(stored) = self.record(id).await? {
             return Ok(Some(stored));
         }
-        let Some(arriving) = self.arriving(id).await? else { return Ok(None) };
-        // The record may have come while we looked for the message.
-        Ok(Some(self.record(id).await?.unwrap_or(arriving)))
+        let arriving = self.arriving(id).await;
+        // The record may have come, and the message gone, while we looked.
+        match self.record(id).await? {
+            Some(stored) => Ok(Some(stored)),
+            None => arriving,
+        }
+    }
+
+    /// The newest record of each job of a topic that was written after `after`, oldest first; nothing
+    /// where a record cannot be read.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer; items are errors when it stops to.
+    pub async fn records_after(
+        &self,
+        topic: &TopicName,
+        after: Revision,
+    ) -> Result<impl Stream<Item = Result<(Revision, Option<Record>), QueueError>> + use<>, QueueError> {
+        let messages = self.scan_from(&records_stream(topic), Sequence(after.0 + 1), false).await?;
+        Ok(messages.map_ok(|message| (Revision(message.sequence.0), serde_json::from_slice(&message.payload).ok())))
+    }
+
+    /// Which stream holds a topic's records, by the moment when it was made, and its last revision.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn records_end(&self, topic: &TopicName) -> Result<Option<(String, Revision)>, QueueError> {
+        match self.stream_info(&records_stream(topic)).await {
+            Ok(info) => Ok(Some((info.created.to_string(), Revision(info.state.last_sequence)))),
+            Err(TopicError::Queue(error)) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Rings whenever a record is written, or is tried to be.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the connection is closed.
+    pub async fn record_rings(&self) -> Result<impl Stream<Item = ()> + Unpin + use<>, QueueError> {
+        let unavailable = |problem| QueueError::Unavailable { action: "listen for records", problem };
+        let messages = self.listen("records.*.*".into()).await.map_err(unavailable)?;
+        Ok(messages.map(drop))
     }
 
     async fn read(&self, topic: &Topic, id: &JobId) -> Result<Option<Stored>, QueueError> {
@@ -123,7 +163,9 @@ impl Queue {
             problem: format!("there is no topic {}", id.topic()),
         })?;
         let payload = Bytes::from(serde_json::to_vec(record).expect("a record holds JSON values only"));
-        let ttl = record.is_terminal().then(|| topic.record_ttl());
+        let ttl = record
+            .is_terminal()
+            .then(|| record.spec.options.result_ttl_secs.map_or_else(|| topic.record_ttl(), Duration::from_secs));
         let started = Instant::now();
         loop {
             let mut message =

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
+use futures::StreamExt;
 
-use super::read::KEY_HEADER;
+use super::read::{KEY_HEADER, Message};
 use super::{LIMIT_REACHED, PATIENCE, Queue, RETRY_PAUSE, Replaced, Revision, Stored, server_error};
 use crate::error::chain;
 use crate::topic::{Retention, job_subject, jobs_stream};
@@ -29,8 +30,10 @@ pub(crate) const AGAIN_HEADER: &str = "Sl-Again";
 
 /// How long a stream with copies may take to acknowledge before its leader is taken for gone.
 const LEADER_PATIENCE: Duration = Duration::from_millis(1_500);
-/// How old a job may be that has no record yet.
-const ARRIVING_MAX: Duration = Duration::from_secs(600);
+/// Partitions that are asked for a job at a time.
+const LOOKS_AT_ONCE: usize = 16;
+/// Places that a job may be offered to.
+const PLACES_MAX: usize = 3;
 
 impl Queue {
     /// Queues a job. When this returns a record, the image is durable together with all that the
@@ -62,10 +65,27 @@ impl Queue {
             return self.create(record).await.map(Some);
         }
         let (queue, record) = (self.clone(), record.clone());
-        let mut writing = tokio::spawn(async move { queue.create(&record).await });
+        let mut writing = tokio::spawn(async move { queue.create_in_the_end(&record).await });
         match tokio::time::timeout(LEADER_PATIENCE, &mut writing).await {
-            Ok(written) => written.expect("writing a record does not panic").map(Some),
+            Ok(written) => Ok(Some(written.expect("writing a record does not panic"))),
             Err(_) => Ok(None),
+        }
+    }
+
+    /// Writes a new job's record, however long that takes.
+    async fn create_in_the_end(&self, record: &Record) -> Replaced {
+        loop {
+            match self.create(record).await {
+                Ok(replaced) => return replaced,
+                // The topic was removed, and the job with it.
+                Err(_) if matches!(self.read_topic(record.spec.id.topic()).await, Ok(None)) => {
+                    return Replaced::Refused;
+                }
+                Err(error) => {
+                    tracing::warn!(job_id = %record.spec.id, %error, "its record is still to be written");
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            }
         }
     }
 
@@ -75,19 +95,24 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub(super) async fn arriving(&self, id: &JobId) -> Result<Option<Stored>, QueueError> {
-        let is_new = |topic: &Arc<Topic>| topic.replicas > 1 && id.age().is_none_or(|age| age < ARRIVING_MAX);
-        let Some(topic) = self.topic(id.topic()).await?.filter(is_new) else { return Ok(None) };
-        for partition in topic.partitions() {
+        let Some(topic) = self.topic(id.topic()).await?.filter(|topic| topic.replicas > 1) else { return Ok(None) };
+        let looks = topic.partitions().map(|partition| async move {
             let stream = jobs_stream(id.topic(), partition);
-            let found = self.last_message("look for the job", &stream, job_subject(id, partition), true).await;
-            // A partition without a leader does not keep us from looking at the others.
-            let Ok(Some(message)) = found else { continue };
-            if let Some(spec) = message.spec().filter(|spec| spec.id == *id) {
-                let record = Record::queued(spec, partition, message.sequence);
-                return Ok(Some(Stored { record, revision: Revision::default() }));
+            let found = self.last_message("look for the job", &stream, job_subject(id, partition), true).await?;
+            let spec = found.as_ref().and_then(Message::spec).filter(|spec| spec.id == *id);
+            Ok(found.zip(spec).map(|(message, spec)| Record::queued(spec, partition, message.sequence)))
+        });
+        let mut looks = futures::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
+        let mut silent = None;
+        while let Some(look) = looks.next().await {
+            match look {
+                Ok(Some(record)) => return Ok(Some(Stored { record, revision: Revision::default() })),
+                Ok(None) => {}
+                Err(error) => silent = Some(error),
             }
         }
-        Ok(None)
+        // It may lie in the partition that did not answer.
+        silent.map_or(Ok(None), Err)
     }
 
     /// The topic with partitions for this priority, which are made with their first job.
@@ -154,15 +179,19 @@ impl Queue {
         // what is missing.
         let (patience, asking_after) =
             if topic.replicas > 1 { (LEADER_PATIENCE, 2 * LEADER_PATIENCE) } else { (PATIENCE, Duration::ZERO) };
+        // A message may be stored of which we do not know.
+        let mut is_unknown = false;
+        // Where the subject's last message lies that this one is to follow, in a log.
+        let mut before = again.map_or(0, |(_, before)| before.0);
         for (turn, partition) in places.iter().copied().enumerate().cycle() {
-            let has_next = turn + 1 < places.len();
+            let has_next = turn + 1 < places.len() && started.elapsed() < PATIENCE && self.is_connected();
             let mut message = PublishMessage::build().header(SPEC_HEADER, header.as_str()).payload(image.clone());
             if let Some((revision, _)) = again {
                 message = message.header(AGAIN_HEADER, u64::from(revision).to_string().as_str());
             }
             if topic.settings.retention != Retention::Work {
                 // A work queue's stream takes one message a subject by itself.
-                message = message.expected_last_subject_sequence(again.map_or(0, |(_, before)| before.0));
+                message = message.expected_last_subject_sequence(before);
             }
             let publishing = self.publish_acked(job_subject(&spec.id, partition), message);
             let error = match tokio::time::timeout(patience, publishing).await {
@@ -171,14 +200,25 @@ impl Queue {
                 Err(_) => PublishError::new(PublishErrorKind::TimedOut),
             };
             match refusal(&error) {
-                // An earlier try was stored, only its answer was lost.
-                Some(Refusal::AlreadyThere) => {
-                    return self.queued_sequence(spec, partition).await.map(|sequence| (partition, sequence));
-                }
+                Some(Refusal::AlreadyThere) => match self.message_there(spec, partition).await? {
+                    // An earlier try was stored, only its answer was lost.
+                    Some(message) if again.is_none_or(|(revision, _)| message.again() == Some(revision)) => {
+                        return Ok((partition, message.sequence));
+                    }
+                    // The message of the run that this one is to take back: nobody needs it any more.
+                    Some(message) if topic.settings.retention == Retention::Work => {
+                        self.remove_message(&spec.id, partition, message.sequence).await?;
+                    }
+                    Some(message) => before = message.sequence.0,
+                    // It has aged out of the log; or its worker has just let it go.
+                    None => before = 0,
+                },
                 // In a cluster: this one has no leader now, another one may have.
                 Some(Refusal::NoStream) | None if has_next => {
+                    is_unknown |= refusal(&error).is_none();
                     tracing::debug!(job_id = %spec.id, %partition, error = chain(&error), "trying another partition");
                 }
+                Some(Refusal::Full) if is_unknown => return Err(QueueError::unavailable("take the job")(error).into()),
                 Some(Refusal::Full) => return Err(SubmitError::Full { topic: spec.id.topic().to_string() }),
                 Some(Refusal::TooLarge) => {
                     return Err(SubmitError::TooLarge { bytes: image.len(), max_payload: self.max_payload() });
@@ -213,10 +253,10 @@ impl Queue {
         Ok(Sequence(ack.sequence))
     }
 
-    /// Where a job lies whose publish was acknowledged to nobody.
-    async fn queued_sequence(&self, spec: &JobSpec, partition: PartitionId) -> Result<Sequence, SubmitError> {
-        let gone = || QueueError::Unavailable { action: "say where the job lies", problem: "it is gone".into() };
-        Ok(self.message_sequence(&spec.id, partition).await?.ok_or_else(gone)?)
+    /// A job's message, read where it was said to be.
+    async fn message_there(&self, spec: &JobSpec, partition: PartitionId) -> Result<Option<Message>, QueueError> {
+        let stream = jobs_stream(spec.id.topic(), partition);
+        self.last_message("say where the job lies", &stream, job_subject(&spec.id, partition), true).await
     }
 
     /// The position of a job's message, if it is in the partition.
@@ -246,7 +286,7 @@ fn places(topic: &Topic, spec: &JobSpec) -> Vec<PartitionId> {
     if is_bound || topic.settings.retention != Retention::Work || topic.replicas < 2 {
         return vec![own];
     }
-    (0..count).map(|step| PartitionId::new((own.index() + step) % count, own.priority())).collect()
+    (0..count).map(|step| PartitionId::new((own.index() + step) % count, own.priority())).take(PLACES_MAX).collect()
 }
 
 enum Refusal {

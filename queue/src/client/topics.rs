@@ -111,6 +111,16 @@ impl Queue {
                 Err(error) => tracing::warn!(%error, "not a topic"),
             }
         }
+        // A cluster leaves out whose leader is silent; only what is said to be gone is forgotten.
+        let known: Vec<Arc<Topic>> = self.topics.read().expect("no panic holds this lock").values().cloned().collect();
+        for topic in known.into_iter().filter(|topic| topic.replicas > 1) {
+            if !found.contains_key(topic.name()) {
+                let gone = tokio::time::timeout(LOOK_INTERVAL, self.read_topic(topic.name())).await;
+                if !matches!(gone, Ok(Ok(None))) {
+                    found.insert(topic.name().clone(), topic);
+                }
+            }
+        }
         let mut topics: Vec<Arc<Topic>> = found.values().cloned().collect();
         *self.topics.write().expect("no panic holds this lock") = found;
         topics.sort_by(|a, b| a.name().cmp(b.name()));

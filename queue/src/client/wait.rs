@@ -10,11 +10,11 @@
 use std::time::Duration;
 
 use async_nats::Message;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Queue, Stored};
+use super::{Queue, Revision, Stored};
 use crate::topic::record_subject;
 use crate::{JobId, QueueError};
 
@@ -70,6 +70,72 @@ impl Queue {
                 Err(_) => look = (look * 10).min(LOOK_LAST),
             }
         }
+    }
+}
+
+/// Whoever follows one job's changes.
+struct Follower {
+    queue: Queue,
+    id: JobId,
+    rings: async_nats::Subscriber,
+    seen: Revision,
+    has_ended: bool,
+}
+
+impl Queue {
+    /// A job's states from now on, each once, up to the last one: first how it stands, unless that is
+    /// `after` already. `None`: there is no such job.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn changes(
+        &self,
+        id: &JobId,
+        after: Revision,
+    ) -> Result<Option<impl Stream<Item = Result<Stored, QueueError>> + Send + use<>>, QueueError> {
+        let unavailable = |problem| QueueError::Unavailable { action: "watch the job", problem };
+        let rings = self.listen(record_subject(id)).await.map_err(unavailable)?;
+        let Some(now) = self.find(id).await? else { return Ok(None) };
+        // One that came again after the end hears the end, and then that nothing follows.
+        let has_ended = now.record.is_terminal();
+        let is_new = now.revision > after || now.revision == Revision::default();
+        let follower = Follower { queue: self.clone(), id: id.clone(), rings, seen: now.revision, has_ended };
+        let first = futures::stream::iter(is_new.then_some(Ok(now)));
+        let rest = futures::stream::unfold(follower, |mut follower| async move {
+            let next = follower.next().await.transpose()?;
+            Some((next, follower))
+        });
+        Ok(Some(first.chain(rest)))
+    }
+}
+
+impl Follower {
+    /// The next state; `None` behind the last one.
+    async fn next(&mut self) -> Result<Option<Stored>, QueueError> {
+        let mut look = LOOK_FIRST;
+        let mut echo: Option<Duration> = None;
+        while !self.has_ended {
+            match echo {
+                Some(pause) => {
+                    tokio::time::sleep(pause).await;
+                    echo = Some(pause * 2).filter(|pause| *pause <= ECHO_LAST);
+                }
+                None => match tokio::time::timeout(look, self.rings.next()).await {
+                    Ok(Some(_)) => echo = Some(ECHO_FIRST),
+                    Ok(None) => tokio::time::sleep(LOOK_FIRST).await,
+                    Err(_) => look = (look * 10).min(LOOK_LAST),
+                },
+            }
+            // Its record has expired, or its topic is gone.
+            let Some(stored) = self.queue.find(&self.id).await.inspect_err(|_| self.has_ended = true)? else {
+                return Ok(None);
+            };
+            if stored.revision > self.seen {
+                (self.seen, self.has_ended) = (stored.revision, stored.record.is_terminal());
+                return Ok(Some(stored));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -1,0 +1,111 @@
+//! Calling a job off, and its input while it is kept.
+//!
+//! The record decides: once it says `canceled`, no result is written any more. What follows only
+//! saves work: the message goes, and a worker that runs the job is told to stop.
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+
+use super::topics::Ask;
+use super::{Queue, Replaced, Stored};
+use crate::topic::{Retention, job_subject, jobs_stream};
+use crate::{JobId, PartitionId, QueueError, Record, Sequence, State, Timestamp};
+
+/// What became of a wish to call a job off.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Canceled {
+    /// It is called off; this is its record.
+    Done(Stored),
+    /// It had ended already, this way or another.
+    HadEnded(Stored),
+    /// There is no such job.
+    Unknown,
+}
+
+impl Queue {
+    /// Calls a job off, whether it waits or runs. May be done twice.
+    ///
+    /// # Errors
+    /// [`QueueError`] when it is not known what became of it.
+    pub async fn cancel(&self, id: &JobId) -> Result<Canceled, QueueError> {
+        loop {
+            let Some(stored) = self.find(id).await? else { return Ok(Canceled::Unknown) };
+            let Ok(next) = stored.record.cancel(Timestamp::now()) else {
+                // One who canceled it before may have been interrupted here.
+                if matches!(stored.record.state, State::Canceled { .. }) {
+                    self.let_go(&stored.record).await;
+                }
+                return Ok(Canceled::HadEnded(stored));
+            };
+            if let Replaced::Done(revision) = self.replace(stored.revision, &next).await? {
+                self.let_go(&next).await;
+                return Ok(Canceled::Done(Stored { record: next, revision }));
+            }
+        }
+    }
+
+    /// Tells whoever runs a canceled job, and removes its message. What of this fails is done by the
+    /// worker who gets the message.
+    async fn let_go(&self, record: &Record) {
+        let id = &record.spec.id;
+        if let Err(problem) = self.send(cancel_subject(id), Bytes::new()).await {
+            tracing::debug!(job_id = %id, problem, "its worker was not told");
+        }
+        if let Err(error) = self.remove_message(id, record.partition, record.sequence).await {
+            tracing::warn!(job_id = %id, %error, "its message is left for a worker");
+        }
+    }
+
+    /// Removes a job's message, if its topic does not keep messages; returns how many there were.
+    pub(super) async fn remove_message(
+        &self,
+        id: &JobId,
+        partition: PartitionId,
+        sequence: Sequence,
+    ) -> Result<u64, QueueError> {
+        let is_log = |topic: std::sync::Arc<crate::Topic>| topic.settings.retention != Retention::Work;
+        if self.topic(id.topic()).await?.is_none_or(is_log) {
+            return Ok(0);
+        }
+        let subject = format!("STREAM.MSG.DELETE.{}", jobs_stream(id.topic(), partition));
+        let request = serde_json::json!({ "seq": sequence.0, "no_erase": true });
+        match self.ask::<serde_json::Value>("remove a job's message", &subject, &request).await {
+            Ok(_) => Ok(1),
+            // Not there any more.
+            Err(Ask::Refused { error, .. }) if error.code() != 503 => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Jobs that somebody calls off while this is listened to.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the connection is closed.
+    pub async fn cancels(&self) -> Result<impl Stream<Item = JobId> + Unpin + use<>, QueueError> {
+        let unavailable = |problem| QueueError::Unavailable { action: "listen for canceled jobs", problem };
+        let messages = self.listen("cancels.*.*".into()).await.map_err(unavailable)?;
+        Ok(messages.filter_map(|message| {
+            let id = message.subject.strip_prefix("cancels.").and_then(|id| id.parse().ok());
+            std::future::ready(id)
+        }))
+    }
+
+    /// A job's input, if it is kept: in its partition, or as a dead letter.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn input(&self, stored: &Stored) -> Result<Option<Bytes>, QueueError> {
+        let (id, partition) = (&stored.record.spec.id, stored.record.partition);
+        let subject = job_subject(id, partition);
+        let message =
+            self.last_message("read a job's input", &jobs_stream(id.topic(), partition), subject, true).await?;
+        if let Some(message) = message {
+            return Ok(Some(message.payload));
+        }
+        Ok(self.dead_letter(id).await?.map(|(_, payload)| payload))
+    }
+}
+
+fn cancel_subject(id: &JobId) -> String {
+    format!("cancels.{}.{}", id.topic(), id.uuid())
+}

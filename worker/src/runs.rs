@@ -1,0 +1,56 @@
+//! Jobs in hand, so that one can be stopped when it is called off.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use futures::StreamExt;
+use queue::{JobId, Queue, QueueError, State};
+use tokio_util::sync::CancellationToken;
+
+/// The jobs that this process has begun; clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Runs(Arc<Mutex<HashMap<JobId, CancellationToken>>>);
+
+/// A job's entry; gone with this.
+pub(crate) struct Entry {
+    id: JobId,
+    runs: Runs,
+    canceled: CancellationToken,
+}
+
+impl Runs {
+    /// Enters a job; what it returns says when the job is called off.
+    pub(crate) fn enter(&self, id: &JobId) -> Entry {
+        let canceled = CancellationToken::new();
+        self.0.lock().expect("no panic holds this lock").insert(id.clone(), canceled.clone());
+        Entry { id: id.clone(), runs: self.clone(), canceled }
+    }
+
+    /// Listens for jobs that are called off, for as long as it is awaited. What it hears is only a
+    /// hint; the record says whether it is so.
+    pub(crate) async fn keep(self, queue: Queue) -> Result<(), QueueError> {
+        let mut cancels = queue.cancels().await?;
+        while let Some(id) = cancels.next().await {
+            let Some(token) = self.0.lock().expect("no panic holds this lock").get(&id).cloned() else { continue };
+            match queue.record(&id).await {
+                Ok(Some(stored)) if matches!(stored.record.state, State::Canceled { .. }) => token.cancel(),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(job_id = %id, %error, "not known whether it was called off"),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Entry {
+    /// Ends when the job is called off.
+    pub(crate) async fn canceled(&self) {
+        self.canceled.cancelled().await;
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.runs.0.lock().expect("no panic holds this lock").remove(&self.id);
+    }
+}
