@@ -21,8 +21,9 @@ pub(crate) async fn run(args: ApiArgs) -> anyhow::Result<ExitCode> {
     let queue = Queue::connect(&address, "sightline api", defaults).await?;
     let config = setup::http_config(&args.http, queue.max_payload());
     setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
+    let index = setup::index(args.http.database.as_deref(), &args.queue.data.data).await?;
     println!("API on http://{}, queue at {address}", listener.local_addr().context("find the API's own address")?);
-    ::api::serve(config, models.repository, queue.clone(), listener, stop).await;
+    ::api::serve(config, models.repository, queue.clone(), index, listener, stop).await;
     queue.flush().await;
     Ok(ExitCode::SUCCESS)
 }

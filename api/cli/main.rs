@@ -23,6 +23,7 @@ mod offsets;
 mod dead;
 mod jobs;
 mod audit;
+mod index;
 mod drill;
 mod cluster;
 mod submit;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
             Command::Dead(args) => dead::run(args).await,
             Command::Jobs(args) => jobs::run(args).await,
             Command::Audit(args) => audit::run(args).await,
+            Command::Index(args) => index::run(args).await,
             Command::Drill(args) => drill::run(args).await,
             Command::Guard(args) => guard::run(args).await,
             Command::Cluster(args) => cluster::run(args).await,

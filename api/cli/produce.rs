@@ -86,6 +86,7 @@ pub(crate) fn spec(
     image: &Bytes,
 ) -> anyhow::Result<JobSpec> {
     Ok(JobSpec {
+        origin: queue::Origin::default(),
         id,
         model: model.name().to_owned(),
         model_version: version.number,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ::api::Index;
 use ::models::{Cache, Repository, pull};
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
@@ -139,6 +140,18 @@ async fn does_sync(url: &str) -> anyhow::Result<bool> {
     anyhow::ensure!(jetstream.is_object(), "it does not speak of JetStream");
     // The interval reads as two minutes also where every write is synced.
     Ok(jetstream["sync_always"] == true)
+}
+
+/// Opens the job index: the one that was named, or the one in the data folder.
+pub(crate) async fn index(database: Option<&str>, data: &Path) -> anyhow::Result<Index> {
+    let address = match database {
+        Some(address) => address.to_owned(),
+        None => {
+            std::fs::create_dir_all(data).with_context(|| format!("create {}", data.display()))?;
+            Index::file(&data.join("index.db"))
+        }
+    };
+    Ok(Index::open(&address).await?)
 }
 
 /// The API's settings. Says so when the queue's server takes less than the upload limit.

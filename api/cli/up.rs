@@ -60,6 +60,7 @@ async fn serve(
     if args.queue.is_some() {
         setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     }
+    let index = setup::index(args.http.database.as_deref(), data.path()).await?;
     let api = listener.local_addr().context("find the API's own address")?;
     data.announce(address, &format!("http://{api}"))?;
 
@@ -67,7 +68,8 @@ async fn serve(
     let workers = args.workers.unwrap_or_else(cores);
     let command = WorkerCommand::new(models, args.threads, data.path(), args.queue.as_deref(), log)?;
     let mut supervisor = Supervisor::start(&command, workers.min, &queue);
-    let serving = tokio::spawn(::api::serve(config, models.repository.clone(), queue.clone(), listener, stop.clone()));
+    let repository = models.repository.clone();
+    let serving = tokio::spawn(::api::serve(config, repository, queue.clone(), index, listener, stop.clone()));
     let mut ready = tokio::select! {
         ready = supervisor.wait_until_ready(workers.min) => ready,
         () = stop.cancelled() => Ok(()),

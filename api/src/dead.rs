@@ -114,7 +114,7 @@ async fn letters(state: &Inner, wish: Result<Query<Wish>, QueryRejection>) -> Re
 /// The id in a path.
 pub(crate) type Named = Result<Path<String>, PathRejection>;
 
-fn named(id: Named) -> Result<JobId, ApiError> {
+pub(crate) fn named(id: Named) -> Result<JobId, ApiError> {
     let id = id.map_or_else(|_| "?".to_owned(), |Path(id)| id);
     id.parse().map_err(|_| ApiError::JobUnknown(id.chars().take(128).collect()))
 }

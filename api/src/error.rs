@@ -10,8 +10,10 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use models::ImageError;
 use queue::client::RedriveError;
-use queue::{QueueError, SubmitError, TopicError, TopicName};
+use queue::{JobId, QueueError, SubmitError, TopicError, TopicName};
 use serde::Serialize;
+
+use crate::index::IndexError;
 
 /// A request that gets no for an answer.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,9 @@ pub(crate) enum ApiError {
     /// The queue gave no answer.
     #[error(transparent)]
     Queue(#[from] QueueError),
+    /// The job index did not answer.
+    #[error(transparent)]
+    Index(#[from] IndexError),
     /// The body is above the limit.
     #[error(
         "the request's body is above {limit} bytes, the limit for one image; it is set with --upload-limit, and is never above max_payload of the queue's server less 64 KiB"
@@ -103,6 +108,28 @@ pub(crate) enum ApiError {
     /// No such job, or its record has expired.
     #[error("there is no job `{0}`: the id is wrong, or its result has expired")]
     JobUnknown(String),
+    /// A job that has ended cannot be called off.
+    #[error("job {id} has {state} already")]
+    JobEnded {
+        /// The job.
+        id: JobId,
+        /// How it ended.
+        state: &'static str,
+    },
+    /// Only what has failed or was called off can be run again.
+    #[error("job {id} is {state}; only one that has failed or was canceled can be run again")]
+    JobNotFailed {
+        /// The job.
+        id: JobId,
+        /// How it stands.
+        state: &'static str,
+    },
+    /// The input of a job is not kept any more.
+    #[error("the input of job {0} is not kept any more; upload it again")]
+    InputGone(JobId),
+    /// The key stands for another request.
+    #[error("this Idempotency-Key was used for another request, which became job {0}; use a new key")]
+    KeyReused(JobId),
     /// No such route.
     #[error("there is nothing at {0}")]
     RouteUnknown(String),
@@ -148,6 +175,7 @@ impl ApiError {
             Self::Redrive(RedriveError::Submit(error)) | Self::Submit(error) => kind_of_submit(error),
             Self::Json(_) => (StatusCode::BAD_REQUEST, "json_invalid"),
             Self::Queue(error) => kind_of_queue(error),
+            Self::Index(_) => (StatusCode::SERVICE_UNAVAILABLE, "index_unavailable"),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::BodyBroken(_) => (StatusCode::BAD_REQUEST, "body_broken"),
@@ -159,6 +187,10 @@ impl ApiError {
             Self::ModelUnknown { .. } => (StatusCode::NOT_FOUND, "model_unknown"),
             Self::VersionUnknown { .. } => (StatusCode::NOT_FOUND, "version_unknown"),
             Self::JobUnknown(_) => (StatusCode::NOT_FOUND, "job_unknown"),
+            Self::JobEnded { .. } => (StatusCode::CONFLICT, "job_ended"),
+            Self::JobNotFailed { .. } => (StatusCode::CONFLICT, "job_not_failed"),
+            Self::InputGone(_) => (StatusCode::CONFLICT, "input_gone"),
+            Self::KeyReused(_) => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::RouteUnknown(_) => (StatusCode::NOT_FOUND, "route_unknown"),
             Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Host(_) => (StatusCode::FORBIDDEN, "host_forbidden"),
@@ -177,6 +209,7 @@ impl ApiError {
             | Self::Topic(TopicError::Queue(QueueError::Unavailable { .. })) => {
                 "the queue does not answer; try again".into()
             }
+            Self::Index(_) => "the job index does not answer; try again".into(),
             Self::Queue(QueueError::TooLarge { .. } | QueueError::Damaged { .. }) => Self::Internal.to_string(),
             Self::Submit(SubmitError::Full { topic }) => {
                 format!("the queue of {topic} is full; try again when workers have caught up, or raise --queue-bytes")

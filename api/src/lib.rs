@@ -2,7 +2,8 @@
 //!
 //! `router` lists the routes; each leads to a file that does one thing. The API keeps no state
 //! of its own about jobs: a `POST` ends in [`queue::Queue::submit`], a `GET` in
-//! [`queue::Queue::wait`], and any process of this kind can answer for any job.
+//! [`queue::Queue::wait`], and any process of this kind can answer for any job. Lists and batches
+//! come from the [`Index`], which follows the records.
 
 mod config;
 pub mod serve;
@@ -10,6 +11,7 @@ mod router;
 mod middleware;
 mod leftover;
 mod jobs;
+mod index;
 mod catalog;
 mod topics;
 mod dead;
@@ -21,5 +23,6 @@ mod state;
 mod error;
 
 pub use config::Config;
+pub use index::{Index, IndexError};
 pub use jobs::image_facts;
 pub use serve::{ListenError, check_listen, serve};

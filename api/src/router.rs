@@ -11,8 +11,11 @@ use crate::{catalog, dead, health, jobs, metrics, middleware, roster, topics};
 /// The routes with everything around them.
 pub(crate) fn router(state: Shared) -> Router {
     let routes = Router::new()
-        .route("/v1/jobs", post(jobs::submit))
-        .route("/v1/jobs/{id}", get(jobs::status))
+        .route("/v1/jobs", post(jobs::submit).get(jobs::list))
+        .route("/v1/jobs/{id}", get(jobs::status).delete(jobs::cancel))
+        .route("/v1/jobs/{id}/events", get(jobs::events))
+        .route("/v1/jobs/{id}/image", get(jobs::image))
+        .route("/v1/jobs/{id}/retry", post(jobs::retry))
         .route("/v1/models", get(catalog::list))
         .route("/v1/models/{name}", get(catalog::show))
         .route("/v1/members", get(roster::list))

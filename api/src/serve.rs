@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
+use crate::index::Index;
 use crate::jobs::BODY_UNIT;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
@@ -53,6 +54,7 @@ pub async fn serve(
     config: Config,
     repository: Repository,
     queue: Queue,
+    index: Index,
     listener: TcpListener,
     stop: CancellationToken,
 ) {
@@ -67,6 +69,7 @@ pub async fn serve(
             let queue = queue.clone();
             async move { queue.follow_topics().await }
         }),
+        keep("the job index", index.clone().keep(queue.clone())),
         keep("the watchdog", watch.clone().keep(queue.clone(), roster.clone())),
     ];
     let leaving = queue.clone();
@@ -81,6 +84,7 @@ pub async fn serve(
         member,
         roster,
         watch,
+        index,
         metrics,
         bodies: Semaphore::new(permits),
         stop: stop.clone(),

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::index::Index;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
 use crate::watch::Watch;
@@ -24,6 +25,7 @@ pub(crate) struct State {
     pub(crate) member: String,
     pub(crate) roster: Roster,
     pub(crate) watch: Watch,
+    pub(crate) index: Index,
     pub(crate) metrics: Metrics,
     /// Bytes of request bodies that may be in memory, in units of [`crate::jobs::BODY_UNIT`].
     pub(crate) bodies: Semaphore,

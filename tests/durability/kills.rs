@@ -29,6 +29,7 @@ fn spec() -> JobSpec {
     let (model, model_digest) = ("cats".into(), "digest".into());
     let (options, metadata) = (JobOptions::default(), BTreeMap::default());
     JobSpec {
+        origin: queue::Origin::default(),
         id,
         model,
         model_version: 1,

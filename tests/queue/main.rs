@@ -28,6 +28,7 @@ fn name() -> TopicName {
 
 fn spec() -> JobSpec {
     JobSpec {
+        origin: queue::Origin::default(),
         id: JobId::random(name()),
         model: "cats".into(),
         model_version: 1,

@@ -15,9 +15,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use tools::{
-    AuditArgs, ClusterArgs, ConfirmedArgs, ConsumeArgs, CreateArgs, DeadAction, DeadArgs, DrillArgs, JobsAction,
-    JobsArgs, NamedArgs, OffsetsAction, OffsetsArgs, ProduceArgs, ReplayArgs, SettingsArgs, TopicsAction, TopicsArgs,
-    Victim,
+    AuditArgs, ClusterArgs, ConfirmedArgs, ConsumeArgs, CreateArgs, DeadAction, DeadArgs, DrillArgs, IndexAction,
+    IndexArgs, JobsAction, JobsArgs, NamedArgs, OffsetsAction, OffsetsArgs, ProduceArgs, ReplayArgs, SettingsArgs,
+    TopicsAction, TopicsArgs, Victim,
 };
 
 /// Recognises objects in thousands of images without losing one.
@@ -76,6 +76,8 @@ pub(crate) enum Command {
     Jobs(JobsArgs),
     /// See whether every job of a topic is accounted for
     Audit(AuditArgs),
+    /// The job index, from which lists and batches are answered
+    Index(IndexArgs),
     /// Kill parts of a system under load that it starts itself, and count what is lost
     Drill(DrillArgs),
     /// Measure this machine, this broker, this pipeline
@@ -393,6 +395,9 @@ pub(crate) struct HttpArgs {
     /// Names under which the API may be asked, beside localhost
     #[arg(long, env = "SIGHTLINE_ALLOW_HOST", value_delimiter = ',', value_name = "NAME")]
     pub(crate) allow_host: Vec<String>,
+    /// The database of the job index, `sqlite://FILE?mode=rwc` or `postgres://…` [default: index.db in the data folder]
+    #[arg(long, env = "SIGHTLINE_DATABASE", hide_env_values = true, value_name = "URL")]
+    pub(crate) database: Option<String>,
     /// The largest image
     #[arg(long, env = "SIGHTLINE_UPLOAD_LIMIT", default_value = "20MiB", value_name = "BYTES")]
     pub(crate) upload_limit: ByteSize,

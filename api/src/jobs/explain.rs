@@ -190,6 +190,7 @@ mod tests {
 
     fn queued() -> Record {
         let spec = JobSpec {
+            origin: queue::Origin::default(),
             id: JobId::random(TopicName::new("cats").expect("valid")),
             model: "cats".into(),
             model_version: 1,

@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use queue::{IdError, JobOptions, Priority, TopicName};
+use queue::{IdError, JobOptions, Priority, Timestamp, TopicName};
 
 use crate::error::ApiError;
 
 /// Names of all options, for messages.
-const KNOWN: &str =
-    "model, topic, version, top_k, threshold, partition_key, priority, timeout, metadata, metadata.<key>";
+const KNOWN: &str = "model, topic, version, top_k, threshold, partition_key, priority, timeout, start_by, result_ttl, metadata, metadata.<key>";
 /// Keys of metadata that a job may have.
 const METADATA_MAX: usize = 16;
 /// Length of one metadata key, bytes.
@@ -18,6 +17,7 @@ const METADATA_KEY_MAX: usize = 64;
 const TEXT_MAX: usize = 512;
 /// The longest run that may be asked for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Checked options of one job.
 #[derive(Debug, Default, PartialEq)]
@@ -54,6 +54,8 @@ impl Options {
             "threshold" => self.job.threshold.replace(fraction(name, value)?).is_some(),
             "partition_key" => self.job.partition_key.replace(text(name, value)?).is_some(),
             "timeout" => self.job.timeout_ms.replace(timeout(name, value)?).is_some(),
+            "start_by" => self.job.start_by.replace(start_by(name, value)?).is_some(),
+            "result_ttl" => self.job.result_ttl_secs.replace(result_ttl(name, value)?).is_some(),
             "metadata" => self.set_metadata(value)?,
             _ => match name.strip_prefix("metadata.") {
                 Some(key) => self.add_metadata(key, value)?,
@@ -107,6 +109,28 @@ fn timeout(name: &str, value: &str) -> Result<u64, ApiError> {
     let bounded = duration.filter(|duration| (Duration::from_millis(1)..=TIMEOUT_MAX).contains(duration));
     let duration = bounded.ok_or_else(|| refuse(name, "it must be a time up to an hour, such as 30, 500ms or 2m"))?;
     Ok(duration.as_millis() as u64)
+}
+
+/// A moment, or a time from now on. One that has passed is no mistake: the job fails with that reason.
+fn start_by(name: &str, value: &str) -> Result<Timestamp, ApiError> {
+    if let Ok(moment) = value.parse() {
+        return Ok(moment);
+    }
+    let seconds = value.parse().ok().map(Duration::from_secs);
+    let duration = seconds.or_else(|| humantime::parse_duration(value).ok()).filter(|duration| *duration <= YEAR);
+    let duration = duration.ok_or_else(|| {
+        refuse(name, "it must be a moment such as 2026-12-24T18:00:00Z, or a time from now such as 90, 10m")
+    })?;
+    Ok(Timestamp::now().plus(duration))
+}
+
+fn result_ttl(name: &str, value: &str) -> Result<u64, ApiError> {
+    let seconds = value.parse().ok().map(Duration::from_secs);
+    let duration = seconds.or_else(|| humantime::parse_duration(value).ok());
+    let bounded = duration.filter(|duration| (Duration::from_secs(1)..=YEAR).contains(duration));
+    Ok(bounded
+        .ok_or_else(|| refuse(name, "it must be a time from a second to a year, such as 3600, 36h or 7d"))?
+        .as_secs())
 }
 
 fn refuse(name: &str, problem: &str) -> ApiError {

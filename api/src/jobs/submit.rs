@@ -15,7 +15,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use models::{ImageError, Limits, Model, ModelVersion, decode};
 use queue::client::Waited;
-use queue::{ImageFacts, JobId, JobSpec, Record, Timestamp, Topic, TopicError, TopicName};
+use queue::{ImageFacts, JobId, JobOptions, JobSpec, Record, Timestamp, Topic, TopicError, TopicName};
 use sha2::{Digest, Sha256};
 
 use super::options::Options;
@@ -27,6 +27,10 @@ use crate::state::{Shared, State as Inner};
 /// The longest time that a request may wait for its job.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
 
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const IDEMPOTENCY_KEY_MAX: usize = 255;
+/// Says that an answer is about a job that was there already.
+const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// Takes one image in.
@@ -37,7 +41,7 @@ pub(crate) async fn submit(
     body: Body,
 ) -> Response {
     match take(&state, query.as_deref().unwrap_or(""), &headers, body).await {
-        Ok(record) => answer(&state, record, preferred_wait(&headers)).await,
+        Ok(taken) => answer(&state, taken, preferred_wait(&headers)).await,
         Err(error) => {
             metrics::refused(error.kind().1);
             error.into_response()
@@ -45,7 +49,8 @@ pub(crate) async fn submit(
     }
 }
 
-async fn take(state: &Inner, query: &str, headers: &HeaderMap, body: Body) -> Result<Record, ApiError> {
+async fn take(state: &Inner, query: &str, headers: &HeaderMap, body: Body) -> Result<Taken, ApiError> {
+    let key = idempotency_key(headers)?;
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
         return Err(ApiError::ContentEncoding(String::from_utf8_lossy(encoding.as_bytes()).into_owned()));
     }
@@ -68,11 +73,63 @@ async fn take(state: &Inner, query: &str, headers: &HeaderMap, body: Body) -> Re
     name_model(state, &mut options).await?;
     let (model, version) = find_model(state, &options)?;
     let topic = find_topic(state, &options, model).await?;
-    let spec = spec(state, &topic, model, version, options, &image)?;
+    let mut spec = spec(state, &topic, model, version, options, &image)?;
+    if let Some(key) = key {
+        spec.id = JobId::derived(topic.name().clone(), &["", key]);
+        if let Some(known) = state.queue.find(&spec.id).await? {
+            return Taken::again(known.record, &spec);
+        }
+    }
+    let asked = spec.clone();
     let record = state.queue.submit(&topic, spec, image).await?;
+    if record.spec.created_at != asked.created_at || record.spec.accepted_by != asked.accepted_by {
+        // The same key came twice at once, and the other one was faster.
+        return Taken::again(record, &asked);
+    }
     metrics::accepted(model.name());
     tracing::debug!(job_id = %record.spec.id, partition = %record.partition, "job accepted");
-    Ok(record)
+    Ok(Taken { record, is_replayed: false })
+}
+
+/// A job that was taken in, now or by an earlier request with the same key.
+struct Taken {
+    record: Record,
+    is_replayed: bool,
+}
+
+impl Taken {
+    /// A job that is there already, if it was asked for in the same way.
+    fn again(record: Record, asked: &JobSpec) -> Result<Self, ApiError> {
+        let is_same = |known: &JobSpec| {
+            (&known.model, &known.image, &known.metadata) == (&asked.model, &asked.image, &asked.metadata)
+                && is_same_wish(&known.options, &asked.options)
+        };
+        if is_same(&record.spec) {
+            Ok(Self { record, is_replayed: true })
+        } else {
+            Err(ApiError::KeyReused(record.spec.id))
+        }
+    }
+}
+
+/// Whether two requests ask for the same. A time from now on is another moment in each of them.
+fn is_same_wish(known: &JobOptions, asked: &JobOptions) -> bool {
+    let timeless = |options: &JobOptions| JobOptions { start_by: None, ..options.clone() };
+    timeless(known) == timeless(asked) && known.start_by.is_some() == asked.start_by.is_some()
+}
+
+/// The key under which a request may be sent again.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let key = value.to_str().ok().filter(|key| (1..=IDEMPOTENCY_KEY_MAX).contains(&key.len()));
+    match (key, values.next()) {
+        (Some(key), None) => Ok(Some(key)),
+        _ => Err(ApiError::Option {
+            name: "Idempotency-Key".into(),
+            problem: format!("it must be given once, and be 1 to {IDEMPOTENCY_KEY_MAX} printable ASCII characters"),
+        }),
+    }
 }
 
 /// A topic stands for its model.
@@ -122,6 +179,7 @@ fn spec(
     image: &Bytes,
 ) -> Result<JobSpec, ApiError> {
     Ok(JobSpec {
+        origin: queue::Origin::default(),
         id: JobId::random(topic.name().clone()),
         model: model.name().to_owned(),
         model_version: version.number,
@@ -150,9 +208,10 @@ pub fn image_facts(image: &Bytes) -> Result<ImageFacts, ImageError> {
 }
 
 /// `202` and the job; with `Prefer: wait`, `200` if it was finished in time.
-async fn answer(state: &Inner, record: Record, wait: Option<Duration>) -> Response {
+async fn answer(state: &Inner, Taken { record, is_replayed }: Taken, wait: Option<Duration>) -> Response {
     let id = record.spec.id.clone();
     let (status, record) = match wait {
+        _ if record.is_terminal() => (StatusCode::OK, record),
         None => (StatusCode::ACCEPTED, record),
         Some(patience) => match wait_for(state, &id, patience).await {
             Ok(Waited::Finished(stored)) => (StatusCode::OK, stored.record),
@@ -171,6 +230,9 @@ async fn answer(state: &Inner, record: Record, wait: Option<Duration>) -> Respon
     let location = HeaderValue::from_str(&wire::job_url(&id));
     headers.insert(header::LOCATION, location.expect("ids are ASCII"));
     wire::set_retry_after(headers, &record);
+    if is_replayed {
+        headers.insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    }
     if let Some(wait) = wait {
         let applied = HeaderValue::from_str(&format!("wait={}", wait.as_secs()));
         headers.insert(PREFERENCE_APPLIED, applied.expect("digits are ASCII"));

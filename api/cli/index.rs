@@ -1,0 +1,17 @@
+//! `sightline index`: the job index, made anew from the records.
+
+use std::process::ExitCode;
+
+use crate::config::{IndexAction, IndexArgs};
+use crate::setup;
+use crate::topics::connect;
+
+/// Rebuilds it; API processes may run meanwhile.
+pub(crate) async fn run(args: IndexArgs) -> anyhow::Result<ExitCode> {
+    let IndexAction::Rebuild(args) = args.action;
+    let queue = connect(&args.queue).await?;
+    let index = setup::index(args.database.as_deref(), &args.queue.data.data).await?;
+    let jobs = index.rebuild(&queue).await?;
+    println!("the index knows {jobs} jobs");
+    Ok(ExitCode::SUCCESS)
+}

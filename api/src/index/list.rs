@@ -1,0 +1,96 @@
+//! Lists of jobs, page by page, newest first.
+//!
+//! A cursor names the last job of a page by its time and id, so pages stay where they are while jobs
+//! come: what is new comes before the first page.
+
+use queue::{Record, Timestamp};
+use sqlx::Row;
+
+use super::statement::{Statement, Value};
+use super::{Index, IndexError};
+
+/// Which jobs are meant; absent means any.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Filter {
+    pub(crate) state: Option<String>,
+    pub(crate) model: Option<String>,
+    pub(crate) topic: Option<String>,
+    pub(crate) batch: Option<String>,
+    /// Keys and values that a job's metadata must have.
+    pub(crate) metadata: Vec<(String, String)>,
+    /// Behind this one.
+    pub(crate) cursor: Option<Cursor>,
+}
+
+/// A job by its place in the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    created_at: i64,
+    id: String,
+}
+
+/// Some jobs.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) records: Vec<Record>,
+    /// Where the next page begins; none: this is the last one.
+    pub(crate) next: Option<Cursor>,
+}
+
+impl std::str::FromStr for Cursor {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (time, id) = text.split_once('_').ok_or(())?;
+        Ok(Self { created_at: time.parse().map_err(drop)?, id: id.to_owned() })
+    }
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}_{}", self.created_at, self.id)
+    }
+}
+
+impl Index {
+    /// A page of at most `limit` jobs.
+    pub(crate) async fn list(&self, filter: &Filter, limit: usize) -> Result<Page, IndexError> {
+        let mut query =
+            Statement::new("SELECT record, created_at, id FROM jobs WHERE (expires_at IS NULL OR expires_at >= ");
+        query.value(Value::Number(Timestamp::now().as_millis()));
+        query.words(")");
+        for (column, value) in
+            [("state", &filter.state), ("model", &filter.model), ("topic", &filter.topic), ("batch", &filter.batch)]
+        {
+            if let Some(value) = value {
+                query.words(&format!(" AND {column} = "));
+                query.value(Value::Text(value.clone()));
+            }
+        }
+        for (name, value) in &filter.metadata {
+            query.words(" AND EXISTS (SELECT 1 FROM metadata WHERE metadata.id = jobs.id AND name = ");
+            query.value(Value::Text(name.clone()));
+            query.words(" AND value = ");
+            query.value(Value::Text(value.clone()));
+            query.words(")");
+        }
+        if let Some(cursor) = &filter.cursor {
+            query.words(" AND (created_at < ");
+            query.value(Value::Number(cursor.created_at));
+            query.words(" OR (created_at = ");
+            query.value(Value::Number(cursor.created_at));
+            query.words(" AND id < ");
+            query.value(Value::Text(cursor.id.clone()));
+            query.words("))");
+        }
+        query.words(" ORDER BY created_at DESC, id DESC LIMIT ");
+        // One more, to see whether there is another page.
+        query.value(Value::Number(limit as i64 + 1));
+        let rows = query.fetch(&self.pool).await?;
+        let next = (rows.len() > limit).then(|| &rows[limit - 1]);
+        let next = next.map(|row| Cursor { created_at: row.get(1), id: row.get(2) });
+        // What another version wrote and this one cannot read is not shown.
+        let records = rows.iter().take(limit).filter_map(|row| serde_json::from_str(row.get::<&str, _>(0)).ok());
+        Ok(Page { records: records.collect(), next })
+    }
+}

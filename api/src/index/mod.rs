@@ -1,0 +1,101 @@
+//! The job index: what lists and batches are answered from.
+//!
+//! A projection of the records, in SQLite or PostgreSQL by one code path. It may lag behind them by a
+//! fraction of a second, may be removed, and is rebuilt from them. Nothing about a single job is
+//! answered from it.
+//!
+//! A row goes forward only: what is written carries the record's revision, and an older one changes
+//! nothing. So the projection may be begun anew, repeated, and done by several processes on one
+//! database at once; how far it has come is written with the rows, in one transaction.
+
+mod list;
+mod project;
+mod schema;
+mod statement;
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::{AnyPool, Executor};
+
+pub(crate) use list::Filter;
+
+/// Connections to the database at a time.
+const CONNECTIONS_MAX: u32 = 8;
+/// How long to wait for one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The index cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The database cannot be opened, or is not as it should be.
+    #[error("the job index at {address} cannot be opened: {problem}")]
+    Open {
+        /// Where it is, without a password.
+        address: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The database did not do what it was asked for.
+    #[error("the job index: {0}")]
+    Database(#[from] sqlx::Error),
+    /// The records could not be read.
+    #[error(transparent)]
+    Queue(#[from] queue::QueueError),
+}
+
+/// The index; clones share it.
+#[derive(Debug, Clone)]
+pub struct Index {
+    pool: AnyPool,
+}
+
+impl Index {
+    /// Opens a database, `sqlite:FILE` or `postgres://…`, and brings its tables up to date.
+    ///
+    /// # Errors
+    /// [`IndexError::Open`] with the address, and what is wrong there.
+    pub async fn open(address: &str) -> Result<Self, IndexError> {
+        sqlx::any::install_default_drivers();
+        let shown = without_password(address);
+        let broken = |problem: String| IndexError::Open { address: shown.clone(), problem };
+        if !["sqlite:", "postgres:", "postgresql:"].iter().any(|kind| address.starts_with(kind)) {
+            return Err(broken("it must begin with sqlite: or postgres:".into()));
+        }
+        let is_sqlite = address.starts_with("sqlite:");
+        let options = AnyConnectOptions::from_str(address).map_err(|error| broken(error.to_string()))?;
+        let pool = AnyPoolOptions::new()
+            // One writer at a time is all that SQLite has; more connections would only wait.
+            .max_connections(if is_sqlite { 4 } else { CONNECTIONS_MAX })
+            .acquire_timeout(PATIENCE)
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    if is_sqlite {
+                        // It can be rebuilt: what a power cut takes is written again.
+                        connection.execute("PRAGMA journal_mode = WAL").await?;
+                        connection.execute("PRAGMA synchronous = NORMAL").await?;
+                        connection.execute("PRAGMA busy_timeout = 10000").await?;
+                    }
+                    Ok(())
+                })
+            })
+            .connect_with(options)
+            .await
+            .map_err(|error| broken(error.to_string()))?;
+        schema::migrate(&pool).await.map_err(|error| broken(error.to_string()))?;
+        Ok(Self { pool })
+    }
+
+    /// The address of a database in a file.
+    pub fn file(path: &std::path::Path) -> String {
+        format!("sqlite://{}?mode=rwc", path.display())
+    }
+}
+
+fn without_password(address: &str) -> String {
+    match (address.split_once("://"), address.rsplit_once('@')) {
+        (Some((kind, _)), Some((_, host))) => format!("{kind}://***@{host}"),
+        _ => address.to_owned(),
+    }
+}

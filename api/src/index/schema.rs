@@ -1,0 +1,40 @@
+//! The tables, and how they came to be: each step once, in order, in a transaction.
+
+use sqlx::{AnyPool, Connection, Executor, Row};
+
+/// Steps, oldest first; never changed once they are released. Both databases take these words.
+const STEPS: [&[&str]; 1] = [&[
+    "CREATE TABLE jobs (
+        id TEXT PRIMARY KEY, topic TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, owner TEXT, batch TEXT,
+        custom_id TEXT, created_at BIGINT NOT NULL, finished_at BIGINT, expires_at BIGINT, revision BIGINT NOT NULL,
+        record TEXT NOT NULL)",
+    "CREATE INDEX jobs_by_time ON jobs (created_at, id)",
+    "CREATE INDEX jobs_by_state ON jobs (state, created_at, id)",
+    "CREATE INDEX jobs_by_batch ON jobs (batch, custom_id)",
+    "CREATE INDEX jobs_by_expiry ON jobs (expires_at)",
+    "CREATE TABLE metadata (id TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (id, name))",
+    "CREATE INDEX metadata_by_value ON metadata (name, value)",
+    "CREATE TABLE positions (topic TEXT PRIMARY KEY, stream TEXT NOT NULL, revision BIGINT NOT NULL)",
+]];
+
+/// Brings the tables up to date.
+pub(super) async fn migrate(pool: &AnyPool) -> Result<(), sqlx::Error> {
+    let mut connection = pool.acquire().await?;
+    connection.execute("CREATE TABLE IF NOT EXISTS steps (number BIGINT PRIMARY KEY)").await?;
+    let done = connection.fetch_one("SELECT COUNT(*) FROM steps").await?.get::<i64, _>(0);
+    for (number, step) in STEPS.iter().enumerate().skip(done as usize) {
+        let mut transaction = connection.begin().await?;
+        // Two processes may start at once: only one of them writes the number.
+        let turn = sqlx::query("INSERT INTO steps (number) VALUES ($1) ON CONFLICT DO NOTHING")
+            .bind(number as i64)
+            .execute(&mut *transaction)
+            .await?;
+        if turn.rows_affected() == 1 {
+            for statement in *step {
+                transaction.execute(*statement).await?;
+            }
+        }
+        transaction.commit().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! `GET /v1/jobs/{id}/events`: each change of a job as a server-sent event, until it is finished.
+//!
+//! An event's id is the record's revision. A client that comes again with `Last-Event-ID` hears only
+//! what is newer; states in between that it missed are not told again, since a record is what holds
+//! now, and its attempts tell the rest.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::sse::{Event, KeepAlive, Sse};
+use futures::{Stream, StreamExt};
+use queue::client::{Revision, Stored};
+
+use super::wire;
+use crate::dead::{Named, named};
+use crate::error::ApiError;
+use crate::state::Shared;
+
+/// A sign of life while nothing happens, for whatever stands between.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Streams a job's states.
+pub(crate) async fn events(
+    State(state): State<Shared>,
+    id: Named,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+    let id = named(id)?;
+    let after = headers.get("last-event-id").and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
+    let changes = state.queue.changes(&id, Revision::from(after.unwrap_or(0))).await?;
+    let changes = changes.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
+    let stop = state.stop.clone();
+    let events = changes
+        .map(|change| match change {
+            Ok(stored) => Ok(event(&stored)),
+            // The client comes again, with the id of the last event that it has.
+            Err(_) => Ok(Event::default().retry(Duration::from_secs(1)).comment("the queue does not answer")),
+        })
+        .take_until(async move { stop.cancelled().await });
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+}
+
+fn event(stored: &Stored) -> Event {
+    let event = Event::default().id(u64::from(stored.revision).to_string()).event(stored.record.state.name());
+    event.json_data(wire::Job::from(&stored.record)).expect("a job is JSON")
+}

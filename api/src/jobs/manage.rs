@@ -1,0 +1,78 @@
+//! `DELETE /v1/jobs/{id}`, `POST …/retry`, `GET …/image`: what can be done with a job that is there.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use queue::client::{Canceled, RedriveError, Redriven};
+use queue::{JobId, State as JobState};
+
+use super::wire;
+use crate::dead::{Named, named};
+use crate::error::ApiError;
+use crate::state::Shared;
+
+/// How often, and how far apart, to look for the input of a job that has failed just now: its worker
+/// keeps it after it has said so.
+const LETTER_LOOKS: u32 = 10;
+const LETTER_PAUSE: Duration = Duration::from_millis(100);
+
+/// Calls a job off. Twice is as good as once; a job that has ended otherwise stays as it is.
+pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
+    let id = named(id)?;
+    match state.queue.cancel(&id).await? {
+        Canceled::Done(stored) => Ok(Json(wire::Job::from(&stored.record)).into_response()),
+        Canceled::HadEnded(stored) => match stored.record.state {
+            JobState::Canceled { .. } => Ok(Json(wire::Job::from(&stored.record)).into_response()),
+            ref ended => Err(ApiError::JobEnded { id, state: ended.name() }),
+        },
+        Canceled::Unknown => Err(ApiError::JobUnknown(id.to_string())),
+    }
+}
+
+/// Runs a job again that has failed, under its id.
+pub(crate) async fn retry(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
+    let id = named(id)?;
+    let unknown = || ApiError::JobUnknown(id.to_string());
+    let stored = state.queue.find(&id).await?.ok_or_else(unknown)?;
+    match stored.record.state {
+        JobState::Failed { .. } | JobState::Canceled { .. } => {}
+        ref other => return Err(ApiError::JobNotFailed { id, state: other.name() }),
+    }
+    for look in 1.. {
+        match state.queue.redrive(&id).await {
+            Ok(Redriven::Queued | Redriven::AlreadyQueued) => break,
+            Err(RedriveError::NoLetter(_)) if look < LETTER_LOOKS && is_failed(&stored.record.state) => {
+                tokio::time::sleep(LETTER_PAUSE).await;
+            }
+            Err(RedriveError::NoLetter(_)) => return Err(ApiError::InputGone(id)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let stored = state.queue.find(&id).await?.ok_or_else(unknown)?;
+    let mut response = (StatusCode::ACCEPTED, Json(wire::Job::from(&stored.record))).into_response();
+    let location = HeaderValue::from_str(&wire::job_url(&id)).expect("ids are ASCII");
+    response.headers_mut().insert(header::LOCATION, location);
+    wire::set_retry_after(response.headers_mut(), &stored.record);
+    Ok(response)
+}
+
+fn is_failed(state: &JobState) -> bool {
+    matches!(state, JobState::Failed { .. })
+}
+
+/// A job's input, while it is kept.
+pub(crate) async fn image(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
+    let id: JobId = named(id)?;
+    let stored = state.queue.find(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
+    let input = state.queue.input(&stored).await?.ok_or(ApiError::InputGone(id))?;
+    let mut headers = HeaderMap::new();
+    let kind = HeaderValue::from_str(&format!("image/{}", stored.record.spec.image.format));
+    headers.insert(header::CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/octet-stream")));
+    // It is what somebody uploaded: no browser may take it for a page.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
+    Ok((headers, input).into_response())
+}
