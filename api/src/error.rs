@@ -130,6 +130,48 @@ pub(crate) enum ApiError {
     /// The key stands for another request.
     #[error("this Idempotency-Key was used for another request, which became job {0}; use a new key")]
     KeyReused(JobId),
+    /// A batch's id cannot be one.
+    #[error("`{0}` is no batch id: it has 1 to 64 letters, digits, - and _")]
+    BatchId(String),
+    /// No such batch, or its record has expired.
+    #[error("there is no batch `{0}`")]
+    BatchUnknown(String),
+    /// Nothing can be added to a batch that was called off.
+    #[error("batch {0} was canceled; send what is left under another id")]
+    BatchCanceled(String),
+    /// The batch is for another model.
+    #[error("batch {id} is for model {model} and topic {topic}: send it as it was, or under another id")]
+    BatchModel {
+        /// The batch.
+        id: String,
+        /// Its model.
+        model: String,
+        /// Its topic.
+        topic: TopicName,
+    },
+    /// A batch has too many items.
+    #[error("a batch has at most {limit} images; send the rest as another one")]
+    BatchTooLarge {
+        /// Items.
+        limit: usize,
+    },
+    /// A batch comes as something else than what can be read.
+    #[error(
+        "a batch cannot come as `{0}`: send multipart/form-data, application/x-tar, application/zip or application/x-ndjson"
+    )]
+    BatchKind(String),
+    /// An archive is not as it should be.
+    #[error("{0}; what came before is queued: send it again with PUT, and only what is missing is added")]
+    Archive(String),
+    /// An item's name is no good.
+    #[error("`{0}` is no custom id: it has 1 to 512 bytes, no control characters, and does not climb out with ..")]
+    CustomId(String),
+    /// Two items have one name.
+    #[error("custom id `{0}` comes twice in this batch")]
+    CustomIdTwice(String),
+    /// An item came before with other bytes.
+    #[error("custom id `{0}` came before with another image; give the new one another name")]
+    CustomIdChanged(String),
     /// No such route.
     #[error("there is nothing at {0}")]
     RouteUnknown(String),
@@ -191,6 +233,16 @@ impl ApiError {
             Self::JobNotFailed { .. } => (StatusCode::CONFLICT, "job_not_failed"),
             Self::InputGone(_) => (StatusCode::CONFLICT, "input_gone"),
             Self::KeyReused(_) => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
+            Self::BatchId(_) => (StatusCode::BAD_REQUEST, "batch_id_invalid"),
+            Self::BatchUnknown(_) => (StatusCode::NOT_FOUND, "batch_unknown"),
+            Self::BatchCanceled(_) => (StatusCode::CONFLICT, "batch_canceled"),
+            Self::BatchModel { .. } => (StatusCode::CONFLICT, "batch_model"),
+            Self::BatchTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "batch_too_large"),
+            Self::BatchKind(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "batch_kind"),
+            Self::Archive(_) => (StatusCode::BAD_REQUEST, "archive_invalid"),
+            Self::CustomId(_) => (StatusCode::BAD_REQUEST, "custom_id_invalid"),
+            Self::CustomIdTwice(_) => (StatusCode::CONFLICT, "custom_id_twice"),
+            Self::CustomIdChanged(_) => (StatusCode::UNPROCESSABLE_ENTITY, "custom_id_changed"),
             Self::RouteUnknown(_) => (StatusCode::NOT_FOUND, "route_unknown"),
             Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Host(_) => (StatusCode::FORBIDDEN, "host_forbidden"),

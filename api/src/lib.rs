@@ -11,6 +11,7 @@ mod router;
 mod middleware;
 mod leftover;
 mod jobs;
+mod batches;
 mod index;
 mod catalog;
 mod topics;

@@ -6,7 +6,7 @@ use axum::routing::{get, post};
 
 use crate::error::ApiError;
 use crate::state::Shared;
-use crate::{catalog, dead, health, jobs, metrics, middleware, roster, topics};
+use crate::{batches, catalog, dead, health, jobs, metrics, middleware, roster, topics};
 
 /// The routes with everything around them.
 pub(crate) fn router(state: Shared) -> Router {
@@ -16,6 +16,10 @@ pub(crate) fn router(state: Shared) -> Router {
         .route("/v1/jobs/{id}/events", get(jobs::events))
         .route("/v1/jobs/{id}/image", get(jobs::image))
         .route("/v1/jobs/{id}/retry", post(jobs::retry))
+        .route("/v1/batches", post(batches::create).get(batches::list))
+        .route("/v1/batches/{id}", get(batches::show).put(batches::put).delete(batches::cancel))
+        .route("/v1/batches/{id}/results", get(batches::results))
+        .route("/v1/batches/{id}/verify", get(batches::verify))
         .route("/v1/models", get(catalog::list))
         .route("/v1/models/{name}", get(catalog::show))
         .route("/v1/members", get(roster::list))

@@ -94,3 +94,59 @@ impl Index {
         Ok(Page { records: records.collect(), next })
     }
 }
+
+/// How many jobs are in each state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) queued: u64,
+    pub(crate) running: u64,
+    pub(crate) succeeded: u64,
+    pub(crate) failed: u64,
+    pub(crate) canceled: u64,
+}
+
+impl Counts {
+    pub(crate) fn total(&self) -> u64 {
+        self.queued + self.running + self.succeeded + self.failed + self.canceled
+    }
+}
+
+impl Index {
+    /// The jobs of a batch, counted.
+    pub(crate) async fn counts(&self, batch: &str) -> Result<Counts, IndexError> {
+        let rows = sqlx::query("SELECT state, COUNT(*) FROM jobs WHERE batch = $1 GROUP BY state")
+            .bind(batch.to_owned())
+            .fetch_all(&self.pool)
+            .await?;
+        let mut counts = Counts::default();
+        for row in rows {
+            let count = row.get::<i64, _>(1).cast_unsigned();
+            match row.get::<&str, _>(0) {
+                "queued" => counts.queued = count,
+                "running" => counts.running = count,
+                "succeeded" => counts.succeeded = count,
+                "failed" => counts.failed = count,
+                _ => counts.canceled = count,
+            }
+        }
+        Ok(counts)
+    }
+
+    /// The jobs of a batch behind a custom id, in the order of these.
+    pub(crate) async fn batch_page(
+        &self,
+        batch: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Record>, IndexError> {
+        let rows =
+            sqlx::query("SELECT record FROM jobs WHERE batch = $1 AND custom_id > $2 ORDER BY custom_id LIMIT $3")
+                .bind(batch.to_owned())
+                .bind(after.unwrap_or("").to_owned())
+                .bind(limit as i64)
+                .fetch_all(&self.pool)
+                .await?;
+        let read = |row: &sqlx::any::AnyRow| serde_json::from_str(row.get::<&str, _>(0)).ok();
+        Ok(rows.iter().filter_map(read).collect())
+    }
+}

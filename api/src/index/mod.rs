@@ -19,7 +19,7 @@ use std::time::Duration;
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::{AnyPool, Executor};
 
-pub(crate) use list::Filter;
+pub(crate) use list::{Counts, Filter};
 
 /// Connections to the database at a time.
 const CONNECTIONS_MAX: u32 = 8;

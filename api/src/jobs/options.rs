@@ -20,10 +20,10 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Checked options of one job.
-#[derive(Debug, Default, PartialEq)]
-pub(super) struct Options {
-    pub(super) model: Option<String>,
-    pub(super) topic: Option<TopicName>,
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(crate) struct Options {
+    pub(crate) model: Option<String>,
+    pub(crate) topic: Option<TopicName>,
     priority: Option<Priority>,
     pub(super) version: Option<u32>,
     pub(super) job: JobOptions,
@@ -32,14 +32,14 @@ pub(super) struct Options {
 
 impl Options {
     /// Reads all options of a query string.
-    pub(super) fn read_query(&mut self, query: &str) -> Result<(), ApiError> {
+    pub(crate) fn read_query(&mut self, query: &str) -> Result<(), ApiError> {
         let pairs: Vec<(String, String)> =
             serde_urlencoded::from_str(query).map_err(|error| refuse("query", &error.to_string()))?;
         pairs.iter().try_for_each(|(name, value)| self.set(name, value))
     }
 
     /// Takes one option. Given twice, it is refused, since either value might be meant.
-    pub(super) fn set(&mut self, name: &str, value: &str) -> Result<(), ApiError> {
+    pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<(), ApiError> {
         let twice = match name {
             "model" => self.model.replace(value.to_owned()).is_some(),
             "topic" => {

@@ -73,12 +73,15 @@ async fn take(state: &Inner, query: &str, headers: &HeaderMap, body: Body) -> Re
     name_model(state, &mut options).await?;
     let (model, version) = find_model(state, &options)?;
     let topic = find_topic(state, &options, model).await?;
-    let mut spec = spec(state, &topic, model, version, options, &image)?;
-    if let Some(key) = key {
-        spec.id = JobId::derived(topic.name().clone(), &["", key]);
-        if let Some(known) = state.queue.find(&spec.id).await? {
-            return Taken::again(known.record, &spec);
-        }
+    let id = match key {
+        Some(key) => JobId::derived(topic.name().clone(), &["", key]),
+        None => JobId::random(topic.name().clone()),
+    };
+    let spec = spec(state, model, version, options, id, image_facts(&image)?);
+    if key.is_some()
+        && let Some(known) = state.queue.find(&spec.id).await?
+    {
+        return Taken::again(known.record, &spec);
     }
     let asked = spec.clone();
     let record = state.queue.submit(&topic, spec, image).await?;
@@ -133,7 +136,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
 }
 
 /// A topic stands for its model.
-async fn name_model(state: &Inner, options: &mut Options) -> Result<(), ApiError> {
+pub(crate) async fn name_model(state: &Inner, options: &mut Options) -> Result<(), ApiError> {
     if let (None, Some(name)) = (&options.model, &options.topic) {
         let topic = state.queue.topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
         options.model = Some(topic.settings.model.clone().ok_or_else(|| ApiError::TopicPlain(name.clone()))?);
@@ -142,7 +145,7 @@ async fn name_model(state: &Inner, options: &mut Options) -> Result<(), ApiError
 }
 
 /// The topic that was named, or else the model's own, which is made with its first job.
-async fn find_topic(state: &Inner, options: &Options, model: &Model) -> Result<Arc<Topic>, ApiError> {
+pub(crate) async fn find_topic(state: &Inner, options: &Options, model: &Model) -> Result<Arc<Topic>, ApiError> {
     let topic = match &options.topic {
         Some(name) => state.queue.topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?,
         None => {
@@ -160,7 +163,7 @@ async fn find_topic(state: &Inner, options: &Options, model: &Model) -> Result<A
     }
 }
 
-fn find_model<'a>(state: &'a Inner, options: &Options) -> Result<(&'a Model, &'a ModelVersion), ApiError> {
+pub(crate) fn find_model<'a>(state: &'a Inner, options: &Options) -> Result<(&'a Model, &'a ModelVersion), ApiError> {
     let known = || state.repository.names();
     let name = options.model.as_ref().ok_or_else(|| ApiError::ModelMissing { known: known() })?;
     let unknown = || ApiError::ModelUnknown { name: name.chars().take(80).collect(), known: known() };
@@ -170,26 +173,27 @@ fn find_model<'a>(state: &'a Inner, options: &Options) -> Result<(&'a Model, &'a
     Ok((model, model.version(number).ok_or_else(missing)?))
 }
 
-fn spec(
+/// What a job is asked to do.
+pub(crate) fn spec(
     state: &Inner,
-    topic: &Topic,
     model: &Model,
     version: &ModelVersion,
     options: Options,
-    image: &Bytes,
-) -> Result<JobSpec, ApiError> {
-    Ok(JobSpec {
-        origin: queue::Origin::default(),
-        id: JobId::random(topic.name().clone()),
+    id: JobId,
+    image: ImageFacts,
+) -> JobSpec {
+    JobSpec {
+        id,
         model: model.name().to_owned(),
         model_version: version.number,
         model_digest: version.digest.clone(),
         created_at: Timestamp::now(),
         accepted_by: state.member.clone(),
-        image: image_facts(image)?,
+        image,
         options: options.job,
         metadata: options.metadata,
-    })
+        origin: queue::Origin::default(),
+    }
 }
 
 /// What an image's bytes say of it without being decoded.
@@ -211,7 +215,7 @@ pub fn image_facts(image: &Bytes) -> Result<ImageFacts, ImageError> {
 async fn answer(state: &Inner, Taken { record, is_replayed }: Taken, wait: Option<Duration>) -> Response {
     let id = record.spec.id.clone();
     let (status, record) = match wait {
-        _ if record.is_terminal() => (StatusCode::OK, record),
+        _ if is_replayed && record.is_terminal() => (StatusCode::OK, record),
         None => (StatusCode::ACCEPTED, record),
         Some(patience) => match wait_for(state, &id, patience).await {
             Ok(Waited::Finished(stored)) => (StatusCode::OK, stored.record),

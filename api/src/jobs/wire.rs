@@ -39,6 +39,10 @@ pub(crate) struct Job<'a> {
     timings: Option<Timings>,
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    custom_id: Option<&'a str>,
     metadata: &'a BTreeMap<String, String>,
     /// The job's life in sentences, if it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,6 +99,8 @@ impl<'a> From<&'a Record> for Job<'a> {
             error: None,
             timings: None,
             worker: record.attempts.last().map(|attempt| attempt.worker.as_str()),
+            batch: spec.origin.batch.as_deref(),
+            custom_id: spec.origin.custom_id.as_deref(),
             metadata: &spec.metadata,
             explanation: None,
             urls: Urls { this: job_url(&spec.id) },

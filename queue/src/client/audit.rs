@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{Queue, Stored};
 use crate::topic::{Retention, dead_stream, records_stream};
-use crate::{JobId, QueueError, Record, State, Timestamp, Topic, TopicError, TopicName};
+use crate::{JobId, QueueError, Record, Sequence, State, Timestamp, Topic, TopicError, TopicName};
 
 /// How often a job that looks wrong is looked at again, and how long after the last time.
 const LOOKS: u32 = 5;
@@ -81,10 +81,17 @@ fn problem(record: Option<&Record>, seen: &Seen) -> Option<Problem> {
     match record.map(|record| &record.state) {
         None => (!seen.has_message).then_some(Problem::Unknown),
         Some(State::Queued { .. } | State::Running {}) => (!seen.has_message).then_some(Problem::InputGone),
-        Some(State::Failed { .. }) if !seen.has_letter && !seen.is_log => Some(Problem::NoDeadLetter),
+        // One that was never queued had no input that could be kept.
+        Some(State::Failed { .. }) if !seen.has_letter && !seen.is_log && !was_rejected(record) => {
+            Some(Problem::NoDeadLetter)
+        }
         // A log keeps its messages.
         Some(_) => (seen.has_message && !seen.is_log).then_some(Problem::NotSettled),
     }
+}
+
+fn was_rejected(record: Option<&Record>) -> bool {
+    record.is_some_and(|record| record.sequence == Sequence(0))
 }
 
 impl Queue {
@@ -231,7 +238,7 @@ enum Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ImageFacts, JobError, JobOptions, JobSpec, PartitionId, Sequence, Timings};
+    use crate::{ImageFacts, JobError, JobOptions, JobSpec, PartitionId, Timings};
 
     fn record() -> Record {
         let spec = JobSpec {

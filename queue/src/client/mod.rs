@@ -10,6 +10,7 @@ mod fetch;
 mod settle;
 mod records;
 mod wait;
+mod batches;
 mod cancel;
 mod dead;
 mod depth;
@@ -31,6 +32,7 @@ use bytes::Bytes;
 
 pub use aged::Aged;
 pub use audit::{Audit, Problem, Wrong};
+pub use batches::Batch;
 pub use cancel::Canceled;
 pub use dead::{DeadLetter, RedriveError, Redriven};
 pub use depth::PartitionDepth;

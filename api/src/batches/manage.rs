@@ -1,0 +1,143 @@
+//! Looking at batches, calling them off, and proving that none of their jobs is missing.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures::{StreamExt, TryStreamExt};
+use queue::client::{Batch, Canceled, Replaced};
+use queue::{JobId, Timestamp};
+use serde::Serialize;
+
+use super::{named, wire};
+use crate::dead::Named;
+use crate::error::ApiError;
+use crate::state::{Shared, State as Inner};
+
+/// Batches that are listed.
+const LISTED_MAX: usize = 100;
+/// Jobs that are called off or looked at, at a time.
+const WIDTH: usize = 16;
+/// Jobs of a page.
+const PAGE: usize = 1_000;
+/// Jobs that are named.
+const NAMED_MAX: usize = 1_000;
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Batches {
+    batches: Vec<wire::Document>,
+}
+
+/// Lists the newest batches.
+pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<Batches>, ApiError> {
+    let mut batches = state.queue.batches().await?;
+    batches.sort_by_key(|batch| std::cmp::Reverse(batch.created_at));
+    batches.truncate(LISTED_MAX);
+    let mut documents = Vec::new();
+    for batch in &batches {
+        documents.push(wire::document(&state, batch).await?);
+    }
+    Ok(Json(Batches { batches: documents }))
+}
+
+/// Shows one.
+pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<wire::Document>, ApiError> {
+    Ok(Json(wire::document(&state, &find(&state, id).await?).await?))
+}
+
+/// The batch in a path.
+pub(super) async fn find(state: &Inner, id: Named) -> Result<Batch, ApiError> {
+    let id = named(id)?;
+    let found = state.queue.batch(&id).await?;
+    found.map(|(batch, _)| batch).ok_or(ApiError::BatchUnknown(id))
+}
+
+/// Calls off what has not ended. Twice goes on where the first was interrupted.
+pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
+    let id = named(id)?;
+    let batch = loop {
+        let Some((batch, revision)) = state.queue.batch(&id).await? else { return Err(ApiError::BatchUnknown(id)) };
+        let next = Batch { canceled_at: Some(batch.canceled_at.unwrap_or(Timestamp::now())), ..batch.clone() };
+        if next == batch || state.queue.write_batch(revision, &next).await? != Replaced::Refused {
+            break next;
+        }
+    };
+    let canceling = state.clone();
+    tokio::spawn(async move {
+        if let Err(error) = cancel_jobs(&canceling, &id).await {
+            tracing::warn!(batch = id, %error, "not all of it is called off; asking again goes on");
+        }
+    });
+    Ok((StatusCode::ACCEPTED, Json(wire::document(&state, &batch).await?)).into_response())
+}
+
+async fn cancel_jobs(state: &Inner, id: &str) -> Result<(), ApiError> {
+    // Once more after the last one: some may have come while we were at it.
+    for _ in 0..2 {
+        state.index.catch_up(&state.queue).await?;
+        let open = open_jobs(state, id).await?;
+        let cancels = open.into_iter().map(|job| {
+            let queue = state.queue.clone();
+            async move { queue.cancel(&job).await }
+        });
+        let _: Vec<Canceled> = futures::stream::iter(cancels).buffer_unordered(WIDTH).try_collect().await?;
+    }
+    Ok(())
+}
+
+async fn open_jobs(state: &Inner, id: &str) -> Result<Vec<JobId>, ApiError> {
+    let (mut open, mut after) = (Vec::new(), None);
+    loop {
+        let page = state.index.batch_page(id, after.as_deref(), PAGE).await?;
+        let Some(last) = page.last() else { return Ok(open) };
+        after = last.spec.origin.custom_id.clone();
+        open.extend(page.iter().filter(|record| !record.is_terminal()).map(|record| record.spec.id.clone()));
+    }
+}
+
+/// Whether each item of a batch has ended, by its record.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Verdict {
+    /// Whether there is exactly one terminal record for each item.
+    complete: bool,
+    /// Items that came, once all have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<u64>,
+    /// Items with a terminal record.
+    ended: u64,
+    /// Items that have not ended, by their custom ids; the first thousand.
+    open: Vec<String>,
+    /// Items whose record is gone, by their custom ids; the first thousand.
+    missing: Vec<String>,
+}
+
+/// Proves it, record by record.
+pub(crate) async fn verify(State(state): State<Shared>, id: Named) -> Result<Json<Verdict>, ApiError> {
+    let batch = find(&state, id).await?;
+    state.index.catch_up(&state.queue).await?;
+    let mut verdict = Verdict { total: batch.total, ..Verdict::default() };
+    let mut after: Option<String> = None;
+    loop {
+        let page = state.index.batch_page(&batch.id, after.as_deref(), PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = last.spec.origin.custom_id.clone();
+        let looks = page.into_iter().map(|row| {
+            let queue = state.queue.clone();
+            async move {
+                let name = row.spec.origin.custom_id.unwrap_or_default();
+                queue.find(&row.spec.id).await.map(|stored| (name, stored))
+            }
+        });
+        let mut looks = futures::stream::iter(looks).buffered(WIDTH);
+        while let Some((name, stored)) = looks.try_next().await? {
+            match stored {
+                Some(stored) if stored.record.is_terminal() => verdict.ended += 1,
+                Some(_) if verdict.open.len() < NAMED_MAX => verdict.open.push(name),
+                None if verdict.missing.len() < NAMED_MAX => verdict.missing.push(name),
+                Some(_) | None => {}
+            }
+        }
+    }
+    verdict.complete = verdict.total == Some(verdict.ended) && verdict.open.is_empty() && verdict.missing.is_empty();
+    Ok(Json(verdict))
+}

@@ -1,0 +1,244 @@
+//! `POST /v1/batches` and `PUT /v1/batches/{id}`: many images in one body.
+//!
+//! A job's id follows from the batch's and the item's own. So a body that broke off is sent again
+//! under the same id, and what had come is not queued a second time. The batch's record is written
+//! first, open; when all has come, it says how many that were.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use models::{Model, ModelVersion};
+use queue::client::{Batch, Replaced};
+use queue::{ImageFacts, JobError, JobId, SubmitError, Timestamp, Topic};
+use sha2::{Digest, Sha256};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::items::{self, Item};
+use super::wire;
+use crate::dead::Named;
+use crate::error::ApiError;
+use crate::jobs::{Options, find_model, find_topic, name_model, spec};
+use crate::metrics;
+use crate::state::{Shared, State as Inner};
+
+/// Items that are queued at a time.
+const WIDTH: usize = 16;
+/// Pause before an item that found no room is offered again; until then the sender waits.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
+/// How often an item is offered to a queue that does not answer.
+const TRIES: u32 = 20;
+/// How many items may pass before somebody looks whether the batch was called off.
+const CANCEL_LOOK: usize = 200;
+/// Items of one batch.
+const ITEMS_MAX: usize = 1_000_000;
+
+/// Takes a batch under an id that we give it.
+pub(crate) async fn create(
+    State(state): State<Shared>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let id = format!("b-{}", uuid::Uuid::now_v7());
+    receive(&state, id, query.as_deref().unwrap_or(""), &headers, body).await
+}
+
+/// Takes a batch under the client's own id, as often as it is sent.
+pub(crate) async fn put(
+    State(state): State<Shared>,
+    id: Named,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let id = super::named(id)?;
+    receive(&state, id, query.as_deref().unwrap_or(""), &headers, body).await
+}
+
+/// What all items of a batch share.
+struct Target<'a> {
+    state: &'a Inner,
+    batch: &'a Batch,
+    topic: &'a Topic,
+    model: &'a Model,
+    version: &'a ModelVersion,
+    options: &'a Options,
+}
+
+async fn receive(
+    state: &Inner,
+    id: String,
+    query: &str,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let mut options = Options::default();
+    options.read_query(query)?;
+    name_model(state, &mut options).await?;
+    let (model, version) = find_model(state, &options)?;
+    let topic = find_topic(state, &options, model).await?;
+    let batch = open(state, &id, model, &topic).await?;
+    let items = items::read(headers, body, state.config.upload_bytes_max)?;
+    let target = Target { state, batch: &batch, topic: &topic, model, version, options: &options };
+    let count = take_all(&target, items).await?;
+    let batch = close(state, &id, count).await?;
+    let mut response = (StatusCode::ACCEPTED, Json(wire::document(state, &batch).await?)).into_response();
+    let location = HeaderValue::from_str(&wire::batch_url(&id)).expect("ids are ASCII");
+    response.headers_mut().insert(header::LOCATION, location);
+    Ok(response)
+}
+
+/// The batch's record, which is there before its first job.
+async fn open(state: &Inner, id: &str, model: &Model, topic: &Topic) -> Result<Batch, ApiError> {
+    loop {
+        if let Some((batch, _)) = state.queue.batch(id).await? {
+            if batch.canceled_at.is_some() {
+                return Err(ApiError::BatchCanceled(id.to_owned()));
+            }
+            if (batch.model.as_str(), &batch.topic) != (model.name(), topic.name()) {
+                return Err(ApiError::BatchModel { id: id.to_owned(), model: batch.model, topic: batch.topic });
+            }
+            return Ok(batch);
+        }
+        let batch = Batch {
+            id: id.to_owned(),
+            model: model.name().to_owned(),
+            topic: topic.name().clone(),
+            owner: None,
+            created_at: Timestamp::now(),
+            total: None,
+            canceled_at: None,
+        };
+        if let Replaced::Done(_) = state.queue.write_batch(queue::client::Revision::default(), &batch).await? {
+            return Ok(batch);
+        }
+    }
+}
+
+/// Notes that all has come.
+async fn close(state: &Inner, id: &str, count: u64) -> Result<Batch, ApiError> {
+    state.index.catch_up(&state.queue).await?;
+    loop {
+        let Some((batch, revision)) = state.queue.batch(id).await? else {
+            return Err(ApiError::BatchUnknown(id.to_owned()));
+        };
+        // What was sent before and is not in this body counts as well.
+        let known = state.index.counts(id).await?.total();
+        let next = Batch { total: Some(count.max(known).max(batch.total.unwrap_or(0))), ..batch.clone() };
+        if next == batch {
+            return Ok(batch);
+        }
+        if let Replaced::Done(_) = state.queue.write_batch(revision, &next).await? {
+            return Ok(next);
+        }
+    }
+}
+
+/// Queues all items; returns how many there were.
+async fn take_all(
+    target: &Target<'_>,
+    items: tokio::sync::mpsc::Receiver<Result<Item, ApiError>>,
+) -> Result<u64, ApiError> {
+    let mut seen = HashSet::new();
+    let new = ReceiverStream::new(items).map(|item| {
+        let item = item?;
+        if !seen.insert(item.custom_id.clone()) {
+            return Err(ApiError::CustomIdTwice(item.custom_id));
+        }
+        if seen.len() > ITEMS_MAX {
+            return Err(ApiError::BatchTooLarge { limit: ITEMS_MAX });
+        }
+        Ok((seen.len(), item))
+    });
+    let mut taken = std::pin::pin!(
+        new.map(|item| async move {
+            let (number, item) = item?;
+            if number % CANCEL_LOOK == 0
+                && target
+                    .state
+                    .queue
+                    .batch(&target.batch.id)
+                    .await?
+                    .is_some_and(|(batch, _)| batch.canceled_at.is_some())
+            {
+                return Err(ApiError::BatchCanceled(target.batch.id.clone()));
+            }
+            take(target, item).await
+        })
+        .buffer_unordered(WIDTH)
+    );
+    let mut count = 0;
+    while taken.try_next().await?.is_some() {
+        count += 1;
+    }
+    if count == 0 { Err(ApiError::Archive("there is no image in it".into())) } else { Ok(count) }
+}
+
+/// Queues one item, or notes why it cannot be.
+async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
+    let Target { state, batch, topic, model, version, options } = *target;
+    let id = JobId::derived(topic.name().clone(), &["", &batch.id, &item.custom_id]);
+    let facts = match &item.content {
+        Ok(bytes) => crate::jobs::image_facts(bytes).map_err(|error| JobError::new(error.code(), error.to_string())),
+        Err(error) => Err(error.clone()),
+    };
+    if let Some(known) = state.queue.find(&id).await? {
+        let is_same = facts.as_ref().map_or(true, |facts| facts.sha256 == known.record.spec.image.sha256);
+        return if is_same { Ok(()) } else { Err(ApiError::CustomIdChanged(item.custom_id)) };
+    }
+    let mut options = options.clone();
+    for (key, value) in &item.metadata {
+        options.set(&format!("metadata.{key}"), value)?;
+    }
+    let bytes = item.content.unwrap_or_default();
+    let (facts, problem) = match facts {
+        Ok(facts) => (facts, None),
+        Err(problem) => (unknown_facts(&bytes), Some(problem)),
+    };
+    let mut spec = spec(state, model, version, options, id, facts);
+    spec.origin.batch = Some(batch.id.clone());
+    spec.origin.custom_id = Some(item.custom_id);
+    for attempt in 1.. {
+        let outcome = match &problem {
+            Some(problem) => state.queue.reject(topic, spec.clone(), problem.clone()).await.map(drop),
+            None => state
+                .queue
+                .submit(
+                    &state
+                        .queue
+                        .topic(topic.name())
+                        .await?
+                        .ok_or_else(|| SubmitError::NoTopic(topic.name().clone()))?,
+                    spec.clone(),
+                    bytes.clone(),
+                )
+                .await
+                .map(drop),
+        };
+        match outcome {
+            Ok(()) => break,
+            // The sender waits meanwhile: its items are not read.
+            Err(SubmitError::Full { .. }) => tokio::time::sleep(FULL_PAUSE).await,
+            Err(SubmitError::Queue(error)) if attempt < TRIES => {
+                tracing::warn!(job_id = %spec.id, %error, "an item is offered again");
+                tokio::time::sleep(FULL_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    metrics::accepted(model.name());
+    Ok(())
+}
+
+/// Facts of what is no image.
+fn unknown_facts(bytes: &Bytes) -> ImageFacts {
+    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    ImageFacts { width: 0, height: 0, format: "unknown".into(), bytes: bytes.len() as u64, sha256 }
+}

@@ -1,0 +1,117 @@
+//! `GET /v1/batches/{id}/results`: what has ended so far, as JSON lines or CSV, in the order of the
+//! custom ids.
+
+use crate::dead::Named;
+use crate::error::ApiError;
+use crate::jobs;
+use crate::state::Shared;
+use axum::body::Body;
+use axum::extract::{RawQuery, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use queue::{Record, State as JobState};
+
+/// Records that are read at a time.
+const PAGE: usize = 500;
+const HEAD: &str = "custom_id,id,state,label,score,error_code,error_message\n";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Lines,
+    Csv,
+}
+
+/// Streams the results.
+pub(crate) async fn results(
+    State(state): State<Shared>,
+    id: Named,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let (format, wanted) = read(query.as_deref().unwrap_or(""))?;
+    let batch = super::manage::find(&state, id).await?;
+    state.index.catch_up(&state.queue).await?;
+    let head = futures::stream::iter((format == Format::Csv).then(|| Ok(Bytes::from_static(HEAD.as_bytes()))));
+    let pages = futures::stream::try_unfold(None::<String>, move |after| {
+        let (state, id, wanted) = (state.clone(), batch.id.clone(), wanted.clone());
+        async move {
+            let page = state.index.batch_page(&id, after.as_deref(), PAGE).await?;
+            let Some(last) = page.last() else { return Ok::<_, ApiError>(None) };
+            let next = last.spec.origin.custom_id.clone();
+            let is_wanted = |record: &&Record| {
+                record.is_terminal() && wanted.as_ref().is_none_or(|state| record.state.name() == state)
+            };
+            let text: String = page.iter().filter(is_wanted).map(|record| line(record, format)).collect();
+            Ok(Some((Bytes::from(text), next)))
+        }
+    });
+    let body = Body::from_stream(futures::StreamExt::chain(head, pages));
+    let kind = match format {
+        Format::Lines => "application/x-ndjson",
+        Format::Csv => "text/csv; charset=utf-8",
+    };
+    Ok(([(header::CONTENT_TYPE, kind)], body).into_response())
+}
+
+fn read(query: &str) -> Result<(Format, Option<String>), ApiError> {
+    let refuse =
+        |name: &str, problem: &str| ApiError::Option { name: name.chars().take(80).collect(), problem: problem.into() };
+    let pairs: Vec<(String, String)> =
+        serde_urlencoded::from_str(query).map_err(|error| refuse("query", &error.to_string()))?;
+    let (mut format, mut state) = (Format::Lines, None);
+    for (name, value) in pairs {
+        match (name.as_str(), value.as_str()) {
+            ("format", "ndjson") => format = Format::Lines,
+            ("format", "csv") => format = Format::Csv,
+            ("format", _) => return Err(refuse("format", "it must be ndjson or csv")),
+            ("state", "succeeded" | "failed" | "canceled") => state = Some(value),
+            ("state", _) => return Err(refuse("state", "it must be succeeded, failed or canceled")),
+            _ => return Err(refuse(&name, "there is no such option; there are format and state")),
+        }
+    }
+    Ok((format, state))
+}
+
+fn line(record: &Record, format: Format) -> String {
+    let custom_id = record.spec.origin.custom_id.as_deref().unwrap_or_default();
+    match format {
+        Format::Lines => {
+            let job = serde_json::to_string(&jobs::Job::from(record)).expect("a job is JSON");
+            format!("{job}\n")
+        }
+        Format::Csv => {
+            let (mut label, mut score, mut code, mut message) = Default::default();
+            match &record.state {
+                JobState::Succeeded { result, .. } => {
+                    let best = &result[if result["type"] == "detection" { "detections" } else { "predictions" }][0];
+                    label = best["label"].as_str().unwrap_or_default().to_owned();
+                    score = best["score"].as_f64().map(|score| score.to_string()).unwrap_or_default();
+                }
+                JobState::Failed { error, .. } => (code, message) = (error.code.clone(), error.message.clone()),
+                JobState::Queued { .. } | JobState::Running {} | JobState::Canceled { .. } => {}
+            }
+            let (id, state) = (record.spec.id.to_string(), record.state.name().to_owned());
+            let cells: [String; 7] = [custom_id.to_owned(), id, state, label, score, code, message];
+            format!("{}\n", cells.map(|cell| quoted(&cell)).join(","))
+        }
+    }
+}
+
+/// A cell of RFC 4180. What a spreadsheet would take for a formula is kept from being one.
+fn quoted(cell: &str) -> String {
+    let cell = if cell.starts_with(['=', '+', '@', '\t']) { format!("'{cell}") } else { cell.to_owned() };
+    if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_quoted_where_they_must_be() {
+        assert_eq!(
+            ["a", "a,b", "say \"x\"", "=1+1", "-0.5"].map(quoted),
+            ["a", "\"a,b\"", "\"say \"\"x\"\"\"", "'=1+1", "-0.5"]
+        );
+    }
+}

@@ -1,0 +1,119 @@
+//! A batch as clients see it.
+
+use queue::client::Batch;
+use queue::{Timestamp, TopicName};
+use serde::Serialize;
+
+use crate::error::ApiError;
+use crate::index::Counts;
+use crate::state::State as Inner;
+
+/// The batch document.
+#[derive(Debug, Serialize)]
+pub(crate) struct Document {
+    id: String,
+    model: String,
+    topic: TopicName,
+    /// `receiving` until all of it has come, then `running` until all has ended, then `finished`; or
+    /// `canceled`.
+    state: &'static str,
+    created_at: Timestamp,
+    counts: Counted,
+    /// Seconds until all has ended, at the pace so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eta_seconds: Option<u64>,
+    urls: Urls,
+}
+
+#[derive(Debug, Serialize)]
+struct Counted {
+    /// Known once all has come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<u64>,
+    queued: u64,
+    running: u64,
+    succeeded: u64,
+    failed: u64,
+    canceled: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Urls {
+    #[serde(rename = "self")]
+    this: String,
+    results: String,
+}
+
+/// Where a batch is looked at.
+pub(super) fn batch_url(id: &str) -> String {
+    format!("/v1/batches/{id}")
+}
+
+/// How a batch stands.
+pub(super) async fn document(state: &Inner, batch: &Batch) -> Result<Document, ApiError> {
+    let counts = state.index.counts(&batch.id).await?;
+    Ok(describe(batch, &counts, Timestamp::now()))
+}
+
+fn describe(batch: &Batch, counts: &Counts, now: Timestamp) -> Document {
+    let ended = counts.succeeded + counts.failed + counts.canceled;
+    // The index is a moment behind: what it does not know of yet waits.
+    let queued = match batch.total {
+        Some(total) => total.saturating_sub(ended + counts.running),
+        None => counts.queued,
+    };
+    let state = match batch.total {
+        _ if batch.canceled_at.is_some() => "canceled",
+        None => "receiving",
+        Some(total) if ended < total => "running",
+        Some(_) => "finished",
+    };
+    let left = queued + counts.running;
+    let spent = now.millis_since(batch.created_at);
+    let eta = (state == "running" && ended > 0).then(|| (spent * left / ended).div_ceil(1000));
+    Document {
+        id: batch.id.clone(),
+        model: batch.model.clone(),
+        topic: batch.topic.clone(),
+        state,
+        created_at: batch.created_at,
+        counts: Counted {
+            total: batch.total,
+            queued,
+            running: counts.running,
+            succeeded: counts.succeeded,
+            failed: counts.failed,
+            canceled: counts.canceled,
+        },
+        eta_seconds: eta,
+        urls: Urls { this: batch_url(&batch.id), results: format!("{}/results", batch_url(&batch.id)) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_told_by_what_has_come_and_what_has_ended() {
+        let mut batch = Batch {
+            id: "b".into(),
+            model: "m".into(),
+            topic: TopicName::new("m").expect("valid"),
+            owner: None,
+            created_at: Timestamp::from_millis(0),
+            total: None,
+            canceled_at: None,
+        };
+        let counts = Counts { queued: 1, running: 1, succeeded: 3, failed: 1, canceled: 0 };
+        let at = |batch: &Batch| describe(batch, &counts, Timestamp::from_millis(8_000));
+        assert_eq!((at(&batch).state, at(&batch).counts.queued, at(&batch).eta_seconds), ("receiving", 1, None));
+        batch.total = Some(9);
+        // Four took eight seconds; five are left, three of which the index has not seen.
+        assert_eq!((at(&batch).state, at(&batch).counts.queued, at(&batch).eta_seconds), ("running", 4, Some(10)));
+        batch.total = Some(4);
+        assert_eq!(at(&batch).state, "finished");
+        batch.canceled_at = Some(Timestamp::from_millis(1));
+        assert_eq!(at(&batch).state, "canceled");
+    }
+}

@@ -1,0 +1,113 @@
+//! Batches: many jobs that were sent together.
+//!
+//! A batch's record says what cannot be seen from its jobs: whether all of it has come, and whether
+//! it was called off. Everything else is counted from the jobs, which name their batch.
+
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
+use bytes::Bytes;
+use futures::TryStreamExt;
+use serde::{Deserialize, Serialize};
+
+use super::{Queue, Replaced, Revision, WRITE_IN_FLIGHT, server_error};
+use crate::{JobError, JobSpec, PartitionId, QueueError, Record, Sequence, SubmitError, Timestamp, Topic, TopicName};
+
+const STREAM: &str = "batches";
+/// How long a batch's record is kept after its last change.
+const KEPT: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 60 * 60);
+
+/// What is known of a batch beside its jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Its id: letters, digits, `-` and `_`.
+    pub id: String,
+    /// The model that its jobs run on.
+    pub model: String,
+    /// Their topic.
+    pub topic: TopicName,
+    /// Whose it is; none while there are no keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// When it first came.
+    pub created_at: Timestamp,
+    /// How many jobs it has, once all of it has come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// When it was called off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canceled_at: Option<Timestamp>,
+}
+
+impl Queue {
+    /// A batch's record, and what a change of it must name.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn batch(&self, id: &str) -> Result<Option<(Batch, Revision)>, QueueError> {
+        const ACTION: &str = "read a batch";
+        self.ensure_stream(config(self.defaults.replicas)).await?;
+        let Some(message) = self.last_message(ACTION, STREAM, subject(id), true).await? else { return Ok(None) };
+        let damaged =
+            |error: serde_json::Error| QueueError::Damaged { what: format!("batch {id}"), problem: error.to_string() };
+        let batch = serde_json::from_slice(&message.payload).map_err(damaged)?;
+        Ok(Some((batch, message.sequence.0.into())))
+    }
+
+    /// All batches that are kept, oldest change first.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn batches(&self) -> Result<Vec<Batch>, QueueError> {
+        self.ensure_stream(config(self.defaults.replicas)).await?;
+        let messages: Vec<_> = self.scan(STREAM, false).await?.try_collect().await?;
+        Ok(messages.iter().filter_map(|message| serde_json::from_slice(&message.payload).ok()).collect())
+    }
+
+    /// Replaces exactly the batch record that was read as `over`; 0 where there is none.
+    ///
+    /// # Errors
+    /// [`QueueError`] when it is not known what became of it.
+    pub async fn write_batch(&self, over: Revision, batch: &Batch) -> Result<Replaced, QueueError> {
+        let payload = Bytes::from(serde_json::to_vec(batch).expect("a batch holds JSON values only"));
+        let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(over.into());
+        match self.publish_acked(subject(&batch.id), message).await {
+            Ok(sequence) => Ok(Replaced::Done(sequence.0.into())),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(Replaced::Refused),
+            Err(error) if server_error(&error).is_some_and(|refusal| refusal.error_code() == WRITE_IN_FLIGHT) => {
+                Ok(Replaced::Refused)
+            }
+            Err(error) => Err(QueueError::unavailable("write a batch")(error)),
+        }
+    }
+
+    /// Takes note of a job that cannot be run: it has failed before it was queued, so that whoever
+    /// counts the jobs of a batch misses none.
+    ///
+    /// # Errors
+    /// [`SubmitError`] when it is not known what became of it.
+    pub async fn reject(&self, topic: &Topic, spec: JobSpec, error: JobError) -> Result<Replaced, SubmitError> {
+        let place = PartitionId::of_job(&spec.id, None, topic.settings.partitions, spec.options.priority);
+        let queued = Record::queued(spec, place, Sequence(0));
+        let failed = queued.fail(error, Timestamp::now()).expect("it has not ended");
+        Ok(self.create(&failed).await?)
+    }
+}
+
+fn subject(id: &str) -> String {
+    format!("batches.{id}")
+}
+
+fn config(replicas: usize) -> stream::Config {
+    stream::Config {
+        name: STREAM.into(),
+        subjects: vec!["batches.*".into()],
+        storage: StorageType::File,
+        num_replicas: replicas,
+        max_messages_per_subject: 1,
+        max_age: KEPT,
+        discard: DiscardPolicy::Old,
+        allow_direct: true,
+        ..stream::Config::default()
+    }
+}

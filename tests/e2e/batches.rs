@@ -1,0 +1,214 @@
+//! Batches over HTTP: every kind of body, sent once, sent again, cut off, called off.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::harness::{Answer, ENGINE, Stack, descendants, eventually, photo, send};
+use super::topics::ok;
+
+fn http() -> reqwest::Client {
+    reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("a client")
+}
+
+fn tar_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_cksum();
+        builder.append_data(&mut header, name, &content[..]).expect("written");
+    }
+    builder.into_inner().expect("finished")
+}
+
+async fn put(stack: &Stack, id: &str, kind: &str, body: impl Into<reqwest::Body>) -> Answer {
+    let url = stack.url(&format!("/v1/batches/{id}?model=efficientnet-lite0&metadata.from=test"));
+    send(http().put(url).header("content-type", kind).body(body)).await
+}
+
+async fn finished(stack: &Stack, id: &str) -> Value {
+    eventually("the batch has ended", async || {
+        let batch = stack.get(&format!("/v1/batches/{id}")).await;
+        assert_eq!(batch.status, 200, "{}", batch.body);
+        (batch.json["state"] == "finished").then_some(batch.json)
+    })
+    .await
+}
+
+async fn results(stack: &Stack, id: &str, query: &str) -> Vec<Value> {
+    let answer = stack.get(&format!("/v1/batches/{id}/results{query}")).await;
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    answer.body.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+fn photos(count: usize) -> Vec<(String, Vec<u8>)> {
+    (0..count).map(|number| (format!("line/{number:05}.jpg"), photo("rocket.jpg"))).collect()
+}
+
+#[tokio::test]
+async fn a_tar_becomes_results_and_what_is_no_image_is_told_apart() {
+    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let mut files = photos(5);
+    files.push(("notes.txt".into(), b"not an image".to_vec()));
+    files.push(("torn.jpg".into(), super::damaged_jpeg()));
+    let taken = put(&stack, "night-1", "application/x-tar", tar_of(&files)).await;
+    assert_eq!((taken.status, taken.header("location")), (202, "/v1/batches/night-1"), "{}", taken.body);
+    assert_eq!(taken.json["counts"]["total"], 7, "{}", taken.body);
+    let batch = finished(&stack, "night-1").await;
+    let counts = &batch["counts"];
+    assert_eq!((counts["succeeded"].as_u64(), counts["failed"].as_u64()), (Some(5), Some(2)), "{batch}");
+    let lines = results(&stack, "night-1", "").await;
+    let names: Vec<&str> = lines.iter().map(|job| job["custom_id"].as_str().expect("a name")).collect();
+    let mut sorted = names.clone();
+    sorted.sort_unstable();
+    assert_eq!((names.len(), &names), (7, &sorted));
+    assert_eq!((lines[0]["batch"].as_str(), &lines[0]["metadata"]["from"]), (Some("night-1"), &json!("test")));
+    let failed = results(&stack, "night-1", "?state=failed").await;
+    let codes: BTreeSet<&str> = failed.iter().map(|job| job["error"]["code"].as_str().expect("a code")).collect();
+    assert_eq!(codes, BTreeSet::from(["image_corrupt", "image_unsupported"]));
+    let csv = stack.get("/v1/batches/night-1/results?format=csv").await;
+    assert!(csv.header("content-type").starts_with("text/csv") && csv.body.lines().count() == 8, "{}", csv.body);
+    assert!(csv.body.contains(",succeeded,missile,"), "{}", csv.body);
+    let verdict = stack.get("/v1/batches/night-1/verify").await.json;
+    assert_eq!((&verdict["complete"], &verdict["ended"]), (&json!(true), &json!(7)), "{verdict}");
+    assert_eq!(stack.get("/v1/jobs?batch=night-1&state=failed").await.json["jobs"].as_array().map(Vec::len), Some(2));
+    assert_eq!(stack.get("/v1/batches").await.json["batches"][0]["id"], "night-1");
+    let audit: Value = serde_json::from_str(&ok(&stack, &["audit", "efficientnet-lite0", "--json"])).expect("JSON");
+    assert_eq!((&audit["wrong"], &audit["accepted"]), (&json!([]), &json!(7)), "{audit}");
+
+    // The same once more adds nothing.
+    let again = put(&stack, "night-1", "application/x-tar", tar_of(&files)).await;
+    assert_eq!((again.status, &again.json["counts"]["total"]), (202, &json!(7)), "{}", again.body);
+    assert_eq!(results(&stack, "night-1", "").await, lines);
+    // What was left out is added.
+    files.push(("late.jpg".into(), photo("china.jpg")));
+    let more = put(&stack, "night-1", "application/x-tar", tar_of(&files[6..])).await;
+    assert_eq!(more.json["counts"]["total"], 8, "{}", more.body);
+    assert_eq!(finished(&stack, "night-1").await["counts"]["succeeded"], 6);
+    // Another image under a name that was used is refused.
+    files[7].1 = photo("coffee.png");
+    let changed = put(&stack, "night-1", "application/x-tar", tar_of(&files[7..])).await;
+    assert_eq!((changed.status, changed.text("code").as_str()), (422, "custom_id_changed"));
+}
+
+#[tokio::test]
+async fn forms_and_lines_are_batches_too_and_nonsense_is_refused() {
+    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let part = |name: &str| reqwest::multipart::Part::bytes(photo("rocket.jpg")).file_name(name.to_owned());
+    let form = reqwest::multipart::Form::new().part("image", part("a.jpg")).part("image", part("b.jpg"));
+    let url = stack.url("/v1/batches?model=efficientnet-lite0");
+    let made = send(http().post(&url).multipart(form)).await;
+    assert_eq!((made.status, &made.json["counts"]["total"]), (202, &json!(2)), "{}", made.body);
+    assert_eq!(finished(&stack, &made.text("id")).await["counts"]["succeeded"], 2);
+
+    for (id, kind, body, status, code) in [
+        ("x", "image/jpeg", photo("rocket.jpg"), 415, "batch_kind"),
+        ("x", "application/x-tar", Vec::new(), 400, "archive_invalid"),
+        ("x", "application/x-tar", vec![7; 2_000], 400, "archive_invalid"),
+        ("x", "application/zip", b"PK".to_vec(), 400, "archive_invalid"),
+        ("x", "application/x-tar", tar_of(&[]), 400, "archive_invalid"),
+        ("x", "application/x-ndjson", b"{}".to_vec(), 400, "json_invalid"),
+        ("x", "application/x-ndjson", Vec::new(), 400, "archive_invalid"),
+        ("x.y", "application/x-ndjson", Vec::new(), 400, "batch_id_invalid"),
+        (
+            "x",
+            "application/x-tar",
+            tar_of(&[("a".into(), photo("rocket.jpg")), ("a".into(), photo("rocket.jpg"))]),
+            409,
+            "custom_id_twice",
+        ),
+    ] {
+        let answer = put(&stack, id, kind, body).await;
+        assert_eq!((answer.status, answer.text("code").as_str()), (status, code), "{kind}: {}", answer.body);
+    }
+    assert_eq!(stack.get("/v1/batches/nope").await.text("code"), "batch_unknown");
+    let open = stack.get("/v1/batches/x/verify").await.json;
+    assert_eq!(open["complete"], false, "what broke off is not complete: {open}");
+}
+
+#[tokio::test]
+async fn a_batch_that_is_cut_by_a_crash_is_sent_again_and_is_whole_once() {
+    let mut stack = Stack::start(&["--workers", "2", "--models", "efficientnet-lite0"]);
+    let tar = tar_of(&photos(300));
+    // It comes slowly, so that the kill is in the middle.
+    let url = stack.url("/v1/batches/torn?model=efficientnet-lite0");
+    let pieces: Vec<bytes::Bytes> = tar.chunks(tar.len() / 40).map(bytes::Bytes::copy_from_slice).collect();
+    let slow = futures::stream::unfold(pieces.into_iter(), |mut pieces| async move {
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        Some((Ok::<_, std::io::Error>(pieces.next()?), pieces))
+    });
+    let request = http().put(url).header("content-type", "application/x-tar").body(reqwest::Body::wrap_stream(slow));
+    let sending = tokio::spawn(request.send());
+    eventually("some of it is in", async || {
+        let batch = stack.get("/v1/batches/torn").await;
+        (batch.status == 200 && batch.json["counts"]["succeeded"].as_u64() > Some(5)).then_some(())
+    })
+    .await;
+    stack.kill();
+    assert!(sending.await.expect("no panic").map_or(true, |response| response.status() != 202), "it was cut");
+    stack.restart();
+    assert_eq!(stack.get("/v1/batches/torn").await.json["state"], "receiving");
+    let again = put(&stack, "torn", "application/x-tar", tar).await;
+    assert_eq!((again.status, &again.json["counts"]["total"]), (202, &json!(300)), "{}", again.body);
+    assert_eq!(finished(&stack, "torn").await["counts"]["succeeded"], 300);
+    let ids: BTreeSet<String> =
+        results(&stack, "torn", "").await.iter().map(|job| job["id"].as_str().expect("an id").to_owned()).collect();
+    assert_eq!(ids.len(), 300, "none twice");
+    assert_eq!(stack.get("/v1/batches/torn/verify").await.json["complete"], true);
+    assert!(ok(&stack, &["index", "rebuild"]).contains("knows 300 jobs"));
+    assert_eq!(stack.get("/v1/batches/torn").await.json["counts"]["succeeded"], 300);
+}
+
+#[tokio::test]
+async fn a_batch_is_called_off() {
+    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    ok(&stack, &["topics", "create", "efficientnet-lite0"]);
+    ok(&stack, &["topics", "pause", "efficientnet-lite0"]);
+    put(&stack, "off", "application/x-tar", tar_of(&photos(50))).await;
+    let canceled = send(http().delete(stack.url("/v1/batches/off"))).await;
+    assert_eq!((canceled.status, canceled.text("state").as_str()), (202, "canceled"), "{}", canceled.body);
+    eventually("all its jobs are called off", async || {
+        (stack.get("/v1/batches/off").await.json["counts"]["canceled"] == 50).then_some(())
+    })
+    .await;
+    let late = put(&stack, "off", "application/x-tar", tar_of(&photos(51))).await;
+    assert_eq!((late.status, late.text("code").as_str()), (409, "batch_canceled"));
+    ok(&stack, &["topics", "resume", "efficientnet-lite0"]);
+    assert_eq!(stack.get("/v1/batches/off/verify").await.json["complete"], true);
+}
+
+#[tokio::test]
+async fn a_large_batch_needs_little_memory() {
+    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    ok(&stack, &["topics", "create", "efficientnet-lite0"]);
+    ok(&stack, &["topics", "pause", "efficientnet-lite0"]);
+    // 100 MB, and no picture in it twice under one name.
+    let files = (0..600).map(|number| (format!("{number}.png"), photo("coffee.png"))).collect::<Vec<_>>();
+    let size: usize = files.iter().map(|(_, content)| content.len()).sum();
+    let before = memory(&stack);
+    put(&stack, "large", "application/x-tar", tar_of(&files)).await;
+    let after = peak(&stack);
+    println!("a batch of {} MB: {} MB before, at most {} MB", size >> 20, before >> 20, after >> 20);
+    if ENGINE == "own" {
+        return; // The broker's share of this process is not the API's.
+    }
+    assert!(after < 150 << 20, "{} MB", after >> 20);
+}
+
+/// What the process of the API holds now, bytes.
+fn memory(stack: &Stack) -> usize {
+    status(stack, "VmRSS:")
+}
+
+/// The most that it has ever held.
+fn peak(stack: &Stack) -> usize {
+    status(stack, "VmHWM:")
+}
+
+fn status(stack: &Stack, field: &str) -> usize {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", stack.pid())).expect("it runs");
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("the field is there");
+    assert!(!descendants(stack.pid()).is_empty());
+    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+}
