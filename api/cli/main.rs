@@ -22,6 +22,8 @@ mod consume;
 mod offsets;
 mod dead;
 mod jobs;
+mod batches;
+mod remote;
 mod audit;
 mod index;
 mod drill;
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
             Command::Offsets(args) => offsets::run(args).await,
             Command::Dead(args) => dead::run(args).await,
             Command::Jobs(args) => jobs::run(args).await,
+            Command::Batches(args) => batches::run(args).await,
             Command::Audit(args) => audit::run(args).await,
             Command::Index(args) => index::run(args).await,
             Command::Drill(args) => drill::run(args).await,

@@ -212,3 +212,34 @@ fn status(stack: &Stack, field: &str) -> usize {
     assert!(!descendants(stack.pid()).is_empty());
     line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
 }
+
+#[tokio::test]
+async fn jobs_and_batches_are_managed_from_the_command_line() {
+    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let mut files = photos(3);
+    files.push(("notes.txt".into(), b"not an image".to_vec()));
+    put(&stack, "cli", "application/x-tar", tar_of(&files)).await;
+    finished(&stack, "cli").await;
+    let json = |words: &[&str]| serde_json::from_str::<Value>(&ok(&stack, words)).expect("JSON");
+    assert!(ok(&stack, &["batches", "list"]).contains("finished"));
+    assert_eq!(json(&["batches", "get", "cli", "--json"])["counts"]["succeeded"], 3);
+    assert!(ok(&stack, &["batches", "verify", "cli"]).contains("4 of 4 have ended"));
+    assert_eq!(ok(&stack, &["batches", "results", "cli", "--state", "failed"]).lines().count(), 1);
+    let folder = tempfile::tempdir().expect("a folder");
+    let table = folder.path().join("results.csv");
+    ok(&stack, &["batches", "results", "cli", "--csv", "--out", &table.display().to_string()]);
+    assert_eq!(std::fs::read_to_string(table).expect("written").lines().count(), 5);
+    let jobs = json(&["jobs", "list", "--batch", "cli", "--metadata", "from=test", "--json"]);
+    let jobs = jobs.as_array().expect("a list");
+    assert_eq!(jobs.len(), 4);
+    assert!(ok(&stack, &["jobs", "list", "--state", "succeeded"]).contains("missile"));
+    let id = jobs.iter().find(|job| job["state"] == "succeeded").expect("one")["id"].as_str().expect("an id");
+    assert!(ok(&stack, &["jobs", "get", id]).contains("succeeded"));
+    assert_eq!(json(&["jobs", "wait", id, "--json"])["id"], id);
+    for words in [["jobs", "cancel", id], ["jobs", "retry", id]] {
+        assert!(super::topics::refused(&stack, &words).contains("succeeded"), "{words:?}");
+    }
+    let failed = jobs.iter().find(|job| job["state"] == "failed").expect("one")["id"].as_str().expect("an id");
+    assert!(!stack.command(&["jobs", "wait", failed]).status.success(), "a failure is one for scripts too");
+    assert!(super::topics::refused(&stack, &["batches", "get", "nope"]).contains("no batch"));
+}

@@ -15,9 +15,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use tools::{
-    AuditArgs, ClusterArgs, ConfirmedArgs, ConsumeArgs, CreateArgs, DeadAction, DeadArgs, DrillArgs, IndexAction,
-    IndexArgs, JobsAction, JobsArgs, NamedArgs, OffsetsAction, OffsetsArgs, ProduceArgs, ReplayArgs, SettingsArgs,
-    TopicsAction, TopicsArgs, Victim,
+    ApiAddressArgs, AuditArgs, BatchArgs, BatchesAction, BatchesArgs, ClusterArgs, ConfirmedArgs, ConsumeArgs,
+    CreateArgs, DeadAction, DeadArgs, DrillArgs, IndexAction, IndexArgs, JobArgs, JobsAction, JobsArgs, JobsListArgs,
+    NamedArgs, OffsetsAction, OffsetsArgs, ProduceArgs, ReplayArgs, SettingsArgs, TopicsAction, TopicsArgs, Victim,
 };
 
 /// Recognises objects in thousands of images without losing one.
@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Dead(DeadArgs),
     /// Look at jobs
     Jobs(JobsArgs),
+    /// Many jobs that were sent together
+    Batches(BatchesArgs),
     /// See whether every job of a topic is accounted for
     Audit(AuditArgs),
     /// The job index, from which lists and batches are answered

@@ -337,19 +337,117 @@ pub(crate) struct JobsArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobsAction {
-    /// Tell a job's life: who took it, why it waited, each attempt, how it ended
-    Explain {
-        /// The job
-        id: JobId,
+    /// List jobs, newest first
+    List(JobsListArgs),
+    /// Show one
+    Get(JobArgs),
+    /// Wait until it has ended; exit code 0 only if it has succeeded
+    Wait(JobArgs),
+    /// Call it off, whether it waits or runs
+    Cancel(JobArgs),
+    /// Run it again, if it has failed and its input is kept
+    Retry(JobArgs),
+    /// Tell its life: who took it, why it waited, each attempt, how it ended
+    Explain(JobArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobsListArgs {
+    /// Only queued, running, succeeded, failed or canceled ones
+    #[arg(long, value_name = "STATE")]
+    pub(crate) state: Option<String>,
+    /// Only those of a model
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Only those of a topic
+    #[arg(long, value_name = "NAME")]
+    pub(crate) topic: Option<String>,
+    /// Only those of a batch
+    #[arg(long, value_name = "ID")]
+    pub(crate) batch: Option<String>,
+    /// Only those with this in their metadata
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) metadata: Vec<String>,
+    /// At most so many
+    #[arg(long, default_value = "50", value_name = "N")]
+    pub(crate) limit: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) api: ApiAddressArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JobArgs {
+    /// The job
+    pub(crate) id: JobId,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) api: ApiAddressArgs,
+}
+
+/// Which API is asked.
+#[derive(Debug, Args)]
+pub(crate) struct ApiAddressArgs {
+    /// The API [default: the one that `up` started on the data folder, else port 8080 of this machine]
+    #[arg(long, env = "SIGHTLINE_API", value_name = "URL")]
+    pub(crate) api: Option<String>,
+    #[command(flatten)]
+    pub(crate) data: super::DataArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BatchesArgs {
+    #[command(subcommand)]
+    pub(crate) action: BatchesAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BatchesAction {
+    /// List the newest
+    List {
         /// Print JSON
         #[arg(long)]
         json: bool,
-        /// The API
-        #[arg(long, env = "SIGHTLINE_API", value_name = "URL")]
-        api: Option<String>,
         #[command(flatten)]
-        data: super::DataArgs,
+        api: ApiAddressArgs,
     },
+    /// Show one
+    Get(BatchArgs),
+    /// Write what has ended so far
+    Results {
+        /// The batch
+        id: String,
+        /// A table in place of JSON lines
+        #[arg(long)]
+        csv: bool,
+        /// Only succeeded, failed or canceled ones
+        #[arg(long, value_name = "STATE")]
+        state: Option<String>,
+        /// The file to write [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        api: ApiAddressArgs,
+    },
+    /// Call off what has not ended
+    Cancel(BatchArgs),
+    /// Prove that each item has exactly one terminal record, and name those that have not
+    Verify(BatchArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BatchArgs {
+    /// The batch
+    pub(crate) id: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) api: ApiAddressArgs,
 }
 
 #[derive(Debug, Args)]

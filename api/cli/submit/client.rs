@@ -74,7 +74,12 @@ impl Client {
         let url = format!("{}/v1/jobs", self.base);
         // As long as the API itself gives a body, and then some.
         let patience = ANSWER_PATIENCE + Duration::from_secs(bytes.len() as u64 / UPLOAD_PACE);
-        let post = || self.http.post(&url).query(&[("model", &self.model)]).body(bytes.clone()).timeout(patience);
+        // An upload whose answer was lost is sent again, and stays one job.
+        let key = format!("submit-{:032x}", rand::random::<u128>());
+        let post = || {
+            let post = self.http.post(&url).query(&[("model", &self.model)]).header("idempotency-key", &key);
+            post.body(bytes.clone()).timeout(patience)
+        };
         Ok(match self.repeat(post).await? {
             Ok(job) => {
                 let id = job["id"].as_str().context("the API's answer has no job id")?;

@@ -1,0 +1,94 @@
+//! `sightline batches`: many jobs that were sent together, as the API knows them.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::config::{BatchArgs, BatchesAction, BatchesArgs};
+use crate::remote::{Remote, escaped, text};
+use crate::table::Table;
+
+/// Does what was asked for.
+pub(crate) async fn run(args: BatchesArgs) -> anyhow::Result<ExitCode> {
+    match args.action {
+        BatchesAction::List { json, api } => {
+            let batches = Remote::new(&api)?.get("/v1/batches").await?["batches"].take();
+            show(batches.as_array().map_or(&[][..], Vec::as_slice), json, &batches)
+        }
+        BatchesAction::Get(args) => one(&args, Method::GET).await,
+        BatchesAction::Cancel(args) => one(&args, Method::DELETE).await,
+        BatchesAction::Results { id, csv, state, out, api } => {
+            let mut path =
+                format!("/v1/batches/{}/results?format={}", escaped(&id), if csv { "csv" } else { "ndjson" });
+            if let Some(state) = &state {
+                path.push_str(&format!("&state={}", escaped(state)));
+            }
+            let mut answer = Remote::new(&api)?.send(Method::GET, &path).await?;
+            let mut output: Box<dyn Write> = match &out {
+                Some(path) => {
+                    let file = std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?;
+                    Box::new(std::io::BufWriter::new(file))
+                }
+                None => Box::new(std::io::stdout().lock()),
+            };
+            while let Some(chunk) = answer.chunk().await.context("the results broke off; ask again")? {
+                output.write_all(&chunk)?;
+            }
+            output.flush()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        BatchesAction::Verify(args) => verify(&args).await,
+    }
+}
+
+async fn one(args: &BatchArgs, method: Method) -> anyhow::Result<ExitCode> {
+    let batch = Remote::new(&args.api)?.ask(method, &format!("/v1/batches/{}", escaped(&args.id))).await?;
+    show(std::slice::from_ref(&batch), args.json, &batch)
+}
+
+fn show(batches: &[Value], as_json: bool, whole: &Value) -> anyhow::Result<ExitCode> {
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(whole)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let headings = ["id", "state", "model", "total", "queued", "running", "succeeded", "failed", "canceled", "left s"];
+    let mut table = Table::new(&headings);
+    for batch in batches {
+        let count = |name: &str| text(&batch["counts"][name]);
+        table.row([
+            text(&batch["id"]),
+            text(&batch["state"]),
+            text(&batch["model"]),
+            count("total"),
+            count("queued"),
+            count("running"),
+            count("succeeded"),
+            count("failed"),
+            count("canceled"),
+            text(&batch["eta_seconds"]),
+        ]);
+    }
+    print!("{table}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends with 0 only if each item has exactly one terminal record.
+async fn verify(args: &BatchArgs) -> anyhow::Result<ExitCode> {
+    let verdict = Remote::new(&args.api)?.get(&format!("/v1/batches/{}/verify", escaped(&args.id))).await?;
+    let complete = verdict["complete"] == true;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&verdict)?);
+    } else {
+        println!("{} of {} have ended", text(&verdict["ended"]), text(&verdict["total"]));
+        for (name, what) in [("open", "has not ended"), ("missing", "has no record")] {
+            for id in verdict[name].as_array().into_iter().flatten() {
+                println!("{}  {what}", text(id));
+            }
+        }
+        println!("{}", if complete { "complete" } else { "not complete" });
+    }
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
