@@ -22,6 +22,7 @@ pub(crate) async fn run(args: ApiArgs) -> anyhow::Result<ExitCode> {
     let config = setup::http_config(&args.http, queue.max_payload());
     setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     let index = setup::index(args.http.database.as_deref(), &args.queue.data.data).await?;
+    setup::check_listen(&args.http, &index).await?;
     println!("API on http://{}, queue at {address}", listener.local_addr().context("find the API's own address")?);
     ::api::serve(config, models.repository, queue.clone(), index, listener, stop).await;
     queue.flush().await;

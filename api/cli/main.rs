@@ -22,6 +22,7 @@ mod consume;
 mod offsets;
 mod dead;
 mod jobs;
+mod keys;
 mod batches;
 mod remote;
 mod audit;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
             Command::Dead(args) => dead::run(args).await,
             Command::Jobs(args) => jobs::run(args).await,
             Command::Batches(args) => batches::run(args).await,
+            Command::Keys(args) => keys::run(args).await,
             Command::Audit(args) => audit::run(args).await,
             Command::Index(args) => index::run(args).await,
             Command::Drill(args) => drill::run(args).await,

@@ -1,6 +1,9 @@
 //! An API as commands ask it: one request, one answer, or the reason in one line.
 
+use std::time::Duration;
+
 use anyhow::{Context, bail};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, Response};
 use serde_json::Value;
 
@@ -15,9 +18,7 @@ pub(crate) struct Remote {
 
 impl Remote {
     pub(crate) fn new(args: &ApiAddressArgs) -> anyhow::Result<Self> {
-        // Only fails if somebody was first, with the same one.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let http = reqwest::Client::builder().build().context("start an HTTP client")?;
+        let http = client(args.key.as_deref())?;
         let base = data::api_address(args.api.as_deref(), &args.data);
         Ok(Self { http, base: base.trim_end_matches('/').to_owned() })
     }
@@ -25,6 +26,12 @@ impl Remote {
     /// The document at a path.
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.ask(Method::GET, path).await
+    }
+
+    /// Sends a document.
+    pub(crate) async fn post(&self, path: &str, document: &Value) -> anyhow::Result<Value> {
+        let asked = self.http.post(format!("{}{path}", self.base)).json(document).send().await;
+        self.read(asked).await?.json().await.context("read the answer")
     }
 
     /// Sends a request without a body.
@@ -35,6 +42,10 @@ impl Remote {
     /// The same for an answer that is read piece by piece.
     pub(crate) async fn send(&self, method: Method, path: &str) -> anyhow::Result<Response> {
         let asked = self.http.request(method, format!("{}{path}", self.base)).send().await;
+        self.read(asked).await
+    }
+
+    async fn read(&self, asked: reqwest::Result<Response>) -> anyhow::Result<Response> {
         let answer =
             asked.with_context(|| format!("no API at {}; start one with `sightline up`, or say --api", self.base))?;
         if answer.status().is_success() {
@@ -44,6 +55,20 @@ impl Remote {
         let problem: Value = answer.json().await.unwrap_or_default();
         bail!("{}", problem["detail"].as_str().map_or_else(|| status.to_string(), str::to_owned))
     }
+}
+
+/// An HTTP client that sends this key with everything.
+pub(crate) fn client(key: Option<&str>) -> anyhow::Result<reqwest::Client> {
+    // Only fails if somebody was first, with the same one.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let mut headers = HeaderMap::new();
+    if let Some(key) = key {
+        let mut value = HeaderValue::from_str(&format!("Bearer {key}")).context("--key is no key")?;
+        value.set_sensitive(true);
+        headers.insert(AUTHORIZATION, value);
+    }
+    let builder = reqwest::Client::builder().default_headers(headers).connect_timeout(Duration::from_secs(10));
+    builder.build().context("start an HTTP client")
 }
 
 /// A field as people read it.

@@ -154,6 +154,12 @@ pub(crate) async fn index(database: Option<&str>, data: &Path) -> anyhow::Result
     Ok(Index::open(&address).await?)
 }
 
+/// Refuses to serve other machines without keys, unless somebody said so.
+pub(crate) async fn check_listen(args: &HttpArgs, index: &Index) -> anyhow::Result<()> {
+    let safe = args.insecure || index.has_keys().await?;
+    Ok(::api::check_listen(args.listen, safe)?)
+}
+
 /// The API's settings. Says so when the queue's server takes less than the upload limit.
 pub(crate) fn http_config(args: &HttpArgs, max_payload: usize) -> ::api::Config {
     let (wanted, taken) = (args.upload_limit.as_u64() as usize, max_payload.saturating_sub(MESSAGE_OVERHEAD));
@@ -172,7 +178,6 @@ pub(crate) fn http_config(args: &HttpArgs, max_payload: usize) -> ::api::Config 
 
 /// Takes the API's port.
 pub(crate) async fn bind(args: &HttpArgs) -> anyhow::Result<tokio::net::TcpListener> {
-    ::api::check_listen(args.listen, args.insecure)?;
     tokio::net::TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}; choose another address with --listen", args.listen))

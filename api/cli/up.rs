@@ -61,6 +61,7 @@ async fn serve(
         setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     }
     let index = setup::index(args.http.database.as_deref(), data.path()).await?;
+    setup::check_listen(&args.http, &index).await?;
     let api = listener.local_addr().context("find the API's own address")?;
     data.announce(address, &format!("http://{api}"))?;
 

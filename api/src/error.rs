@@ -14,6 +14,7 @@ use queue::{JobId, QueueError, SubmitError, TopicError, TopicName};
 use serde::Serialize;
 
 use crate::index::IndexError;
+use crate::keys::Scope;
 
 /// A request that gets no for an answer.
 #[derive(Debug, thiserror::Error)]
@@ -172,6 +173,29 @@ pub(crate) enum ApiError {
     /// An item came before with other bytes.
     #[error("custom id `{0}` came before with another image; give the new one another name")]
     CustomIdChanged(String),
+    /// A key is needed.
+    #[error("this server needs a key: send Authorization: Bearer sl_…")]
+    KeyMissing,
+    /// The key is not known, was revoked, or has expired.
+    #[error("this key is not good: it is unknown, revoked or expired")]
+    KeyWrong,
+    /// The key does not allow this.
+    #[error("this key does not allow that: it needs the scope {0:?}")]
+    KeyScope(Scope),
+    /// No such key.
+    #[error("there is no key `{0}`")]
+    KeyUnknown(String),
+    /// Without it nobody could manage anything.
+    #[error("key {0} is the last one with the scope admin; make another one first")]
+    KeyLast(String),
+    /// A key asks for more than it may.
+    #[error("this key's limit is {what}; try again in a moment")]
+    TooMany {
+        /// The limit.
+        what: String,
+        /// Seconds.
+        wait: u32,
+    },
     /// No such route.
     #[error("there is nothing at {0}")]
     RouteUnknown(String),
@@ -243,6 +267,12 @@ impl ApiError {
             Self::CustomId(_) => (StatusCode::BAD_REQUEST, "custom_id_invalid"),
             Self::CustomIdTwice(_) => (StatusCode::CONFLICT, "custom_id_twice"),
             Self::CustomIdChanged(_) => (StatusCode::UNPROCESSABLE_ENTITY, "custom_id_changed"),
+            Self::KeyMissing => (StatusCode::UNAUTHORIZED, "key_missing"),
+            Self::KeyWrong => (StatusCode::UNAUTHORIZED, "key_invalid"),
+            Self::KeyScope(_) => (StatusCode::FORBIDDEN, "key_scope"),
+            Self::KeyUnknown(_) => (StatusCode::NOT_FOUND, "key_unknown"),
+            Self::KeyLast(_) => (StatusCode::CONFLICT, "key_last"),
+            Self::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit_reached"),
             Self::RouteUnknown(_) => (StatusCode::NOT_FOUND, "route_unknown"),
             Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Host(_) => (StatusCode::FORBIDDEN, "host_forbidden"),
@@ -275,6 +305,10 @@ impl ApiError {
         match self.kind() {
             (StatusCode::SERVICE_UNAVAILABLE, "queue_full") => Some(5),
             (StatusCode::SERVICE_UNAVAILABLE, _) => Some(1),
+            (StatusCode::TOO_MANY_REQUESTS, _) => match self {
+                Self::TooMany { wait, .. } => Some((*wait).max(1)),
+                _ => Some(1),
+            },
             _ => None,
         }
     }
@@ -326,6 +360,9 @@ impl IntoResponse for ApiError {
         let mut response = (status, Json(problem)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(seconds) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -10,6 +10,7 @@ pub mod serve;
 mod router;
 mod middleware;
 mod leftover;
+mod keys;
 mod jobs;
 mod batches;
 mod index;

@@ -20,7 +20,7 @@ use tracing::Instrument;
 
 use crate::error::ApiError;
 use crate::state::Shared;
-use crate::{leftover, metrics};
+use crate::{keys, leftover, metrics};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -28,6 +28,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) fn around(routes: Router, state: Shared) -> Router {
     routes
         .layer(CatchPanicLayer::custom(|_| ApiError::Internal.into_response()))
+        .layer(from_fn_with_state(state.clone(), keys::guard))
         .layer(from_fn_with_state(state, guard))
         .layer(from_fn(leftover::discard))
         .layer(from_fn(observe))

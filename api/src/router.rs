@@ -2,11 +2,11 @@
 
 use axum::Router;
 use axum::extract::Request;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 
 use crate::error::ApiError;
 use crate::state::Shared;
-use crate::{batches, catalog, dead, health, jobs, metrics, middleware, roster, topics};
+use crate::{batches, catalog, dead, health, jobs, keys, metrics, middleware, roster, topics};
 
 /// The routes with everything around them.
 pub(crate) fn router(state: Shared) -> Router {
@@ -33,6 +33,8 @@ pub(crate) fn router(state: Shared) -> Router {
         .route("/v1/dead/{id}", get(dead::show))
         .route("/v1/dead/{id}/image", get(dead::image))
         .route("/v1/dead/{id}/redrive", post(dead::redrive))
+        .route("/v1/keys", get(keys::list).post(keys::create))
+        .route("/v1/keys/{id}", delete(keys::revoke))
         .route("/healthz", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(metrics::show))

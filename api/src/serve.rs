@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::config::Config;
 use crate::index::Index;
 use crate::jobs::BODY_UNIT;
+use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
 use crate::router::router;
@@ -33,20 +34,25 @@ use crate::watch::Watch;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long requests may take to end once the server is told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often keys are read again: another process may have made or revoked one.
+const KEYS_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after an error of `accept`, which mostly means that file descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An address on which it would not be safe to listen.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} can be reached from other machines, and there are no keys yet: listen on 127.0.0.1, or say --insecure")]
+#[error(
+    "{0} can be reached from other machines, and there are no keys yet: make one with sightline keys create, listen on 127.0.0.1, or say --insecure"
+)]
 pub struct ListenError(SocketAddr);
 
 /// Refuses to serve other machines without saying so.
 ///
 /// # Errors
-/// [`ListenError`] for an address that is not loopback, unless `insecure`.
-pub fn check_listen(address: SocketAddr, insecure: bool) -> Result<(), ListenError> {
-    if address.ip().is_loopback() || insecure { Ok(()) } else { Err(ListenError(address)) }
+/// [`ListenError`] for an address that is not loopback, unless it is `safe`: there are keys, or somebody
+/// said that none are wanted.
+pub fn check_listen(address: SocketAddr, safe: bool) -> Result<(), ListenError> {
+    if address.ip().is_loopback() || safe { Ok(()) } else { Err(ListenError(address)) }
 }
 
 /// Serves until `stop`; then takes no more connections and lets requests end.
@@ -62,12 +68,28 @@ pub async fn serve(
     let mut own = Announcement::new(Role::Api, &[]);
     own.state = "ready".into();
     let member = own.id.clone();
-    let watch = Watch::default();
+    let (watch, keys) = (Watch::default(), Keys::default());
+    // Not one request before it is known who may ask.
+    while let Err(error) = keys.refresh(&index).await {
+        tracing::warn!(%error, "keys not read");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
     let keeping = [
         keep("members", roster.clone().keep(queue.clone(), own.clone())),
         keep("topics", {
             let queue = queue.clone();
             async move { queue.follow_topics().await }
+        }),
+        keep("keys", {
+            let (keys, index) = (keys.clone(), index.clone());
+            async move {
+                loop {
+                    tokio::time::sleep(KEYS_INTERVAL).await;
+                    if let Err(error) = keys.refresh(&index).await {
+                        tracing::warn!(%error, "keys not read again");
+                    }
+                }
+            }
         }),
         keep("the job index", index.clone().keep(queue.clone())),
         keep("the watchdog", watch.clone().keep(queue.clone(), roster.clone())),
@@ -85,6 +107,7 @@ pub async fn serve(
         roster,
         watch,
         index,
+        keys,
         metrics,
         bodies: Semaphore::new(permits),
         stop: stop.clone(),

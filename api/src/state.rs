@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::index::Index;
+use crate::keys::Keys;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
 use crate::watch::Watch;
@@ -26,6 +27,7 @@ pub(crate) struct State {
     pub(crate) roster: Roster,
     pub(crate) watch: Watch,
     pub(crate) index: Index,
+    pub(crate) keys: Keys,
     pub(crate) metrics: Metrics,
     /// Bytes of request bodies that may be in memory, in units of [`crate::jobs::BODY_UNIT`].
     pub(crate) bodies: Semaphore,

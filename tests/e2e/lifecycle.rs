@@ -247,10 +247,11 @@ async fn jobs_are_listed_by_what_they_are_and_the_index_can_be_made_anew() {
     ids.reverse();
     let check = async |stack: &Stack| {
         eventually("all are listed, newest first, whatever the page", async || {
-            (pages(stack, "limit=3").await == ids && pages(stack, "limit=8").await == ids).then_some(())
+            let all = pages(stack, "limit=3").await == ids && pages(stack, "limit=8").await == ids;
+            // The index is a moment behind: it may know of a job and not yet of its end.
+            (all && pages(stack, "state=failed").await == ids[..1]).then_some(())
         })
         .await;
-        assert_eq!(pages(stack, "state=failed").await, ids[..1]);
         let even: Vec<String> = std::iter::once(&ids[0]).chain(ids[1..].iter().step_by(2)).cloned().collect();
         assert_eq!(pages(stack, "metadata.line=0&limit=2").await, even);
         assert_eq!(pages(stack, "metadata.line=0&state=failed&model=efficientnet-lite0").await, ids[..1]);

@@ -13,6 +13,8 @@ mod http;
 mod insight;
 /// One job: accepted, looked at, waited for, refused.
 mod jobs;
+/// Keys: who may do what, and what is whose.
+mod keys;
 /// Many images in one body.
 mod batches;
 /// Jobs called off, run again, followed, asked for twice.

@@ -17,7 +17,8 @@ use tracing_subscriber::EnvFilter;
 pub(crate) use tools::{
     ApiAddressArgs, AuditArgs, BatchArgs, BatchesAction, BatchesArgs, ClusterArgs, ConfirmedArgs, ConsumeArgs,
     CreateArgs, DeadAction, DeadArgs, DrillArgs, IndexAction, IndexArgs, JobArgs, JobsAction, JobsArgs, JobsListArgs,
-    NamedArgs, OffsetsAction, OffsetsArgs, ProduceArgs, ReplayArgs, SettingsArgs, TopicsAction, TopicsArgs, Victim,
+    KeysAction, KeysArgs, NamedArgs, OffsetsAction, OffsetsArgs, ProduceArgs, ReplayArgs, SettingsArgs, TopicsAction,
+    TopicsArgs, Victim,
 };
 
 /// Recognises objects in thousands of images without losing one.
@@ -76,6 +77,8 @@ pub(crate) enum Command {
     Jobs(JobsArgs),
     /// Many jobs that were sent together
     Batches(BatchesArgs),
+    /// Keys: who may use the API
+    Keys(KeysArgs),
     /// See whether every job of a topic is accounted for
     Audit(AuditArgs),
     /// The job index, from which lists and batches are answered
@@ -256,6 +259,9 @@ pub(crate) struct SubmitArgs {
     /// The API
     #[arg(long, env = "SIGHTLINE_API", value_name = "URL")]
     pub(crate) api: Option<String>,
+    /// The key to send, once the API needs one
+    #[arg(long, env = "SIGHTLINE_KEY", hide_env_values = true, value_name = "KEY")]
+    pub(crate) key: Option<String>,
     /// Images on their way at a time
     #[arg(long, env = "SIGHTLINE_IN_FLIGHT", default_value = "64", value_name = "N")]
     pub(crate) in_flight: NonZeroUsize,

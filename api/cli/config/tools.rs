@@ -395,8 +395,62 @@ pub(crate) struct ApiAddressArgs {
     /// The API [default: the one that `up` started on the data folder, else port 8080 of this machine]
     #[arg(long, env = "SIGHTLINE_API", value_name = "URL")]
     pub(crate) api: Option<String>,
+    /// The key to send, once the API needs one
+    #[arg(long, env = "SIGHTLINE_KEY", hide_env_values = true, value_name = "KEY")]
+    pub(crate) key: Option<String>,
     #[command(flatten)]
     pub(crate) data: super::DataArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeysArgs {
+    #[command(subcommand)]
+    pub(crate) action: KeysAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysAction {
+    /// Make a key and show it, once. From the first one on, every request needs one
+    Create {
+        /// Whose it is: keys of one name see the same jobs
+        #[arg(long, value_name = "NAME")]
+        name: String,
+        /// What it allows: submit, read, admin
+        #[arg(long, value_delimiter = ',', required = true, value_name = "SCOPE")]
+        scopes: Vec<String>,
+        /// How long it is good for, such as 90d [default: until it is revoked]
+        #[arg(long, value_name = "TIME")]
+        expires: Option<String>,
+        /// Requests a second
+        #[arg(long, value_name = "N")]
+        requests_per_second: Option<f64>,
+        /// Uploads at a time
+        #[arg(long, value_name = "N")]
+        uploads: Option<u32>,
+        /// Jobs that wait
+        #[arg(long, value_name = "N")]
+        queued_jobs: Option<u64>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: ApiAddressArgs,
+    },
+    /// List keys, without what makes them keys
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: ApiAddressArgs,
+    },
+    /// Make a key useless
+    Revoke {
+        /// Its id, the part between the first two underscores
+        id: String,
+        #[command(flatten)]
+        api: ApiAddressArgs,
+    },
 }
 
 #[derive(Debug, Args)]

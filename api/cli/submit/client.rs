@@ -8,6 +8,7 @@ use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::ledger::Ledger;
+use crate::remote::client;
 
 /// How long a request may wait for its job.
 const LONG_POLL: u64 = 30;
@@ -29,13 +30,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(api: &str, model: &str) -> anyhow::Result<Self> {
-        // Only fails if somebody was first, with the same one.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let http = reqwest::Client::builder()
-            .connect_timeout(Duration::from_secs(10))
-            .build()
-            .context("start an HTTP client")?;
+    pub(super) fn new(api: &str, key: Option<&str>, model: &str) -> anyhow::Result<Self> {
+        let http = client(key)?;
         Ok(Self { http, base: api.trim_end_matches('/').to_owned(), model: model.to_owned() })
     }
 

@@ -28,7 +28,7 @@ pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
     let files = inputs::collect(&args.paths)?;
     anyhow::ensure!(!files.is_empty(), "there are no images in {}", args.paths.join(", "));
-    let client = Client::new(&data::api_address(args.api.as_deref(), &args.data), &args.model)?;
+    let client = Client::new(&data::api_address(args.api.as_deref(), &args.data), args.key.as_deref(), &args.model)?;
     let ledger = Ledger::open(args.out.as_deref(), &args.model)?;
     client.check_model().await?;
 

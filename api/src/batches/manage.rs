@@ -1,9 +1,9 @@
 //! Looking at batches, calling them off, and proving that none of their jobs is missing.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures::{StreamExt, TryStreamExt};
 use queue::client::{Batch, Canceled, Replaced};
 use queue::{JobId, Timestamp};
@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::{named, wire};
 use crate::dead::Named;
 use crate::error::ApiError;
+use crate::keys::Caller;
 use crate::state::{Shared, State as Inner};
 
 /// Batches that are listed.
@@ -29,8 +30,12 @@ pub(crate) struct Batches {
 }
 
 /// Lists the newest batches.
-pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<Batches>, ApiError> {
+pub(crate) async fn list(
+    State(state): State<Shared>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<Batches>, ApiError> {
     let mut batches = state.queue.batches().await?;
+    batches.retain(|batch| caller.sees(batch.owner.as_ref()));
     batches.sort_by_key(|batch| std::cmp::Reverse(batch.created_at));
     batches.truncate(LISTED_MAX);
     let mut documents = Vec::new();

@@ -21,9 +21,11 @@ const ID_MAX: usize = 64;
 /// The id in a path.
 fn named(id: Named) -> Result<String, ApiError> {
     let id = id.map_or_else(|_| "?".to_owned(), |Path(id)| id);
+    if is_id(&id) { Ok(id) } else { Err(ApiError::BatchId(id.chars().take(80).collect())) }
+}
+
+/// Whether a text can be a batch's id.
+pub(crate) fn is_id(id: &str) -> bool {
     let is_good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if id.is_empty() || id.len() > ID_MAX || !id.chars().all(is_good) {
-        return Err(ApiError::BatchId(id.chars().take(80).collect()));
-    }
-    Ok(id)
+    (1..=ID_MAX).contains(&id.len()) && id.chars().all(is_good)
 }

@@ -7,11 +7,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use models::{Model, ModelVersion};
@@ -25,6 +25,7 @@ use super::wire;
 use crate::dead::Named;
 use crate::error::ApiError;
 use crate::jobs::{Options, find_model, find_topic, name_model, spec};
+use crate::keys::Caller;
 use crate::metrics;
 use crate::state::{Shared, State as Inner};
 
@@ -42,29 +43,32 @@ const ITEMS_MAX: usize = 1_000_000;
 /// Takes a batch under an id that we give it.
 pub(crate) async fn create(
     State(state): State<Shared>,
+    Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = format!("b-{}", uuid::Uuid::now_v7());
-    receive(&state, id, query.as_deref().unwrap_or(""), &headers, body).await
+    receive(&state, &caller, id, query.as_deref().unwrap_or(""), &headers, body).await
 }
 
 /// Takes a batch under the client's own id, as often as it is sent.
 pub(crate) async fn put(
     State(state): State<Shared>,
+    Extension(caller): Extension<Caller>,
     id: Named,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = super::named(id)?;
-    receive(&state, id, query.as_deref().unwrap_or(""), &headers, body).await
+    receive(&state, &caller, id, query.as_deref().unwrap_or(""), &headers, body).await
 }
 
 /// What all items of a batch share.
 struct Target<'a> {
     state: &'a Inner,
+    caller: &'a Caller,
     batch: &'a Batch,
     topic: &'a Topic,
     model: &'a Model,
@@ -74,6 +78,7 @@ struct Target<'a> {
 
 async fn receive(
     state: &Inner,
+    caller: &Caller,
     id: String,
     query: &str,
     headers: &HeaderMap,
@@ -84,9 +89,9 @@ async fn receive(
     name_model(state, &mut options).await?;
     let (model, version) = find_model(state, &options)?;
     let topic = find_topic(state, &options, model).await?;
-    let batch = open(state, &id, model, &topic).await?;
+    let batch = open(state, caller, &id, model, &topic).await?;
     let items = items::read(headers, body, state.config.upload_bytes_max)?;
-    let target = Target { state, batch: &batch, topic: &topic, model, version, options: &options };
+    let target = Target { state, caller, batch: &batch, topic: &topic, model, version, options: &options };
     let count = take_all(&target, items).await?;
     let batch = close(state, &id, count).await?;
     let mut response = (StatusCode::ACCEPTED, Json(wire::document(state, &batch).await?)).into_response();
@@ -96,9 +101,13 @@ async fn receive(
 }
 
 /// The batch's record, which is there before its first job.
-async fn open(state: &Inner, id: &str, model: &Model, topic: &Topic) -> Result<Batch, ApiError> {
+async fn open(state: &Inner, caller: &Caller, id: &str, model: &Model, topic: &Topic) -> Result<Batch, ApiError> {
     loop {
         if let Some((batch, _)) = state.queue.batch(id).await? {
+            // Two owners may take the same id at the same moment.
+            if batch.owner != caller.owner {
+                return Err(ApiError::BatchUnknown(id.to_owned()));
+            }
             if batch.canceled_at.is_some() {
                 return Err(ApiError::BatchCanceled(id.to_owned()));
             }
@@ -111,7 +120,7 @@ async fn open(state: &Inner, id: &str, model: &Model, topic: &Topic) -> Result<B
             id: id.to_owned(),
             model: model.name().to_owned(),
             topic: topic.name().clone(),
-            owner: None,
+            owner: caller.owner.clone(),
             created_at: Timestamp::now(),
             total: None,
             canceled_at: None,
@@ -183,8 +192,8 @@ async fn take_all(
 
 /// Queues one item, or notes why it cannot be.
 async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
-    let Target { state, batch, topic, model, version, options } = *target;
-    let id = JobId::derived(topic.name().clone(), &["", &batch.id, &item.custom_id]);
+    let Target { state, caller, batch, topic, model, version, options } = *target;
+    let id = JobId::derived(topic.name().clone(), &[caller.owner.as_deref().unwrap_or(""), &batch.id, &item.custom_id]);
     let facts = match &item.content {
         Ok(bytes) => crate::jobs::image_facts(bytes).map_err(|error| JobError::new(error.code(), error.to_string())),
         Err(error) => Err(error.clone()),
@@ -202,7 +211,7 @@ async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
         Ok(facts) => (facts, None),
         Err(problem) => (unknown_facts(&bytes), Some(problem)),
     };
-    let mut spec = spec(state, model, version, options, id, facts);
+    let mut spec = spec(state, caller, model, version, options, id, facts);
     spec.origin.batch = Some(batch.id.clone());
     spec.origin.custom_id = Some(item.custom_id);
     for attempt in 1.. {

@@ -12,6 +12,8 @@ use super::{Index, IndexError};
 /// Which jobs are meant; absent means any.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Filter {
+    /// Whose.
+    pub(crate) owner: Option<String>,
     pub(crate) state: Option<String>,
     pub(crate) model: Option<String>,
     pub(crate) topic: Option<String>,
@@ -59,9 +61,13 @@ impl Index {
             Statement::new("SELECT record, created_at, id FROM jobs WHERE (expires_at IS NULL OR expires_at >= ");
         query.value(Value::Number(Timestamp::now().as_millis()));
         query.words(")");
-        for (column, value) in
-            [("state", &filter.state), ("model", &filter.model), ("topic", &filter.topic), ("batch", &filter.batch)]
-        {
+        for (column, value) in [
+            ("owner", &filter.owner),
+            ("state", &filter.state),
+            ("model", &filter.model),
+            ("topic", &filter.topic),
+            ("batch", &filter.batch),
+        ] {
             if let Some(value) = value {
                 query.words(&format!(" AND {column} = "));
                 query.value(Value::Text(value.clone()));

@@ -5,9 +5,10 @@
 //! answered from it.
 //!
 //! A row goes forward only: what is written carries the record's revision, and an older one changes
-//! nothing. So the projection may be begun anew, repeated, and done by several processes on one
+//! nothing. Only the keys are the database's own. So the projection may be begun anew, repeated, and done by several processes on one
 //! database at once; how far it has come is written with the rows, in one transaction.
 
+mod keys;
 mod list;
 mod project;
 mod schema;

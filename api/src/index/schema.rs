@@ -3,19 +3,25 @@
 use sqlx::{AnyPool, Connection, Executor, Row};
 
 /// Steps, oldest first; never changed once they are released. Both databases take these words.
-const STEPS: [&[&str]; 1] = [&[
-    "CREATE TABLE jobs (
+const STEPS: [&[&str]; 2] = [
+    &[
+        "CREATE TABLE jobs (
         id TEXT PRIMARY KEY, topic TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, owner TEXT, batch TEXT,
         custom_id TEXT, created_at BIGINT NOT NULL, finished_at BIGINT, expires_at BIGINT, revision BIGINT NOT NULL,
         record TEXT NOT NULL)",
-    "CREATE INDEX jobs_by_time ON jobs (created_at, id)",
-    "CREATE INDEX jobs_by_state ON jobs (state, created_at, id)",
-    "CREATE INDEX jobs_by_batch ON jobs (batch, custom_id)",
-    "CREATE INDEX jobs_by_expiry ON jobs (expires_at)",
-    "CREATE TABLE metadata (id TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (id, name))",
-    "CREATE INDEX metadata_by_value ON metadata (name, value)",
-    "CREATE TABLE positions (topic TEXT PRIMARY KEY, stream TEXT NOT NULL, revision BIGINT NOT NULL)",
-]];
+        "CREATE INDEX jobs_by_time ON jobs (created_at, id)",
+        "CREATE INDEX jobs_by_state ON jobs (state, created_at, id)",
+        "CREATE INDEX jobs_by_batch ON jobs (batch, custom_id)",
+        "CREATE INDEX jobs_by_expiry ON jobs (expires_at)",
+        "CREATE TABLE metadata (id TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (id, name))",
+        "CREATE INDEX metadata_by_value ON metadata (name, value)",
+        "CREATE TABLE positions (topic TEXT PRIMARY KEY, stream TEXT NOT NULL, revision BIGINT NOT NULL)",
+    ],
+    &[
+        "CREATE TABLE keys (id TEXT PRIMARY KEY, content TEXT NOT NULL)",
+        "CREATE INDEX jobs_by_owner ON jobs (owner, state)",
+    ],
+];
 
 /// Brings the tables up to date.
 pub(super) async fn migrate(pool: &AnyPool) -> Result<(), sqlx::Error> {

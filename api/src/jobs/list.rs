@@ -1,13 +1,14 @@
 //! `GET /v1/jobs`: jobs by state, model, topic, batch and metadata, newest first.
 
-use axum::Json;
 use axum::extract::{RawQuery, State};
+use axum::{Extension, Json};
 use queue::Record;
 use serde::Serialize;
 
 use super::wire;
 use crate::error::ApiError;
 use crate::index::Filter;
+use crate::keys::Caller;
 use crate::state::Shared;
 
 /// Jobs of a page when nobody says how many, and at most.
@@ -26,9 +27,11 @@ pub(crate) struct Jobs<'a> {
 /// Lists jobs.
 pub(crate) async fn list(
     State(state): State<Shared>,
+    Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
 ) -> Result<axum::response::Response, ApiError> {
-    let (filter, limit) = read(query.as_deref().unwrap_or(""))?;
+    let (mut filter, limit) = read(query.as_deref().unwrap_or(""))?;
+    filter.owner = caller.only();
     let page = state.index.list(&filter, limit).await?;
     let jobs = page.records.iter().map(|record: &Record| wire::Job::from(record)).collect();
     let next_cursor = page.next.map(|cursor| cursor.to_string());

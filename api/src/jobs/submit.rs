@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use bytes::Bytes;
 use models::{ImageError, Limits, Model, ModelVersion, decode};
 use queue::client::Waited;
@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 use super::options::Options;
 use super::{body, form, wire};
 use crate::error::ApiError;
+use crate::keys::Caller;
 use crate::metrics;
 use crate::state::{Shared, State as Inner};
 
@@ -36,11 +37,12 @@ const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-appli
 /// Takes one image in.
 pub(crate) async fn submit(
     State(state): State<Shared>,
+    Extension(caller): Extension<Caller>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    match take(&state, query.as_deref().unwrap_or(""), &headers, body).await {
+    match take(&state, &caller, query.as_deref().unwrap_or(""), &headers, body).await {
         Ok(taken) => answer(&state, taken, preferred_wait(&headers)).await,
         Err(error) => {
             metrics::refused(error.kind().1);
@@ -49,7 +51,7 @@ pub(crate) async fn submit(
     }
 }
 
-async fn take(state: &Inner, query: &str, headers: &HeaderMap, body: Body) -> Result<Taken, ApiError> {
+async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, body: Body) -> Result<Taken, ApiError> {
     let key = idempotency_key(headers)?;
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
         return Err(ApiError::ContentEncoding(String::from_utf8_lossy(encoding.as_bytes()).into_owned()));
@@ -74,10 +76,10 @@ async fn take(state: &Inner, query: &str, headers: &HeaderMap, body: Body) -> Re
     let (model, version) = find_model(state, &options)?;
     let topic = find_topic(state, &options, model).await?;
     let id = match key {
-        Some(key) => JobId::derived(topic.name().clone(), &["", key]),
+        Some(key) => JobId::derived(topic.name().clone(), &[caller.owner.as_deref().unwrap_or(""), key]),
         None => JobId::random(topic.name().clone()),
     };
-    let spec = spec(state, model, version, options, id, image_facts(&image)?);
+    let spec = spec(state, caller, model, version, options, id, image_facts(&image)?);
     if key.is_some()
         && let Some(known) = state.queue.find(&spec.id).await?
     {
@@ -176,6 +178,7 @@ pub(crate) fn find_model<'a>(state: &'a Inner, options: &Options) -> Result<(&'a
 /// What a job is asked to do.
 pub(crate) fn spec(
     state: &Inner,
+    caller: &Caller,
     model: &Model,
     version: &ModelVersion,
     options: Options,
@@ -192,7 +195,7 @@ pub(crate) fn spec(
         image,
         options: options.job,
         metadata: options.metadata,
-        origin: queue::Origin::default(),
+        origin: queue::Origin { owner: caller.owner.clone(), ..queue::Origin::default() },
     }
 }
 

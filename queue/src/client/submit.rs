@@ -271,9 +271,10 @@ impl Queue {
     }
 }
 
-/// The partition that a job belongs to.
+/// The partition that a job belongs to. Jobs of one owner lie together, so that one who floods a topic
+/// makes others wait in one partition only: workers take from all of them in turn.
 pub(super) fn place(topic: &Topic, spec: &JobSpec) -> PartitionId {
-    let key = spec.options.partition_key.as_deref();
+    let key = spec.options.partition_key.as_deref().or(spec.origin.owner.as_deref());
     PartitionId::of_job(&spec.id, key, topic.settings.partitions, spec.options.priority)
 }
 

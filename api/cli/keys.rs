@@ -1,0 +1,58 @@
+//! `sightline keys`: who may use the API.
+
+use std::process::ExitCode;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::config::{KeysAction, KeysArgs};
+use crate::remote::{Remote, escaped, text};
+use crate::table::Table;
+
+/// Does what was asked for.
+pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
+    match args.action {
+        KeysAction::Create { name, scopes, expires, requests_per_second, uploads, queued_jobs, json, api } => {
+            let limits = json!({
+                "requests_per_second": requests_per_second, "uploads": uploads, "queued_jobs": queued_jobs,
+            });
+            let wish = json!({ "name": name, "scopes": scopes, "expires": expires, "limits": limits });
+            let made = Remote::new(&api)?.post("/v1/keys", &wish).await?;
+            if json {
+                println!("{}", serde_json::to_string_pretty(&made)?);
+            } else {
+                println!("{}", text(&made["key"]));
+                eprintln!("this is the only time that the key is shown; its id is {}", text(&made["id"]));
+            }
+        }
+        KeysAction::List { json, api } => {
+            let keys = Remote::new(&api)?.get("/v1/keys").await?["keys"].take();
+            if json {
+                println!("{}", serde_json::to_string_pretty(&keys)?);
+            } else {
+                print!("{}", table(&keys));
+            }
+        }
+        KeysAction::Revoke { id, api } => {
+            let key = Remote::new(&api)?.ask(Method::DELETE, &format!("/v1/keys/{}", escaped(&id))).await?;
+            println!("key {} of {} is revoked", text(&key["id"]), text(&key["name"]));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(keys: &Value) -> Table {
+    let mut table = Table::new(&["id", "name", "scopes", "created", "expires", "revoked"]);
+    for key in keys.as_array().into_iter().flatten() {
+        let scopes: Vec<String> = key["scopes"].as_array().into_iter().flatten().map(text).collect();
+        table.row([
+            text(&key["id"]),
+            text(&key["name"]),
+            scopes.join(","),
+            text(&key["created_at"]),
+            text(&key["expires_at"]),
+            text(&key["revoked_at"]),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,43 @@
+//! Keys in the database: the one thing in it that no record could bring back.
+
+use sqlx::Row;
+
+use super::{Index, IndexError};
+use crate::keys::Key;
+
+impl Index {
+    /// All keys, also those that are no good any more.
+    pub(crate) async fn keys(&self) -> Result<Vec<Key>, IndexError> {
+        let rows = sqlx::query("SELECT content FROM keys ORDER BY id").fetch_all(&self.pool).await?;
+        Ok(rows.iter().filter_map(|row| serde_json::from_str(row.get::<&str, _>(0)).ok()).collect())
+    }
+
+    /// Whether there is any key.
+    ///
+    /// # Errors
+    /// [`IndexError`] when the database does not answer.
+    pub async fn has_keys(&self) -> Result<bool, IndexError> {
+        Ok(!self.keys().await?.is_empty())
+    }
+
+    /// Writes one, over an older one of its id.
+    pub(crate) async fn write_key(&self, key: &Key) -> Result<(), IndexError> {
+        sqlx::query(
+            "INSERT INTO keys (id, content) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET content = excluded.content",
+        )
+        .bind(key.id.clone())
+        .bind(serde_json::to_string(key).expect("a key is JSON"))
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Jobs of an owner that wait.
+    pub(crate) async fn queued_of(&self, owner: &str) -> Result<u64, IndexError> {
+        let row = sqlx::query("SELECT COUNT(*) FROM jobs WHERE owner = $1 AND state = 'queued'")
+            .bind(owner.to_owned())
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(row.get::<i64, _>(0).cast_unsigned())
+    }
+}

@@ -1,0 +1,108 @@
+//! What every request passes once there are keys: who it is, whether it may, how much it asks for,
+//! and whether what it names is its own.
+
+use axum::extract::{MatchedPath, RawPathParams, Request, State};
+use axum::http::{Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use axum::{RequestExt, body::Body};
+
+use super::{Caller, Scope};
+use crate::error::ApiError;
+use crate::state::{Shared, State as Inner};
+
+/// Routes that need no key.
+const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+
+/// Lets a request through, with its [`Caller`] among its extensions, or says why not.
+pub(crate) async fn guard(State(state): State<Shared>, mut request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()).unwrap_or_default();
+    if !state.keys.are_needed() || OPEN.contains(&route.as_str()) {
+        request.extensions_mut().insert(Caller::anybody());
+        return next.run(request).await;
+    }
+    let permit = match admit(&state, &route, &mut request).await {
+        Ok(permit) => permit,
+        Err(error) => return error.into_response(),
+    };
+    let response = next.run(request).await;
+    drop(permit);
+    response
+}
+
+async fn admit(
+    state: &Inner,
+    route: &str,
+    request: &mut Request,
+) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, ApiError> {
+    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let sent = sent.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim).ok_or(ApiError::KeyMissing)?;
+    let key = state.keys.find(sent).ok_or(ApiError::KeyWrong)?;
+    let caller = Caller { owner: Some(key.name.clone()), scopes: key.scopes.clone() };
+    let needed = needed(request.method(), route);
+    if !caller.may(needed) {
+        return Err(ApiError::KeyScope(needed));
+    }
+    state.keys.limiter.request(&key)?;
+    let is_upload = needed == Scope::Submit && *request.method() != Method::DELETE && !route.ends_with("/retry");
+    let permit = if is_upload { state.keys.limiter.upload(&key, &state.index).await? } else { None };
+    if !caller.sees_all() {
+        own(state, &caller, route, request).await?;
+    }
+    request.extensions_mut().insert(caller);
+    Ok(permit)
+}
+
+/// What a request needs.
+fn needed(method: &Method, route: &str) -> Scope {
+    let reads = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
+    let is_under = |prefix: &str| route == prefix || route.starts_with(&format!("{prefix}/"));
+    if is_under("/v1/keys") || is_under("/v1/dead") {
+        return Scope::Admin;
+    }
+    match reads {
+        true => Scope::Read,
+        false if is_under("/v1/jobs") || is_under("/v1/batches") => Scope::Submit,
+        false => Scope::Admin,
+    }
+}
+
+/// An id of somebody else's is not there.
+async fn own(state: &Inner, caller: &Caller, route: &str, request: &mut Request<Body>) -> Result<(), ApiError> {
+    let Ok(parameters) = request.extract_parts::<RawPathParams>().await else { return Ok(()) };
+    let Some((_, id)) = parameters.iter().find(|(name, _)| *name == "id") else { return Ok(()) };
+    if route.starts_with("/v1/jobs/") {
+        // What is no id is refused by the route itself.
+        let Ok(job) = id.parse() else { return Ok(()) };
+        let is_own = state.queue.find(&job).await?.is_none_or(|stored| super::sees(caller, &stored.record));
+        return if is_own { Ok(()) } else { Err(ApiError::JobUnknown(id.to_owned())) };
+    }
+    if route.starts_with("/v1/batches/") && crate::batches::is_id(id) {
+        let is_own = state.queue.batch(id).await?.is_none_or(|(batch, _)| caller.sees(batch.owner.as_ref()));
+        return if is_own { Ok(()) } else { Err(ApiError::BatchUnknown(id.to_owned())) };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_request_needs_what_it_does() {
+        for (method, route, scope) in [
+            (Method::GET, "/v1/jobs/{id}", Scope::Read),
+            (Method::POST, "/v1/jobs", Scope::Submit),
+            (Method::DELETE, "/v1/jobs/{id}", Scope::Submit),
+            (Method::PUT, "/v1/batches/{id}", Scope::Submit),
+            (Method::POST, "/v1/topics", Scope::Admin),
+            (Method::GET, "/v1/topics", Scope::Read),
+            (Method::GET, "/v1/dead/{id}/image", Scope::Admin),
+            (Method::GET, "/v1/keys", Scope::Admin),
+            (Method::GET, "/metrics", Scope::Read),
+            (Method::POST, "/v1/jobsx", Scope::Admin),
+        ] {
+            assert_eq!(needed(&method, route), scope, "{method} {route}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! `/v1/keys`: making, listing and revoking keys.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use queue::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{Key, Limits, Scope, hash};
+use crate::error::ApiError;
+use crate::state::Shared;
+
+/// Length of a name.
+const NAME_MAX: usize = 64;
+
+/// What is said of a new key.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Wish {
+    name: String,
+    scopes: BTreeSet<Scope>,
+    /// How long it is good for, such as `90d`; absent: until it is revoked.
+    #[serde(default)]
+    expires: Option<String>,
+    #[serde(default)]
+    limits: Limits,
+}
+
+/// A new key, shown once.
+#[derive(Debug, Serialize)]
+struct Made {
+    key: String,
+    #[serde(flatten)]
+    kept: Key,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct List {
+    keys: Vec<Key>,
+}
+
+/// Makes a key.
+pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<Response, ApiError> {
+    let wish: Wish = serde_json::from_slice(&body).map_err(|error| ApiError::Json(error.to_string()))?;
+    let wrong = |problem: &str| ApiError::Json(problem.to_owned());
+    let is_good = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
+    if wish.name.is_empty() || wish.name.len() > NAME_MAX || !wish.name.chars().all(is_good) {
+        return Err(wrong("`name` has 1 to 64 letters, digits and - _ . @"));
+    }
+    if wish.scopes.is_empty() {
+        return Err(wrong("`scopes` names at least one of submit, read, admin"));
+    }
+    state.keys.refresh(&state.index).await?;
+    if !wish.scopes.contains(&Scope::Admin) && !has_admin(&state.keys.all(), None) {
+        return Err(wrong("the first key needs the scope admin, or nobody could make another one"));
+    }
+    let expires = wish.expires.as_deref().map(humantime::parse_duration).transpose();
+    let expires = expires.map_err(|error| wrong(&format!("`expires` must be a time such as 90d: {error}")))?;
+    let is_rate = |rate: f64| rate.is_finite() && rate > 0.0;
+    if wish.limits.requests_per_second.is_some_and(|rate| !is_rate(rate)) || wish.limits.uploads == Some(0) {
+        return Err(wrong("limits are above 0"));
+    }
+    let id = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
+    let secret = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
+    let key = format!("sl_{id}_{secret}");
+    let now = Timestamp::now();
+    let kept = Key {
+        id,
+        name: wish.name,
+        scopes: wish.scopes,
+        created_at: now,
+        expires_at: expires.map(|lasts: Duration| now.plus(lasts)),
+        revoked_at: None,
+        limits: wish.limits,
+        hash: hash(&key),
+    };
+    state.index.write_key(&kept).await?;
+    state.keys.refresh(&state.index).await?;
+    let kept = Key { hash: String::new(), ..kept };
+    Ok((StatusCode::CREATED, Json(Made { key, kept })).into_response())
+}
+
+/// Lists keys, without what makes them keys.
+pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<List>, ApiError> {
+    state.keys.refresh(&state.index).await?;
+    let keys = state.keys.all().into_iter().map(|key| Key { hash: String::new(), ..key });
+    Ok(Json(List { keys: keys.collect() }))
+}
+
+/// Revokes a key; other processes hear of it within two seconds.
+pub(crate) async fn revoke(State(state): State<Shared>, Path(id): Path<String>) -> Result<Json<Key>, ApiError> {
+    state.keys.refresh(&state.index).await?;
+    let keys = state.keys.all();
+    let key = keys.iter().find(|key| key.id == id).ok_or_else(|| ApiError::KeyUnknown(id.clone()))?;
+    if !has_admin(&keys, Some(&id)) {
+        return Err(ApiError::KeyLast(id));
+    }
+    let revoked = Key { revoked_at: Some(key.revoked_at.unwrap_or(Timestamp::now())), ..key.clone() };
+    state.index.write_key(&revoked).await?;
+    state.keys.refresh(&state.index).await?;
+    Ok(Json(Key { hash: String::new(), ..revoked }))
+}
+
+/// Whether there is an admin key, other than this one.
+fn has_admin(keys: &[Key], without: Option<&str>) -> bool {
+    let now = Timestamp::now();
+    keys.iter().any(|key| key.is_valid(now) && key.scopes.contains(&Scope::Admin) && without != Some(key.id.as_str()))
+}

@@ -1,0 +1,153 @@
+//! Keys: who may ask for what, and how much of it.
+//!
+//! While there is no key, whoever reaches this server may do everything. As soon as there is one,
+//! every request but those for health needs one. A key is shown once, when it is made; what is kept
+//! is its SHA-256, which is enough for a secret of 256 random bits.
+//!
+//! Keys of one name are one owner, so that a key can be replaced by another. A job or batch of
+//! another owner is not there: 404, in one place for every route that takes an id.
+
+mod guard;
+mod limits;
+mod manage;
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, RwLock};
+
+use queue::{Record, Timestamp};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+pub(crate) use guard::guard;
+pub(crate) use manage::{create, list, revoke};
+
+use crate::index::{Index, IndexError};
+use limits::Limiter;
+
+/// What a key allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Scope {
+    /// To submit jobs and batches, and to call them off.
+    Submit,
+    /// To look at them, and at what there is.
+    Read,
+    /// Everything, of everybody.
+    Admin,
+}
+
+/// A key as it is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Key {
+    /// Its public part.
+    pub(crate) id: String,
+    /// Whose it is.
+    pub(crate) name: String,
+    pub(crate) scopes: BTreeSet<Scope>,
+    pub(crate) created_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) expires_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) revoked_at: Option<Timestamp>,
+    /// What its owner may ask for.
+    #[serde(default)]
+    pub(crate) limits: Limits,
+    /// SHA-256 of the whole key; never shown.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    hash: String,
+}
+
+/// How much a key's owner may ask for; absent: as much as there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Limits {
+    /// Requests a second, in the long run; twice as many at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) requests_per_second: Option<f64>,
+    /// Uploads at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) uploads: Option<u32>,
+    /// Jobs that wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) queued_jobs: Option<u64>,
+}
+
+impl Key {
+    fn is_valid(&self, now: Timestamp) -> bool {
+        self.revoked_at.is_none() && self.expires_at.is_none_or(|at| now < at)
+    }
+}
+
+/// Who sends a request.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    /// Whose jobs these will be; none while there are no keys.
+    pub(crate) owner: Option<String>,
+    scopes: BTreeSet<Scope>,
+}
+
+impl Caller {
+    fn anybody() -> Self {
+        Self { owner: None, scopes: [Scope::Admin].into() }
+    }
+
+    fn may(&self, scope: Scope) -> bool {
+        self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
+    }
+
+    /// Whether everything is there for this caller, whoever owns it.
+    pub(crate) fn sees_all(&self) -> bool {
+        self.scopes.contains(&Scope::Admin)
+    }
+
+    pub(crate) fn sees(&self, owner: Option<&String>) -> bool {
+        self.sees_all() || owner == self.owner.as_ref()
+    }
+
+    /// The owner to whom a list is narrowed.
+    pub(crate) fn only(&self) -> Option<String> {
+        if self.sees_all() { None } else { self.owner.clone() }
+    }
+}
+
+/// All keys, as they were last read; clones share them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Keys {
+    known: Arc<RwLock<Vec<Key>>>,
+    limiter: Limiter,
+}
+
+impl Keys {
+    /// Reads them again.
+    pub(crate) async fn refresh(&self, index: &Index) -> Result<(), IndexError> {
+        let keys = index.keys().await?;
+        *self.known.write().expect("no panic holds this lock") = keys;
+        Ok(())
+    }
+
+    fn all(&self) -> Vec<Key> {
+        self.known.read().expect("no panic holds this lock").clone()
+    }
+
+    /// Whether requests need a key. One that was revoked or has expired still closes the door.
+    fn are_needed(&self) -> bool {
+        !self.known.read().expect("no panic holds this lock").is_empty()
+    }
+
+    /// The key that was sent, if it is one.
+    fn find(&self, sent: &str) -> Option<Key> {
+        let id = sent.strip_prefix("sl_")?.split('_').next()?;
+        let known = self.known.read().expect("no panic holds this lock");
+        let key = known.iter().find(|key| key.id == id)?;
+        (key.hash == hash(sent) && key.is_valid(Timestamp::now())).then(|| key.clone())
+    }
+}
+
+/// Whether a job is its caller's to see.
+pub(crate) fn sees(caller: &Caller, record: &Record) -> bool {
+    caller.sees(record.spec.origin.owner.as_ref())
+}
+
+fn hash(key: &str) -> String {
+    Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,162 @@
+//! Keys: who may do what, what is whose, and how much of it.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::harness::{Answer, Stack, eventually, photo, send};
+
+struct Client<'a> {
+    stack: &'a Stack,
+    key: String,
+}
+
+impl Client<'_> {
+    async fn ask(&self, method: Method, path: &str, body: impl Into<reqwest::Body>) -> Answer {
+        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("a client");
+        let request = http.request(method, self.stack.url(path)).bearer_auth(&self.key).body(body);
+        send(request.header("content-type", "application/x-tar")).await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.ask(Method::GET, path, "").await
+    }
+}
+
+/// Makes a key on the command line, as `admin` if there is one.
+fn make<'a>(stack: &'a Stack, admin: Option<&Client<'_>>, words: &[&str]) -> Client<'a> {
+    let mut command = stack.prepare(&[&["keys", "create"], words].concat());
+    if let Some(admin) = admin {
+        command.env("SIGHTLINE_KEY", &admin.key);
+    }
+    let output = command.output().expect("it starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Client { stack, key: String::from_utf8(output.stdout).expect("text").trim().to_owned() }
+}
+
+fn tar_of_one() -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let image = photo("rocket.jpg");
+    let mut header = tar::Header::new_gnu();
+    header.set_size(image.len() as u64);
+    header.set_cksum();
+    builder.append_data(&mut header, "a.jpg", &image[..]).expect("written");
+    builder.into_inner().expect("finished")
+}
+
+#[tokio::test]
+async fn what_is_somebody_elses_is_not_there() {
+    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let early = stack.accept("efficientnet-lite0", photo("rocket.jpg")).await;
+    let refused = stack.command(&["keys", "create", "--name", "a", "--scopes", "read"]);
+    assert!(!refused.status.success(), "the first key is an admin's");
+    let admin = make(&stack, None, &["--name", "boss", "--scopes", "admin"]);
+    let without = stack.get("/v1/jobs").await;
+    assert_eq!((without.status, without.text("code").as_str()), (401, "key_missing"));
+    assert_eq!(without.header("www-authenticate"), "Bearer");
+    assert_eq!(stack.get("/healthz").await.status, 200);
+    let ann = make(&stack, Some(&admin), &["--name", "ann", "--scopes", "submit,read"]);
+    let ben = make(&stack, Some(&admin), &["--name", "ben", "--scopes", "submit,read"]);
+
+    let submitted = ann.ask(Method::POST, "/v1/jobs?model=efficientnet-lite0", photo("rocket.jpg")).await;
+    assert_eq!(submitted.status, 202, "{}", submitted.body);
+    let job = submitted.text("id");
+    let batch = ann.ask(Method::PUT, "/v1/batches/hers?model=efficientnet-lite0", tar_of_one()).await;
+    assert_eq!(batch.status, 202, "{}", batch.body);
+    // Every route that takes an id, with a key of somebody else and with none of these rights.
+    for (method, path) in [
+        (Method::GET, format!("/v1/jobs/{job}")),
+        (Method::GET, format!("/v1/jobs/{job}?wait=1")),
+        (Method::GET, format!("/v1/jobs/{job}/events")),
+        (Method::GET, format!("/v1/jobs/{job}/image")),
+        (Method::DELETE, format!("/v1/jobs/{job}")),
+        (Method::POST, format!("/v1/jobs/{job}/retry")),
+        (Method::GET, "/v1/batches/hers".into()),
+        (Method::GET, "/v1/batches/hers/results".into()),
+        (Method::GET, "/v1/batches/hers/verify".into()),
+        (Method::PUT, "/v1/batches/hers?model=efficientnet-lite0".into()),
+        (Method::DELETE, "/v1/batches/hers".into()),
+        (Method::GET, format!("/v1/jobs/{early}")),
+    ] {
+        let answer = ben.ask(method.clone(), &path, tar_of_one()).await;
+        assert_eq!(answer.status, 404, "{method} {path}: {}", answer.body);
+    }
+    for (method, path) in [(Method::GET, "/v1/dead"), (Method::GET, "/v1/keys"), (Method::POST, "/v1/topics")] {
+        let answer = ben.ask(method, path, "{}").await;
+        assert_eq!((answer.status, answer.text("code").as_str()), (403, "key_scope"), "{path}");
+    }
+    assert_eq!(ben.get("/v1/jobs").await.json["jobs"], json!([]));
+    assert_eq!(ben.get("/v1/batches").await.json["batches"], json!([]));
+    let done = eventually("hers is done", async || {
+        let seen = ann.get(&format!("/v1/jobs/{job}?wait=5")).await;
+        (seen.json["state"] == "succeeded").then_some(seen.json)
+    })
+    .await;
+    eventually("she sees what is hers", async || {
+        let jobs = ann.get("/v1/jobs").await.json;
+        let ids: BTreeSet<&str> = jobs["jobs"].as_array()?.iter().filter_map(|job| job["id"].as_str()).collect();
+        (ids.len() == 2 && ids.contains(job.as_str()) && !ids.contains(early.as_str())).then_some(())
+    })
+    .await;
+    assert_eq!(admin.get(&format!("/v1/jobs/{job}")).await.json, done, "an admin sees all");
+    // One key a job, but only within one owner.
+    let with_key = async |client: &Client<'_>| {
+        let http = reqwest::Client::new();
+        let request = http.post(stack.url("/v1/jobs?model=efficientnet-lite0")).bearer_auth(&client.key);
+        send(request.header("idempotency-key", "1").body(photo("rocket.jpg"))).await.text("id")
+    };
+    assert_ne!(with_key(&ann).await, with_key(&ben).await);
+
+    // A revoked key is no key, and the last admin stays.
+    let listed = admin.get("/v1/keys").await.json;
+    let id_of = |name: &str| {
+        let keys = listed["keys"].as_array().expect("a list");
+        keys.iter().find(|key| key["name"] == name).expect("there")["id"].as_str().expect("an id").to_owned()
+    };
+    assert!(!listed.to_string().contains("hash"), "{listed}");
+    let last = admin.ask(Method::DELETE, &format!("/v1/keys/{}", id_of("boss")), "").await;
+    assert_eq!((last.status, last.text("code").as_str()), (409, "key_last"));
+    assert_eq!(admin.ask(Method::DELETE, &format!("/v1/keys/{}", id_of("ben")), "").await.status, 200);
+    assert_eq!(ben.get("/v1/jobs").await.status, 401);
+    let forged = Client { stack: &stack, key: format!("sl_{}_{}", id_of("ann"), "0".repeat(64)) };
+    assert_eq!(forged.get("/v1/jobs").await.text("code"), "key_invalid");
+}
+
+#[tokio::test]
+async fn a_key_gets_what_it_may_and_is_told_when_to_come_again() {
+    let mut stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let admin = make(&stack, None, &["--name", "boss", "--scopes", "admin"]).key;
+    let boss = Client { stack: &stack, key: admin.clone() };
+    let slow = make(&stack, Some(&boss), &["--name", "slow", "--scopes", "read", "--requests-per-second", "2"]);
+    let mut answers: Vec<Value> = Vec::new();
+    for _ in 0..10 {
+        let answer = slow.get("/v1/models").await;
+        if answer.status == 429 {
+            assert_eq!(answer.text("code"), "limit_reached");
+            assert_eq!(answer.header("retry-after"), "1");
+            answers.push(answer.json);
+        }
+    }
+    assert!(!answers.is_empty(), "ten requests at once are more than two a second");
+    let words = ["--name", "full", "--scopes", "submit,read", "--queued-jobs", "3"];
+    let full = make(&stack, Some(&boss), &words);
+    assert_eq!(
+        boss.ask(Method::POST, "/v1/topics", r#"{"name":"efficientnet-lite0","model":"efficientnet-lite0"}"#)
+            .await
+            .status,
+        201
+    );
+    assert_eq!(boss.ask(Method::POST, "/v1/topics/efficientnet-lite0/pause", "").await.status, 200);
+    let mut statuses = Vec::new();
+    for _ in 0..5 {
+        statuses.push(full.ask(Method::POST, "/v1/jobs?model=efficientnet-lite0", photo("rocket.jpg")).await.status);
+    }
+    assert_eq!(statuses, [202, 202, 202, 429, 429]);
+    let full = full.key;
+    // Keys outlive a restart.
+    stack.restart();
+    let client = Client { stack: &stack, key: full };
+    assert_eq!(client.get("/v1/jobs").await.status, 200);
+    assert_eq!(stack.get("/v1/jobs").await.status, 401);
+}
