@@ -48,7 +48,7 @@ fn photos(count: usize) -> Vec<(String, Vec<u8>)> {
 
 #[tokio::test]
 async fn a_tar_becomes_results_and_what_is_no_image_is_told_apart() {
-    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
     let mut files = photos(5);
     files.push(("notes.txt".into(), b"not an image".to_vec()));
     files.push(("torn.jpg".into(), super::damaged_jpeg()));
@@ -94,7 +94,7 @@ async fn a_tar_becomes_results_and_what_is_no_image_is_told_apart() {
 
 #[tokio::test]
 async fn forms_and_lines_are_batches_too_and_nonsense_is_refused() {
-    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
     let part = |name: &str| reqwest::multipart::Part::bytes(photo("rocket.jpg")).file_name(name.to_owned());
     let form = reqwest::multipart::Form::new().part("image", part("a.jpg")).part("image", part("b.jpg"));
     let url = stack.url("/v1/batches?model=efficientnet-lite0");
@@ -129,7 +129,7 @@ async fn forms_and_lines_are_batches_too_and_nonsense_is_refused() {
 
 #[tokio::test]
 async fn a_batch_that_is_cut_by_a_crash_is_sent_again_and_is_whole_once() {
-    let mut stack = Stack::start(&["--workers", "2", "--models", "efficientnet-lite0"]);
+    let mut stack = Stack::start_indexed(&["--workers", "2", "--models", "efficientnet-lite0"]);
     let tar = tar_of(&photos(300));
     // It comes slowly, so that the kill is in the middle.
     let url = stack.url("/v1/batches/torn?model=efficientnet-lite0");
@@ -156,13 +156,13 @@ async fn a_batch_that_is_cut_by_a_crash_is_sent_again_and_is_whole_once() {
         results(&stack, "torn", "").await.iter().map(|job| job["id"].as_str().expect("an id").to_owned()).collect();
     assert_eq!(ids.len(), 300, "none twice");
     assert_eq!(stack.get("/v1/batches/torn/verify").await.json["complete"], true);
-    assert!(ok(&stack, &["index", "rebuild"]).contains("knows 300 jobs"));
+    assert!(super::lifecycle::rebuild(&stack).contains("knows 300 jobs"));
     assert_eq!(stack.get("/v1/batches/torn").await.json["counts"]["succeeded"], 300);
 }
 
 #[tokio::test]
 async fn a_batch_is_called_off() {
-    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
     ok(&stack, &["topics", "create", "efficientnet-lite0"]);
     ok(&stack, &["topics", "pause", "efficientnet-lite0"]);
     put(&stack, "off", "application/x-tar", tar_of(&photos(50))).await;
@@ -180,7 +180,7 @@ async fn a_batch_is_called_off() {
 
 #[tokio::test]
 async fn a_large_batch_needs_little_memory() {
-    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
     ok(&stack, &["topics", "create", "efficientnet-lite0"]);
     ok(&stack, &["topics", "pause", "efficientnet-lite0"]);
     // 100 MB, and no picture in it twice under one name.
@@ -215,7 +215,7 @@ fn status(stack: &Stack, field: &str) -> usize {
 
 #[tokio::test]
 async fn jobs_and_batches_are_managed_from_the_command_line() {
-    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
     let mut files = photos(3);
     files.push(("notes.txt".into(), b"not an image".to_vec()));
     put(&stack, "cli", "application/x-tar", tar_of(&files)).await;

@@ -47,7 +47,7 @@ fn tar_of_one() -> Vec<u8> {
 
 #[tokio::test]
 async fn what_is_somebody_elses_is_not_there() {
-    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
     let early = stack.accept("efficientnet-lite0", photo("rocket.jpg")).await;
     let refused = stack.command(&["keys", "create", "--name", "a", "--scopes", "read"]);
     assert!(!refused.status.success(), "the first key is an admin's");
@@ -125,7 +125,7 @@ async fn what_is_somebody_elses_is_not_there() {
 
 #[tokio::test]
 async fn a_key_gets_what_it_may_and_is_told_when_to_come_again() {
-    let mut stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let mut stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
     let admin = make(&stack, None, &["--name", "boss", "--scopes", "admin"]).key;
     let boss = Client { stack: &stack, key: admin.clone() };
     let slow = make(&stack, Some(&boss), &["--name", "slow", "--scopes", "read", "--requests-per-second", "2"]);

@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test target uses a part of the harness")]
 
+mod postgres;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use tempfile::TempDir;
 
 /// How long anything may take before a test says that it did not happen. Fetching models at the
 /// first run counts, on a slow line.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 /// Pause between two looks at a state.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -62,6 +64,16 @@ impl Stack {
         // Not there yet: `up` makes it.
         let data = folder.path().join("data");
         Self::start_in(folder, data, flags)
+    }
+
+    /// The same with the other database, where the other engine is: SQLite beside our own broker,
+    /// PostgreSQL beside a NATS server.
+    pub(crate) fn start_indexed(flags: &[&str]) -> Self {
+        if ENGINE == "own" {
+            return Self::start(flags);
+        }
+        let database = postgres::database();
+        Self::start(&[flags, &["--database", &database]].concat())
     }
 
     /// The same on a queue that runs already.
@@ -126,6 +138,12 @@ impl Stack {
         let ready = lines.by_ref().map_while(Result::ok).any(|line| line.contains("is ready."));
         self.up = Some(Up { child, _pipe: pipe });
         assert!(ready, "`up` ended before it was ready: {}", self.log());
+    }
+
+    /// The database that it was told to use.
+    pub(crate) fn database(&self) -> Option<&str> {
+        let flag = self.flags.iter().position(|flag| flag == "--database")?;
+        self.flags.get(flag + 1).map(String::as_str)
     }
 
     /// Its data folder.
