@@ -107,11 +107,7 @@ async fn decide(queue: &Queue, table: &Table, scaler: &mut Scaler) {
 
 /// What a job of a model takes a worker, as measured by all workers that were heard.
 fn service_time(table: &Table, model: &str) -> Duration {
-    let totals = table.totals();
-    let Some(stages) = totals.stages.get(model) else { return SERVICE_GUESS };
-    let work = stages.iter().filter(|(stage, _)| *stage != "queue").map(|(_, total)| total.seconds).sum::<f64>();
-    let count = stages.values().map(|total| total.count).max().unwrap_or(0);
-    if count == 0 { SERVICE_GUESS } else { Duration::from_secs_f64(work / count as f64) }
+    table.totals().service(model).unwrap_or(SERVICE_GUESS)
 }
 
 /// A supervisor, as the one who decides sees it.

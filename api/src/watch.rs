@@ -19,13 +19,27 @@ use crate::roster::Roster;
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What was seen last; clones share it.
-#[derive(Clone, Default)]
-pub(crate) struct Watch(Arc<Mutex<Vec<Stall>>>);
+#[derive(Clone)]
+pub(crate) struct Watch {
+    stalls: Arc<Mutex<Vec<Stall>>>,
+    topics: Arc<Mutex<Arc<[Description]>>>,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        Self { stalls: Arc::default(), topics: Arc::new(Mutex::new(Vec::new().into())) }
+    }
+}
 
 impl Watch {
     /// Stalled partitions.
     pub(crate) fn stalls(&self) -> Vec<Stall> {
-        self.0.lock().expect("no panic holds this lock").clone()
+        self.stalls.lock().expect("no panic holds this lock").clone()
+    }
+
+    /// All topics, as they were a moment ago.
+    pub(crate) fn topics(&self) -> Arc<[Description]> {
+        self.topics.lock().expect("no panic holds this lock").clone()
     }
 
     /// Stalled partitions of one topic.
@@ -48,8 +62,9 @@ impl Watch {
                     continue;
                 }
             };
+            *self.topics.lock().expect("no panic holds this lock") = topics.clone().into();
             let stalls = watchdog.look(&topics, &roster.members(), Instant::now());
-            let known = std::mem::replace(&mut *self.0.lock().expect("no panic holds this lock"), stalls.clone());
+            let known = std::mem::replace(&mut *self.stalls.lock().expect("no panic holds this lock"), stalls.clone());
             for stall in &stalls {
                 if !known.iter().any(|old| {
                     (&old.topic, old.partition, &old.reason) == (&stall.topic, stall.partition, &stall.reason)

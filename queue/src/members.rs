@@ -159,6 +159,14 @@ impl Totals {
         total.seconds += seconds;
     }
 
+    /// What a job of a model takes a worker, once somebody has measured it.
+    pub fn service(&self, model: &str) -> Option<Duration> {
+        let stages = self.stages.get(model)?;
+        let work = stages.iter().filter(|(stage, _)| *stage != "queue").map(|(_, total)| total.seconds).sum::<f64>();
+        let count = stages.values().map(|total| total.count).max().filter(|count| *count > 0)?;
+        Some(Duration::from_secs_f64(work / count as f64))
+    }
+
     /// Adds what somebody else has counted.
     pub fn add(&mut self, other: &Self) {
         for (model, outcomes) in &other.outcomes {

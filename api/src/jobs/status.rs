@@ -11,7 +11,7 @@ use queue::client::Waited;
 use serde::Deserialize;
 
 use super::submit::{WAIT_MAX, wait_for};
-use super::{explain, wire};
+use super::{explain, position, wire};
 use crate::error::ApiError;
 use crate::state::Shared;
 
@@ -53,6 +53,9 @@ pub(crate) async fn status(
         Waited::Unknown => return Err(unknown()),
     };
     let mut job = wire::Job::from(&stored.record);
+    if let Some(place) = position::of(&state, &stored.record) {
+        (job.position, job.eta_seconds) = (Some(place.position), place.eta_seconds);
+    }
     if wish.explain {
         job.explanation = Some(explain::life(&state, &stored.record).await);
     }

@@ -30,6 +30,11 @@ pub(crate) struct Job<'a> {
     finished_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_at: Option<Timestamp>,
+    /// How many jobs are before it, itself included; an estimate, only while it waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) position: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) eta_seconds: Option<u64>,
     image: &'a ImageFacts,
     #[serde(skip_serializing_if = "Option::is_none")]
     result: Option<&'a serde_json::Value>,
@@ -94,6 +99,8 @@ impl<'a> From<&'a Record> for Job<'a> {
             started_at: record.started_at(),
             finished_at: None,
             retry_at: None,
+            position: None,
+            eta_seconds: None,
             image: &spec.image,
             result: None,
             error: None,

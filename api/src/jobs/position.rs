@@ -1,0 +1,112 @@
+//! How many jobs are before a waiting one, and how long that will take.
+//!
+//! An estimate from what the watchdog saw last and from what workers have measured; exact numbers
+//! would be old before they are read. Workers take from the partitions of a priority in turn, so
+//! what is before a job is as much of every partition as there is before it in its own.
+
+use std::time::Duration;
+
+use queue::client::Description;
+use queue::{Record, State};
+
+use crate::state::State as Inner;
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Position {
+    /// 1 is next.
+    pub(super) position: u64,
+    /// Seconds until it has ended; none while no worker is there, or nobody has measured.
+    pub(super) eta_seconds: Option<u64>,
+}
+
+/// Where a waiting job stands; none if it does not wait, or nobody has looked yet.
+pub(super) fn of(state: &Inner, record: &Record) -> Option<Position> {
+    let topics = state.watch.topics();
+    let topic = topics.iter().find(|topic| topic.name == *record.spec.id.topic())?;
+    let workers = state.roster.workers_of(&record.spec.model);
+    estimate(topic, record, workers, state.roster.totals().service(&record.spec.model))
+}
+
+fn estimate(topic: &Description, record: &Record, workers: usize, service: Option<Duration>) -> Option<Position> {
+    let State::Queued { .. } = record.state else { return None };
+    let own = topic.partitions.iter().find(|partition| partition.partition == record.partition)?;
+    let behind = own.last.0.saturating_sub(record.sequence.0);
+    let ahead = own.queued.saturating_sub(behind + 1);
+    let same = topic.partitions.iter().filter(|one| one.partition.priority() == record.partition.priority());
+    let others = same.filter(|one| one.partition != own.partition).map(|one| one.queued.min(ahead));
+    let position = ahead + others.sum::<u64>() + 1;
+    let eta = service.filter(|_| workers > 0 && !topic.paused);
+    let eta = eta.map(|service| (position as f64 * service.as_secs_f64() / workers as f64).ceil() as u64);
+    Some(Position { position, eta_seconds: eta })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use queue::client::Partition;
+    use queue::topic::RetryPolicy;
+    use queue::{ImageFacts, JobId, JobOptions, JobSpec, PartitionId, Sequence, Timestamp, TopicName};
+
+    fn partition(index: u16, last: u64, queued: u64) -> Partition {
+        Partition {
+            partition: PartitionId::normal(index),
+            leader: "n1".into(),
+            replicas: Vec::new(),
+            first: Sequence(1),
+            last: Sequence(last),
+            messages: queued,
+            bytes: 0,
+            queued,
+            in_work: 0,
+            redelivered: 0,
+            oldest_at: None,
+            ack_floor: Sequence(0),
+            consumer_paused: false,
+            consumer_missing: false,
+        }
+    }
+
+    #[test]
+    fn what_is_before_a_job_is_counted_in_all_partitions() {
+        let name = TopicName::new("cats").expect("valid");
+        let mut topic = Description {
+            name: name.clone(),
+            model: Some("cats".into()),
+            retention: "work".into(),
+            replicas: 1,
+            ordered: false,
+            paused: false,
+            lease_ms: 1,
+            attempts: 1,
+            run_timeout_ms: 1,
+            result_ttl_secs: 1,
+            max_bytes: None,
+            retry: RetryPolicy::default(),
+            // Ten wait in the first, of which ours is the fifth; two in the second, many in the third.
+            partitions: vec![partition(0, 100, 10), partition(1, 50, 2), partition(2, 500, 400)],
+            records: 0,
+            dead: 0,
+        };
+        let spec = JobSpec {
+            id: JobId::random(name),
+            model: "cats".into(),
+            model_version: 1,
+            model_digest: "d".into(),
+            created_at: Timestamp::now(),
+            accepted_by: String::new(),
+            image: ImageFacts { width: 1, height: 1, format: "png".into(), bytes: 1, sha256: "s".into() },
+            options: JobOptions::default(),
+            metadata: Default::default(),
+            origin: Default::default(),
+        };
+        let record = Record::queued(spec, PartitionId::normal(0), Sequence(95));
+        let at = |topic: &Description, workers| estimate(topic, &record, workers, Some(Duration::from_millis(500)));
+        assert_eq!(at(&topic, 2), Some(Position { position: 4 + 2 + 4 + 1, eta_seconds: Some(3) }));
+        assert_eq!(at(&topic, 0).expect("it waits").eta_seconds, None);
+        topic.paused = true;
+        assert_eq!(at(&topic, 2).expect("it waits").eta_seconds, None);
+        let running = record.start("w", Timestamp::now()).expect("starts");
+        assert_eq!(estimate(&topic, &running, 2, None), None);
+    }
+}
