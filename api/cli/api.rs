@@ -19,7 +19,7 @@ pub(crate) async fn run(args: ApiArgs) -> anyhow::Result<ExitCode> {
     let defaults = setup::topic_defaults(&args.topics, share);
     let address = data::queue_address(&args.queue)?;
     let queue = Queue::connect(&address, "sightline api", defaults).await?;
-    let config = setup::http_config(&args.http, queue.max_payload());
+    let config = setup::http_config(&args.http, queue.max_payload(), data::webhook_secret(&args.queue.data.data)?);
     setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     let index = setup::index(args.http.database.as_deref(), &args.queue.data.data).await?;
     setup::check_listen(&args.http, &index).await?;

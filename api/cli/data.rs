@@ -13,6 +13,7 @@ use queue::client::Address;
 
 use crate::config::{DataArgs, QueueArgs};
 
+const WEBHOOK_SECRET: &str = "webhook.secret";
 const TOKEN: &str = "broker.token";
 const BROKER_URL: &str = "broker.url";
 const API_URL: &str = "api.url";
@@ -94,6 +95,27 @@ pub(crate) fn queue_address(args: &QueueArgs) -> anyhow::Result<Address> {
 pub(crate) fn api_address(said: Option<&str>, data: &DataArgs) -> String {
     let left = || read_line(&data.data.join(API_URL));
     said.map(str::to_owned).or_else(left).unwrap_or_else(|| DEFAULT_API.into())
+}
+
+/// What webhooks are signed with; made up at the first start. Several API processes are given the
+/// same file.
+pub(crate) fn webhook_secret(data: &Path) -> anyhow::Result<String> {
+    use base64::Engine;
+    let path = data.join(WEBHOOK_SECRET);
+    if let Some(secret) = read_line(&path) {
+        return Ok(secret);
+    }
+    fs::create_dir_all(data).with_context(|| format!("create {}", data.display()))?;
+    let secret = format!("whsec_{}", base64::prelude::BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
+    let written =
+        private().create_new(true).write(true).open(&path).and_then(|mut file| file.write_all(secret.as_bytes()));
+    match written {
+        // Another process was first.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            read_line(&path).with_context(|| format!("{} is empty", path.display()))
+        }
+        written => written.map(|()| secret).with_context(|| format!("write {}", path.display())),
+    }
 }
 
 fn private() -> OpenOptions {

@@ -161,7 +161,7 @@ pub(crate) async fn check_listen(args: &HttpArgs, index: &Index) -> anyhow::Resu
 }
 
 /// The API's settings. Says so when the queue's server takes less than the upload limit.
-pub(crate) fn http_config(args: &HttpArgs, max_payload: usize) -> ::api::Config {
+pub(crate) fn http_config(args: &HttpArgs, max_payload: usize, webhook_secret: String) -> ::api::Config {
     let (wanted, taken) = (args.upload_limit.as_u64() as usize, max_payload.saturating_sub(MESSAGE_OVERHEAD));
     if wanted > taken {
         eprintln!(
@@ -172,6 +172,8 @@ pub(crate) fn http_config(args: &HttpArgs, max_payload: usize) -> ::api::Config 
         listen_ip: args.listen.ip(),
         allowed_hosts: args.allow_host.clone(),
         upload_bytes_max: wanted.min(taken),
+        webhook_secret,
+        webhook_allow: args.webhook_allow.clone(),
         ..::api::Config::default()
     }
 }

@@ -56,7 +56,7 @@ async fn serve(
     let address = engine.address();
     let defaults = setup::topic_defaults(&args.topics, engine.topic_bytes_max());
     let queue = Queue::connect(address, "sightline up", defaults).await?;
-    let config = setup::http_config(&args.http, queue.max_payload());
+    let config = setup::http_config(&args.http, queue.max_payload(), crate::data::webhook_secret(data.path())?);
     if args.queue.is_some() {
         setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     }

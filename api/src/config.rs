@@ -13,6 +13,10 @@ pub struct Config {
     pub upload_bytes_max: usize,
     /// Memory for request bodies, bytes.
     pub bodies_bytes_max: usize,
+    /// What webhooks are signed with, `whsec_` and base64.
+    pub webhook_secret: String,
+    /// Hosts that webhooks may reach although they are not public.
+    pub webhook_allow: Vec<String>,
     /// Connections at a time; more wait.
     pub connections_max: usize,
 }
@@ -25,6 +29,8 @@ impl Default for Config {
             allowed_hosts: Vec::new(),
             upload_bytes_max: 20 * MIB,
             bodies_bytes_max: 256 * MIB,
+            webhook_secret: String::new(),
+            webhook_allow: Vec::new(),
             connections_max: 4_096,
         }
     }

@@ -10,6 +10,7 @@ pub mod serve;
 mod router;
 mod middleware;
 mod leftover;
+mod webhooks;
 mod keys;
 mod jobs;
 mod batches;

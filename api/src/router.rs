@@ -6,7 +6,7 @@ use axum::routing::{delete, get, post};
 
 use crate::error::ApiError;
 use crate::state::Shared;
-use crate::{batches, catalog, dead, health, jobs, keys, metrics, middleware, roster, topics};
+use crate::{batches, catalog, dead, health, jobs, keys, metrics, middleware, roster, topics, webhooks};
 
 /// The routes with everything around them.
 pub(crate) fn router(state: Shared) -> Router {
@@ -15,6 +15,7 @@ pub(crate) fn router(state: Shared) -> Router {
         .route("/v1/jobs/{id}", get(jobs::status).delete(jobs::cancel))
         .route("/v1/jobs/{id}/events", get(jobs::events))
         .route("/v1/jobs/{id}/image", get(jobs::image))
+        .route("/v1/jobs/{id}/deliveries", get(webhooks::deliveries))
         .route("/v1/jobs/{id}/retry", post(jobs::retry))
         .route("/v1/batches", post(batches::create).get(batches::list))
         .route("/v1/batches/{id}", get(batches::show).put(batches::put).delete(batches::cancel))

@@ -29,6 +29,7 @@ use crate::roster::Roster;
 use crate::router::router;
 use crate::state::State;
 use crate::watch::Watch;
+use crate::webhooks::Sender;
 
 /// From accepting a connection, or from its last answer, to the end of the next request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -90,6 +91,10 @@ pub async fn serve(
                     }
                 }
             }
+        }),
+        keep("webhooks", {
+            let sender = Sender::new(queue.clone(), index.clone(), &config.webhook_secret, &config.webhook_allow);
+            async move { sender.keep().await }
         }),
         keep("the job index", index.clone().keep(queue.clone())),
         keep("the watchdog", watch.clone().keep(queue.clone(), roster.clone())),

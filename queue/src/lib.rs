@@ -43,6 +43,6 @@ pub use client::Queue;
 pub use error::{ConnectError, FetchError, QueueError, SettleError, SubmitError, TopicError};
 pub use job::{IdError, JobId, PartitionId, Priority, Sequence, TopicName};
 pub use lease::Lease;
-pub use record::{ImageFacts, JobError, JobOptions, JobSpec, Origin, Record, State, Timings};
+pub use record::{ImageFacts, JobError, JobOptions, JobSpec, Origin, Record, State, Timings, Webhook};
 pub use timestamp::Timestamp;
 pub use topic::Topic;

@@ -104,6 +104,19 @@ pub struct JobOptions {
     /// How long the finished record is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_ttl_secs: Option<u64>,
+    /// Whom to tell of what becomes of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Webhook>,
+}
+
+/// Whom to tell of a job, and of which of its states.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Webhook {
+    /// An address to call.
+    pub url: String,
+    /// Names of states; none: those in which it has ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<String>,
 }
 
 impl JobOptions {

@@ -15,6 +15,8 @@ mod insight;
 mod jobs;
 /// Keys: who may do what, and what is whose.
 mod keys;
+/// Receivers that are told.
+mod webhooks;
 /// Many images in one body.
 mod batches;
 /// Jobs called off, run again, followed, asked for twice.

@@ -406,6 +406,9 @@ pub(crate) struct HttpArgs {
     /// The database of the job index, `sqlite://FILE?mode=rwc` or `postgres://…` [default: index.db in the data folder]
     #[arg(long, env = "SIGHTLINE_DATABASE", hide_env_values = true, value_name = "URL")]
     pub(crate) database: Option<String>,
+    /// Hosts that webhooks may call although they are not public, comma-separated
+    #[arg(long, env = "SIGHTLINE_WEBHOOK_ALLOW", value_delimiter = ',', value_name = "HOST")]
+    pub(crate) webhook_allow: Vec<String>,
     /// The largest image
     #[arg(long, env = "SIGHTLINE_UPLOAD_LIMIT", default_value = "20MiB", value_name = "BYTES")]
     pub(crate) upload_limit: ByteSize,

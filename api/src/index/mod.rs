@@ -8,6 +8,7 @@
 //! nothing. Only the keys are the database's own. So the projection may be begun anew, repeated, and done by several processes on one
 //! database at once; how far it has come is written with the rows, in one transaction.
 
+mod hooks;
 mod keys;
 mod list;
 mod project;

@@ -9,6 +9,7 @@ use sqlx::{Any, Row, Transaction};
 use tokio::time::Instant;
 
 use super::{Index, IndexError};
+use crate::webhooks;
 
 /// How often to look for new records, whether or not somebody rang.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -84,6 +85,13 @@ impl Index {
         let mut batches = std::pin::pin!(records.try_ready_chunks(BATCH));
         while let Some(batch) = batches.next().await {
             let batch = batch.map_err(|error| error.1)?;
+            // Before it is noted how far we have come: whoever comes after a crash notes it again.
+            for (revision, record) in &batch {
+                let hook = record.as_ref().and_then(|record| webhooks::owed(record, *revision, Timestamp::now()));
+                if let Some(hook) = hook {
+                    queue.owe(&hook).await?;
+                }
+            }
             let mut transaction = self.pool.begin().await?;
             for (revision, record) in &batch {
                 position = position.max(*revision);
@@ -155,6 +163,7 @@ impl Index {
         let mut transaction = self.pool.begin().await?;
         for statement in [
             "DELETE FROM metadata WHERE id IN (SELECT id FROM jobs WHERE expires_at < $1)",
+            "DELETE FROM deliveries WHERE job IN (SELECT id FROM jobs WHERE expires_at < $1)",
             "DELETE FROM jobs WHERE expires_at < $1",
         ] {
             sqlx::query(statement).bind(now).execute(&mut *transaction).await?;

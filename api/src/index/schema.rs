@@ -3,7 +3,7 @@
 use sqlx::{AnyPool, Connection, Executor, Row};
 
 /// Steps, oldest first; never changed once they are released. Both databases take these words.
-const STEPS: [&[&str]; 2] = [
+const STEPS: [&[&str]; 3] = [
     &[
         "CREATE TABLE jobs (
         id TEXT PRIMARY KEY, topic TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, owner TEXT, batch TEXT,
@@ -20,6 +20,13 @@ const STEPS: [&[&str]; 2] = [
     &[
         "CREATE TABLE keys (id TEXT PRIMARY KEY, content TEXT NOT NULL)",
         "CREATE INDEX jobs_by_owner ON jobs (owner, state)",
+    ],
+    &[
+        "CREATE TABLE deliveries (
+            job TEXT NOT NULL, event TEXT NOT NULL, url TEXT NOT NULL, attempt BIGINT NOT NULL, at BIGINT NOT NULL,
+            status BIGINT, outcome TEXT NOT NULL, error TEXT)",
+        "CREATE INDEX deliveries_by_job ON deliveries (job)",
+        "CREATE TABLE gone (url TEXT PRIMARY KEY)",
     ],
 ];
 

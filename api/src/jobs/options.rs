@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use queue::{IdError, JobOptions, Priority, Timestamp, TopicName};
+use queue::{IdError, JobOptions, Priority, Timestamp, TopicName, Webhook};
 
 use crate::error::ApiError;
+use crate::webhooks;
 
 /// Names of all options, for messages.
-const KNOWN: &str = "model, topic, version, top_k, threshold, partition_key, priority, timeout, start_by, result_ttl, metadata, metadata.<key>";
+const KNOWN: &str = "model, topic, version, top_k, threshold, partition_key, priority, timeout, start_by, result_ttl, webhook, webhook_events, metadata, metadata.<key>";
 /// Keys of metadata that a job may have.
 const METADATA_MAX: usize = 16;
 /// Length of one metadata key, bytes.
@@ -26,6 +27,7 @@ pub(crate) struct Options {
     pub(crate) topic: Option<TopicName>,
     priority: Option<Priority>,
     pub(super) version: Option<u32>,
+    webhook: Option<String>,
     pub(super) job: JobOptions,
     pub(super) metadata: BTreeMap<String, String>,
 }
@@ -56,6 +58,13 @@ impl Options {
             "timeout" => self.job.timeout_ms.replace(timeout(name, value)?).is_some(),
             "start_by" => self.job.start_by.replace(start_by(name, value)?).is_some(),
             "result_ttl" => self.job.result_ttl_secs.replace(result_ttl(name, value)?).is_some(),
+            "webhook" => {
+                let url = webhooks::checked(value)?;
+                let events = self.job.webhook.take().map_or_else(Vec::new, |webhook| webhook.events);
+                self.job.webhook = Some(Webhook { url: url.clone(), events });
+                self.webhook.replace(url).is_some()
+            }
+            "webhook_events" => self.set_events(name, value)?,
             "metadata" => self.set_metadata(value)?,
             _ => match name.strip_prefix("metadata.") {
                 Some(key) => self.add_metadata(key, value)?,
@@ -63,6 +72,16 @@ impl Options {
             },
         };
         if twice { Err(refuse(name, "it is given twice")) } else { Ok(()) }
+    }
+
+    /// Names of states, comma-separated. They may stand before the webhook.
+    fn set_events(&mut self, name: &str, value: &str) -> Result<bool, ApiError> {
+        let events: Vec<String> = value.split(',').map(|event| event.trim().to_owned()).collect();
+        if events.iter().any(|event| !["running", "succeeded", "failed", "canceled"].contains(&event.as_str())) {
+            return Err(refuse(name, "it names some of running, succeeded, failed, canceled, comma-separated"));
+        }
+        let webhook = self.job.webhook.get_or_insert_with(|| Webhook { url: String::new(), events: Vec::new() });
+        Ok(!std::mem::replace(&mut webhook.events, events).is_empty())
     }
 
     /// Metadata as one JSON object of strings.

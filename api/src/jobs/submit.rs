@@ -75,6 +75,10 @@ async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, 
     name_model(state, &mut options).await?;
     let (model, version) = find_model(state, &options)?;
     let topic = find_topic(state, &options, model).await?;
+    if options.job.webhook.as_ref().is_some_and(|webhook| webhook.url.is_empty()) {
+        let problem = "it needs a webhook".to_owned();
+        return Err(ApiError::Option { name: "webhook_events".into(), problem });
+    }
     let id = match key {
         Some(key) => JobId::derived(topic.name().clone(), &[caller.owner.as_deref().unwrap_or(""), key]),
         None => JobId::random(topic.name().clone()),

@@ -1,0 +1,54 @@
+//! Webhooks: a client's server is told when its job has ended.
+//!
+//! The index, which follows the records, notes for each change that somebody wants to hear of that a
+//! call is owed, before it notes how far it has come. So no change is missed, whoever dies; and one
+//! that is noted twice is one message. A call is tried over hours, signed as Standard Webhooks has
+//! it (<https://www.standardwebhooks.com>), and every try stands in the delivery log.
+
+mod guard;
+mod send;
+
+pub(crate) use send::{Delivery, Sender, deliveries};
+
+use std::time::Duration;
+
+use queue::client::{Hook, Revision};
+use queue::{Record, Timestamp};
+
+use crate::error::ApiError;
+
+/// Changes that are older are not told any more: an index that is made anew is no news.
+const NEWS_MAX: Duration = Duration::from_secs(60 * 60);
+/// Length of a URL.
+const URL_MAX: usize = 2_048;
+
+/// The call that a record's change owes, if any. Pure.
+pub(crate) fn owed(record: &Record, revision: Revision, now: Timestamp) -> Option<Hook> {
+    let wish = record.spec.options.webhook.as_ref()?;
+    let state = record.state.name();
+    let is_wanted = if wish.events.is_empty() { record.is_terminal() } else { wish.events.iter().any(|e| e == state) };
+    let changed_at = record.state.finished_at().or(record.started_at()).unwrap_or(record.spec.created_at);
+    let is_news = u128::from(now.millis_since(changed_at)) < NEWS_MAX.as_millis();
+    (is_wanted && is_news).then(|| Hook {
+        job: record.spec.id.clone(),
+        state: state.to_owned(),
+        revision: revision.into(),
+        url: wish.url.clone(),
+    })
+}
+
+/// A URL that may be called, as far as its text shows.
+pub(crate) fn checked(url: &str) -> Result<String, ApiError> {
+    let refuse = |problem: &str| ApiError::Option { name: "webhook".into(), problem: problem.into() };
+    let parsed = reqwest::Url::parse(url).map_err(|error| refuse(&format!("it is no URL: {error}")))?;
+    if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
+        return Err(refuse("it must begin with https:// or http:// and name a host"));
+    }
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        return Err(refuse("it must not hold a password; calls are signed instead"));
+    }
+    if url.len() > URL_MAX {
+        return Err(refuse("it is too long"));
+    }
+    Ok(parsed.into())
+}

@@ -1,0 +1,197 @@
+//! Calls on their way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use queue::client::OwedCall;
+use queue::{Queue, QueueError, Timestamp};
+use reqwest::StatusCode;
+use serde::Serialize;
+use serde_json::json;
+use standardwebhooks::Webhook;
+use tokio::sync::Semaphore;
+
+use super::guard;
+use crate::dead::{Named, named};
+use crate::error::ApiError;
+use crate::index::Index;
+use crate::jobs::Job;
+use crate::state::Shared;
+
+/// Pauses before the second and later tries: eight hours in all.
+const PAUSES: [Duration; 9] = [
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+    Duration::from_secs(2 * 60),
+    Duration::from_secs(10 * 60),
+    Duration::from_secs(30 * 60),
+    Duration::from_secs(60 * 60),
+    Duration::from_secs(60 * 60),
+    Duration::from_secs(2 * 60 * 60),
+    Duration::from_secs(3 * 60 * 60),
+];
+/// How long a receiver may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(20);
+/// Calls of this process at a time.
+const WIDTH: usize = 16;
+/// Pause when nothing is due.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+
+/// A try, as it stands in the delivery log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Delivery {
+    pub(crate) event: String,
+    pub(crate) url: String,
+    pub(crate) attempt: u32,
+    pub(crate) at: Timestamp,
+    /// What the receiver answered; none: it was not reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<u16>,
+    /// `delivered`, `retrying`, `given_up`, or `disabled` after a 410.
+    pub(crate) outcome: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+}
+
+/// Delivers calls; clones share it.
+#[derive(Clone)]
+pub(crate) struct Sender {
+    queue: Queue,
+    index: Index,
+    secret: Arc<str>,
+    /// Hosts that may be called although they are not public.
+    allowed: Arc<[String]>,
+}
+
+impl Sender {
+    pub(crate) fn new(queue: Queue, index: Index, secret: &str, allowed: &[String]) -> Self {
+        // Only fails if somebody was first, with the same one.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        Self { queue, index, secret: secret.into(), allowed: allowed.into() }
+    }
+
+    /// Delivers what is due, for as long as it is awaited.
+    pub(crate) async fn keep(self) -> Result<(), QueueError> {
+        let room = Arc::new(Semaphore::new(WIDTH));
+        loop {
+            if let Err(error) = self.work(&room).await {
+                tracing::debug!(%error, "calls wait");
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+
+    async fn work(&self, room: &Arc<Semaphore>) -> Result<(), QueueError> {
+        let senders = self.queue.senders().await?;
+        loop {
+            let permit = room.clone().acquire_owned().await.expect("this semaphore is never closed");
+            let Some(call) = self.queue.next_call(&senders).await? else {
+                drop(permit);
+                tokio::time::sleep(LOOK_PAUSE).await;
+                continue;
+            };
+            let sender = self.clone();
+            tokio::spawn(async move {
+                sender.deliver(&call).await;
+                drop(permit);
+            });
+        }
+    }
+
+    async fn deliver(&self, call: &OwedCall) {
+        let hook = &call.hook;
+        let url = &hook.url;
+        let answer = match self.index.is_gone(url).await {
+            Ok(true) => Err("the receiver said 410 before: it wants no more calls".to_owned()),
+            _ => self.try_call(call).await,
+        };
+        let pause = PAUSES.get(call.attempt.saturating_sub(1) as usize);
+        let outcome = match &answer {
+            Ok(status) if status.is_success() => "delivered",
+            Ok(StatusCode::GONE) => "disabled",
+            Err(error) if error.starts_with("the receiver said 410") => "disabled",
+            _ if pause.is_some() => "retrying",
+            _ => "given_up",
+        };
+        let delivery = Delivery {
+            event: format!("job.{}", hook.state),
+            url: url.clone(),
+            attempt: call.attempt,
+            at: Timestamp::now(),
+            status: answer.as_ref().ok().map(|status| status.as_u16()),
+            outcome: outcome.to_owned(),
+            error: answer.err(),
+        };
+        tracing::debug!(job_id = %hook.job, outcome, attempt = call.attempt, "webhook");
+        if let Err(error) = self.index.log_delivery(&hook.job, &delivery).await {
+            tracing::warn!(job_id = %hook.job, %error, "a call is not in the delivery log");
+        }
+        let settled = match (outcome, pause) {
+            ("retrying", Some(pause)) => call.later(pause.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await,
+            _ => call.done().await,
+        };
+        if let Err(error) = settled {
+            tracing::warn!(job_id = %hook.job, %error, "a call may be made twice");
+        }
+    }
+
+    async fn try_call(&self, call: &OwedCall) -> Result<StatusCode, String> {
+        let hook = &call.hook;
+        let stored = self.queue.record(&hook.job).await.map_err(|error| error.to_string())?;
+        let job = stored.as_ref().map(|stored| Job::from(&stored.record));
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let body = json!({
+            "type": format!("job.{}", hook.state),
+            "timestamp": Timestamp::now(),
+            // What it was may have expired; its id is still of use.
+            "data": job.map_or_else(|| json!({"id": hook.job}), |job| json!(job)),
+        })
+        .to_string();
+        // The same for all tries of one call, so that the receiver can tell a second one.
+        let id = format!("msg_{}_{}_{}", hook.job.uuid().simple(), hook.revision, hook.state);
+        let signer = Webhook::new(&self.secret).map_err(|error| error.to_string())?;
+        let signature = signer.sign(&id, now, body.as_bytes()).map_err(|error| error.to_string())?;
+        let url = reqwest::Url::parse(&hook.url).map_err(|error| error.to_string())?;
+        let host = url.host_str().ok_or("it names no host")?.to_owned();
+        let port = url.port_or_known_default().ok_or("it names no port")?;
+        let address = guard::resolve(&host, port, &self.allowed).await?;
+        let client = reqwest::Client::builder()
+            .resolve(&host, address)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .timeout(ANSWER_MAX)
+            .build()
+            .map_err(|error| error.to_string())?;
+        let request = client
+            .post(url)
+            .header("content-type", "application/json")
+            .header("user-agent", concat!("sightline/", env!("CARGO_PKG_VERSION")))
+            .header("webhook-id", id)
+            .header("webhook-timestamp", now.to_string())
+            .header("webhook-signature", signature)
+            .body(body);
+        let answer = request.send().await.map_err(|error| error.without_url().to_string())?;
+        let status = answer.status();
+        if status == StatusCode::GONE
+            && let Err(error) = self.index.note_gone(&hook.url).await
+        {
+            tracing::warn!(%error, "a receiver that wants no more calls is not noted");
+        }
+        Ok(status)
+    }
+}
+
+/// The tries of a job's calls.
+#[derive(Debug, Serialize)]
+pub(crate) struct Deliveries {
+    deliveries: Vec<Delivery>,
+}
+
+/// Shows the delivery log of a job.
+pub(crate) async fn deliveries(State(state): State<Shared>, id: Named) -> Result<Json<Deliveries>, ApiError> {
+    let id = named(id)?;
+    state.queue.find(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
+    Ok(Json(Deliveries { deliveries: state.index.deliveries(&id).await? }))
+}

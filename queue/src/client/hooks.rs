@@ -1,0 +1,152 @@
+//! Calls that are owed to somebody: one message for each change of a job of which its client wants
+//! to be told. They are kept until they are delivered or given up, whoever dies meanwhile.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
+use bytes::Bytes;
+use futures::TryStreamExt;
+use serde::{Deserialize, Serialize};
+
+use super::{ANSWER_TIMEOUT, LIMIT_REACHED, Queue, Revision, bounded, server_error};
+use crate::{JobId, QueueError};
+
+const STREAM: &str = "hooks";
+const SENDERS: &str = "senders";
+/// How long a call is its sender's.
+const CALL_MAX: Duration = Duration::from_secs(90);
+/// Calls that are on their way, over all senders.
+const UNDER_WAY_MAX: i64 = 256;
+/// How long a second message for the same change is known to be one.
+const DUPLICATES: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// A call that is owed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// The job.
+    pub job: JobId,
+    /// The state that it came to.
+    pub state: String,
+    /// By which write of its record.
+    pub revision: u64,
+    /// Whom to call.
+    pub url: String,
+}
+
+/// A call in a sender's hands.
+pub struct OwedCall {
+    /// What is owed.
+    pub hook: Hook,
+    /// Counts from 1.
+    pub attempt: u32,
+    raw: jetstream::Message,
+}
+
+impl OwedCall {
+    /// It is done with, one way or the other.
+    ///
+    /// # Errors
+    /// [`QueueError`]; it may come again then.
+    pub async fn done(&self) -> Result<(), QueueError> {
+        let acked = bounded(self.raw.double_ack()).await.map_err(QueueError::unavailable("note a call"))?;
+        acked.map_err(|error| QueueError::Unavailable { action: "note a call", problem: error.to_string() })
+    }
+
+    /// It is to be tried again later.
+    ///
+    /// # Errors
+    /// [`QueueError`]; it comes again by itself then.
+    pub async fn later(&self, delay: Duration) -> Result<(), QueueError> {
+        let nak = self.raw.ack_with(jetstream::AckKind::Nak(Some(delay)));
+        let sent = bounded(nak).await.map_err(QueueError::unavailable("put a call off"))?;
+        sent.map_err(|error| QueueError::Unavailable { action: "put a call off", problem: error.to_string() })
+    }
+}
+
+impl Queue {
+    /// Notes that a call is owed. May be done twice.
+    ///
+    /// # Errors
+    /// [`QueueError`] when it is not known what became of it.
+    pub async fn owe(&self, hook: &Hook) -> Result<(), QueueError> {
+        const ACTION: &str = "note a call that is owed";
+        self.ensure_hooks().await?;
+        let Hook { job, state, revision, .. } = hook;
+        let payload = Bytes::from(serde_json::to_vec(hook).expect("a hook holds strings"));
+        let message = PublishMessage::build().payload(payload).message_id(format!("{job}.{revision}.{state}"));
+        let subject = format!("{STREAM}.{}.{}.{revision}", job.topic(), job.uuid());
+        match self.publish_acked(subject, message).await {
+            Ok(_) => Ok(()),
+            // It is there already.
+            Err(error) if server_error(&error).is_some_and(|refusal| refusal.error_code() == LIMIT_REACHED) => Ok(()),
+            Err(error) => Err(QueueError::unavailable(ACTION)(error)),
+        }
+    }
+
+    /// The next call that is due, if there is one.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn next_call(&self, senders: &PullConsumer) -> Result<Option<OwedCall>, QueueError> {
+        const ACTION: &str = "ask for a call";
+        let unavailable = |problem: String| QueueError::Unavailable { action: ACTION, problem };
+        let page = bounded(senders.fetch().max_messages(1).expires(ANSWER_TIMEOUT).messages()).await;
+        let page = page.map_err(QueueError::unavailable(ACTION))?;
+        let mut page = page.map_err(|error| unavailable(error.to_string()))?;
+        let Some(raw) = page.try_next().await.map_err(|error| unavailable(error.to_string()))? else { return Ok(None) };
+        let delivered = raw.info().map_or(1, |info| info.delivered);
+        match serde_json::from_slice(&raw.payload) {
+            Ok(hook) => Ok(Some(OwedCall { hook, attempt: u32::try_from(delivered).unwrap_or(1), raw })),
+            Err(error) => {
+                tracing::error!(%error, "a call that nobody can read is dropped");
+                drop(bounded(raw.double_ack()).await);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The consumer that all senders share.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn senders(&self) -> Result<PullConsumer, QueueError> {
+        const ACTION: &str = "look for calls";
+        self.ensure_hooks().await?;
+        let config = pull::Config {
+            durable_name: Some(SENDERS.into()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: CALL_MAX,
+            max_deliver: -1,
+            max_ack_pending: UNDER_WAY_MAX,
+            ..pull::Config::default()
+        };
+        let created = bounded(self.handle(STREAM).await?.create_consumer(config)).await;
+        created.map_err(QueueError::unavailable(ACTION))?.map_err(QueueError::unavailable(ACTION))
+    }
+
+    async fn ensure_hooks(&self) -> Result<(), QueueError> {
+        self.ensure_stream(stream::Config {
+            name: STREAM.into(),
+            subjects: vec![format!("{STREAM}.>")],
+            retention: RetentionPolicy::WorkQueue,
+            discard: DiscardPolicy::New,
+            discard_new_per_subject: true,
+            max_messages_per_subject: 1,
+            duplicate_window: DUPLICATES,
+            storage: StorageType::File,
+            num_replicas: self.defaults.replicas,
+            ..stream::Config::default()
+        })
+        .await
+    }
+}
+
+impl Hook {
+    /// The change as one number: which write of the record it was.
+    pub fn revision(&self) -> Revision {
+        Revision::from(self.revision)
+    }
+}
