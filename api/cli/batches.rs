@@ -1,13 +1,15 @@
 //! `sightline batches`: many jobs that were sent together, as the API knows them.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use reqwest::Method;
+use reqwest::{Body, Method};
 use serde_json::Value;
+use tokio_util::io::ReaderStream;
 
-use crate::config::{BatchArgs, BatchesAction, BatchesArgs};
+use crate::config::{BatchArgs, BatchKind, BatchesAction, BatchesArgs};
 use crate::remote::{Remote, escaped, text};
 use crate::table::Table;
 
@@ -17,6 +19,19 @@ pub(crate) async fn run(args: BatchesArgs) -> anyhow::Result<ExitCode> {
         BatchesAction::List { json, api } => {
             let batches = Remote::new(&api)?.get("/v1/batches").await?["batches"].take();
             show(batches.as_array().map_or(&[][..], Vec::as_slice), json, &batches)
+        }
+        BatchesAction::Send { id, file, kind, model, json, api } => {
+            let kind = kind.or_else(|| kind_of(&file)).context("say with --kind what it is: tar, zip or ndjson")?;
+            let path = format!("/v1/batches/{}?model={}", escaped(&id), escaped(&model));
+            let body = if file.as_os_str() == "-" {
+                // A thread of its own reads; it ends with the process.
+                Body::wrap_stream(ReaderStream::new(tokio::io::stdin()))
+            } else {
+                let opened = tokio::fs::File::open(&file).await;
+                Body::from(opened.with_context(|| format!("open {}", file.display()))?)
+            };
+            let batch = Remote::new(&api)?.put(&path, content_type(kind), body).await?;
+            show(std::slice::from_ref(&batch), json, &batch)
         }
         BatchesAction::Get(args) => one(&args, Method::GET).await,
         BatchesAction::Cancel(args) => one(&args, Method::DELETE).await,
@@ -41,6 +56,23 @@ pub(crate) async fn run(args: BatchesArgs) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         BatchesAction::Verify(args) => verify(&args).await,
+    }
+}
+
+fn kind_of(file: &Path) -> Option<BatchKind> {
+    match file.extension()?.to_str()? {
+        "tar" => Some(BatchKind::Tar),
+        "zip" => Some(BatchKind::Zip),
+        "ndjson" | "jsonl" => Some(BatchKind::Ndjson),
+        _ => None,
+    }
+}
+
+fn content_type(kind: BatchKind) -> &'static str {
+    match kind {
+        BatchKind::Tar => "application/x-tar",
+        BatchKind::Zip => "application/zip",
+        BatchKind::Ndjson => "application/x-ndjson",
     }
 }
 

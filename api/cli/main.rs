@@ -71,6 +71,11 @@ fn main() -> ExitCode {
             Command::Jobs(args) => jobs::run(args).await,
             Command::Batches(args) => batches::run(args).await,
             Command::Keys(args) => keys::run(args).await,
+            Command::Completions(args) => {
+                let mut command = <Cli as clap::CommandFactory>::command();
+                clap_complete::generate(args.shell, &mut command, "sightline", &mut std::io::stdout());
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Audit(args) => audit::run(args).await,
             Command::Index(args) => index::run(args).await,
             Command::Drill(args) => drill::run(args).await,

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
-use reqwest::{Method, Response};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Body, Method, Response};
 use serde_json::Value;
 
 use crate::config::ApiAddressArgs;
@@ -32,6 +32,12 @@ impl Remote {
     pub(crate) async fn post(&self, path: &str, document: &Value) -> anyhow::Result<Value> {
         let asked = self.http.post(format!("{}{path}", self.base)).json(document).send().await;
         self.read(asked).await?.json().await.context("read the answer")
+    }
+
+    /// Sends bytes as they come.
+    pub(crate) async fn put(&self, path: &str, kind: &str, body: Body) -> anyhow::Result<Value> {
+        let request = self.http.put(format!("{}{path}", self.base)).header(CONTENT_TYPE, kind).body(body);
+        self.read(request.send().await).await?.json().await.context("read the answer")
     }
 
     /// Sends a request without a body.

@@ -243,3 +243,53 @@ async fn jobs_and_batches_are_managed_from_the_command_line() {
     assert!(!stack.command(&["jobs", "wait", failed]).status.success(), "a failure is one for scripts too");
     assert!(super::topics::refused(&stack, &["batches", "get", "nope"]).contains("no batch"));
 }
+
+/// Runs one of the examples against a system.
+fn example(stack: &Stack, name: &str, words: &[&str]) -> std::process::Output {
+    let program = super::harness::root().join("api/examples").join(name);
+    let mut command = std::process::Command::new(program);
+    command.args(words).env("SIGHTLINE_API", stack.url("")).env("SIGHTLINE", env!("CARGO_BIN_EXE_sightline"));
+    command.env_remove("SIGHTLINE_KEY").output().expect("it runs")
+}
+
+#[tokio::test]
+async fn the_examples_do_what_they_say() {
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let text = |output: &std::process::Output| {
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    };
+    let photos = super::harness::root().join("tests/photos");
+    let photo = |name: &str| photos.join(name).display().to_string();
+    let shell = example(&stack, "submit.sh", &[&photo("rocket.jpg")]);
+    assert!(shell.status.success() && text(&shell).contains("missile"), "{}", text(&shell));
+    let broken = example(&stack, "submit.sh", &[&photo("expected.json")]);
+    assert!(!broken.status.success() && text(&broken).contains("image_unsupported"), "{}", text(&broken));
+    let python = example(&stack, "submit.py", &["efficientnet-lite0", &photo("rocket.jpg"), &photo("coffee.png")]);
+    assert!(python.status.success(), "{}", text(&python));
+    assert!(text(&python).lines().count() == 2 && text(&python).contains("espresso"), "{}", text(&python));
+    let folder = tempfile::tempdir().expect("a folder");
+    let camera = folder.path().join("camera");
+    std::fs::create_dir(&camera).expect("created");
+    for name in ["rocket.jpg", "china.jpg"] {
+        std::fs::copy(photo(name), camera.join(name)).expect("copied");
+    }
+    let results = folder.path().join("results");
+    let words = [camera.display().to_string(), results.display().to_string()];
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    // Twice a night is as good as once.
+    for _ in 0..2 {
+        let nightly = example(&stack, "nightly.sh", &words);
+        assert!(nightly.status.success() && text(&nightly).contains("complete"), "{}", text(&nightly));
+    }
+    let table = std::fs::read_dir(&results).expect("there").flatten().next().expect("one").path();
+    assert_eq!(std::fs::read_to_string(table).expect("read").lines().count(), 3);
+}
+
+#[test]
+fn completions_are_printed_for_each_shell() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = super::harness::sightline().args(["completions", shell]).output().expect("it starts");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && text.contains("batches") && text.contains("completions"), "{shell}");
+    }
+}

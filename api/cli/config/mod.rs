@@ -15,10 +15,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use tools::{
-    ApiAddressArgs, AuditArgs, BatchArgs, BatchesAction, BatchesArgs, ClusterArgs, ConfirmedArgs, ConsumeArgs,
-    CreateArgs, DeadAction, DeadArgs, DrillArgs, IndexAction, IndexArgs, JobArgs, JobsAction, JobsArgs, JobsListArgs,
-    KeysAction, KeysArgs, NamedArgs, OffsetsAction, OffsetsArgs, ProduceArgs, ReplayArgs, SettingsArgs, TopicsAction,
-    TopicsArgs, Victim,
+    ApiAddressArgs, AuditArgs, BatchArgs, BatchKind, BatchesAction, BatchesArgs, ClusterArgs, ConfirmedArgs,
+    ConsumeArgs, CreateArgs, DeadAction, DeadArgs, DrillArgs, IndexAction, IndexArgs, JobArgs, JobsAction, JobsArgs,
+    JobsListArgs, KeysAction, KeysArgs, NamedArgs, OffsetsAction, OffsetsArgs, ProduceArgs, ReplayArgs, SettingsArgs,
+    TopicsAction, TopicsArgs, Victim,
 };
 
 /// Recognises objects in thousands of images without losing one.
@@ -79,6 +79,8 @@ pub(crate) enum Command {
     Batches(BatchesArgs),
     /// Keys: who may use the API
     Keys(KeysArgs),
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
     /// See whether every job of a topic is accounted for
     Audit(AuditArgs),
     /// The job index, from which lists and batches are answered
@@ -390,6 +392,12 @@ pub(crate) struct QueueArgs {
     pub(crate) queue: Option<String>,
     #[command(flatten)]
     pub(crate) data: DataArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -459,8 +459,37 @@ pub(crate) struct BatchesArgs {
     pub(crate) action: BatchesAction,
 }
 
+/// How a batch comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BatchKind {
+    /// A tar, not compressed
+    Tar,
+    /// A zip
+    Zip,
+    /// Lines of JSON: `custom_id`, `image` in base64, `metadata`
+    Ndjson,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum BatchesAction {
+    /// Send one from a file under an id of your own; sent again, only what is missing is added
+    Send {
+        /// Its id: letters, digits, - and _
+        id: String,
+        /// The file, or - for standard input
+        file: PathBuf,
+        /// What it is [default: by the file's name]
+        #[arg(long)]
+        kind: Option<BatchKind>,
+        /// The model to run
+        #[arg(long, env = "SIGHTLINE_MODEL", value_name = "NAME")]
+        model: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        api: ApiAddressArgs,
+    },
     /// List the newest
     List {
         /// Print JSON
