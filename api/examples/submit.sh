@@ -15,12 +15,21 @@ auth=()
 # The same image sent again, for instance because the answer was lost, is the same job.
 key="submit-sh-$model-$(sha256sum "$image" | cut -d' ' -f1)"
 
-job=$(curl --silent --show-error --fail-with-body --retry 5 --retry-connrefused "${auth[@]}" \
-    -H "Idempotency-Key: $key" -H "Prefer: wait=30" --data-binary "@$image" "$api/v1/jobs?model=$model")
+ask() { # ask PATH CURL-OPTIONS...: the answer, or what is wrong and an end
+    local path=$1 answer
+    shift
+    answer=$(curl --silent --show-error --fail-with-body --retry 5 --retry-connrefused "${auth[@]}" "$@" "$api$path") || {
+        echo "$answer" >&2
+        exit 1
+    }
+    echo "$answer"
+}
+
+job=$(ask "/v1/jobs?model=$model" -H "Idempotency-Key: $key" -H "Prefer: wait=30" --data-binary "@$image")
 id=$(sed -n 's/.*"id":"\([^"]*\)".*/\1/p' <<< "$job")
 
 while ! grep -qE '"state":"(succeeded|failed|canceled)"' <<< "$job"; do
-    job=$(curl --silent --show-error --fail-with-body --retry 5 --retry-connrefused "${auth[@]}" "$api/v1/jobs/$id?wait=30")
+    job=$(ask "/v1/jobs/$id?wait=30")
 done
 
 if ! grep -q '"state":"succeeded"' <<< "$job"; then
