@@ -103,28 +103,20 @@ impl Watchdog {
             if partition.consumer_missing { partition.messages } else { partition.queued + partition.in_work };
         let done = partition.last.0.saturating_sub(waiting);
         let key = (topic.name.clone(), partition.partition);
+        // Of a partition without a leader nobody can say how much waits in it.
+        let is_silent = partition.leader == "none";
         let since = match self.seen.get(&key) {
+            Some((_, since)) if is_silent => *since,
             Some((seen, since)) if *seen == done && waiting > 0 => *since,
             _ => {
                 self.seen.insert(key, (done, now));
                 now
             }
         };
-        // Nobody can say how much waits in it.
-        if partition.leader == "none" {
-            return Some(Stall {
-                topic: topic.name.clone(),
-                partition: partition.partition,
-                queued: partition.queued,
-                in_work: partition.in_work,
-                seconds: now.saturating_duration_since(since).as_secs(),
-                reason: Reason::NoLeader,
-            });
-        }
         let quiet = now.saturating_duration_since(since);
         let busy_max = Duration::from_millis(topic.lease_ms + topic.run_timeout_ms) + SETTLE_MAX;
         let patience = if partition.in_work > 0 { busy_max } else { UNTOUCHED_MAX };
-        (waiting > 0 && quiet >= patience).then(|| Stall {
+        ((waiting > 0 || is_silent) && quiet >= patience).then(|| Stall {
             topic: topic.name.clone(),
             partition: partition.partition,
             queued: if partition.consumer_missing { waiting } else { partition.queued },

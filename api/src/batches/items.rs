@@ -74,13 +74,14 @@ pub(super) fn read(
 
 fn paced(body: Body) -> Chunks {
     let chunks = body.into_data_stream();
-    Box::pin(futures::stream::unfold(chunks, |mut chunks| async move {
+    let paced = futures::stream::unfold(chunks, |mut chunks| async move {
         let next = match tokio::time::timeout(PAUSE_MAX, chunks.next()).await {
             Ok(next) => next?.map_err(io::Error::other),
             Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the body paused for longer than 30 s")),
         };
         Some((next, chunks))
-    }))
+    });
+    Box::pin(paced.fuse())
 }
 
 fn spawn(send: Sender, reading: impl Future<Output = Result<(), ApiError>> + Send + 'static) {
@@ -215,13 +216,11 @@ async fn lines(mut chunks: Chunks, limit: usize, send: &Sender) -> Result<(), Ap
         let end = rest[searched..].iter().position(|byte| *byte == b'\n').map(|at| searched + at);
         let line = match end {
             Some(end) => rest.split_to(end + 1),
+            None if rest.len() > line_max => return Err(ApiError::BodyTooLarge { limit }),
             None => match chunks.try_next().await.map_err(|error| ApiError::BodyBroken(error.to_string()))? {
                 Some(chunk) => {
                     searched = rest.len();
                     rest.extend_from_slice(&chunk);
-                    if searched > line_max {
-                        return Err(ApiError::BodyTooLarge { limit });
-                    }
                     continue;
                 }
                 None if rest.is_empty() => return Ok(()),

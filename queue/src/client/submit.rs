@@ -211,7 +211,13 @@ impl Queue {
                     }
                     Some(message) => before = message.sequence.0,
                     // It has aged out of the log; or its worker has just let it go.
-                    None => before = 0,
+                    None if started.elapsed() > PATIENCE => {
+                        return Err(QueueError::unavailable("take the job")(error).into());
+                    }
+                    None => {
+                        before = 0;
+                        tokio::time::sleep(RETRY_PAUSE).await;
+                    }
                 },
                 // In a cluster: this one has no leader now, another one may have.
                 Some(Refusal::NoStream) | None if has_next => {
