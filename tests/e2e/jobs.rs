@@ -143,7 +143,7 @@ async fn what_is_not_there_is_404_and_says_what() {
         is_problem(&shared().get(&format!("/v1/jobs/{id}")).await, 404, "job_unknown", "there is no job");
     }
     is_problem(&shared().get("/v1/nothing").await, 404, "route_unknown", "/v1/nothing");
-    is_problem(&shared().get("/v1/jobs").await, 405, "method_not_allowed", "GET");
+    is_problem(&shared().get("/v1/topics/x/pause").await, 405, "method_not_allowed", "GET");
     is_problem(&shared().get("/v1/models/x").await, 404, "model_unknown", "`x`");
     let id = format!("efficientnet-lite0.{uuid}");
     is_problem(&shared().get(&format!("/v1/jobs/{id}?wait=long")).await, 400, "option_invalid", "`wait`");
