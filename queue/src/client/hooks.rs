@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::{ANSWER_TIMEOUT, LIMIT_REACHED, Queue, Revision, bounded, server_error};
+use super::{ANSWER_TIMEOUT, LIMIT_REACHED, Queue, bounded, server_error};
 use crate::{JobId, QueueError};
 
 const STREAM: &str = "hooks";
@@ -141,12 +141,5 @@ impl Queue {
             ..stream::Config::default()
         })
         .await
-    }
-}
-
-impl Hook {
-    /// The change as one number: which write of the record it was.
-    pub fn revision(&self) -> Revision {
-        Revision::from(self.revision)
     }
 }
