@@ -2,7 +2,7 @@
 //! every accepted job has exactly one result, and no message is left.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,8 +42,12 @@ fn spec() -> JobSpec {
     }
 }
 
-/// Submits until told to stop; returns what was accepted.
-async fn submit(queue: Queue, topic: Arc<Topic>, stop: Arc<AtomicBool>) -> Vec<JobId> {
+/// Jobs that are accepted between two kills, at least: a machine that is busy with something else takes
+/// its time, and a kill before anything was accepted proves nothing.
+const ACCEPTED_BETWEEN: usize = 11;
+
+/// Submits until told to stop; returns what was accepted, and counts it.
+async fn submit(queue: Queue, topic: Arc<Topic>, stop: Arc<AtomicBool>, count: Arc<AtomicUsize>) -> Vec<JobId> {
     let mut accepted = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let spec = spec();
@@ -51,6 +55,7 @@ async fn submit(queue: Queue, topic: Arc<Topic>, stop: Arc<AtomicBool>) -> Vec<J
         // Not accepted is no promise.
         if queue.submit(&topic, spec, bytes).await.is_ok() {
             accepted.push(id);
+            count.fetch_add(1, Ordering::Relaxed);
         }
     }
     accepted
@@ -88,12 +93,19 @@ async fn however_often_the_broker_is_killed_every_accepted_job_ends_once() {
     let topic = queue.ensure_topic(&TopicName::new("cats").expect("valid"), "cats").await.expect("created");
     let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let ends = Arc::new(Mutex::new(BTreeMap::new()));
-    let submitters: Vec<_> = (0..8).map(|_| tokio::spawn(submit(queue.clone(), topic.clone(), stop.clone()))).collect();
+    let count = Arc::new(AtomicUsize::new(0));
+    let submit = || submit(queue.clone(), topic.clone(), stop.clone(), count.clone());
+    let submitters: Vec<_> = (0..8).map(|_| tokio::spawn(submit())).collect();
     let workers: Vec<_> =
         (0..2).map(|_| tokio::spawn(work(queue.clone(), topic.clone(), done.clone(), ends.clone()))).collect();
     let mut dice = Dice(std::process::id().into());
     for _ in 0..rounds(10, 200) {
+        let before = count.load(Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(20 + dice.roll(400))).await;
+        eventually("some are accepted", async || {
+            (count.load(Ordering::Relaxed) >= before + ACCEPTED_BETWEEN).then_some(())
+        })
+        .await;
         broker.kill();
         broker.restart().await;
     }
