@@ -7,7 +7,7 @@ use queue::client::Partition;
 use queue::members::{Announcement, Role, Stage};
 use queue::record::Outcome;
 use queue::watchdog::Stall;
-use queue::{Record, State, Timestamp};
+use queue::{Record, Sequence, State, Timestamp};
 use serde::Serialize;
 
 use crate::state::State as Inner;
@@ -56,11 +56,11 @@ fn explain(record: &Record, situation: &Situation, now: Timestamp) -> Vec<Event>
     let spec = &record.spec;
     let by = if spec.accepted_by.is_empty() { "an API process" } else { &spec.accepted_by };
     let place = format!("partition {} at {}", record.partition, record.sequence);
-    let mut events = vec![Event {
-        at: spec.created_at,
-        what: "accepted",
-        text: format!("by {by}; its input went to {place} of topic {}", spec.id.topic()),
-    }];
+    // What came with a batch and is no image was never queued.
+    let was_queued = record.sequence != Sequence(0);
+    let went =
+        if was_queued { format!("went to {place} of topic {}", spec.id.topic()) } else { "was not queued".into() };
+    let mut events = vec![Event { at: spec.created_at, what: "accepted", text: format!("by {by}; its input {went}") }];
     let mut since = spec.created_at;
     let mut reason = "for a worker to be free";
     for attempt in &record.attempts {
@@ -109,7 +109,8 @@ fn explain(record: &Record, situation: &Situation, now: Timestamp) -> Vec<Event>
             ),
         }),
         State::Failed { error, finished_at } => {
-            let text = format!("failed: {}: {}; its input is a dead letter", error.code, error.message);
+            let kept = if was_queued { "is a dead letter" } else { "was not kept" };
+            let text = format!("failed: {}: {}; its input {kept}", error.code, error.message);
             events.push(Event { at: *finished_at, what: "ended", text });
         }
         State::Canceled { finished_at } => {
