@@ -18,6 +18,7 @@ mod index;
 mod catalog;
 mod topics;
 mod dead;
+mod digest;
 mod roster;
 mod watch;
 mod health;

@@ -17,12 +17,12 @@ use futures::{StreamExt, TryStreamExt};
 use models::{Model, ModelVersion};
 use queue::client::{Batch, Replaced};
 use queue::{ImageFacts, JobError, JobId, SubmitError, Timestamp, Topic};
-use sha2::{Digest, Sha256};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::items::{self, Item};
 use super::wire;
 use crate::dead::Named;
+use crate::digest::sha256;
 use crate::error::ApiError;
 use crate::jobs::{Options, find_model, find_topic, name_model, spec};
 use crate::keys::Caller;
@@ -248,6 +248,6 @@ async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
 
 /// Facts of what is no image.
 fn unknown_facts(bytes: &Bytes) -> ImageFacts {
-    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = sha256(bytes);
     ImageFacts { width: 0, height: 0, format: "unknown".into(), bytes: bytes.len() as u64, sha256 }
 }

@@ -198,8 +198,7 @@ async fn write(
     record: &Record,
 ) -> Result<(), sqlx::Error> {
     let (spec, finished) = (&record.spec, record.state.finished_at());
-    let ttl = spec.options.result_ttl_secs.map_or_else(|| topic.record_ttl(), Duration::from_secs);
-    let expires = finished.map(|finished| finished.plus(ttl).as_millis());
+    let expires = finished.map(|finished| finished.plus(topic.record_ttl(&spec.options)).as_millis());
     let id = spec.id.to_string();
     let written = sqlx::query(
         "INSERT INTO jobs (id, topic, model, state, owner, batch, custom_id, created_at, finished_at, expires_at,

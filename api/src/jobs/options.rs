@@ -123,9 +123,7 @@ fn text(name: &str, value: &str) -> Result<String, ApiError> {
 
 /// `30`, seconds, or with a unit: `500ms`, `2m`.
 fn timeout(name: &str, value: &str) -> Result<u64, ApiError> {
-    let seconds = value.parse().ok().map(Duration::from_secs);
-    let duration = seconds.or_else(|| humantime::parse_duration(value).ok());
-    let bounded = duration.filter(|duration| (Duration::from_millis(1)..=TIMEOUT_MAX).contains(duration));
+    let bounded = duration(value).filter(|duration| (Duration::from_millis(1)..=TIMEOUT_MAX).contains(duration));
     let duration = bounded.ok_or_else(|| refuse(name, "it must be a time up to an hour, such as 30, 500ms or 2m"))?;
     Ok(duration.as_millis() as u64)
 }
@@ -135,8 +133,7 @@ fn start_by(name: &str, value: &str) -> Result<Timestamp, ApiError> {
     if let Ok(moment) = value.parse() {
         return Ok(moment);
     }
-    let seconds = value.parse().ok().map(Duration::from_secs);
-    let duration = seconds.or_else(|| humantime::parse_duration(value).ok()).filter(|duration| *duration <= YEAR);
+    let duration = duration(value).filter(|duration| *duration <= YEAR);
     let duration = duration.ok_or_else(|| {
         refuse(name, "it must be a moment such as 2026-12-24T18:00:00Z, or a time from now such as 90, 10m")
     })?;
@@ -144,12 +141,15 @@ fn start_by(name: &str, value: &str) -> Result<Timestamp, ApiError> {
 }
 
 fn result_ttl(name: &str, value: &str) -> Result<u64, ApiError> {
-    let seconds = value.parse().ok().map(Duration::from_secs);
-    let duration = seconds.or_else(|| humantime::parse_duration(value).ok());
-    let bounded = duration.filter(|duration| (Duration::from_secs(1)..=YEAR).contains(duration));
+    let bounded = duration(value).filter(|duration| (Duration::from_secs(1)..=YEAR).contains(duration));
     Ok(bounded
         .ok_or_else(|| refuse(name, "it must be a time from a second to a year, such as 3600, 36h or 7d"))?
         .as_secs())
+}
+
+/// Seconds, or a number with a unit.
+fn duration(value: &str) -> Option<Duration> {
+    value.parse().ok().map(Duration::from_secs).or_else(|| humantime::parse_duration(value).ok())
 }
 
 fn refuse(name: &str, problem: &str) -> ApiError {

@@ -16,10 +16,10 @@ use bytes::Bytes;
 use models::{ImageError, Limits, Model, ModelVersion, decode};
 use queue::client::Waited;
 use queue::{ImageFacts, JobId, JobOptions, JobSpec, Record, Timestamp, Topic, TopicError, TopicName};
-use sha2::{Digest, Sha256};
 
 use super::options::Options;
 use super::{body, form, wire};
+use crate::digest::sha256;
 use crate::error::ApiError;
 use crate::keys::Caller;
 use crate::metrics;
@@ -214,7 +214,7 @@ pub fn image_facts(image: &Bytes) -> Result<ImageFacts, ImageError> {
         height: header.height,
         format: header.format.name().to_owned(),
         bytes: image.len() as u64,
-        sha256: Sha256::digest(image).iter().map(|byte| format!("{byte:02x}")).collect(),
+        sha256: sha256(image),
     })
 }
 

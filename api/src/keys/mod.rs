@@ -16,11 +16,11 @@ use std::sync::{Arc, RwLock};
 
 use queue::{Record, Timestamp};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 pub(crate) use guard::guard;
 pub(crate) use manage::{create, list, revoke};
 
+use crate::digest::sha256;
 use crate::index::{Index, IndexError};
 use limits::Limiter;
 
@@ -149,5 +149,5 @@ pub(crate) fn sees(caller: &Caller, record: &Record) -> bool {
 }
 
 fn hash(key: &str) -> String {
-    Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect()
+    sha256(key.as_bytes())
 }

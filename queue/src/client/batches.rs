@@ -3,14 +3,11 @@
 //! A batch's record says what cannot be seen from its jobs: whether all of it has come, and whether
 //! it was called off. Everything else is counted from the jobs, which name their batch.
 
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
-use bytes::Bytes;
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::{Queue, Replaced, Revision, WRITE_IN_FLIGHT, server_error};
+use super::{Queue, Replaced, Revision};
 use crate::{JobError, JobSpec, PartitionId, QueueError, Record, Sequence, SubmitError, Timestamp, Topic, TopicName};
 
 const STREAM: &str = "batches";
@@ -46,7 +43,7 @@ impl Queue {
     /// [`QueueError`] when the queue does not answer.
     pub async fn batch(&self, id: &str) -> Result<Option<(Batch, Revision)>, QueueError> {
         const ACTION: &str = "read a batch";
-        self.ensure_stream(config(self.defaults.replicas)).await?;
+        self.ensure_stream_once(config(self.defaults.replicas)).await?;
         let Some(message) = self.last_message(ACTION, STREAM, subject(id), true).await? else { return Ok(None) };
         let damaged =
             |error: serde_json::Error| QueueError::Damaged { what: format!("batch {id}"), problem: error.to_string() };
@@ -59,7 +56,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn batches(&self) -> Result<Vec<Batch>, QueueError> {
-        self.ensure_stream(config(self.defaults.replicas)).await?;
+        self.ensure_stream_once(config(self.defaults.replicas)).await?;
         let messages: Vec<_> = self.scan(STREAM, false).await?.try_collect().await?;
         Ok(messages.iter().filter_map(|message| serde_json::from_slice(&message.payload).ok()).collect())
     }
@@ -69,16 +66,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when it is not known what became of it.
     pub async fn write_batch(&self, over: Revision, batch: &Batch) -> Result<Replaced, QueueError> {
-        let payload = Bytes::from(serde_json::to_vec(batch).expect("a batch holds JSON values only"));
-        let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(over.into());
-        match self.publish_acked(subject(&batch.id), message).await {
-            Ok(sequence) => Ok(Replaced::Done(sequence.0.into())),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(Replaced::Refused),
-            Err(error) if server_error(&error).is_some_and(|refusal| refusal.error_code() == WRITE_IN_FLIGHT) => {
-                Ok(Replaced::Refused)
-            }
-            Err(error) => Err(QueueError::unavailable("write a batch")(error)),
-        }
+        self.write_over("write a batch", subject(&batch.id), over, batch).await
     }
 
     /// Takes note of a job that cannot be run: it has failed before it was queued, so that whoever

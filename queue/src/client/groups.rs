@@ -9,7 +9,7 @@ use futures::TryStreamExt;
 use serde::Serialize;
 
 use super::read::Message;
-use super::{ANSWER_TIMEOUT, Queue, bounded};
+use super::{Queue, bounded};
 use crate::topic::{Retention, WORKERS, jobs_stream};
 use crate::{PartitionId, QueueError, Sequence, Timestamp, Topic, TopicError, TopicName};
 
@@ -188,11 +188,7 @@ impl GroupReader {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn next(&self) -> Result<Option<GroupMessage>, QueueError> {
-        let unavailable = |problem: String| QueueError::Unavailable { action: "read a log", problem };
-        let fetched = bounded(self.consumer.fetch().max_messages(1).expires(ANSWER_TIMEOUT).messages()).await;
-        let fetched = fetched.map_err(QueueError::unavailable("read a log"))?;
-        let mut page = fetched.map_err(|error| unavailable(error.to_string()))?;
-        let Some(raw) = page.try_next().await.map_err(|error| unavailable(error.to_string()))? else { return Ok(None) };
+        let Some(raw) = Queue::fetch_one("read a log", &self.consumer).await? else { return Ok(None) };
         let message = Message::delivered(&raw)?;
         Ok(Some(GroupMessage { message, raw }))
     }

@@ -8,10 +8,9 @@ use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
 use bytes::Bytes;
-use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
-use super::{ANSWER_TIMEOUT, LIMIT_REACHED, Queue, bounded, server_error};
+use super::{LIMIT_REACHED, Queue, bounded, server_error};
 use crate::{JobId, QueueError};
 
 const STREAM: &str = "hooks";
@@ -91,12 +90,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn next_call(&self, senders: &PullConsumer) -> Result<Option<OwedCall>, QueueError> {
-        const ACTION: &str = "ask for a call";
-        let unavailable = |problem: String| QueueError::Unavailable { action: ACTION, problem };
-        let page = bounded(senders.fetch().max_messages(1).expires(ANSWER_TIMEOUT).messages()).await;
-        let page = page.map_err(QueueError::unavailable(ACTION))?;
-        let mut page = page.map_err(|error| unavailable(error.to_string()))?;
-        let Some(raw) = page.try_next().await.map_err(|error| unavailable(error.to_string()))? else { return Ok(None) };
+        let Some(raw) = Self::fetch_one("ask for a call", senders).await? else { return Ok(None) };
         let delivered = raw.info().map_or(1, |info| info.delivered);
         match serde_json::from_slice(&raw.payload) {
             Ok(hook) => Ok(Some(OwedCall { hook, attempt: u32::try_from(delivered).unwrap_or(1), raw })),
@@ -128,7 +122,7 @@ impl Queue {
     }
 
     async fn ensure_hooks(&self) -> Result<(), QueueError> {
-        self.ensure_stream(stream::Config {
+        self.ensure_stream_once(stream::Config {
             name: STREAM.into(),
             subjects: vec![format!("{STREAM}.>")],
             retention: RetentionPolicy::WorkQueue,

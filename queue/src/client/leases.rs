@@ -3,15 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::context::PublishErrorKind;
-use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{self, DiscardPolicy, LastRawMessageErrorKind, StorageType};
-use bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::topics::STREAM_NOT_FOUND;
-use super::{Queue, Replaced, Revision, WRITE_IN_FLIGHT, bounded, server_error};
+use super::{Queue, Replaced, Revision, bounded};
 use crate::QueueError;
 use crate::singleton::{Candidate, LeaseRecord, Step};
 
@@ -164,18 +161,7 @@ impl Queue {
     }
 
     async fn write_lease(&self, name: &str, over: Revision, holder: Option<String>) -> Result<Replaced, QueueError> {
-        let payload = serde_json::to_vec(&LeaseRecord { holder }).expect("a lease record holds a string");
-        let payload = Bytes::from(payload);
-        let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(over.into());
-        match self.publish_acked(subject(name), message).await {
-            Ok(sequence) => Ok(Replaced::Done(sequence.0.into())),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(Replaced::Refused),
-            // In a cluster: somebody else's write has begun, and will be the first.
-            Err(error) if server_error(&error).is_some_and(|refusal| refusal.error_code() == WRITE_IN_FLIGHT) => {
-                Ok(Replaced::Refused)
-            }
-            Err(error) => Err(QueueError::unavailable("write a lease record")(error)),
-        }
+        self.write_over("write a lease record", subject(name), over, &LeaseRecord { holder }).await
     }
 }
 

@@ -22,7 +22,7 @@ mod audit;
 mod leases;
 mod health;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -152,6 +152,8 @@ pub struct Queue {
     jetstream: jetstream::Context,
     defaults: Arc<Defaults>,
     topics: Arc<RwLock<HashMap<TopicName, Arc<Topic>>>>,
+    /// Streams of ours that are known to be there.
+    ensured: Arc<RwLock<HashSet<String>>>,
 }
 
 impl Queue {
@@ -193,7 +195,7 @@ impl Queue {
             .await
             .map_err(|error| ConnectError::NoJetStream { address: address.to_string(), problem: chain(&error) })?;
         let topics = Arc::new(RwLock::new(HashMap::new()));
-        Ok(Self { client, jetstream, defaults: Arc::new(defaults), topics })
+        Ok(Self { client, jetstream, defaults: Arc::new(defaults), topics, ensured: Arc::default() })
     }
 
     /// What topics are created with when nobody says otherwise.

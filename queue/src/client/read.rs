@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind};
 use bytes::Bytes;
@@ -196,6 +196,18 @@ impl Queue {
         let any = format!("wake.{topic}.*");
         let messages = self.listen(any).await.map_err(unavailable)?;
         Ok(messages.map(|_| ()))
+    }
+
+    /// The next message of a consumer, if one waits.
+    pub(super) async fn fetch_one(
+        action: &'static str,
+        consumer: &PullConsumer,
+    ) -> Result<Option<async_nats::jetstream::Message>, QueueError> {
+        let unavailable = |problem: String| QueueError::Unavailable { action, problem };
+        let page = bounded(consumer.fetch().max_messages(1).expires(ANSWER_TIMEOUT).messages()).await;
+        let page = page.map_err(QueueError::unavailable(action))?;
+        let mut page = page.map_err(|error| unavailable(error.to_string()))?;
+        page.next().await.transpose().map_err(|error| unavailable(error.to_string()))
     }
 
     /// All messages of a stream from the first to what is the last now, each once. Not for work

@@ -163,9 +163,7 @@ impl Queue {
             problem: format!("there is no topic {}", id.topic()),
         })?;
         let payload = Bytes::from(serde_json::to_vec(record).expect("a record holds JSON values only"));
-        let ttl = record
-            .is_terminal()
-            .then(|| record.spec.options.result_ttl_secs.map_or_else(|| topic.record_ttl(), Duration::from_secs));
+        let ttl = record.is_terminal().then(|| topic.record_ttl(&record.spec.options));
         let started = Instant::now();
         loop {
             let mut message =
@@ -200,6 +198,28 @@ impl Queue {
                     return Err(QueueError::TooLarge { bytes: payload.len(), max_payload });
                 }
             }
+        }
+    }
+}
+
+impl Queue {
+    /// Writes a small record over exactly the one that was read as `over`, with one try.
+    pub(super) async fn write_over(
+        &self,
+        action: &'static str,
+        subject: String,
+        over: Revision,
+        record: &impl serde::Serialize,
+    ) -> Result<Replaced, QueueError> {
+        let payload = Bytes::from(serde_json::to_vec(record).expect("a record holds JSON values only"));
+        let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(over.0);
+        match self.publish_acked(subject, message).await {
+            Ok(sequence) => Ok(Replaced::Done(Revision(sequence.0))),
+            Err(error) => match verdict(&error) {
+                // In a cluster, also: somebody else's write has begun, and will be the first.
+                Verdict::SomebodyWasFirst | Verdict::InFlight => Ok(Replaced::Refused),
+                Verdict::TooLarge | Verdict::Unknown => Err(QueueError::unavailable(action)(error)),
+            },
         }
     }
 }

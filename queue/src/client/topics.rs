@@ -205,6 +205,16 @@ impl Queue {
         }
     }
 
+    /// The same for a stream that every call needs: once a connection, since it stays.
+    pub(super) async fn ensure_stream_once(&self, config: Config) -> Result<(), QueueError> {
+        if !self.ensured.read().expect("no panic holds this lock").contains(&config.name) {
+            let name = config.name.clone();
+            self.ensure_stream(config).await?;
+            self.ensured.write().expect("no panic holds this lock").insert(name);
+        }
+        Ok(())
+    }
+
     /// The same, telling what the server can never do from what it cannot do now.
     pub(super) async fn make_stream(&self, config: Config) -> Result<(), TopicError> {
         let made: Result<Value, Ask> =

@@ -24,7 +24,7 @@ pub(crate) use streams::{
 
 use std::time::Duration;
 
-use crate::{PartitionId, Priority, TopicName};
+use crate::{JobOptions, PartitionId, Priority, TopicName};
 
 /// A topic that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,8 +61,12 @@ impl Topic {
         Duration::from_millis(self.settings.run_timeout_ms)
     }
 
-    /// How long the record of a finished job is kept: in a log as long as its input, at least.
-    pub fn record_ttl(&self) -> Duration {
+    /// How long the record of a finished job is kept: as it asked for, or in a log as long as its input,
+    /// at least.
+    pub fn record_ttl(&self, options: &JobOptions) -> Duration {
+        if let Some(seconds) = options.result_ttl_secs {
+            return Duration::from_secs(seconds);
+        }
         let result = Duration::from_secs(self.settings.result_ttl_secs);
         match self.settings.retention {
             Retention::Work => result,
