@@ -76,6 +76,10 @@ fn main() -> ExitCode {
                 clap_complete::generate(args.shell, &mut command, "sightline", &mut std::io::stdout());
                 Ok(ExitCode::SUCCESS)
             }
+            Command::Openapi => {
+                print!("{}", ::api::description());
+                Ok(ExitCode::SUCCESS)
+            }
             Command::Audit(args) => audit::run(args).await,
             Command::Index(args) => index::run(args).await,
             Command::Drill(args) => drill::run(args).await,

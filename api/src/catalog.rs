@@ -5,17 +5,19 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use models::Model;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::state::Shared;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Catalog {
     models: Vec<Entry>,
 }
 
 /// One model as clients see it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Model)]
 pub(crate) struct Entry {
     name: String,
     description: String,
@@ -30,24 +32,38 @@ pub(crate) struct Entry {
     workers: usize,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ModelVersion)]
 struct Version {
     number: u32,
     digest: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ModelInput)]
 struct Input {
     width: u32,
     height: u32,
 }
 
 /// Lists all models.
+#[utoipa::path(
+    get, path = "/v1/models", tag = "models", operation_id = "listModels",
+    responses((status = 200, description = "All models.", body = Catalog)),
+)]
 pub(crate) async fn list(State(state): State<Shared>) -> Json<Catalog> {
     Json(Catalog { models: state.repository.iter().map(|model| entry(&state, model)).collect() })
 }
 
 /// Shows one model.
+#[utoipa::path(
+    get, path = "/v1/models/{name}", tag = "models", operation_id = "getModel",
+    params(("name" = String, Path, example = "efficientnet-lite0")),
+    responses(
+        (status = 200, description = "The model.", body = Entry),
+        (status = 404, description = "`model_unknown`."),
+    ),
+)]
 pub(crate) async fn show(
     State(state): State<Shared>,
     name: Result<Path<String>, PathRejection>,

@@ -8,8 +8,10 @@ use axum::response::{IntoResponse, Response};
 use queue::client::{DeadLetter, RedriveError, Redriven};
 use queue::{JobId, TopicError, TopicName};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::error::ApiError;
+use crate::openapi::Binary;
 use crate::state::{Shared, State as Inner};
 
 /// Letters that one list shows when nobody says otherwise, and at most.
@@ -26,31 +28,43 @@ pub(crate) struct Wish {
     limit: Option<usize>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Letters {
     dead: Vec<DeadLetter>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Redrive {
     id: JobId,
     outcome: Redriven,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct RedriveAll {
     redriven: Vec<Redrive>,
     /// Letters that could not be run again, and why.
     left: Vec<Left>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Left {
     id: JobId,
     problem: String,
 }
 
 /// Lists dead letters, oldest first.
+#[utoipa::path(
+    get, path = "/v1/dead", tag = "dead", operation_id = "listDeadLetters",
+    params(
+        ("topic" = Option<TopicName>, Query, description = "Those of one topic; else of all."),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "At most so many; 100 when nothing is said."),
+    ),
+    responses(
+        (status = 200, description = "The letters.", body = Letters),
+        (status = 400, description = "`option_invalid`."),
+        (status = 404, description = "`topic_unknown`."),
+    ),
+)]
 pub(crate) async fn list(
     State(state): State<Shared>,
     wish: Result<Query<Wish>, QueryRejection>,
@@ -59,6 +73,14 @@ pub(crate) async fn list(
 }
 
 /// Shows one dead letter.
+#[utoipa::path(
+    get, path = "/v1/dead/{id}", tag = "dead", operation_id = "getDeadLetter",
+    params(("id" = JobId, Path, description = "The job.")),
+    responses(
+        (status = 200, description = "The letter with every attempt.", body = DeadLetter),
+        (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),
+    ),
+)]
 pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<DeadLetter>, ApiError> {
     let id = named(id)?;
     let letter = state.queue.dead_letter(&id).await?;
@@ -66,6 +88,14 @@ pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<
 }
 
 /// Gives back the input of one.
+#[utoipa::path(
+    get, path = "/v1/dead/{id}/image", tag = "dead", operation_id = "getDeadLetterImage",
+    params(("id" = JobId, Path, description = "The job.")),
+    responses(
+        (status = 200, description = "The bytes as they came.", body = Binary, content_type = "application/octet-stream"),
+        (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),
+    ),
+)]
 pub(crate) async fn image(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
     let id = named(id)?;
     let (_, payload) = state.queue.dead_letter(&id).await?.ok_or(RedriveError::NoLetter(id))?;
@@ -73,6 +103,15 @@ pub(crate) async fn image(State(state): State<Shared>, id: Named) -> Result<Resp
 }
 
 /// Runs one again.
+#[utoipa::path(
+    post, path = "/v1/dead/{id}/redrive", tag = "dead", operation_id = "redrive",
+    params(("id" = JobId, Path, description = "The job.")),
+    responses(
+        (status = 200, description = "It is queued.", body = Redrive),
+        (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),
+        (status = 409, description = "`dead_letter_unreadable`."),
+    ),
+)]
 pub(crate) async fn redrive(State(state): State<Shared>, id: Named) -> Result<Json<Redrive>, ApiError> {
     let id = named(id)?;
     let outcome = state.queue.redrive(&id).await?;
@@ -80,6 +119,18 @@ pub(crate) async fn redrive(State(state): State<Shared>, id: Named) -> Result<Js
 }
 
 /// Runs all again that are meant.
+#[utoipa::path(
+    post, path = "/v1/dead/redrive", tag = "dead", operation_id = "redriveAll",
+    params(
+        ("topic" = Option<TopicName>, Query, description = "Those of one topic; else of all."),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "At most so many; 100 when nothing is said."),
+    ),
+    responses(
+        (status = 200, description = "What became of each.", body = RedriveAll),
+        (status = 400, description = "`option_invalid`."),
+        (status = 404, description = "`topic_unknown`."),
+    ),
+)]
 pub(crate) async fn redrive_all(
     State(state): State<Shared>,
     wish: Result<Query<Wish>, QueryRejection>,

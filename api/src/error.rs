@@ -12,6 +12,7 @@ use models::ImageError;
 use queue::client::RedriveError;
 use queue::{JobId, QueueError, SubmitError, TopicError, TopicName};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::index::IndexError;
 use crate::keys::Scope;
@@ -331,14 +332,23 @@ fn kind_of_queue(error: &QueueError) -> (StatusCode, &'static str) {
     }
 }
 
-/// RFC 9457.
-#[derive(Serialize)]
-struct Problem {
+/// Why a request was refused, as RFC 9457 has it.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Problem {
+    /// `urn:sightline:problem:` and the code.
     #[serde(rename = "type")]
+    #[schema(example = "urn:sightline:problem:job_unknown")]
     kind: String,
+    /// The status in words.
+    #[schema(example = "Not Found")]
     title: &'static str,
+    /// The status.
+    #[schema(example = 404)]
     status: u16,
+    /// Stable, for programs.
+    #[schema(example = "job_unknown")]
     code: &'static str,
+    /// For people: what is wrong, and what to do.
     detail: String,
 }
 

@@ -6,16 +6,17 @@ use axum::Json;
 use axum::extract::State;
 use queue::QueueError;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::state::Shared;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Live {
     status: &'static str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Ready {
     status: &'static str,
     /// Workers that have each model loaded. None is no reason not to take jobs.
@@ -23,11 +24,22 @@ pub(crate) struct Ready {
 }
 
 /// The process runs.
+#[utoipa::path(
+    get, path = "/healthz", tag = "operations", operation_id = "isLive", security(()),
+    responses((status = 200, description = "It runs.", body = Live)),
+)]
 pub(crate) async fn live() -> Json<Live> {
     Json(Live { status: "live" })
 }
 
 /// Jobs can be taken.
+#[utoipa::path(
+    get, path = "/readyz", tag = "operations", operation_id = "isReady", security(()),
+    responses(
+        (status = 200, description = "Jobs can be taken.", body = Ready),
+        (status = 503, description = "`queue_unavailable`: not now."),
+    ),
+)]
 pub(crate) async fn ready(State(state): State<Shared>) -> Result<Json<Ready>, ApiError> {
     if !state.queue.is_reachable().await {
         return Err(QueueError::Unavailable { action: "answer", problem: "not ready".into() }.into());

@@ -23,10 +23,12 @@ mod roster;
 mod watch;
 mod health;
 mod metrics;
+mod openapi;
 mod state;
 mod error;
 
 pub use config::Config;
 pub use index::{Index, IndexError};
 pub use jobs::image_facts;
+pub use openapi::text as description;
 pub use serve::{ListenError, check_listen, serve};

@@ -76,6 +76,10 @@ pub(crate) fn request(route: &str, method: &Method, status: StatusCode, took: Du
 }
 
 /// Renders everything.
+#[utoipa::path(
+    get, path = "/metrics", tag = "operations", operation_id = "getMetrics",
+    responses((status = 200, description = "Prometheus text.", body = String, content_type = "text/plain")),
+)]
 pub(crate) async fn show(State(state): State<Shared>) -> Response {
     let mut text = state.metrics.0.render();
     render_queue(&state, &mut text).await;

@@ -10,6 +10,7 @@ use queue::members::{ANNOUNCE_INTERVAL, Announcement, Role, Table, Totals};
 use queue::{Queue, QueueError};
 use serde::Serialize;
 use tokio::time::MissedTickBehavior;
+use utoipa::ToSchema;
 
 use crate::state::Shared;
 
@@ -17,12 +18,16 @@ use crate::state::Shared;
 #[derive(Clone, Default)]
 pub(crate) struct Roster(Arc<Mutex<Table>>);
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Members {
     members: Vec<Announcement>,
 }
 
 /// Lists all members.
+#[utoipa::path(
+    get, path = "/v1/members", tag = "operations", operation_id = "listMembers",
+    responses((status = 200, description = "The processes that were heard lately.", body = Members)),
+)]
 pub(crate) async fn list(State(state): State<Shared>) -> Json<Members> {
     Json(Members { members: state.roster.members() })
 }

@@ -1,45 +1,54 @@
-//! All routes, in the order in which a job meets them.
+//! All routes, in the order in which a job meets them. Method and path stand at each handler, and in
+//! the API's description.
 
 use axum::Router;
 use axum::extract::Request;
-use axum::routing::{delete, get, post};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::error::ApiError;
 use crate::state::Shared;
-use crate::{batches, catalog, dead, health, jobs, keys, metrics, middleware, roster, topics, webhooks};
+use crate::{batches, catalog, dead, health, jobs, keys, metrics, middleware, openapi, roster, topics, webhooks};
 
 /// The routes with everything around them.
 pub(crate) fn router(state: Shared) -> Router {
-    let routes = Router::new()
-        .route("/v1/jobs", post(jobs::submit).get(jobs::list))
-        .route("/v1/jobs/{id}", get(jobs::status).delete(jobs::cancel))
-        .route("/v1/jobs/{id}/events", get(jobs::events))
-        .route("/v1/jobs/{id}/image", get(jobs::image))
-        .route("/v1/jobs/{id}/deliveries", get(webhooks::deliveries))
-        .route("/v1/jobs/{id}/retry", post(jobs::retry))
-        .route("/v1/batches", post(batches::create).get(batches::list))
-        .route("/v1/batches/{id}", get(batches::show).put(batches::put).delete(batches::cancel))
-        .route("/v1/batches/{id}/results", get(batches::results))
-        .route("/v1/batches/{id}/verify", get(batches::verify))
-        .route("/v1/models", get(catalog::list))
-        .route("/v1/models/{name}", get(catalog::show))
-        .route("/v1/members", get(roster::list))
-        .route("/v1/topics", get(topics::list).post(topics::create))
-        .route("/v1/topics/{name}", get(topics::describe).patch(topics::alter).delete(topics::delete))
-        .route("/v1/topics/{name}/purge", post(topics::purge))
-        .route("/v1/topics/{name}/pause", post(topics::pause))
-        .route("/v1/topics/{name}/resume", post(topics::resume))
-        .route("/v1/dead", get(dead::list))
-        .route("/v1/dead/redrive", post(dead::redrive_all))
-        .route("/v1/dead/{id}", get(dead::show))
-        .route("/v1/dead/{id}/image", get(dead::image))
-        .route("/v1/dead/{id}/redrive", post(dead::redrive))
-        .route("/v1/keys", get(keys::list).post(keys::create))
-        .route("/v1/keys/{id}", delete(keys::revoke))
-        .route("/healthz", get(health::live))
-        .route("/readyz", get(health::ready))
-        .route("/metrics", get(metrics::show))
+    let routes = Router::from(routes())
+        .merge(openapi::page())
         .fallback(|request: Request| async move { ApiError::RouteUnknown(request.uri().path().to_owned()) })
         .method_not_allowed_fallback(|request: Request| async move { ApiError::Method(request.method().to_string()) });
     middleware::around(routes.with_state(state.clone()), state)
+}
+
+/// The routes and their description.
+pub(crate) fn routes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::with_openapi(openapi::head())
+        .routes(routes!(jobs::submit::submit, jobs::list::list))
+        .routes(routes!(jobs::status::status, jobs::manage::cancel))
+        .routes(routes!(jobs::events::events))
+        .routes(routes!(jobs::manage::image))
+        .routes(routes!(webhooks::send::deliveries))
+        .routes(routes!(jobs::manage::retry))
+        .routes(routes!(batches::receive::create, batches::manage::list))
+        .routes(routes!(batches::manage::show, batches::receive::put, batches::manage::cancel))
+        .routes(routes!(batches::results::results))
+        .routes(routes!(batches::manage::verify))
+        .routes(routes!(catalog::list))
+        .routes(routes!(catalog::show))
+        .routes(routes!(roster::list))
+        .routes(routes!(topics::list, topics::create))
+        .routes(routes!(topics::describe, topics::alter, topics::delete))
+        .routes(routes!(topics::purge))
+        .routes(routes!(topics::pause))
+        .routes(routes!(topics::resume))
+        .routes(routes!(dead::list))
+        .routes(routes!(dead::redrive_all))
+        .routes(routes!(dead::show))
+        .routes(routes!(dead::image))
+        .routes(routes!(dead::redrive))
+        .routes(routes!(keys::manage::list, keys::manage::create))
+        .routes(routes!(keys::manage::revoke))
+        .routes(routes!(health::live))
+        .routes(routes!(health::ready))
+        .routes(routes!(metrics::show))
+        .routes(routes!(openapi::show))
 }

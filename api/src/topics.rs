@@ -13,37 +13,79 @@ use queue::topic::{Change, Retention};
 use queue::watchdog::Stall;
 use queue::{TopicError, TopicName};
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::Schema;
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::ApiError;
 use crate::state::{Shared, State as Inner};
 
 /// What may be said of a new topic, or be changed of one.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewTopic)]
 pub(crate) struct Wish {
+    #[schema(required = true, nullable = false)]
     name: Option<TopicName>,
+    /// The model that it runs; without one it is a plain log, if no model has its name.
+    #[schema(example = "efficientnet-lite0")]
     model: Option<String>,
+    #[schema(minimum = 1, maximum = 1024, example = 8)]
     partitions: Option<u16>,
+    /// Copies of its streams: 1, 3 or 5. More than one needs a cluster.
+    #[schema(minimum = 1, maximum = 5)]
     replicas: Option<usize>,
+    /// `work`: an input is kept until its job has ended. `log:7d`: so long.
+    #[schema(pattern = "^(work|log:[1-9][0-9]{0,3}[hd])$", example = "work")]
     retention: Option<String>,
+    /// Bytes that its inputs may take.
+    #[schema(minimum = 1_048_576)]
     max_bytes: Option<u64>,
+    /// How long a delivery belongs to its worker without a sign of life.
+    #[schema(format = "timespan", example = "30s")]
     lease: Option<String>,
+    /// Attempts before a job is given up.
+    #[schema(minimum = 1)]
     attempts: Option<u32>,
+    /// How long one attempt may run when the job does not say.
+    #[schema(format = "timespan", example = "1m")]
     run_timeout: Option<String>,
+    /// How long results are kept when the job does not say.
+    #[schema(format = "timespan", example = "7d")]
     result_ttl: Option<String>,
+    /// The pause after the first failed attempt; it doubles from then on.
+    #[schema(format = "timespan", example = "1s")]
     retry_first: Option<String>,
+    /// The longest pause.
+    #[schema(format = "timespan", example = "5m")]
     retry_max: Option<String>,
+    #[schema(minimum = 0, maximum = 100)]
     retry_jitter_percent: Option<u8>,
+    /// Whether jobs of one `partition_key` end in the order in which they came.
     ordered: Option<bool>,
 }
 
-#[derive(Debug, Serialize)]
+/// What may be changed of a topic, as the API's description has it: all but what it is made with.
+pub(crate) struct Alteration;
+
+impl PartialSchema for Alteration {
+    fn schema() -> RefOr<Schema> {
+        let RefOr::T(Schema::Object(mut wish)) = Wish::schema() else { return Wish::schema() };
+        wish.properties.retain(|name, _| !["name", "model", "ordered"].contains(&name.as_str()));
+        wish.required.clear();
+        wish.into()
+    }
+}
+
+impl ToSchema for Alteration {}
+
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Topics {
     topics: Vec<Topic>,
 }
 
 /// A topic as clients see it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Topic {
     #[serde(flatten)]
     description: Description,
@@ -52,6 +94,10 @@ pub(crate) struct Topic {
 }
 
 /// Lists all topics.
+#[utoipa::path(
+    get, path = "/v1/topics", tag = "topics", operation_id = "listTopics",
+    responses((status = 200, description = "All topics with their partitions.", body = Topics)),
+)]
 pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<Topics>, ApiError> {
     let topics = state.queue.topics().await?;
     let described = futures::future::join_all(topics.iter().map(|topic| show(&state, topic.name()))).await;
@@ -68,11 +114,31 @@ pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<Topics>, Ap
 }
 
 /// Describes one topic.
+#[utoipa::path(
+    get, path = "/v1/topics/{name}", tag = "topics", operation_id = "getTopic",
+    params(("name" = TopicName, Path, description = "The topic."),),
+    responses(
+        (status = 200, description = "Its settings and partitions.", body = Topic),
+        (status = 400, description = "`topic_invalid`: no topic can have this name."),
+        (status = 404, description = "`topic_unknown`."),
+    ),
+)]
 pub(crate) async fn describe(State(state): State<Shared>, name: Named) -> Result<Json<Topic>, ApiError> {
     Ok(Json(show(&state, &named(name)?).await?))
 }
 
 /// Makes a topic.
+#[utoipa::path(
+    post, path = "/v1/topics", tag = "topics", operation_id = "createTopic",
+    request_body(content = Wish),
+    responses(
+        (status = 201, description = "It is there.", body = Topic,
+            headers(("Location" = String, description = "Where the topic is looked at."))),
+        (status = 400, description = "`json_invalid`, `topic_invalid`."),
+        (status = 404, description = "`model_unknown`."),
+        (status = 409, description = "`topic_exists`, `topic_refused`."),
+    ),
+)]
 pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<Response, ApiError> {
     let wish: Wish = parse(&body)?;
     let name = wish.name.clone().ok_or_else(|| ApiError::Json("`name` is missing".into()))?;
@@ -94,6 +160,17 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
 }
 
 /// Changes a topic.
+#[utoipa::path(
+    patch, path = "/v1/topics/{name}", tag = "topics", operation_id = "alterTopic",
+    params(("name" = TopicName, Path, description = "The topic."),),
+    request_body(content = Alteration),
+    responses(
+        (status = 200, description = "It is changed; what waits in it stays.", body = Topic),
+        (status = 400, description = "`json_invalid`, `topic_invalid`."),
+        (status = 404, description = "`topic_unknown`."),
+        (status = 409, description = "`topic_refused`: partitions only grow, and more replicas need a cluster."),
+    ),
+)]
 pub(crate) async fn alter(State(state): State<Shared>, name: Named, body: Bytes) -> Result<Json<Topic>, ApiError> {
     let name = named(name)?;
     let wish: Wish = parse(&body)?;
@@ -106,22 +183,58 @@ pub(crate) async fn alter(State(state): State<Shared>, name: Named, body: Bytes)
 }
 
 /// Removes a topic with everything in it.
+#[utoipa::path(
+    delete, path = "/v1/topics/{name}", tag = "topics", operation_id = "deleteTopic",
+    params(("name" = TopicName, Path, description = "The topic."),),
+    responses(
+        (status = 204, description = "It is gone."),
+        (status = 400, description = "`topic_invalid`: no topic can have this name."),
+        (status = 404, description = "`topic_unknown`."),
+    ),
+)]
 pub(crate) async fn delete(State(state): State<Shared>, name: Named) -> Result<StatusCode, ApiError> {
     state.queue.delete_topic(&named(name)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Calls off what waits.
+#[utoipa::path(
+    post, path = "/v1/topics/{name}/purge", tag = "topics", operation_id = "purgeTopic",
+    params(("name" = TopicName, Path, description = "The topic."),),
+    responses(
+        (status = 200, description = "How many were called off.", body = Purged),
+        (status = 400, description = "`topic_invalid`: no topic can have this name."),
+        (status = 404, description = "`topic_unknown`."),
+    ),
+)]
 pub(crate) async fn purge(State(state): State<Shared>, name: Named) -> Result<Json<Purged>, ApiError> {
     Ok(Json(state.queue.purge_topic(&named(name)?).await?))
 }
 
 /// Keeps workers from taking jobs.
+#[utoipa::path(
+    post, path = "/v1/topics/{name}/pause", tag = "topics", operation_id = "pauseTopic",
+    params(("name" = TopicName, Path, description = "The topic."),),
+    responses(
+        (status = 200, description = "The topic.", body = Topic),
+        (status = 400, description = "`topic_invalid`: no topic can have this name."),
+        (status = 404, description = "`topic_unknown`."),
+    ),
+)]
 pub(crate) async fn pause(State(state): State<Shared>, name: Named) -> Result<Json<Topic>, ApiError> {
     set_paused(&state, name, true).await
 }
 
 /// Lets workers go on.
+#[utoipa::path(
+    post, path = "/v1/topics/{name}/resume", tag = "topics", operation_id = "resumeTopic",
+    params(("name" = TopicName, Path, description = "The topic."),),
+    responses(
+        (status = 200, description = "The topic.", body = Topic),
+        (status = 400, description = "`topic_invalid`: no topic can have this name."),
+        (status = 404, description = "`topic_unknown`."),
+    ),
+)]
 pub(crate) async fn resume(State(state): State<Shared>, name: Named) -> Result<Json<Topic>, ApiError> {
     set_paused(&state, name, false).await
 }

@@ -1,9 +1,10 @@
 //! What a job answers, in the words of the HTTP interface.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A model's answer to one image.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "lowercase")]
 pub enum Output {
     /// Classes of the whole image, best first.
@@ -24,7 +25,7 @@ pub enum Output {
 }
 
 /// One class of a classification.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Prediction {
     /// The class in words.
     pub label: String,
@@ -35,7 +36,7 @@ pub struct Prediction {
 }
 
 /// One object of a detection.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Detected {
     /// The class in words.
     pub label: String,
@@ -49,7 +50,8 @@ pub struct Detected {
 }
 
 /// A rectangle in pixels of the upright image, inside it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = BoundingBox)]
 pub struct Bounds {
     /// Left edge.
     pub x: f32,

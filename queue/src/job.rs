@@ -5,6 +5,9 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 /// A text that is no valid name or id.
@@ -59,7 +62,7 @@ pub struct PartitionId {
 
 /// How urgent a job is. Each priority has partitions of its own, which workers serve in the shares
 /// of [`Priority::share`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
     /// Before the others, but not instead of them.
@@ -132,7 +135,7 @@ impl PartitionId {
 }
 
 /// A position in a stream, from 1; 0 stands before the first message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct Sequence(pub u64);
 
@@ -264,6 +267,24 @@ macro_rules! serde_as_text {
     )*};
 }
 serde_as_text!(JobId PartitionId TopicName);
+
+macro_rules! text_schema {
+    ($($name:ident, $pattern:literal, $example:literal, $what:literal;)*) => {$(
+        impl PartialSchema for $name {
+            fn schema() -> RefOr<Schema> {
+                let text = ObjectBuilder::new().schema_type(Type::String).pattern(Some($pattern));
+                text.examples([$example]).description(Some($what)).into()
+            }
+        }
+        impl ToSchema for $name {}
+    )*};
+}
+text_schema! {
+    JobId, "^[a-z0-9][a-z0-9-]{0,62}\\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        "efficientnet-lite0.0199d2a4-6f3e-7c41-9a52-1b6f0c8d7e21", "A job's id: its topic and a uuid.";
+    PartitionId, "^(0|[1-9][0-9]{0,4})[hl]?$", "3h", "A partition: a number, and `h` or `l` for high or low priority.";
+    TopicName, "^[a-z0-9][a-z0-9-]{0,62}$", "efficientnet-lite0", "A topic's name.";
+}
 
 impl fmt::Display for Priority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

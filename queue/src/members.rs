@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::{JobId, Queue, QueueError, Timestamp};
@@ -27,7 +28,7 @@ const GONE_MEMORY: Duration = Duration::from_secs(30);
 const SILENT_MAX: usize = 1_000;
 
 /// What a process does for the system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Serves HTTP.
@@ -42,7 +43,7 @@ pub enum Role {
 pub const GONE: &str = "gone";
 
 /// How far a worker is with a job in its hands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// It waits for the one before it to leave the model.
@@ -54,7 +55,7 @@ pub enum Stage {
 }
 
 /// A job in a worker's hands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Work {
     /// Which.
     pub job: JobId,
@@ -63,7 +64,7 @@ pub struct Work {
 }
 
 /// How many workers a supervisor has, and may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Scale {
     /// At least so many.
     pub min: usize,
@@ -74,7 +75,7 @@ pub struct Scale {
 }
 
 /// What a process says of itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Announcement {
     /// Unique for the life of one process.
     pub id: String,
@@ -129,7 +130,7 @@ impl Announcement {
 }
 
 /// Counters of a worker since its start, by model.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Totals {
     /// Finished attempts: model, outcome (`succeeded`, `failed`, `retried`, `superseded`, `unwritten`), count.
     pub outcomes: BTreeMap<String, BTreeMap<String, u64>>,
@@ -138,7 +139,7 @@ pub struct Totals {
 }
 
 /// How often a stage ran, and how long in all.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StageTotal {
     /// Times.
     pub count: u64,

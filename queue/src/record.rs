@@ -18,12 +18,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{JobId, PartitionId, Priority, Sequence, Timestamp};
 
 /// What was asked for. Set when the job is accepted, never changed; travels in the message too, so
 /// that a worker can begin a record that the API had no time to write.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JobSpec {
     /// The job.
     pub id: JobId,
@@ -52,7 +53,7 @@ pub struct JobSpec {
 }
 
 /// Whose a job is and what it is part of.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Origin {
     /// The key that it was sent with; none while there are no keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,7 +67,7 @@ pub struct Origin {
 }
 
 /// Facts about the input, taken from its bytes when it was received.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageFacts {
     /// Width of the upright image, pixels.
     pub width: u32,
@@ -81,7 +82,7 @@ pub struct ImageFacts {
 }
 
 /// What a client may ask for; absent means the topic's or the model's default.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JobOptions {
     /// At most so many predictions or detections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -110,7 +111,7 @@ pub struct JobOptions {
 }
 
 /// Whom to tell of a job, and of which of its states.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Webhook {
     /// An address to call.
     pub url: String,
@@ -183,7 +184,7 @@ pub enum State {
 }
 
 /// One delivery that began to run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Attempt {
     /// Counts from 1.
     pub number: u32,
@@ -200,7 +201,7 @@ pub struct Attempt {
 }
 
 /// How an attempt ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "outcome", rename_all = "lowercase")]
 pub enum Outcome {
     /// With a result.
@@ -217,7 +218,7 @@ pub enum Outcome {
 }
 
 /// Why a job or an attempt failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct JobError {
     /// Stable, for programs: `image_corrupt`, `attempts_exhausted`, …
     pub code: String,
@@ -233,7 +234,7 @@ impl JobError {
 }
 
 /// Where the time of a successful job went, milliseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Timings {
     /// From acceptance to the start of the attempt that succeeded.
     pub queue_ms: f64,

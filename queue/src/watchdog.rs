@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::client::{Description, Partition};
 use crate::members::{Announcement, Role};
@@ -18,7 +19,7 @@ const UNTOUCHED_MAX: Duration = Duration::from_secs(5);
 const SETTLE_MAX: Duration = Duration::from_secs(15);
 
 /// A partition with work of which nothing is worked off.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Stall {
     /// The topic.
     pub topic: TopicName,
@@ -36,8 +37,9 @@ pub struct Stall {
 }
 
 /// Why nothing is worked off.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(tag = "reason", rename_all = "snake_case")]
+#[schema(as = StallReason)]
 pub enum Reason {
     /// The topic is paused.
     Paused,

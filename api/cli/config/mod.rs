@@ -81,6 +81,8 @@ pub(crate) enum Command {
     Keys(KeysArgs),
     /// Print completions for a shell
     Completions(CompletionsArgs),
+    /// Print the API's description, OpenAPI 3.1
+    Openapi,
     /// See whether every job of a topic is accounted for
     Audit(AuditArgs),
     /// The job index, from which lists and batches are answered

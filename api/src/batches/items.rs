@@ -18,8 +18,12 @@ use queue::JobError;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::ApiError;
+use crate::openapi::Binary;
 
 /// How long a body may pause.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -198,12 +202,27 @@ async fn form(chunks: Chunks, boundary: String, limit: usize, send: &Sender) -> 
     Ok(())
 }
 
+/// A form of files, as the API's description has it: the name of each is its custom id.
+pub(super) struct Files;
+
+impl PartialSchema for Files {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().additional_properties(Some(Binary::schema())).into()
+    }
+}
+
+impl ToSchema for Files {}
+
 /// A line of JSON lines.
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Line {
+#[schema(as = BatchLine)]
+pub(super) struct Line {
+    /// Your name for it within the batch.
+    #[schema(min_length = 1, max_length = 512, example = "cam7/0001.jpg")]
     custom_id: String,
     /// In base64.
+    #[schema(content_encoding = "base64")]
     image: String,
     #[serde(default)]
     metadata: BTreeMap<String, String>,

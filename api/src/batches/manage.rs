@@ -8,6 +8,7 @@ use futures::{StreamExt, TryStreamExt};
 use queue::client::{Batch, Canceled, Replaced};
 use queue::{JobId, Timestamp};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{named, wire};
 use crate::dead::Named;
@@ -24,12 +25,16 @@ const PAGE: usize = 1_000;
 /// Jobs that are named.
 const NAMED_MAX: usize = 1_000;
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Batches {
     batches: Vec<wire::Document>,
 }
 
 /// Lists the newest batches.
+#[utoipa::path(
+    get, path = "/v1/batches", tag = "batches", operation_id = "listBatches",
+    responses((status = 200, description = "The newest hundred.", body = Batches)),
+)]
 pub(crate) async fn list(
     State(state): State<Shared>,
     Extension(caller): Extension<Caller>,
@@ -46,6 +51,15 @@ pub(crate) async fn list(
 }
 
 /// Shows one.
+#[utoipa::path(
+    get, path = "/v1/batches/{id}", tag = "batches", operation_id = "getBatch",
+    params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),),
+    responses(
+        (status = 200, description = "How it stands.", body = wire::Document),
+        (status = 400, description = "`batch_id_invalid`."),
+        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+    ),
+)]
 pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<wire::Document>, ApiError> {
     Ok(Json(wire::document(&state, &find(&state, id).await?).await?))
 }
@@ -58,6 +72,15 @@ pub(super) async fn find(state: &Inner, id: Named) -> Result<Batch, ApiError> {
 }
 
 /// Calls off what has not ended. Twice goes on where the first was interrupted.
+#[utoipa::path(
+    delete, path = "/v1/batches/{id}", tag = "batches", operation_id = "cancelBatch",
+    params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),),
+    responses(
+        (status = 202, description = "Its jobs are being called off.", body = wire::Document),
+        (status = 400, description = "`batch_id_invalid`."),
+        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+    ),
+)]
 pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
     let id = named(id)?;
     let batch = loop {
@@ -101,7 +124,7 @@ async fn open_jobs(state: &Inner, id: &str) -> Result<Vec<JobId>, ApiError> {
 }
 
 /// Whether each item of a batch has ended, by its record.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(crate) struct Verdict {
     /// Whether there is exactly one terminal record for each item.
     complete: bool,
@@ -117,6 +140,15 @@ pub(crate) struct Verdict {
 }
 
 /// Proves it, record by record.
+#[utoipa::path(
+    get, path = "/v1/batches/{id}/verify", tag = "batches", operation_id = "verifyBatch",
+    params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),),
+    responses(
+        (status = 200, description = "Whether each item has exactly one terminal record, and which have not.", body = Verdict),
+        (status = 400, description = "`batch_id_invalid`."),
+        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+    ),
+)]
 pub(crate) async fn verify(State(state): State<Shared>, id: Named) -> Result<Json<Verdict>, ApiError> {
     let batch = find(&state, id).await?;
     state.index.catch_up(&state.queue).await?;

@@ -1,14 +1,10 @@
 //! Batches: many images that are sent, watched, read and called off together.
 
 mod items;
-mod manage;
-mod receive;
-mod results;
+pub(crate) mod manage;
+pub(crate) mod receive;
+pub(crate) mod results;
 mod wire;
-
-pub(crate) use manage::{cancel, list, show, verify};
-pub(crate) use receive::{create, put};
-pub(crate) use results::results;
 
 use axum::extract::Path;
 

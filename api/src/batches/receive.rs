@@ -19,7 +19,7 @@ use queue::client::{Batch, Replaced};
 use queue::{ImageFacts, JobError, JobId, SubmitError, Timestamp, Topic};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::items::{self, Item};
+use super::items::{self, Files, Item, Line};
 use super::wire;
 use crate::dead::Named;
 use crate::digest::sha256;
@@ -27,6 +27,7 @@ use crate::error::ApiError;
 use crate::jobs::{Options, find_model, find_topic, name_model, spec};
 use crate::keys::Caller;
 use crate::metrics;
+use crate::openapi::Binary;
 use crate::state::{Shared, State as Inner};
 
 /// Items that are queued at a time.
@@ -41,6 +42,28 @@ const CANCEL_LOOK: usize = 200;
 const ITEMS_MAX: usize = 1_000_000;
 
 /// Takes a batch under an id that we give it.
+#[utoipa::path(
+    post, path = "/v1/batches", tag = "batches", operation_id = "createBatch",
+    params(Options),
+    request_body(
+        content(
+            (Binary = "application/x-tar"), (Binary = "application/zip"), (Line = "application/x-ndjson"),
+            (Files = "multipart/form-data"),
+        ),
+        description = "The images, streamed: nothing is held but the one at hand. Names of files are custom ids. \
+            Lines of JSON are `{\"custom_id\": …, \"image\": <base64>, \"metadata\": {…}}`.",
+    ),
+    responses(
+        (status = 202, description = "All of it is durable. What is no image is a failed job of its own.", body = wire::Document,
+            headers(("Location" = String, description = "Where the batch is looked at."))),
+        (status = 400, description = "`archive_invalid`, `custom_id_invalid`, `json_invalid`, `option_invalid`, `form_invalid`, `body_broken`, `batch_id_invalid`, `model_missing`, `topic_plain`. What came before the fault is queued: send it again with `PUT`."),
+        (status = 404, description = "`model_unknown`, `version_unknown`, `topic_unknown`; `batch_unknown`: another owner has this id."),
+        (status = 409, description = "`batch_canceled`, `batch_model`, `custom_id_twice`, `topic_model`."),
+        (status = 413, description = "`batch_too_large`, `body_too_large`."),
+        (status = 415, description = "`batch_kind`."),
+        (status = 422, description = "`custom_id_changed`: it came before with another image."),
+    ),
+)]
 pub(crate) async fn create(
     State(state): State<Shared>,
     Extension(caller): Extension<Caller>,
@@ -53,6 +76,31 @@ pub(crate) async fn create(
 }
 
 /// Takes a batch under the client's own id, as often as it is sent.
+#[utoipa::path(
+    put, path = "/v1/batches/{id}", tag = "batches", operation_id = "putBatch",
+    params(
+        ("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),
+        Options,
+    ),
+    request_body(
+        content(
+            (Binary = "application/x-tar"), (Binary = "application/zip"), (Line = "application/x-ndjson"),
+            (Files = "multipart/form-data"),
+        ),
+        description = "The images, streamed: nothing is held but the one at hand. Names of files are custom ids. \
+            Lines of JSON are `{\"custom_id\": …, \"image\": <base64>, \"metadata\": {…}}`.",
+    ),
+    responses(
+        (status = 202, description = "All of it is durable. What is no image is a failed job of its own.", body = wire::Document,
+            headers(("Location" = String, description = "Where the batch is looked at."))),
+        (status = 400, description = "`archive_invalid`, `custom_id_invalid`, `json_invalid`, `option_invalid`, `form_invalid`, `body_broken`, `batch_id_invalid`, `model_missing`, `topic_plain`. What came before the fault is queued: send it again with `PUT`."),
+        (status = 404, description = "`model_unknown`, `version_unknown`, `topic_unknown`; `batch_unknown`: another owner has this id."),
+        (status = 409, description = "`batch_canceled`, `batch_model`, `custom_id_twice`, `topic_model`."),
+        (status = 413, description = "`batch_too_large`, `body_too_large`."),
+        (status = 415, description = "`batch_kind`."),
+        (status = 422, description = "`custom_id_changed`: it came before with another image."),
+    ),
+)]
 pub(crate) async fn put(
     State(state): State<Shared>,
     Extension(caller): Extension<Caller>,

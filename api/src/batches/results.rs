@@ -6,25 +6,65 @@ use crate::error::ApiError;
 use crate::jobs;
 use crate::state::Shared;
 use axum::body::Body;
-use axum::extract::{RawQuery, State};
+use axum::extract;
+use axum::extract::RawQuery;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use queue::{Record, State as JobState};
+use queue::{Record, State};
+use utoipa::ToSchema;
 
 /// Records that are read at a time.
 const PAGE: usize = 500;
 const HEAD: &str = "custom_id,id,state,label,score,error_code,error_message\n";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(as = ResultsFormat)]
 enum Format {
+    #[schema(rename = "ndjson")]
     Lines,
+    #[schema(rename = "csv")]
     Csv,
 }
 
+/// How an item ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ToSchema)]
+#[schema(as = EndedState, rename_all = "lowercase")]
+enum Ended {
+    Succeeded,
+    Failed,
+    Canceled,
+}
+
+impl Ended {
+    fn of(state: &State) -> Option<Self> {
+        match state {
+            State::Queued { .. } | State::Running {} => None,
+            State::Succeeded { .. } => Some(Self::Succeeded),
+            State::Failed { .. } => Some(Self::Failed),
+            State::Canceled { .. } => Some(Self::Canceled),
+        }
+    }
+}
+
 /// Streams the results.
+#[utoipa::path(
+    get, path = "/v1/batches/{id}/results", tag = "batches", operation_id = "getBatchResults",
+    params(
+        ("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),
+        ("format" = Option<Format>, Query, description = "JSON lines when nothing is said."),
+        ("state" = Option<Ended>, Query, description = "Only items that ended so: `failed` is the list of errors."),
+    ),
+    responses(
+        (status = 200, description = "What has ended so far, in the order of the custom ids.", content(
+            (jobs::Job = "application/x-ndjson"), (String = "text/csv"),
+        )),
+        (status = 400, description = "`batch_id_invalid`."),
+        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+    ),
+)]
 pub(crate) async fn results(
-    State(state): State<Shared>,
+    extract::State(state): extract::State<Shared>,
     id: Named,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
@@ -33,13 +73,13 @@ pub(crate) async fn results(
     state.index.catch_up(&state.queue).await?;
     let head = futures::stream::iter((format == Format::Csv).then(|| Ok(Bytes::from_static(HEAD.as_bytes()))));
     let pages = futures::stream::try_unfold(None::<String>, move |after| {
-        let (state, id, wanted) = (state.clone(), batch.id.clone(), wanted.clone());
+        let (state, id) = (state.clone(), batch.id.clone());
         async move {
             let page = state.index.batch_page(&id, after.as_deref(), PAGE).await?;
             let Some(last) = page.last() else { return Ok::<_, ApiError>(None) };
             let next = last.spec.origin.custom_id.clone();
             let is_wanted = |record: &&Record| {
-                record.is_terminal() && wanted.as_ref().is_none_or(|state| record.state.name() == state)
+                Ended::of(&record.state).is_some_and(|ended| wanted.is_none_or(|wanted| ended == wanted))
             };
             let text: String = page.iter().filter(is_wanted).map(|record| line(record, format)).collect();
             Ok(Some((Bytes::from(text), next)))
@@ -53,7 +93,7 @@ pub(crate) async fn results(
     Ok(([(header::CONTENT_TYPE, kind)], body).into_response())
 }
 
-fn read(query: &str) -> Result<(Format, Option<String>), ApiError> {
+fn read(query: &str) -> Result<(Format, Option<Ended>), ApiError> {
     let refuse =
         |name: &str, problem: &str| ApiError::Option { name: name.chars().take(80).collect(), problem: problem.into() };
     let pairs: Vec<(String, String)> =
@@ -64,7 +104,9 @@ fn read(query: &str) -> Result<(Format, Option<String>), ApiError> {
             ("format", "ndjson") => format = Format::Lines,
             ("format", "csv") => format = Format::Csv,
             ("format", _) => return Err(refuse("format", "it must be ndjson or csv")),
-            ("state", "succeeded" | "failed" | "canceled") => state = Some(value),
+            ("state", "succeeded") => state = Some(Ended::Succeeded),
+            ("state", "failed") => state = Some(Ended::Failed),
+            ("state", "canceled") => state = Some(Ended::Canceled),
             ("state", _) => return Err(refuse("state", "it must be succeeded, failed or canceled")),
             _ => return Err(refuse(&name, "there is no such option; there are format and state")),
         }
@@ -82,13 +124,13 @@ fn line(record: &Record, format: Format) -> String {
         Format::Csv => {
             let (mut label, mut score, mut code, mut message) = Default::default();
             match &record.state {
-                JobState::Succeeded { result, .. } => {
+                State::Succeeded { result, .. } => {
                     let best = &result[if result["type"] == "detection" { "detections" } else { "predictions" }][0];
                     label = best["label"].as_str().unwrap_or_default().to_owned();
                     score = best["score"].as_f64().map(|score| score.to_string()).unwrap_or_default();
                 }
-                JobState::Failed { error, .. } => (code, message) = (error.code.clone(), error.message.clone()),
-                JobState::Queued { .. } | JobState::Running {} | JobState::Canceled { .. } => {}
+                State::Failed { error, .. } => (code, message) = (error.code.clone(), error.message.clone()),
+                State::Queued { .. } | State::Running {} | State::Canceled { .. } => {}
             }
             let (id, state) = (record.spec.id.to_string(), record.state.name().to_owned());
             let cells: [String; 7] = [custom_id.to_owned(), id, state, label, score, code, message];

@@ -3,13 +3,15 @@
 use queue::client::Batch;
 use queue::{Timestamp, TopicName};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::index::Counts;
 use crate::state::State as Inner;
 
 /// The batch document.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Batch)]
 pub(crate) struct Document {
     id: String,
     model: String,
@@ -25,7 +27,9 @@ pub(crate) struct Document {
     urls: Urls,
 }
 
-#[derive(Debug, Serialize)]
+/// Items by state.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = BatchCounts)]
 struct Counted {
     /// Known once all has come.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -37,7 +41,8 @@ struct Counted {
     canceled: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = BatchUrls)]
 struct Urls {
     #[serde(rename = "self")]
     this: String,

@@ -11,6 +11,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::{Stream, StreamExt};
+use queue::JobId;
 use queue::client::{Revision, Stored};
 
 use super::wire;
@@ -22,6 +23,18 @@ use crate::state::Shared;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Streams a job's states.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/events", tag = "jobs", operation_id = "streamJob",
+    params(
+        ("id" = JobId, Path, description = "The job."),
+        ("Last-Event-ID" = Option<u64>, Header, description = "Only what is newer than this event."),
+    ),
+    responses(
+        (status = 200, content_type = "text/event-stream", body = String,
+            description = "Server-sent events, named as the states, each with the job as data, until it has ended."),
+        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+    ),
+)]
 pub(crate) async fn events(
     State(state): State<Shared>,
     id: Named,

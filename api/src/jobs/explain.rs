@@ -9,11 +9,13 @@ use queue::record::Outcome;
 use queue::watchdog::Stall;
 use queue::{Record, Sequence, State, Timestamp};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::state::State as Inner;
 
 /// One thing that happened, or that is the case.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = LifeEvent)]
 pub(crate) struct Event {
     /// When it began.
     at: Timestamp,

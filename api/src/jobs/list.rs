@@ -4,8 +4,10 @@ use axum::extract::{RawQuery, State};
 use axum::{Extension, Json};
 use queue::Record;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::wire;
+use super::wire::JobState;
 use crate::error::ApiError;
 use crate::index::Filter;
 use crate::keys::Caller;
@@ -16,7 +18,7 @@ const LIMIT: usize = 50;
 const LIMIT_MAX: usize = 1_000;
 
 /// A page of jobs.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Jobs<'a> {
     jobs: Vec<wire::Job<'a>>,
     /// Where the next page begins; absent on the last one.
@@ -25,6 +27,21 @@ pub(crate) struct Jobs<'a> {
 }
 
 /// Lists jobs.
+#[utoipa::path(
+    get, path = "/v1/jobs", tag = "jobs", operation_id = "listJobs",
+    params(
+        ("state" = Option<JobState>, Query),
+        ("model" = Option<String>, Query),
+        ("topic" = Option<String>, Query),
+        ("batch" = Option<String>, Query),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Jobs of a page; 50 when nothing is said."),
+        ("cursor" = Option<String>, Query, format = "cursor", description = "The `next_cursor` of the page before."),
+    ),
+    responses(
+        (status = 200, description = "Newest first. With `metadata.<key>=<value>`, only jobs that came with it.", body = Jobs),
+        (status = 400, description = "`option_invalid`."),
+    ),
+)]
 pub(crate) async fn list(
     State(state): State<Shared>,
     Extension(caller): Extension<Caller>,

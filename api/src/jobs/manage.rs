@@ -10,8 +10,10 @@ use queue::client::{Canceled, RedriveError, Redriven};
 use queue::{JobId, State as JobState};
 
 use super::wire;
+use super::wire::Job;
 use crate::dead::{Named, named};
 use crate::error::ApiError;
+use crate::openapi::Binary;
 use crate::state::Shared;
 
 /// How often, and how far apart, to look for the input of a job that has failed just now: its worker
@@ -20,6 +22,15 @@ const LETTER_LOOKS: u32 = 10;
 const LETTER_PAUSE: Duration = Duration::from_millis(100);
 
 /// Calls a job off. Twice is as good as once; a job that has ended otherwise stays as it is.
+#[utoipa::path(
+    delete, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "cancelJob",
+    params(("id" = JobId, Path, description = "The job.")),
+    responses(
+        (status = 200, description = "It is called off, and will never succeed.", body = Job),
+        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+        (status = 409, description = "`job_ended`: it has succeeded or failed already."),
+    ),
+)]
 pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
     let id = named(id)?;
     match state.queue.cancel(&id).await? {
@@ -33,6 +44,16 @@ pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Res
 }
 
 /// Runs a job again that has failed, under its id.
+#[utoipa::path(
+    post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retryJob",
+    params(("id" = JobId, Path, description = "The job.")),
+    responses(
+        (status = 202, description = "It is queued again, with its attempts so far.", body = Job,
+            headers(("Location" = String, description = "Where the job is looked at."))),
+        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+        (status = 409, description = "`job_not_failed`; `input_gone`: upload it again."),
+    ),
+)]
 pub(crate) async fn retry(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
     let id = named(id)?;
     let unknown = || ApiError::JobUnknown(id.to_string());
@@ -64,6 +85,18 @@ fn is_failed(state: &JobState) -> bool {
 }
 
 /// A job's input, while it is kept.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/image", tag = "jobs", operation_id = "getJobImage",
+    params(("id" = JobId, Path, description = "The job.")),
+    responses(
+        (status = 200, description = "The bytes as they came.", content(
+            (Binary = "image/jpeg"), (Binary = "image/png"), (Binary = "image/webp"), (Binary = "image/gif"),
+            (Binary = "image/bmp"), (Binary = "application/octet-stream"),
+        )),
+        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+        (status = 409, description = "`input_gone`."),
+    ),
+)]
 pub(crate) async fn image(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
     let id: JobId = named(id)?;
     let stored = state.queue.find(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;

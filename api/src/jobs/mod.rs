@@ -1,23 +1,19 @@
 //! Jobs: taken in, looked at, called off, run again.
 
-mod submit;
+pub(crate) mod submit;
 mod body;
 mod form;
 mod options;
-mod status;
-mod list;
-mod events;
-mod manage;
+pub(crate) mod status;
+pub(crate) mod list;
+pub(crate) mod events;
+pub(crate) mod manage;
 mod explain;
 mod position;
 mod wire;
 
 pub(crate) use body::BODY_UNIT;
-pub(crate) use events::events;
-pub(crate) use list::list;
-pub(crate) use manage::{cancel, image, retry};
 pub(crate) use options::Options;
-pub(crate) use status::status;
 pub use submit::image_facts;
-pub(crate) use submit::{find_model, find_topic, name_model, spec, submit};
+pub(crate) use submit::{find_model, find_topic, name_model, spec};
 pub(crate) use wire::Job;

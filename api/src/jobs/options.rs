@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use queue::{IdError, JobOptions, Priority, Timestamp, TopicName, Webhook};
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::{RefOr, Required};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::error::ApiError;
 use crate::webhooks;
@@ -103,6 +107,84 @@ impl Options {
         Ok(twice)
     }
 }
+
+/// What the API's description says of each option: name, schema, meaning.
+fn described() -> [(&'static str, RefOr<Schema>, &'static str); 13] {
+    let of = |kind| ObjectBuilder::new().schema_type(kind);
+    let string = || of(Type::String);
+    let short = || string().max_length(Some(TEXT_MAX));
+    let whole = |from: u32, to: u32| of(Type::Integer).minimum(Some(from)).maximum(Some(to)).into();
+    let format = |name: &str, example: &str| {
+        string().format(Some(SchemaFormat::Custom(name.to_owned()))).examples([example]).into()
+    };
+    let name = |example: &str| string().min_length(Some(1)).examples([example]).into();
+    [
+        ("model", name("efficientnet-lite0"), "The model; without it, the topic's."),
+        ("topic", TopicName::schema(), "The topic to queue in; without it, the model's own."),
+        ("version", whole(1, u32::MAX), "A version of the model; without it, the one that its manifest names."),
+        ("top_k", whole(1, 10_000), "At most so many predictions or detections."),
+        ("threshold", of(Type::Number).minimum(Some(0.0)).maximum(Some(1.0)).into(), "Only scores of at least this."),
+        (
+            "partition_key",
+            short().into(),
+            "Jobs of one key lie in one partition; in an ordered topic they end in order.",
+        ),
+        ("priority", Priority::schema(), "Whose partitions the job lies in."),
+        (
+            "timeout",
+            format("timespan", "30s"),
+            "How long one attempt may run: up to an hour, such as `30`, `500ms`, `2m`.",
+        ),
+        (
+            "start_by",
+            format("moment-or-timespan", "2h"),
+            "The first attempt begins before this moment, or within this time, or the job fails with `start_by_passed`.",
+        ),
+        ("result_ttl", format("timespan", "7d"), "How long the result is kept: a second to a year."),
+        (
+            "webhook",
+            string().format(Some(SchemaFormat::Custom("uri".into()))).into(),
+            "An `https://` or `http://` address that is told when the job has ended.",
+        ),
+        (
+            "webhook_events",
+            string()
+                .pattern(Some("^(running|succeeded|failed|canceled)(,(running|succeeded|failed|canceled))*$"))
+                .examples(["succeeded,failed"])
+                .into(),
+            "Of which states it is told, comma-separated; needs `webhook`.",
+        ),
+        (
+            "metadata",
+            format("json-object-of-strings", "{\"camera\": \"7\"}"),
+            "Your own keys and values, given back as they came; also one by one as `metadata.<key>=<value>`.",
+        ),
+    ]
+}
+
+impl IntoParams for Options {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let parameter = |(name, schema, what): (&str, RefOr<Schema>, &str)| {
+            let query = ParameterBuilder::new().name(name).parameter_in(ParameterIn::Query).required(Required::False);
+            query.schema(Some(schema)).description(Some(what)).build()
+        };
+        described().into_iter().map(parameter).collect()
+    }
+}
+
+/// A form with an image, as the API's description has it.
+pub(crate) struct Form;
+
+impl PartialSchema for Form {
+    fn schema() -> RefOr<Schema> {
+        let binary = SchemaFormat::KnownFormat(KnownFormat::Binary);
+        let image = ObjectBuilder::new().schema_type(Type::String).format(Some(binary));
+        let form = ObjectBuilder::new().property("image", image).required("image");
+        described().into_iter().fold(form, |form, (name, schema, _)| form.property(name, schema)).into()
+    }
+}
+
+impl ToSchema for Form {}
 
 fn number(name: &str, value: &str, range: std::ops::RangeInclusive<u32>) -> Result<u32, ApiError> {
     let parsed = value.parse().ok().filter(|number| range.contains(number));

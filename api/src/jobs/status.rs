@@ -11,6 +11,7 @@ use queue::client::Waited;
 use serde::Deserialize;
 
 use super::submit::{WAIT_MAX, wait_for};
+use super::wire::Job;
 use super::{explain, position, wire};
 use crate::error::ApiError;
 use crate::state::Shared;
@@ -28,6 +29,20 @@ pub(crate) struct Wish {
 }
 
 /// Shows one job.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "getJob",
+    params(
+        ("id" = JobId, Path, description = "The job."),
+        ("wait" = Option<u64>, Query, description = "Seconds to wait for the job's end, at most 60."),
+        ("explain" = Option<bool>, Query, description = "Whether to tell the job's life in sentences."),
+    ),
+    responses(
+        (status = 200, description = "How it stands.", body = Job,
+            headers(("Retry-After" = Option<u64>, description = "It has not ended: seconds after which to look again."))),
+        (status = 400, description = "`option_invalid`."),
+        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+    ),
+)]
 pub(crate) async fn status(
     State(state): State<Shared>,
     id: Result<Path<String>, PathRejection>,

@@ -17,12 +17,14 @@ use models::{ImageError, Limits, Model, ModelVersion, decode};
 use queue::client::Waited;
 use queue::{ImageFacts, JobId, JobOptions, JobSpec, Record, Timestamp, Topic, TopicError, TopicName};
 
-use super::options::Options;
+use super::options::{Form, Options};
+use super::wire::Job;
 use super::{body, form, wire};
 use crate::digest::sha256;
 use crate::error::ApiError;
 use crate::keys::Caller;
 use crate::metrics;
+use crate::openapi::Binary;
 use crate::state::{Shared, State as Inner};
 
 /// The longest time that a request may wait for its job.
@@ -35,6 +37,42 @@ const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-re
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// Takes one image in.
+#[utoipa::path(
+    post, path = "/v1/jobs", tag = "jobs", operation_id = "submitJob",
+    params(
+        Options,
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$",
+            description = "The same key and the same request are one job, as long as its result is kept."),
+        ("Prefer" = Option<String>, Header, example = "wait=10",
+            description = "`wait=N`: answer when the job has ended, at most N seconds from now; N is up to 60."),
+    ),
+    request_body(
+        content(
+            (Binary = "image/jpeg"), (Binary = "image/png"), (Binary = "image/webp"), (Binary = "image/gif"),
+            (Binary = "image/bmp"), (Binary = "application/octet-stream"), (Form = "multipart/form-data"),
+        ),
+        description = "The image; in a form, the field `image`, with options in the other fields.",
+    ),
+    responses(
+        (status = 202, description = "The job is durable and will end, whatever fails meanwhile.", body = Job,
+            headers(
+                ("Location" = String, description = "Where the job is looked at."),
+                ("Retry-After" = Option<u64>, description = "Seconds after which to look."),
+                ("Idempotency-Replayed" = Option<String>, description = "`true`: an earlier request had the same key."),
+                ("Preference-Applied" = Option<String>, description = "The `wait` that was applied."),
+            )),
+        (status = 200, description = "The job has ended: it was waited for, or is known by its key.", body = Job,
+            headers(("Location" = String, description = "Where the job is looked at."))),
+        (status = 400, description = "`option_invalid`, `model_missing`, `image_empty`, `form_invalid`, `body_broken`, `topic_plain`."),
+        (status = 404, description = "`model_unknown`, `version_unknown`, `topic_unknown`."),
+        (status = 408, description = "`body_timeout`: the body came too slowly."),
+        (status = 409, description = "`topic_model`: the topic runs another model."),
+        (status = 413, description = "`body_too_large`."),
+        (status = 415, description = "`image_unsupported`, `content_encoding`."),
+        (status = 422, description = "`image_truncated`, `image_too_large`, `image_corrupt`, `idempotency_key_reused`."),
+        (status = 503, description = "`queue_full`, `uploads_busy`, `queue_unavailable`: nothing was taken; send it again."),
+    ),
+)]
 pub(crate) async fn submit(
     State(state): State<Shared>,
     Extension(caller): Extension<Caller>,

@@ -4,45 +4,56 @@ use std::collections::BTreeMap;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use queue::record::Attempt;
-use queue::{ImageFacts, JobError, JobId, Priority, Record, State, Timestamp, Timings};
+use queue::{ImageFacts, JobError, JobId, PartitionId, Priority, Record, State, Timestamp, Timings, TopicName};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::explain::Event;
 
 /// The job document. Absent fields do not apply (yet).
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Job<'a> {
     id: &'a JobId,
     model: &'a str,
     model_version: u32,
+    /// Equal digests give equal answers.
     model_digest: &'a str,
-    state: &'static str,
+    state: JobState,
+    /// Attempts that have begun.
     attempt: usize,
     attempts: &'a [Attempt],
+    #[schema(value_type = TopicName)]
     topic: &'a str,
-    partition: String,
+    partition: PartitionId,
+    /// Absent: normal.
     #[serde(skip_serializing_if = "is_normal")]
+    #[schema(required = false)]
     priority: Priority,
     created_at: Timestamp,
+    /// When the first attempt began.
     #[serde(skip_serializing_if = "Option::is_none")]
     started_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
+    /// After a failed attempt: not before then.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_at: Option<Timestamp>,
     /// How many jobs are before it, itself included; an estimate, only while it waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) position: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    /// Seconds until it has ended, at the pace of the workers that are there.
     pub(super) eta_seconds: Option<u64>,
     image: &'a ImageFacts,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<models::Output>)]
     result: Option<&'a serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a JobError>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timings: Option<Timings>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    /// The member that has, or had, the last attempt.
     worker: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     batch: Option<&'a str>,
@@ -55,7 +66,36 @@ pub(crate) struct Job<'a> {
     urls: Urls,
 }
 
-#[derive(Debug, Serialize)]
+/// How a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum JobState {
+    /// Waits for a worker.
+    Queued,
+    /// A worker has it.
+    Running,
+    /// Has a result.
+    Succeeded,
+    /// Has an error.
+    Failed,
+    /// Was called off.
+    Canceled,
+}
+
+impl From<&State> for JobState {
+    fn from(state: &State) -> Self {
+        match state {
+            State::Queued { .. } => Self::Queued,
+            State::Running {} => Self::Running,
+            State::Succeeded { .. } => Self::Succeeded,
+            State::Failed { .. } => Self::Failed,
+            State::Canceled { .. } => Self::Canceled,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = JobUrls)]
 struct Urls {
     #[serde(rename = "self")]
     this: String,
@@ -89,11 +129,11 @@ impl<'a> From<&'a Record> for Job<'a> {
             model: &spec.model,
             model_version: spec.model_version,
             model_digest: &spec.model_digest,
-            state: record.state.name(),
+            state: JobState::from(&record.state),
             attempt: record.attempts.len(),
             attempts: &record.attempts,
             topic: spec.id.topic().as_str(),
-            partition: record.partition.to_string(),
+            partition: record.partition,
             priority: spec.options.priority,
             created_at: spec.created_at,
             started_at: record.started_at(),

@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use queue::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Key, Limits, Scope, hash};
 use crate::error::ApiError;
@@ -19,32 +20,47 @@ use crate::state::Shared;
 const NAME_MAX: usize = 64;
 
 /// What is said of a new key.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = NewKey)]
 pub(crate) struct Wish {
+    /// Whose it is: keys of one name are one owner.
+    #[schema(pattern = "^[A-Za-z0-9._@-]{1,64}$", example = "nightly")]
     name: String,
+    #[schema(min_items = 1, example = json!(["submit", "read"]))]
     scopes: BTreeSet<Scope>,
     /// How long it is good for, such as `90d`; absent: until it is revoked.
     #[serde(default)]
+    #[schema(format = "timespan", example = "90d")]
     expires: Option<String>,
     #[serde(default)]
     limits: Limits,
 }
 
 /// A new key, shown once.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = MadeKey)]
 struct Made {
     key: String,
     #[serde(flatten)]
     kept: Key,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = KeyList)]
 pub(crate) struct List {
     keys: Vec<Key>,
 }
 
 /// Makes a key.
+#[utoipa::path(
+    post, path = "/v1/keys", tag = "keys", operation_id = "createKey",
+    request_body(content = Wish),
+    responses(
+        (status = 201, description = "The key, shown this once.", body = Made),
+        (status = 400, description = "`json_invalid`."),
+    ),
+)]
 pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<Response, ApiError> {
     let wish: Wish = serde_json::from_slice(&body).map_err(|error| ApiError::Json(error.to_string()))?;
     let wrong = |problem: &str| ApiError::Json(problem.to_owned());
@@ -86,6 +102,10 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
 }
 
 /// Lists keys, without what makes them keys.
+#[utoipa::path(
+    get, path = "/v1/keys", tag = "keys", operation_id = "listKeys",
+    responses((status = 200, description = "All keys.", body = List)),
+)]
 pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<List>, ApiError> {
     state.keys.refresh(&state.index).await?;
     let keys = state.keys.all().into_iter().map(|key| Key { hash: String::new(), ..key });
@@ -93,6 +113,15 @@ pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<List>, ApiE
 }
 
 /// Revokes a key; other processes hear of it within two seconds.
+#[utoipa::path(
+    delete, path = "/v1/keys/{id}", tag = "keys", operation_id = "revokeKey",
+    params(("id" = String, Path, description = "The public part of the key.")),
+    responses(
+        (status = 200, description = "It is revoked.", body = Key),
+        (status = 404, description = "`key_unknown`."),
+        (status = 409, description = "`key_last`: the last one with the scope admin."),
+    ),
+)]
 pub(crate) async fn revoke(State(state): State<Shared>, Path(id): Path<String>) -> Result<Json<Key>, ApiError> {
     state.keys.refresh(&state.index).await?;
     let keys = state.keys.all();

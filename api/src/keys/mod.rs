@@ -9,23 +9,23 @@
 
 mod guard;
 mod limits;
-mod manage;
+pub(crate) mod manage;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, RwLock};
 
 use queue::{Record, Timestamp};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub(crate) use guard::guard;
-pub(crate) use manage::{create, list, revoke};
 
 use crate::digest::sha256;
 use crate::index::{Index, IndexError};
 use limits::Limiter;
 
 /// What a key allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Scope {
     /// To submit jobs and batches, and to call them off.
@@ -37,7 +37,7 @@ pub(crate) enum Scope {
 }
 
 /// A key as it is kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Key {
     /// Its public part.
     pub(crate) id: String,
@@ -54,12 +54,14 @@ pub(crate) struct Key {
     pub(crate) limits: Limits,
     /// SHA-256 of the whole key; never shown.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schema(ignore)]
     hash: String,
 }
 
 /// How much a key's owner may ask for; absent: as much as there is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = KeyLimits)]
 pub(crate) struct Limits {
     /// Requests a second, in the long run; twice as many at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,9 +6,9 @@
 //! it (<https://www.standardwebhooks.com>), and every try stands in the delivery log.
 
 mod guard;
-mod send;
+pub(crate) mod send;
 
-pub(crate) use send::{Delivery, Sender, deliveries};
+pub(crate) use send::{Delivery, Sender};
 
 use std::time::Duration;
 

@@ -6,12 +6,13 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use queue::client::OwedCall;
-use queue::{Queue, QueueError, Timestamp};
+use queue::{JobId, Queue, QueueError, Timestamp};
 use reqwest::StatusCode;
 use serde::Serialize;
 use serde_json::json;
 use standardwebhooks::Webhook;
 use tokio::sync::Semaphore;
+use utoipa::ToSchema;
 
 use super::guard;
 use crate::dead::{Named, named};
@@ -40,7 +41,7 @@ const WIDTH: usize = 16;
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
 /// A try, as it stands in the delivery log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Delivery {
     pub(crate) event: String,
     pub(crate) url: String,
@@ -184,12 +185,20 @@ impl Sender {
 }
 
 /// The tries of a job's calls.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Deliveries {
     deliveries: Vec<Delivery>,
 }
 
 /// Shows the delivery log of a job.
+#[utoipa::path(
+    get, path = "/v1/jobs/{id}/deliveries", tag = "jobs", operation_id = "listDeliveries",
+    params(("id" = JobId, Path, description = "The job.")),
+    responses(
+        (status = 200, description = "Every try, oldest first.", body = Deliveries),
+        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+    ),
+)]
 pub(crate) async fn deliveries(State(state): State<Shared>, id: Named) -> Result<Json<Deliveries>, ApiError> {
     let id = named(id)?;
     state.queue.find(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;

@@ -8,6 +8,7 @@
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::submit::place;
 use super::topics::Ask;
@@ -17,7 +18,7 @@ use crate::topic::{dead_stream, dead_subject};
 use crate::{JobId, JobSpec, QueueError, Record, Sequence, State, SubmitError, Timestamp, Topic, TopicName};
 
 /// A dead letter without its input.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct DeadLetter {
     /// The job.
     pub id: JobId,
@@ -37,7 +38,7 @@ pub struct DeadLetter {
 }
 
 /// What became of asking for a job to be run again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Redriven {
     /// It is queued.

@@ -2,6 +2,7 @@
 
 use async_nats::jetstream::{consumer, stream};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::Queue;
 use super::read::timestamp;
@@ -9,7 +10,7 @@ use crate::topic::{WORKERS, dead_stream, jobs_stream};
 use crate::{PartitionId, QueueError, Sequence, Timestamp, Topic, TopicError, TopicName};
 
 /// A topic with its settings and all its partitions.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Description {
     /// Its name.
     pub name: TopicName,
@@ -44,7 +45,7 @@ pub struct Description {
 }
 
 /// One partition.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Partition {
     /// Which one.
     pub partition: PartitionId,
@@ -103,7 +104,7 @@ impl Partition {
 }
 
 /// A copy of a partition that does not lead.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Replica {
     /// The server.
     pub server: String,

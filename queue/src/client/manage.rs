@@ -306,7 +306,7 @@ impl Queue {
 }
 
 /// What a purge has done.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Purged {
     /// Jobs that waited and are canceled now.
     pub canceled: u64,

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{PartitionId, Priority, TopicName};
 
@@ -65,7 +66,7 @@ pub enum Retention {
 }
 
 /// Pauses between the attempts of one job: doubling, with jitter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RetryPolicy {
     /// Before the second attempt.
     pub first_ms: u64,

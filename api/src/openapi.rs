@@ -1,0 +1,158 @@
+//! The API's description, made from the routes themselves: `/openapi.json`, and `/docs` to read and
+//! try it.
+
+use std::sync::LazyLock;
+
+use axum::http::header;
+use axum::response::IntoResponse;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{Content, HeaderBuilder, Ref, RefOr, Response};
+use utoipa::{OpenApi, PartialSchema, ToSchema};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use crate::error::Problem;
+use crate::router;
+use crate::state::Shared;
+
+/// Where the description lies.
+const PATH: &str = "/openapi.json";
+/// Where it can be read by people.
+const DOCS: &str = "/docs";
+/// The name under which the description speaks of keys.
+const KEY: &str = "key";
+
+/// What every request can meet, whatever it asks for: status and meaning.
+const ALWAYS: [(&str, &str); 5] = [
+    ("401", "`key_missing`, `key_invalid`: this server has keys, and none, or no good one, was sent."),
+    (
+        "403",
+        "`key_scope`: the key does not allow this. `host_forbidden`, `origin_forbidden`: another site's page asks.",
+    ),
+    ("429", "`limit_reached`: this key's limit. Try again after `Retry-After` seconds."),
+    ("500", "`internal`: our mistake; the log has more under the answer's `x-request-id`."),
+    ("503", "`queue_unavailable`, `index_unavailable`: try again after `Retry-After` seconds; nothing is lost."),
+];
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Sightline",
+        description = "Recognises objects in images: upload them, poll, wait, stream or be called back.\n\n\
+            Every error is an RFC 9457 problem document with a stable `code`. As soon as a server has keys, \
+            every request but those for health and this description needs one.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+        contact(),
+    ),
+    components(schemas(Problem)),
+    tags(
+        (name = "jobs", description = "One image, one job."),
+        (name = "batches", description = "Many images that are sent, watched, read and called off together."),
+        (name = "models", description = "What can be asked for."),
+        (name = "topics", description = "Queues of jobs. Changing them needs a key with the scope `admin`."),
+        (name = "dead", description = "Inputs of jobs that failed. Needs a key with the scope `admin`."),
+        (name = "keys", description = "Who may ask for what. Needs a key with the scope `admin`."),
+        (name = "operations", description = "How this server is doing."),
+    )
+)]
+struct Description;
+
+/// The description before the routes are added.
+pub(crate) fn head() -> utoipa::openapi::OpenApi {
+    Description::openapi()
+}
+
+/// The whole description.
+fn document() -> utoipa::openapi::OpenApi {
+    let mut document = router::routes().into_openapi();
+    complete(&mut document);
+    document
+}
+
+/// The whole description as text, as `sightline openapi` prints it.
+pub fn text() -> String {
+    let mut text = document().to_pretty_json().expect("a description is JSON");
+    text.push('\n');
+    text
+}
+
+/// Adds what holds for all operations, so that no route has to say it.
+fn complete(document: &mut utoipa::openapi::OpenApi) {
+    let scheme = Http::builder().scheme(HttpAuthScheme::Bearer).description(Some("`Authorization: Bearer sl_…`"));
+    let components = document.components.get_or_insert_default();
+    components.security_schemes.insert(KEY.to_owned(), RefOr::T(SecurityScheme::Http(scheme.build())));
+    for item in document.paths.paths.values_mut() {
+        let methods = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in methods.into_iter().flatten() {
+            if operation.security.is_none() {
+                operation.security = Some(vec![SecurityRequirement::new::<_, [&str; 0], &str>(KEY, [])]);
+                for (status, meaning) in ALWAYS {
+                    let response = RefOr::T(Response::new(meaning));
+                    operation.responses.responses.entry(status.to_owned()).or_insert(response);
+                }
+            }
+            describe_problems(operation);
+        }
+    }
+}
+
+/// Every refusal has the same shape.
+fn describe_problems(operation: &mut Operation) {
+    let refusals = operation.responses.responses.iter_mut().filter(|(status, _)| status.as_str() >= "400");
+    for (status, response) in refusals {
+        let RefOr::T(response) = response else { continue };
+        let problem = Content::new(Some(Ref::from_schema_name(Problem::name())));
+        response.content.insert("application/problem+json".into(), RefOr::T(problem));
+        let header = match status.as_str() {
+            "401" => Some(("WWW-Authenticate", "`Bearer`.", Type::String)),
+            "429" | "503" => Some(("Retry-After", "Seconds after which to try again.", Type::Integer)),
+            _ => None,
+        };
+        if let Some((name, meaning, kind)) = header {
+            let schema = Schema::from(ObjectBuilder::new().schema_type(kind));
+            let header = HeaderBuilder::new().schema(Some(schema)).description(Some(meaning));
+            response.headers.insert(name.to_owned(), RefOr::T(header.build()));
+        }
+    }
+}
+
+/// Gives the description.
+#[utoipa::path(
+    get, path = "/openapi.json", tag = "operations", operation_id = "getOpenApi", security(()),
+    responses((status = 200, description = "This description.", body = serde_json::Value))
+)]
+pub(crate) async fn show() -> impl IntoResponse {
+    static TEXT: LazyLock<String> = LazyLock::new(text);
+    ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str())
+}
+
+/// The page that shows it; all that it needs is inside the binary.
+pub(crate) fn page() -> axum::Router<Shared> {
+    let config =
+        Config::new([PATH]).try_it_out_enabled(true).persist_authorization(false).display_request_duration(true);
+    SwaggerUi::new(DOCS).config(config).into()
+}
+
+/// A body that is no text: an image, or an archive of images.
+pub(crate) struct Binary;
+
+impl PartialSchema for Binary {
+    fn schema() -> RefOr<Schema> {
+        let binary = SchemaFormat::KnownFormat(KnownFormat::Binary);
+        ObjectBuilder::new().schema_type(Type::String).format(Some(binary)).into()
+    }
+}
+
+impl ToSchema for Binary {}
+
+#[cfg(test)]
+mod tests {
+    /// What clients were generated from does not change unseen.
+    #[test]
+    fn the_committed_description_is_the_one_that_is_served() {
+        let committed = include_str!("../openapi.json");
+        let is_same = committed == super::text();
+        assert!(is_same, "the API changed: cargo run -- openapi > api/openapi.json, and look at the difference");
+    }
+}
