@@ -150,7 +150,11 @@ async fn letters(state: &Inner, wish: Result<Query<Wish>, QueryRejection>) -> Re
         name: "query".into(),
         problem: format!("{}; the options here are topic and limit", rejection.body_text()),
     })?;
-    let limit = wish.limit.unwrap_or(LIMIT).min(LIMIT_MAX);
+    let limit = wish.limit.unwrap_or(LIMIT);
+    if !(1..=LIMIT_MAX).contains(&limit) {
+        let problem = format!("it must be a number from 1 to {LIMIT_MAX}");
+        return Err(ApiError::Option { name: "limit".into(), problem });
+    }
     let topics = match wish.topic {
         Some(name) => vec![state.queue.topic(&name).await?.ok_or(TopicError::Unknown(name))?],
         None => state.queue.topics().await?,

@@ -19,6 +19,7 @@ mod catalog;
 mod topics;
 mod dead;
 mod digest;
+mod json;
 mod roster;
 mod watch;
 mod health;

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 
 use axum::http::header;
 use axum::response::IntoResponse;
-use utoipa::openapi::path::Operation;
-use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::path::{Operation, Parameter};
+use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{Content, HeaderBuilder, Ref, RefOr, Response};
 use utoipa::{OpenApi, PartialSchema, ToSchema};
@@ -17,9 +17,9 @@ use crate::router;
 use crate::state::Shared;
 
 /// Where the description lies.
-const PATH: &str = "/openapi.json";
+pub(crate) const PATH: &str = "/openapi.json";
 /// Where it can be read by people.
-const DOCS: &str = "/docs";
+pub(crate) const DOCS: &str = "/docs";
 /// The name under which the description speaks of keys.
 const KEY: &str = "key";
 
@@ -85,6 +85,7 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
     for item in document.paths.paths.values_mut() {
         let methods = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
         for operation in methods.into_iter().flatten() {
+            operation.parameters.iter_mut().flatten().for_each(take_null_away);
             if operation.security.is_none() {
                 operation.security = Some(vec![SecurityRequirement::new::<_, [&str; 0], &str>(KEY, [])]);
                 for (status, meaning) in ALWAYS {
@@ -94,6 +95,16 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
             }
             describe_problems(operation);
         }
+    }
+}
+
+/// A header is there or not; it is never null.
+fn take_null_away(parameter: &mut RefOr<Parameter>) {
+    if let RefOr::T(Parameter { schema: Some(RefOr::T(Schema::Object(object))), .. }) = parameter
+        && let SchemaType::Array(types) = &object.schema_type
+        && let Some(kind) = types.iter().find(|kind| **kind != Type::Null)
+    {
+        object.schema_type = SchemaType::Type(kind.clone());
     }
 }
 

@@ -18,6 +18,7 @@ use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::ApiError;
+use crate::json;
 use crate::state::{Shared, State as Inner};
 
 /// What may be said of a new topic, or be changed of one.
@@ -30,7 +31,7 @@ pub(crate) struct Wish {
     /// The model that it runs; without one it is a plain log, if no model has its name.
     #[schema(example = "efficientnet-lite0")]
     model: Option<String>,
-    #[schema(minimum = 1, maximum = 1024, example = 8)]
+    #[schema(minimum = 1, maximum = 512, example = 8)]
     partitions: Option<u16>,
     /// Copies of its streams: 1, 3 or 5. More than one needs a cluster.
     #[schema(minimum = 1, maximum = 5)]
@@ -39,7 +40,7 @@ pub(crate) struct Wish {
     #[schema(pattern = "^(work|log:[1-9][0-9]{0,3}[hd])$", example = "work")]
     retention: Option<String>,
     /// Bytes that its inputs may take.
-    #[schema(minimum = 1_048_576)]
+    #[schema(minimum = 1)]
     max_bytes: Option<u64>,
     /// How long a delivery belongs to its worker without a sign of life.
     #[schema(format = "timespan", example = "30s")]
@@ -140,7 +141,7 @@ pub(crate) async fn describe(State(state): State<Shared>, name: Named) -> Result
     ),
 )]
 pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<Response, ApiError> {
-    let wish: Wish = parse(&body)?;
+    let wish: Wish = json::parse(&body)?;
     let name = wish.name.clone().ok_or_else(|| ApiError::Json("`name` is missing".into()))?;
     // A model's own topic is its model's, or its jobs would find a topic that runs nothing.
     let own = || state.repository.get(name.as_str()).map(|model| model.name().to_owned());
@@ -173,7 +174,7 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
 )]
 pub(crate) async fn alter(State(state): State<Shared>, name: Named, body: Bytes) -> Result<Json<Topic>, ApiError> {
     let name = named(name)?;
-    let wish: Wish = parse(&body)?;
+    let wish: Wish = json::parse(&body)?;
     if wish.name.is_some() || wish.model.is_some() || wish.ordered.is_some() {
         return Err(ApiError::Json("name, model and ordered are said when a topic is made".into()));
     }
@@ -256,10 +257,6 @@ pub(crate) type Named = Result<Path<String>, PathRejection>;
 pub(crate) fn named(name: Named) -> Result<TopicName, ApiError> {
     let name = name.map_or_else(|_| "?".to_owned(), |Path(name)| name);
     name.parse().map_err(|error: queue::IdError| TopicError::Invalid(error.to_string()).into())
-}
-
-fn parse<T: serde::de::DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| ApiError::Json(error.to_string()))
 }
 
 impl Wish {

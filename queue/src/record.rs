@@ -197,6 +197,7 @@ pub struct Attempt {
     pub ended_at: Option<Timestamp>,
     /// How it ended; absent while it runs.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = OutcomeFields)]
     pub outcome: Option<Outcome>,
 }
 
@@ -215,6 +216,17 @@ pub enum Outcome {
     Lost {},
     /// The job was called off.
     Canceled {},
+}
+
+/// [`Outcome`] as it looks among the other fields of an [`Attempt`], where it may be absent.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it only says how another type looks")]
+struct OutcomeFields {
+    /// `succeeded`, `failed`, `lost` or `canceled`; absent while it runs.
+    #[schema(pattern = "^(succeeded|failed|lost|canceled)$")]
+    outcome: Option<String>,
+    /// Why it failed.
+    error: Option<JobError>,
 }
 
 /// Why a job or an attempt failed.

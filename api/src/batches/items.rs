@@ -19,10 +19,11 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, Schema};
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::ApiError;
+use crate::json::Object;
 use crate::openapi::Binary;
 
 /// How long a body may pause.
@@ -207,7 +208,8 @@ pub(super) struct Files;
 
 impl PartialSchema for Files {
     fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new().additional_properties(Some(Binary::schema())).into()
+        let files = ArrayBuilder::new().items(Binary::schema()).min_items(Some(1));
+        ObjectBuilder::new().property("files", files).required("files").into()
     }
 }
 
@@ -252,7 +254,7 @@ async fn lines(mut chunks: Chunks, limit: usize, send: &Sender) -> Result<(), Ap
             continue;
         }
         let wrong = |problem: String| ApiError::Json(format!("line {number}: {problem}"));
-        let line: Line = serde_json::from_slice(&line).map_err(|error| wrong(error.to_string()))?;
+        let Object(line): Object<Line> = serde_json::from_slice(&line).map_err(|error| wrong(error.to_string()))?;
         let custom_id = checked(&line.custom_id)?;
         let image = BASE64_STANDARD.decode(&line.image).map_err(|error| wrong(format!("`image`: {error}")))?;
         let content = if image.len() > limit { Err(too_large(limit)) } else { Ok(Bytes::from(image)) };

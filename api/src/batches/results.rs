@@ -52,12 +52,12 @@ impl Ended {
     get, path = "/v1/batches/{id}/results", tag = "batches", operation_id = "getBatchResults",
     params(
         ("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),
-        ("format" = Option<Format>, Query, description = "JSON lines when nothing is said."),
-        ("state" = Option<Ended>, Query, description = "Only items that ended so: `failed` is the list of errors."),
+        ("format" = inline(Option<Format>), Query, description = "JSON lines when nothing is said."),
+        ("state" = inline(Option<Ended>), Query, description = "Only items that ended so: `failed` is the list of errors."),
     ),
     responses(
-        (status = 200, description = "What has ended so far, in the order of the custom ids.", content(
-            (jobs::Job = "application/x-ndjson"), (String = "text/csv"),
+        (status = 200, description = "What has ended so far, in the order of the custom ids: a job a line.", content(
+            (Vec<jobs::Job> = "application/x-ndjson"), (String = "text/csv"),
         )),
         (status = 400, description = "`batch_id_invalid`."),
         (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),

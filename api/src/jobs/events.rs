@@ -13,14 +13,28 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::{Stream, StreamExt};
 use queue::JobId;
 use queue::client::{Revision, Stored};
+use utoipa::ToSchema;
 
 use super::wire;
+use super::wire::JobState;
 use crate::dead::{Named, named};
 use crate::error::ApiError;
 use crate::state::Shared;
 
 /// A sign of life while nothing happens, for whatever stands between.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// An event, as the API's description has it.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "events are written by axum")]
+struct JobEvent {
+    /// Of the last event that was read: to be sent as `Last-Event-ID`.
+    #[schema(pattern = "^[0-9]+$")]
+    id: String,
+    event: JobState,
+    /// The job as JSON.
+    data: String,
+}
 
 /// Streams a job's states.
 #[utoipa::path(
@@ -30,8 +44,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
         ("Last-Event-ID" = Option<u64>, Header, description = "Only what is newer than this event."),
     ),
     responses(
-        (status = 200, content_type = "text/event-stream", body = String,
+        (status = 200, content_type = "text/event-stream", body = JobEvent,
             description = "Server-sent events, named as the states, each with the job as data, until it has ended."),
+        (status = 400, description = "`option_invalid`."),
         (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
     ),
 )]
@@ -41,8 +56,12 @@ pub(crate) async fn events(
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let id = named(id)?;
-    let after = headers.get("last-event-id").and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok());
-    let changes = state.queue.changes(&id, Revision::from(after.unwrap_or(0))).await?;
+    let after = headers.get("last-event-id").map(|value| value.to_str().ok()?.parse().ok());
+    let after = after.unwrap_or(Some(0)).ok_or_else(|| ApiError::Option {
+        name: "Last-Event-ID".into(),
+        problem: "it must be the id of an event as it came".into(),
+    })?;
+    let changes = state.queue.changes(&id, Revision::from(after)).await?;
     let changes = changes.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
     let stop = state.stop.clone();
     let events = changes

@@ -38,7 +38,7 @@ pub(crate) struct Wish {
     ),
     responses(
         (status = 200, description = "How it stands.", body = Job,
-            headers(("Retry-After" = Option<u64>, description = "It has not ended: seconds after which to look again."))),
+            headers(("Retry-After" = u64, description = "It has not ended: seconds after which to look again."))),
         (status = 400, description = "`option_invalid`."),
         (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
     ),

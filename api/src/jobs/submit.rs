@@ -57,9 +57,9 @@ const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-appli
         (status = 202, description = "The job is durable and will end, whatever fails meanwhile.", body = Job,
             headers(
                 ("Location" = String, description = "Where the job is looked at."),
-                ("Retry-After" = Option<u64>, description = "Seconds after which to look."),
-                ("Idempotency-Replayed" = Option<String>, description = "`true`: an earlier request had the same key."),
-                ("Preference-Applied" = Option<String>, description = "The `wait` that was applied."),
+                ("Retry-After" = u64, description = "Seconds after which to look."),
+                ("Idempotency-Replayed" = String, description = "`true`: an earlier request had the same key."),
+                ("Preference-Applied" = String, description = "The `wait` that was applied."),
             )),
         (status = 200, description = "The job has ended: it was waited for, or is known by its key.", body = Job,
             headers(("Location" = String, description = "Where the job is looked at."))),

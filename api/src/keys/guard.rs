@@ -9,10 +9,11 @@ use axum::{RequestExt, body::Body};
 
 use super::{Caller, Scope};
 use crate::error::ApiError;
+use crate::openapi;
 use crate::state::{Shared, State as Inner};
 
-/// Routes that need no key.
-const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+/// Routes that need no key: health, and what says how to ask.
+const OPEN: [&str; 6] = ["/healthz", "/readyz", openapi::PATH, openapi::DOCS, "/docs/", "/docs/{*rest}"];
 
 /// Lets a request through, with its [`Caller`] among its extensions, or says why not.
 pub(crate) async fn guard(State(state): State<Shared>, mut request: Request, next: Next) -> Response {

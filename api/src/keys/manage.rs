@@ -1,6 +1,7 @@
 //! `/v1/keys`: making, listing and revoking keys.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use axum::Json;
@@ -14,10 +15,13 @@ use utoipa::ToSchema;
 
 use super::{Key, Limits, Scope, hash};
 use crate::error::ApiError;
+use crate::json;
 use crate::state::Shared;
 
 /// Length of a name.
 const NAME_MAX: usize = 64;
+/// Requests a second that a key can be limited to.
+const RATES: RangeInclusive<f64> = 0.001..=1e6;
 
 /// What is said of a new key.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -27,13 +31,13 @@ pub(crate) struct Wish {
     /// Whose it is: keys of one name are one owner.
     #[schema(pattern = "^[A-Za-z0-9._@-]{1,64}$", example = "nightly")]
     name: String,
-    #[schema(min_items = 1, example = json!(["submit", "read"]))]
+    #[schema(value_type = Vec<Scope>, min_items = 1, example = json!(["submit", "read"]))]
     scopes: BTreeSet<Scope>,
     /// How long it is good for, such as `90d`; absent: until it is revoked.
     #[serde(default)]
     #[schema(format = "timespan", example = "90d")]
     expires: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::object")]
     limits: Limits,
 }
 
@@ -62,7 +66,7 @@ pub(crate) struct List {
     ),
 )]
 pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<Response, ApiError> {
-    let wish: Wish = serde_json::from_slice(&body).map_err(|error| ApiError::Json(error.to_string()))?;
+    let wish: Wish = json::parse(&body)?;
     let wrong = |problem: &str| ApiError::Json(problem.to_owned());
     let is_good = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
     if wish.name.is_empty() || wish.name.len() > NAME_MAX || !wish.name.chars().all(is_good) {
@@ -77,9 +81,11 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
     }
     let expires = wish.expires.as_deref().map(humantime::parse_duration).transpose();
     let expires = expires.map_err(|error| wrong(&format!("`expires` must be a time such as 90d: {error}")))?;
-    let is_rate = |rate: f64| rate.is_finite() && rate > 0.0;
-    if wish.limits.requests_per_second.is_some_and(|rate| !is_rate(rate)) || wish.limits.uploads == Some(0) {
-        return Err(wrong("limits are above 0"));
+    if wish.limits.requests_per_second.is_some_and(|rate| !RATES.contains(&rate)) {
+        return Err(wrong(&format!("`requests_per_second` is a number from {} to {}", RATES.start(), RATES.end())));
+    }
+    if wish.limits.uploads == Some(0) {
+        return Err(wrong("`uploads` is at least 1"));
     }
     let id = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
     let secret = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());

@@ -64,9 +64,11 @@ pub(crate) struct Key {
 #[schema(as = KeyLimits)]
 pub(crate) struct Limits {
     /// Requests a second, in the long run; twice as many at once.
+    #[schema(minimum = 0.001, maximum = 1_000_000.0)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) requests_per_second: Option<f64>,
     /// Uploads at a time.
+    #[schema(minimum = 1)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) uploads: Option<u32>,
     /// Jobs that wait.

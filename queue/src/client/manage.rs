@@ -21,6 +21,8 @@ use crate::{JobId, PartitionId, QueueError, State, Timestamp, Topic, TopicError,
 
 /// Jobs that are called off at a time.
 const PURGE_WIDTH: usize = 32;
+/// Copies that a server can keep.
+const REPLICAS_MAX: usize = 5;
 
 impl Queue {
     /// Makes a topic; without a number of replicas, with as many as the system keeps of its own streams.
@@ -29,6 +31,7 @@ impl Queue {
     /// [`TopicError`]; `Refused` when the server cannot give so many replicas or so much room.
     pub async fn create_topic(&self, settings: Settings, replicas: Option<usize>) -> Result<Arc<Topic>, TopicError> {
         settings.check().map_err(TopicError::Invalid)?;
+        check_replicas(replicas)?;
         let name = settings.topic.clone();
         let mut lease = self.exclusive(&lease_name(&name)).await?;
         let result = self.create_held(&mut lease, settings, replicas).await;
@@ -93,6 +96,7 @@ impl Queue {
         replicas: Option<usize>,
         change: impl FnOnce(&mut Settings),
     ) -> Result<Arc<Topic>, TopicError> {
+        check_replicas(replicas)?;
         let mut lease = self.exclusive(&lease_name(name)).await?;
         let result = self.alter_held(&mut lease, name, replicas, change).await;
         lease.give_back().await;
@@ -111,7 +115,8 @@ impl Queue {
         let topic = self.existing_topic(name).await?;
         let mut next = topic.settings.clone();
         change(&mut next);
-        topic.settings.check_change(&next).map_err(TopicError::Invalid)?;
+        next.check().map_err(TopicError::Invalid)?;
+        topic.settings.check_change(&next).map_err(TopicError::Refused)?;
         let replicas = replicas.unwrap_or(topic.replicas);
         let first = self.stream_config(&jobs_stream(name, PartitionId::normal(0))).await?;
         // A topic of an older version does not say how much it may hold, but its streams do.
@@ -312,6 +317,15 @@ pub struct Purged {
     pub canceled: u64,
     /// Messages that are gone.
     pub messages: u64,
+}
+
+fn check_replicas(replicas: Option<usize>) -> Result<(), TopicError> {
+    match replicas {
+        Some(replicas) if !(1..=REPLICAS_MAX).contains(&replicas) => {
+            Err(TopicError::Invalid(format!("replicas must be 1 to {REPLICAS_MAX}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn lease_name(topic: &TopicName) -> String {

@@ -1,0 +1,70 @@
+//! JSON that clients send.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
+
+use crate::error::ApiError;
+
+/// Reads a body that must be one object.
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    let parsed: Result<Object<T>, _> = serde_json::from_slice(body);
+    parsed.map(|Object(value)| value).map_err(|error| ApiError::Json(error.to_string()))
+}
+
+/// A struct that is written as an object. By itself serde takes an array as well, field by field,
+/// which nobody means who sends one.
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
+}
+
+struct Fields<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+    }
+}
+
+/// For `deserialize_with`.
+pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Object::deserialize(deserializer).map(|Object(value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Pair {
+        a: u8,
+        b: u8,
+    }
+
+    #[test]
+    fn an_object_is_no_array_and_says_a_thing_once() {
+        assert_eq!(parse::<Pair>(br#"{"a": 1, "b": 2}"#).expect("good"), Pair { a: 1, b: 2 });
+        for (body, words) in [
+            ("[1, 2]", "an object"),
+            (r#"{"a": 1, "b": 2, "a": 3}"#, "duplicate field `a`"),
+            (r#"{"a": 1, "b": 2, "c": 3}"#, "unknown field `c`"),
+            ("", "EOF"),
+        ] {
+            let error = parse::<Pair>(body.as_bytes()).expect_err(body).to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}
