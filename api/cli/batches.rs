@@ -20,9 +20,15 @@ pub(crate) async fn run(args: BatchesArgs) -> anyhow::Result<ExitCode> {
             let batches = Remote::new(&api)?.get("/v1/batches").await?["batches"].take();
             show(batches.as_array().map_or(&[][..], Vec::as_slice), json, &batches)
         }
-        BatchesAction::Send { id, file, kind, model, json, api } => {
+        BatchesAction::Send { id, file, kind, model, max_failures, webhook, json, api } => {
             let kind = kind.or_else(|| kind_of(&file)).context("say with --kind what it is: tar, zip or ndjson")?;
-            let path = format!("/v1/batches/{}?model={}", escaped(&id), escaped(&model));
+            let mut path = format!("/v1/batches/{}?model={}", escaped(&id), escaped(&model));
+            if let Some(limit) = max_failures {
+                path.push_str(&format!("&max_failures={limit}"));
+            }
+            if let Some(url) = &webhook {
+                path.push_str(&format!("&webhook={}", escaped(url)));
+            }
             let body = if file.as_os_str() == "-" {
                 // A thread of its own reads; it ends with the process.
                 Body::wrap_stream(ReaderStream::new(tokio::io::stdin()))
@@ -30,7 +36,7 @@ pub(crate) async fn run(args: BatchesArgs) -> anyhow::Result<ExitCode> {
                 let opened = tokio::fs::File::open(&file).await;
                 Body::from(opened.with_context(|| format!("open {}", file.display()))?)
             };
-            let batch = Remote::new(&api)?.put(&path, content_type(kind), body).await?;
+            let batch = Remote::new(&api)?.send_bytes(Method::PUT, &path, content_type(kind), body).await?;
             show(std::slice::from_ref(&batch), json, &batch)
         }
         BatchesAction::Get(args) => one(&args, Method::GET).await,
@@ -55,7 +61,7 @@ pub(crate) async fn run(args: BatchesArgs) -> anyhow::Result<ExitCode> {
             output.flush()?;
             Ok(ExitCode::SUCCESS)
         }
-        BatchesAction::Verify(args) => verify(&args).await,
+        BatchesAction::Verify { expect, batch } => verify(expect.as_deref(), &batch).await,
     }
 }
 
@@ -108,8 +114,19 @@ fn show(batches: &[Value], as_json: bool, whole: &Value) -> anyhow::Result<ExitC
 }
 
 /// Ends with 0 only if each item has exactly one terminal record.
-async fn verify(args: &BatchArgs) -> anyhow::Result<ExitCode> {
-    let verdict = Remote::new(&args.api)?.get(&format!("/v1/batches/{}/verify", escaped(&args.id))).await?;
+async fn verify(expect: Option<&Path>, args: &BatchArgs) -> anyhow::Result<ExitCode> {
+    let (remote, path) = (Remote::new(&args.api)?, format!("/v1/batches/{}/verify", escaped(&args.id)));
+    let verdict = match expect {
+        None => remote.get(&path).await?,
+        Some(file) if file.as_os_str() == "-" => {
+            let names = std::io::read_to_string(std::io::stdin()).context("read the names")?;
+            remote.send_bytes(Method::POST, &path, "text/plain", names.into()).await?
+        }
+        Some(file) => {
+            let names = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+            remote.send_bytes(Method::POST, &path, "text/plain", names.into()).await?
+        }
+    };
     let complete = verdict["complete"] == true;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&verdict)?);

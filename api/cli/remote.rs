@@ -35,8 +35,8 @@ impl Remote {
     }
 
     /// Sends bytes as they come.
-    pub(crate) async fn put(&self, path: &str, kind: &str, body: Body) -> anyhow::Result<Value> {
-        let request = self.http.put(format!("{}{path}", self.base)).header(CONTENT_TYPE, kind).body(body);
+    pub(crate) async fn send_bytes(&self, method: Method, path: &str, kind: &str, body: Body) -> anyhow::Result<Value> {
+        let request = self.http.request(method, format!("{}{path}", self.base)).header(CONTENT_TYPE, kind).body(body);
         self.read(request.send().await).await?.json().await.context("read the answer")
     }
 

@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::batches::Follower;
 use crate::config::Config;
 use crate::index::Index;
 use crate::jobs::BODY_UNIT;
@@ -97,6 +98,7 @@ pub async fn serve(
             async move { sender.keep().await }
         }),
         keep("the job index", index.clone().keep(queue.clone())),
+        keep("batches", Follower::new(queue.clone(), index.clone()).keep()),
         keep("the watchdog", watch.clone().keep(queue.clone(), roster.clone())),
     ];
     let leaving = queue.clone();

@@ -179,6 +179,55 @@ async fn a_batch_is_called_off() {
 }
 
 #[tokio::test]
+async fn a_batch_of_which_too_much_fails_is_called_off() {
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    ok(&stack, &["topics", "create", "efficientnet-lite0"]);
+    ok(&stack, &["topics", "pause", "efficientnet-lite0"]);
+    let mut files = photos(40);
+    let torn = |number: usize| (format!("bad/{number}.jpg"), b"not an image".to_vec());
+    files.extend((0..3).map(torn));
+    let send_it = |files: &[(String, Vec<u8>)]| {
+        let url = stack.url("/v1/batches/bad?model=efficientnet-lite0&max_failures=3");
+        send(http().put(url).header("content-type", "application/x-tar").body(tar_of(files)))
+    };
+    let taken = send_it(&files).await;
+    assert_eq!((taken.status, &taken.json["max_failures"]), (202, &json!(3)), "{}", taken.body);
+    // Three may fail; the fourth is one too many.
+    files.push(torn(3));
+    send_it(&files).await;
+    let batch = eventually("what waits is called off", async || {
+        let batch = stack.get("/v1/batches/bad").await.json;
+        (batch["counts"]["canceled"] == 40 && batch["finished_at"].is_string()).then_some(batch)
+    })
+    .await;
+    assert_eq!((batch["state"].as_str(), &batch["counts"]["failed"]), (Some("canceled"), &json!(4)), "{batch}");
+    assert_eq!(batch["error"]["code"], "too_many_failures", "{batch}");
+}
+
+#[tokio::test]
+async fn what_never_came_is_named() {
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    put(&stack, "half", "application/x-tar", tar_of(&photos(4))).await;
+    finished(&stack, "half").await;
+    assert_eq!(stack.get("/v1/batches/half/verify").await.json["complete"], true, "all that came has ended");
+    let folder = tempfile::tempdir().expect("a folder");
+    let list = folder.path().join("names");
+    let names: Vec<String> = photos(6).into_iter().map(|(name, _)| name).collect();
+    let verify = |names: &[String]| {
+        std::fs::write(&list, names.join("\n")).expect("written");
+        let words = ["batches", "verify", "half", "--json", "--expect", &list.display().to_string()];
+        let output = stack.prepare(&words).output().expect("it starts");
+        (output.status.success(), serde_json::from_slice::<Value>(&output.stdout).expect("JSON"))
+    };
+    let (complete, verdict) = verify(&names);
+    assert_eq!((complete, &verdict["missing"]), (false, &json!(["line/00004.jpg", "line/00005.jpg"])), "{verdict}");
+    assert_eq!((&verdict["total"], &verdict["ended"]), (&json!(6), &json!(4)));
+    put(&stack, "half", "application/x-tar", tar_of(&photos(6))).await;
+    let verdict = eventually("the rest ends", async || Some(verify(&names)).filter(|(complete, _)| *complete)).await;
+    assert_eq!(verdict.1["ended"], 6);
+}
+
+#[tokio::test]
 async fn a_large_batch_needs_little_memory() {
     let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
     ok(&stack, &["topics", "create", "efficientnet-lite0"]);

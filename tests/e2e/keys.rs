@@ -35,6 +35,11 @@ fn make<'a>(stack: &'a Stack, admin: Option<&Client<'_>>, words: &[&str]) -> Cli
     Client { stack, key: String::from_utf8(output.stdout).expect("text").trim().to_owned() }
 }
 
+/// A key for everything.
+pub(crate) fn admin_key(stack: &Stack) -> String {
+    make(stack, None, &["--name", "boss", "--scopes", "admin"]).key
+}
+
 fn tar_of_one() -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let image = photo("rocket.jpg");

@@ -17,6 +17,8 @@ mod jobs;
 mod keys;
 /// Receivers that are told.
 mod webhooks;
+/// The API and its description.
+mod openapi;
 /// Many images in one body.
 mod batches;
 /// Jobs called off, run again, followed, asked for twice.

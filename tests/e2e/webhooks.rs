@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::{HeaderMap, StatusCode};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use standardwebhooks::Webhook;
 
@@ -47,9 +49,9 @@ impl Receiver {
     }
 }
 
-async fn deliveries(stack: &Stack, id: &str, count: usize) -> Vec<Value> {
+async fn deliveries(stack: &Stack, path: &str, count: usize) -> Vec<Value> {
     eventually("the tries are logged", async || {
-        let log = stack.get(&format!("/v1/jobs/{id}/deliveries")).await.json["deliveries"].as_array()?.clone();
+        let log = stack.get(&format!("{path}/deliveries")).await.json["deliveries"].as_array()?.clone();
         (log.len() >= count).then_some(log)
     })
     .await
@@ -68,14 +70,14 @@ async fn a_receiver_is_told_once_with_a_signature_and_again_if_it_fails() {
     Webhook::new(secret.trim()).expect("a secret").verify(&body, &headers).expect("the signature is good");
     let told: Value = serde_json::from_slice(&body).expect("JSON");
     assert_eq!((told["type"].as_str(), &told["data"]), (Some("job.succeeded"), &job));
-    let log = deliveries(&stack, id, 1).await;
+    let log = deliveries(&stack, &format!("/v1/jobs/{id}"), 1).await;
     assert_eq!((log[0]["status"].as_u64(), log[0]["outcome"].as_str()), (Some(204), Some("delivered")), "{log:?}");
 
     // Refused twice, then taken: three tries of one call.
     receiver.answer(&[500]);
     let failed = stack.run(&format!("{query}&webhook_events=failed,canceled"), super::damaged_jpeg()).await;
     let id = failed["id"].as_str().expect("an id");
-    let log = deliveries(&stack, id, 2).await;
+    let log = deliveries(&stack, &format!("/v1/jobs/{id}"), 2).await;
     let outcomes: Vec<&str> = log.iter().map(|one| one["outcome"].as_str().expect("an outcome")).collect();
     assert_eq!(outcomes, ["retrying", "delivered"]);
     let calls = receiver.calls();
@@ -88,10 +90,10 @@ async fn a_receiver_is_told_once_with_a_signature_and_again_if_it_fails() {
     // Whoever says that it is gone is not called again.
     receiver.answer(&[410]);
     let last = stack.run(&query, photo("rocket.jpg")).await;
-    let log = deliveries(&stack, last["id"].as_str().expect("an id"), 1).await;
+    let log = deliveries(&stack, last["urls"]["self"].as_str().expect("a path"), 1).await;
     assert_eq!(log[0]["outcome"], "disabled", "{log:?}");
     let next = stack.run(&query, photo("rocket.jpg")).await;
-    let log = deliveries(&stack, next["id"].as_str().expect("an id"), 1).await;
+    let log = deliveries(&stack, next["urls"]["self"].as_str().expect("a path"), 1).await;
     assert_eq!((log[0]["outcome"].as_str(), &log[0]["status"]), (Some("disabled"), &json!(null)), "{log:?}");
     assert_eq!(receiver.calls().len(), 4);
 }
@@ -112,13 +114,51 @@ async fn a_call_that_is_owed_outlives_a_kill() {
 }
 
 #[tokio::test]
+async fn a_batch_tells_once_that_all_of_it_has_ended() {
+    let receiver = Receiver::start().await;
+    let mut stack =
+        Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0", "--webhook-allow", "127.0.0.1"]);
+    let lines = |count: usize| -> String {
+        let image = BASE64_STANDARD.encode(photo("rocket.jpg"));
+        (0..count).map(|number| format!("{{\"custom_id\":\"{number}\",\"image\":\"{image}\"}}\n")).collect()
+    };
+    let http = reqwest::Client::new();
+    let put = |stack: &Stack, id: &str, events: &str, count: usize| {
+        let url = stack.url(&format!("/v1/batches/{id}?model=efficientnet-lite0{events}"));
+        let request = http.put(url).query(&[("webhook", &receiver.url)]).body(lines(count));
+        request.header("content-type", "application/x-ndjson")
+    };
+    let taken = send(put(&stack, "first", "", 20)).await;
+    assert_eq!(taken.status, 202, "{}", taken.body);
+    // Whoever dies meanwhile, somebody tells.
+    stack.kill();
+    stack.restart();
+    let (_, body) = receiver.wait_for(1).await.remove(0);
+    let told: Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!((told["type"].as_str(), told["data"]["id"].as_str()), (Some("batch.finished"), Some("first")), "{told}");
+    assert_eq!((&told["data"]["counts"]["succeeded"], &told["data"]["counts"]["total"]), (&json!(20), &json!(20)));
+    deliveries(&stack, "/v1/batches/first", 1).await;
+
+    // It may have each of its jobs told as well.
+    let taken = send(put(&stack, "second", "&webhook_events=finished,succeeded", 3)).await;
+    assert_eq!(taken.status, 202, "{}", taken.body);
+    let calls = receiver.wait_for(1 + 4).await;
+    let mut told: Vec<String> = calls[1..]
+        .iter()
+        .map(|(_, body)| serde_json::from_slice::<Value>(body).expect("JSON")["type"].to_string())
+        .collect();
+    told.sort();
+    assert_eq!(told, ["\"batch.finished\"", "\"job.succeeded\"", "\"job.succeeded\"", "\"job.succeeded\""]);
+}
+
+#[tokio::test]
 async fn nobody_makes_us_call_what_stands_beside_us() {
     let receiver = Receiver::start().await;
     let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
     let metadata = "http://169.254.169.254/latest/meta-data/";
     for url in [receiver.url.as_str(), &receiver.url.replace("127.0.0.1", "localhost"), metadata] {
         let job = stack.run(&format!("model=efficientnet-lite0&webhook={url}"), photo("rocket.jpg")).await;
-        let log = deliveries(&stack, job["id"].as_str().expect("an id"), 1).await;
+        let log = deliveries(&stack, job["urls"]["self"].as_str().expect("a path"), 1).await;
         let error = log[0]["error"].as_str().expect("why");
         assert!(error.contains("not a public address") && error.contains("--webhook-allow"), "{error}");
     }

@@ -484,6 +484,12 @@ pub(crate) enum BatchesAction {
         /// The model to run
         #[arg(long, env = "SIGHTLINE_MODEL", value_name = "NAME")]
         model: String,
+        /// Call the batch off once more of its jobs than this have failed
+        #[arg(long, value_name = "N")]
+        max_failures: Option<u64>,
+        /// An address that is called once all of it has ended
+        #[arg(long, value_name = "URL")]
+        webhook: Option<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -519,7 +525,14 @@ pub(crate) enum BatchesAction {
     /// Call off what has not ended
     Cancel(BatchArgs),
     /// Prove that each item has exactly one terminal record, and name those that have not
-    Verify(BatchArgs),
+    Verify {
+        /// Custom ids that should be there, one a line, or - for standard input; those that never came are
+        /// named too [default: those that came]
+        #[arg(long, value_name = "FILE")]
+        expect: Option<PathBuf>,
+        #[command(flatten)]
+        batch: BatchArgs,
+    },
 }
 
 #[derive(Debug, Args)]

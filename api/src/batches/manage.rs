@@ -1,18 +1,22 @@
 //! Looking at batches, calling them off, and proving that none of their jobs is missing.
 
+use std::collections::BTreeSet;
+
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures::{StreamExt, TryStreamExt};
-use queue::client::{Batch, Canceled, Replaced};
-use queue::{JobId, Timestamp};
+use queue::client::{Batch, Canceled, Replaced, Stored};
+use queue::{JobId, Queue, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{named, wire};
+use super::{item_id, named, wire};
 use crate::dead::Named;
 use crate::error::ApiError;
+use crate::index::{Index, IndexError};
 use crate::keys::Caller;
 use crate::state::{Shared, State as Inner};
 
@@ -22,6 +26,8 @@ const LISTED_MAX: usize = 100;
 const WIDTH: usize = 16;
 /// Jobs of a page.
 const PAGE: usize = 1_000;
+/// Bytes of a list of custom ids.
+const EXPECTED_BYTES_MAX: usize = 64 << 20;
 /// Jobs that are named.
 const NAMED_MAX: usize = 1_000;
 
@@ -39,13 +45,13 @@ pub(crate) async fn list(
     State(state): State<Shared>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<Batches>, ApiError> {
-    let mut batches = state.queue.batches().await?;
+    let mut batches: Vec<Batch> = state.queue.batches().await?.into_iter().map(|(batch, _)| batch).collect();
     batches.retain(|batch| caller.sees(batch.owner.as_ref()));
     batches.sort_by_key(|batch| std::cmp::Reverse(batch.created_at));
     batches.truncate(LISTED_MAX);
     let mut documents = Vec::new();
     for batch in &batches {
-        documents.push(wire::document(&state, batch).await?);
+        documents.push(wire::document(&state.index, batch).await?);
     }
     Ok(Json(Batches { batches: documents }))
 }
@@ -61,17 +67,17 @@ pub(crate) async fn list(
     ),
 )]
 pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<wire::Document>, ApiError> {
-    Ok(Json(wire::document(&state, &find(&state, id).await?).await?))
+    Ok(Json(wire::document(&state.index, &find(&state, id).await?).await?))
 }
 
 /// The batch in a path.
-pub(super) async fn find(state: &Inner, id: Named) -> Result<Batch, ApiError> {
+pub(crate) async fn find(state: &Inner, id: Named) -> Result<Batch, ApiError> {
     let id = named(id)?;
     let found = state.queue.batch(&id).await?;
     found.map(|(batch, _)| batch).ok_or(ApiError::BatchUnknown(id))
 }
 
-/// Calls off what has not ended. Twice goes on where the first was interrupted.
+/// Calls off what has not ended.
 #[utoipa::path(
     delete, path = "/v1/batches/{id}", tag = "batches", operation_id = "cancelBatch",
     params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),),
@@ -90,33 +96,31 @@ pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Res
             break next;
         }
     };
-    let canceling = state.clone();
+    let (queue, index) = (state.queue.clone(), state.index.clone());
     tokio::spawn(async move {
-        if let Err(error) = cancel_jobs(&canceling, &id).await {
-            tracing::warn!(batch = id, %error, "not all of it is called off; asking again goes on");
+        if let Err(error) = cancel_jobs(&queue, &index, &id).await {
+            tracing::warn!(batch = id, %error, "not all of it is called off yet");
         }
     });
-    Ok((StatusCode::ACCEPTED, Json(wire::document(&state, &batch).await?)).into_response())
+    Ok((StatusCode::ACCEPTED, Json(wire::document(&state.index, &batch).await?)).into_response())
 }
 
-async fn cancel_jobs(state: &Inner, id: &str) -> Result<(), ApiError> {
+/// Calls off all jobs of a batch that have not ended.
+pub(super) async fn cancel_jobs(queue: &Queue, index: &Index, id: &str) -> Result<(), IndexError> {
     // Once more after the last one: some may have come while we were at it.
     for _ in 0..2 {
-        state.index.catch_up(&state.queue).await?;
-        let open = open_jobs(state, id).await?;
-        let cancels = open.into_iter().map(|job| {
-            let queue = state.queue.clone();
-            async move { queue.cancel(&job).await }
-        });
+        index.catch_up(queue).await?;
+        let open = open_jobs(index, id).await?;
+        let cancels = open.into_iter().map(|job| async move { queue.cancel(&job).await });
         let _: Vec<Canceled> = futures::stream::iter(cancels).buffer_unordered(WIDTH).try_collect().await?;
     }
     Ok(())
 }
 
-async fn open_jobs(state: &Inner, id: &str) -> Result<Vec<JobId>, ApiError> {
+async fn open_jobs(index: &Index, id: &str) -> Result<Vec<JobId>, IndexError> {
     let (mut open, mut after) = (Vec::new(), None);
     loop {
-        let page = state.index.batch_page(id, after.as_deref(), PAGE).await?;
+        let page = index.batch_page(id, after.as_deref(), PAGE).await?;
         let Some(last) = page.last() else { return Ok(open) };
         after = last.spec.origin.custom_id.clone();
         open.extend(page.iter().filter(|record| !record.is_terminal()).map(|record| record.spec.id.clone()));
@@ -167,14 +171,57 @@ pub(crate) async fn verify(State(state): State<Shared>, id: Named) -> Result<Jso
         });
         let mut looks = futures::stream::iter(looks).buffered(WIDTH);
         while let Some((name, stored)) = looks.try_next().await? {
-            match stored {
-                Some(stored) if stored.record.is_terminal() => verdict.ended += 1,
-                Some(_) if verdict.open.len() < NAMED_MAX => verdict.open.push(name),
-                None if verdict.missing.len() < NAMED_MAX => verdict.missing.push(name),
-                Some(_) | None => {}
-            }
+            verdict.count(name, stored.as_ref());
         }
     }
     verdict.complete = verdict.total == Some(verdict.ended) && verdict.open.is_empty() && verdict.missing.is_empty();
     Ok(Json(verdict))
+}
+
+/// Proves it for the items that the client knows of, by the custom ids that it sends, one a line.
+///
+/// What never came is named too: an item's id follows from its name, so its record is looked for.
+#[utoipa::path(
+    post, path = "/v1/batches/{id}/verify", tag = "batches", operation_id = "verifyExpected",
+    params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch.")),
+    request_body(content = String, content_type = "text/plain", description = "Custom ids, one a line."),
+    responses(
+        (status = 200, description = "Whether each of them has exactly one terminal record, and which have not.", body = Verdict),
+        (status = 400, description = "`batch_id_invalid`, `body_broken`: the body is not UTF-8."),
+        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+        (status = 413, description = "`body_too_large`."),
+    ),
+)]
+pub(crate) async fn verify_expected(
+    State(state): State<Shared>,
+    id: Named,
+    body: Body,
+) -> Result<Json<Verdict>, ApiError> {
+    let batch = find(&state, id).await?;
+    let body = axum::body::to_bytes(body, EXPECTED_BYTES_MAX).await;
+    let body = body.map_err(|_| ApiError::BodyTooLarge { limit: EXPECTED_BYTES_MAX })?;
+    let text = std::str::from_utf8(&body).map_err(|error| ApiError::BodyBroken(error.to_string()))?;
+    let expected: BTreeSet<String> = text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let mut verdict = Verdict { total: Some(expected.len() as u64), ..Verdict::default() };
+    let looks = expected.into_iter().map(|name| {
+        let (queue, id) = (state.queue.clone(), item_id(&batch, &name));
+        async move { queue.find(&id).await.map(|stored| (name, stored)) }
+    });
+    let mut looks = futures::stream::iter(looks).buffered(WIDTH);
+    while let Some((name, stored)) = looks.try_next().await? {
+        verdict.count(name, stored.as_ref());
+    }
+    verdict.complete = verdict.total == Some(verdict.ended);
+    Ok(Json(verdict))
+}
+
+impl Verdict {
+    fn count(&mut self, name: String, stored: Option<&Stored>) {
+        match stored {
+            Some(stored) if stored.record.is_terminal() => self.ended += 1,
+            Some(_) if self.open.len() < NAMED_MAX => self.open.push(name),
+            None if self.missing.len() < NAMED_MAX => self.missing.push(name),
+            Some(_) | None => {}
+        }
+    }
 }

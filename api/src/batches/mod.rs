@@ -1,12 +1,19 @@
 //! Batches: many images that are sent, watched, read and called off together.
 
+mod follow;
 mod items;
+mod options;
 pub(crate) mod manage;
 pub(crate) mod receive;
 pub(crate) mod results;
 mod wire;
 
+pub(crate) use follow::Follower;
+pub(crate) use wire::document;
+
 use axum::extract::Path;
+use queue::JobId;
+use queue::client::Batch;
 
 use crate::dead::Named;
 use crate::error::ApiError;
@@ -24,4 +31,10 @@ fn named(id: Named) -> Result<String, ApiError> {
 pub(crate) fn is_id(id: &str) -> bool {
     let is_good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     (1..=ID_MAX).contains(&id.len()) && id.chars().all(is_good)
+}
+
+/// The job of an item. It follows from owner, batch and the item's own name, so that whoever comes
+/// again finds it.
+fn item_id(batch: &Batch, custom_id: &str) -> JobId {
+    JobId::derived(batch.topic.clone(), &[batch.owner.as_deref().unwrap_or(""), &batch.id, custom_id])
 }

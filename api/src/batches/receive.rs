@@ -16,10 +16,11 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use models::{Model, ModelVersion};
 use queue::client::{Batch, Replaced};
-use queue::{ImageFacts, JobError, JobId, SubmitError, Timestamp, Topic};
+use queue::{ImageFacts, JobError, SubmitError, Timestamp, Topic};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::items::{self, Files, Item, Line};
+use super::options::BatchOptions;
 use super::wire;
 use crate::dead::Named;
 use crate::digest::sha256;
@@ -44,7 +45,7 @@ const ITEMS_MAX: usize = 1_000_000;
 /// Takes a batch under an id that we give it.
 #[utoipa::path(
     post, path = "/v1/batches", tag = "batches", operation_id = "createBatch",
-    params(Options),
+    params(BatchOptions),
     request_body(
         content(
             (Binary = "application/x-tar"), (Binary = "application/zip"), (Line = "application/x-ndjson"),
@@ -80,7 +81,7 @@ pub(crate) async fn create(
     put, path = "/v1/batches/{id}", tag = "batches", operation_id = "putBatch",
     params(
         ("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),
-        Options,
+        BatchOptions,
     ),
     request_body(
         content(
@@ -132,49 +133,53 @@ async fn receive(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let mut options = Options::default();
-    options.read_query(query)?;
-    name_model(state, &mut options).await?;
-    let (model, version) = find_model(state, &options)?;
-    let topic = find_topic(state, &options, model).await?;
-    let batch = open(state, caller, &id, model, &topic).await?;
+    let mut options = BatchOptions::read(query)?;
+    name_model(state, &mut options.jobs).await?;
+    let (model, version) = find_model(state, &options.jobs)?;
+    let topic = find_topic(state, &options.jobs, model).await?;
+    // Whether it can be read is known before anything is noted.
     let items = items::read(headers, body, state.config.upload_bytes_max)?;
-    let target = Target { state, caller, batch: &batch, topic: &topic, model, version, options: &options };
+    let new = Batch {
+        id: id.clone(),
+        model: model.name().to_owned(),
+        topic: topic.name().clone(),
+        owner: caller.owner.clone(),
+        created_at: Timestamp::now(),
+        total: None,
+        canceled_at: None,
+        error: None,
+        failures_max: options.failures_max,
+        webhook: options.webhook,
+        finished_at: None,
+    };
+    let batch = open(state, new).await?;
+    let target = Target { state, caller, batch: &batch, topic: &topic, model, version, options: &options.jobs };
     let count = take_all(&target, items).await?;
     let batch = close(state, &id, count).await?;
-    let mut response = (StatusCode::ACCEPTED, Json(wire::document(state, &batch).await?)).into_response();
+    let mut response = (StatusCode::ACCEPTED, Json(wire::document(&state.index, &batch).await?)).into_response();
     let location = HeaderValue::from_str(&wire::batch_url(&id)).expect("ids are ASCII");
     response.headers_mut().insert(header::LOCATION, location);
     Ok(response)
 }
 
-/// The batch's record, which is there before its first job.
-async fn open(state: &Inner, caller: &Caller, id: &str, model: &Model, topic: &Topic) -> Result<Batch, ApiError> {
+/// The batch's record, which is there before its first job. One that is there already stays as it is.
+async fn open(state: &Inner, new: Batch) -> Result<Batch, ApiError> {
     loop {
-        if let Some((batch, _)) = state.queue.batch(id).await? {
+        if let Some((batch, _)) = state.queue.batch(&new.id).await? {
             // Two owners may take the same id at the same moment.
-            if batch.owner != caller.owner {
-                return Err(ApiError::BatchUnknown(id.to_owned()));
+            if batch.owner != new.owner {
+                return Err(ApiError::BatchUnknown(new.id));
             }
             if batch.canceled_at.is_some() {
-                return Err(ApiError::BatchCanceled(id.to_owned()));
+                return Err(ApiError::BatchCanceled(new.id));
             }
-            if (batch.model.as_str(), &batch.topic) != (model.name(), topic.name()) {
-                return Err(ApiError::BatchModel { id: id.to_owned(), model: batch.model, topic: batch.topic });
+            if (&batch.model, &batch.topic) != (&new.model, &new.topic) {
+                return Err(ApiError::BatchModel { id: new.id, model: batch.model, topic: batch.topic });
             }
             return Ok(batch);
         }
-        let batch = Batch {
-            id: id.to_owned(),
-            model: model.name().to_owned(),
-            topic: topic.name().clone(),
-            owner: caller.owner.clone(),
-            created_at: Timestamp::now(),
-            total: None,
-            canceled_at: None,
-        };
-        if let Replaced::Done(_) = state.queue.write_batch(queue::client::Revision::default(), &batch).await? {
-            return Ok(batch);
+        if let Replaced::Done(_) = state.queue.write_batch(queue::client::Revision::default(), &new).await? {
+            return Ok(new);
         }
     }
 }
@@ -188,10 +193,12 @@ async fn close(state: &Inner, id: &str, count: u64) -> Result<Batch, ApiError> {
         };
         // What was sent before and is not in this body counts as well.
         let known = state.index.counts(id).await?.total();
-        let next = Batch { total: Some(count.max(known).max(batch.total.unwrap_or(0))), ..batch.clone() };
-        if next == batch {
+        let total = Some(count.max(known).max(batch.total.unwrap_or(0)));
+        if total == batch.total {
             return Ok(batch);
         }
+        // What has grown has not ended.
+        let next = Batch { total, finished_at: None, ..batch.clone() };
         if let Replaced::Done(_) = state.queue.write_batch(revision, &next).await? {
             return Ok(next);
         }
@@ -241,7 +248,7 @@ async fn take_all(
 /// Queues one item, or notes why it cannot be.
 async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
     let Target { state, caller, batch, topic, model, version, options } = *target;
-    let id = JobId::derived(topic.name().clone(), &[caller.owner.as_deref().unwrap_or(""), &batch.id, &item.custom_id]);
+    let id = super::item_id(batch, &item.custom_id);
     let facts = match &item.content {
         Ok(bytes) => crate::jobs::image_facts(bytes).map_err(|error| JobError::new(error.code(), error.to_string())),
         Err(error) => Err(error.clone()),

@@ -1,13 +1,11 @@
 //! A batch as clients see it.
 
 use queue::client::Batch;
-use queue::{Timestamp, TopicName};
+use queue::{JobError, Timestamp, TopicName};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::error::ApiError;
-use crate::index::Counts;
-use crate::state::State as Inner;
+use crate::index::{Counts, Index, IndexError};
 
 /// The batch document.
 #[derive(Debug, Serialize, ToSchema)]
@@ -20,7 +18,16 @@ pub(crate) struct Document {
     /// `canceled`.
     state: &'static str,
     created_at: Timestamp,
+    /// When all of it had ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<Timestamp>,
     counts: Counted,
+    /// Once more jobs than this have failed, it is called off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_failures: Option<u64>,
+    /// Why it was called off, if nobody asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<JobError>,
     /// Seconds until all has ended, at the pace so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     eta_seconds: Option<u64>,
@@ -55,8 +62,8 @@ pub(super) fn batch_url(id: &str) -> String {
 }
 
 /// How a batch stands.
-pub(super) async fn document(state: &Inner, batch: &Batch) -> Result<Document, ApiError> {
-    let counts = state.index.counts(&batch.id).await?;
+pub(crate) async fn document(index: &Index, batch: &Batch) -> Result<Document, IndexError> {
+    let counts = index.counts(&batch.id).await?;
     Ok(describe(batch, &counts, Timestamp::now()))
 }
 
@@ -82,6 +89,9 @@ fn describe(batch: &Batch, counts: &Counts, now: Timestamp) -> Document {
         topic: batch.topic.clone(),
         state,
         created_at: batch.created_at,
+        finished_at: batch.finished_at,
+        max_failures: batch.failures_max,
+        error: batch.error.clone(),
         counts: Counted {
             total: batch.total,
             queued,
@@ -109,6 +119,10 @@ mod tests {
             created_at: Timestamp::from_millis(0),
             total: None,
             canceled_at: None,
+            error: None,
+            failures_max: None,
+            webhook: None,
+            finished_at: None,
         };
         let counts = Counts { queued: 1, running: 1, succeeded: 3, failed: 1, canceled: 0 };
         let at = |batch: &Batch| describe(batch, &counts, Timestamp::from_millis(8_000));

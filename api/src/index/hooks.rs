@@ -1,6 +1,7 @@
 //! The delivery log of webhooks, and receivers that want no more.
 
-use queue::{JobId, Timestamp};
+use queue::Timestamp;
+use queue::client::About;
 use sqlx::Row;
 
 use super::{Index, IndexError};
@@ -8,12 +9,12 @@ use crate::webhooks::Delivery;
 
 impl Index {
     /// Notes a try.
-    pub(crate) async fn log_delivery(&self, job: &JobId, delivery: &Delivery) -> Result<(), IndexError> {
+    pub(crate) async fn log_delivery(&self, about: &About, delivery: &Delivery) -> Result<(), IndexError> {
         sqlx::query(
             "INSERT INTO deliveries (job, event, url, attempt, at, status, outcome, error)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
-        .bind(job.to_string())
+        .bind(about.to_string())
         .bind(delivery.event.clone())
         .bind(delivery.url.clone())
         .bind(i64::from(delivery.attempt))
@@ -26,12 +27,12 @@ impl Index {
         Ok(())
     }
 
-    /// The tries of a job's calls, oldest first.
-    pub(crate) async fn deliveries(&self, job: &JobId) -> Result<Vec<Delivery>, IndexError> {
+    /// The tries of the calls about a job or batch, oldest first.
+    pub(crate) async fn deliveries(&self, about: &About) -> Result<Vec<Delivery>, IndexError> {
         let rows = sqlx::query(
             "SELECT event, url, attempt, at, status, outcome, error FROM deliveries WHERE job = $1 ORDER BY at, attempt",
         )
-        .bind(job.to_string())
+        .bind(about.to_string())
         .fetch_all(&self.pool)
         .await?;
         let read = |row: &sqlx::any::AnyRow| Delivery {

@@ -15,6 +15,7 @@ use queue::JobId;
 use queue::client::{Revision, Stored};
 use utoipa::ToSchema;
 
+use super::status::whole;
 use super::wire;
 use super::wire::JobState;
 use crate::dead::{Named, named};
@@ -56,7 +57,7 @@ pub(crate) async fn events(
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     let id = named(id)?;
-    let after = headers.get("last-event-id").map(|value| value.to_str().ok()?.parse().ok());
+    let after = headers.get("last-event-id").map(|value| whole(value.to_str().ok()?));
     let after = after.unwrap_or(Some(0)).ok_or_else(|| ApiError::Option {
         name: "Last-Event-ID".into(),
         problem: "it must be the id of an event as it came".into(),

@@ -78,6 +78,18 @@ impl Options {
         if twice { Err(refuse(name, "it is given twice")) } else { Ok(()) }
     }
 
+    /// Takes out whom to tell, for a batch that has a webhook of its own.
+    pub(crate) fn take_webhook(&mut self) -> Option<String> {
+        self.job.webhook = None;
+        self.webhook.take()
+    }
+
+    /// Of which states somebody is told.
+    #[cfg(test)]
+    pub(crate) fn webhook_events(&self) -> Option<&[String]> {
+        self.job.webhook.as_ref().map(|webhook| webhook.events.as_slice())
+    }
+
     /// Names of states, comma-separated. They may stand before the webhook.
     fn set_events(&mut self, name: &str, value: &str) -> Result<bool, ApiError> {
         let events: Vec<String> = value.split(',').map(|event| event.trim().to_owned()).collect();

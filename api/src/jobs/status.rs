@@ -28,6 +28,12 @@ pub(crate) struct Wish {
     explain: bool,
 }
 
+/// A whole number; one that is beyond all bounds is the greatest.
+pub(super) fn whole(text: &str) -> Option<u64> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().unwrap_or(u64::MAX))
+}
+
 /// Shows one job.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "getJob",
@@ -58,7 +64,7 @@ pub(crate) async fn status(
     let job: JobId = id.parse().map_err(|_| unknown())?;
     let patience = match wish.wait.as_deref() {
         None => Duration::ZERO,
-        Some(text) => text.parse().map(Duration::from_secs).map_err(|_| ApiError::Option {
+        Some(text) => whole(text).map(Duration::from_secs).ok_or_else(|| ApiError::Option {
             name: "wait".into(),
             problem: "it must be a whole number of seconds".into(),
         })?,

@@ -56,7 +56,8 @@ async fn admit(
 
 /// What a request needs.
 fn needed(method: &Method, route: &str) -> Scope {
-    let reads = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
+    // To send a list of names is to look.
+    let reads = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method) || route.ends_with("/verify");
     let is_under = |prefix: &str| route == prefix || route.starts_with(&format!("{prefix}/"));
     if is_under("/v1/keys") || is_under("/v1/dead") {
         return Scope::Admin;
@@ -96,6 +97,7 @@ mod tests {
             (Method::POST, "/v1/jobs", Scope::Submit),
             (Method::DELETE, "/v1/jobs/{id}", Scope::Submit),
             (Method::PUT, "/v1/batches/{id}", Scope::Submit),
+            (Method::POST, "/v1/batches/{id}/verify", Scope::Read),
             (Method::POST, "/v1/topics", Scope::Admin),
             (Method::GET, "/v1/topics", Scope::Read),
             (Method::GET, "/v1/dead/{id}/image", Scope::Admin),

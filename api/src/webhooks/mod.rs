@@ -1,4 +1,4 @@
-//! Webhooks: a client's server is told when its job has ended.
+//! Webhooks: a client's server is told when its job, or its batch, has ended.
 //!
 //! The index, which follows the records, notes for each change that somebody wants to hear of that a
 //! call is owed, before it notes how far it has come. So no change is missed, whoever dies; and one
@@ -12,7 +12,7 @@ pub(crate) use send::{Delivery, Sender};
 
 use std::time::Duration;
 
-use queue::client::{Hook, Revision};
+use queue::client::{About, Hook, Revision};
 use queue::{Record, Timestamp};
 
 use crate::error::ApiError;
@@ -30,7 +30,7 @@ pub(crate) fn owed(record: &Record, revision: Revision, now: Timestamp) -> Optio
     let changed_at = record.state.finished_at().or(record.started_at()).unwrap_or(record.spec.created_at);
     let is_news = u128::from(now.millis_since(changed_at)) < NEWS_MAX.as_millis();
     (is_wanted && is_news).then(|| Hook {
-        job: record.spec.id.clone(),
+        about: About::Job(record.spec.id.clone()),
         state: state.to_owned(),
         revision: revision.into(),
         url: wish.url.clone(),

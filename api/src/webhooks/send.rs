@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use queue::client::OwedCall;
+use queue::client::{About, Hook, OwedCall};
 use queue::{JobId, Queue, QueueError, Timestamp};
 use reqwest::StatusCode;
 use serde::Serialize;
@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
 use super::guard;
+use crate::batches;
 use crate::dead::{Named, named};
 use crate::error::ApiError;
 use crate::index::Index;
@@ -117,7 +118,7 @@ impl Sender {
             _ => "given_up",
         };
         let delivery = Delivery {
-            event: format!("job.{}", hook.state),
+            event: event(hook),
             url: url.clone(),
             attempt: call.attempt,
             at: Timestamp::now(),
@@ -125,33 +126,48 @@ impl Sender {
             outcome: outcome.to_owned(),
             error: answer.err(),
         };
-        tracing::debug!(job_id = %hook.job, outcome, attempt = call.attempt, "webhook");
-        if let Err(error) = self.index.log_delivery(&hook.job, &delivery).await {
-            tracing::warn!(job_id = %hook.job, %error, "a call is not in the delivery log");
+        tracing::debug!(about = %hook.about, outcome, attempt = call.attempt, "webhook");
+        if let Err(error) = self.index.log_delivery(&hook.about, &delivery).await {
+            tracing::warn!(about = %hook.about, %error, "a call is not in the delivery log");
         }
         let settled = match (outcome, pause) {
             ("retrying", Some(pause)) => call.later(pause.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await,
             _ => call.done().await,
         };
         if let Err(error) = settled {
-            tracing::warn!(job_id = %hook.job, %error, "a call may be made twice");
+            tracing::warn!(about = %hook.about, %error, "a call may be made twice");
+        }
+    }
+
+    /// What is told of: how it stands now. If its record has expired, its id is still of use.
+    async fn data(&self, about: &About) -> Result<serde_json::Value, String> {
+        let words = |error: &dyn std::fmt::Display| error.to_string();
+        match about {
+            About::Job(job) => {
+                let stored = self.queue.record(job).await.map_err(|error| words(&error))?;
+                Ok(stored.map_or_else(|| json!({"id": job}), |stored| json!(Job::from(&stored.record))))
+            }
+            About::Batch(id) => {
+                let Some((batch, _)) = self.queue.batch(id).await.map_err(|error| words(&error))? else {
+                    return Ok(json!({"id": id}));
+                };
+                let document = batches::document(&self.index, &batch).await.map_err(|error| words(&error))?;
+                Ok(json!(document))
+            }
         }
     }
 
     async fn try_call(&self, call: &OwedCall) -> Result<StatusCode, String> {
         let hook = &call.hook;
-        let stored = self.queue.record(&hook.job).await.map_err(|error| error.to_string())?;
-        let job = stored.as_ref().map(|stored| Job::from(&stored.record));
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
-        let body = json!({
-            "type": format!("job.{}", hook.state),
-            "timestamp": Timestamp::now(),
-            // What it was may have expired; its id is still of use.
-            "data": job.map_or_else(|| json!({"id": hook.job}), |job| json!(job)),
-        })
-        .to_string();
+        let body = json!({"type": event(hook), "timestamp": Timestamp::now(), "data": self.data(&hook.about).await?});
+        let body = body.to_string();
         // The same for all tries of one call, so that the receiver can tell a second one.
-        let id = format!("msg_{}_{}_{}", hook.job.uuid().simple(), hook.revision, hook.state);
+        let of = match &hook.about {
+            About::Job(job) => job.uuid().simple().to_string(),
+            About::Batch(id) => id.clone(),
+        };
+        let id = format!("msg_{of}_{}_{}", hook.revision, hook.state);
         let signer = Webhook::new(&self.secret).map_err(|error| error.to_string())?;
         let signature = signer.sign(&id, now, body.as_bytes()).map_err(|error| error.to_string())?;
         let url = reqwest::Url::parse(&hook.url).map_err(|error| error.to_string())?;
@@ -184,7 +200,16 @@ impl Sender {
     }
 }
 
-/// The tries of a job's calls.
+/// What a call is about, in a word.
+fn event(hook: &Hook) -> String {
+    let kind = match hook.about {
+        About::Job(_) => "job",
+        About::Batch(_) => "batch",
+    };
+    format!("{kind}.{}", hook.state)
+}
+
+/// The tries of calls.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Deliveries {
     deliveries: Vec<Delivery>,
@@ -202,5 +227,20 @@ pub(crate) struct Deliveries {
 pub(crate) async fn deliveries(State(state): State<Shared>, id: Named) -> Result<Json<Deliveries>, ApiError> {
     let id = named(id)?;
     state.queue.find(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
-    Ok(Json(Deliveries { deliveries: state.index.deliveries(&id).await? }))
+    Ok(Json(Deliveries { deliveries: state.index.deliveries(&About::Job(id)).await? }))
+}
+
+/// Shows the delivery log of a batch.
+#[utoipa::path(
+    get, path = "/v1/batches/{id}/deliveries", tag = "batches", operation_id = "listBatchDeliveries",
+    params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch.")),
+    responses(
+        (status = 200, description = "Every try, oldest first.", body = Deliveries),
+        (status = 400, description = "`batch_id_invalid`."),
+        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+    ),
+)]
+pub(crate) async fn batch_deliveries(State(state): State<Shared>, id: Named) -> Result<Json<Deliveries>, ApiError> {
+    let batch = batches::manage::find(&state, id).await?;
+    Ok(Json(Deliveries { deliveries: state.index.deliveries(&About::Batch(batch.id)).await? }))
 }

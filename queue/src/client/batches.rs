@@ -8,7 +8,9 @@ use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::{Queue, Replaced, Revision};
-use crate::{JobError, JobSpec, PartitionId, QueueError, Record, Sequence, SubmitError, Timestamp, Topic, TopicName};
+use crate::{
+    JobError, JobSpec, PartitionId, QueueError, Record, Sequence, SubmitError, Timestamp, Topic, TopicError, TopicName,
+};
 
 const STREAM: &str = "batches";
 /// How long a batch's record is kept after its last change.
@@ -34,6 +36,18 @@ pub struct Batch {
     /// When it was called off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canceled_at: Option<Timestamp>,
+    /// Why, if nobody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<JobError>,
+    /// Once more of its jobs than this have failed, it is called off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failures_max: Option<u64>,
+    /// Whom to tell when all of it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<String>,
+    /// When it was seen that all of it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
 }
 
 impl Queue {
@@ -51,14 +65,30 @@ impl Queue {
         Ok(Some((batch, message.sequence.0.into())))
     }
 
-    /// All batches that are kept, oldest change first.
+    /// All batches that are kept, oldest change first, each with what a change of it must name.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
-    pub async fn batches(&self) -> Result<Vec<Batch>, QueueError> {
+    pub async fn batches(&self) -> Result<Vec<(Batch, Revision)>, QueueError> {
         self.ensure_stream_once(config(self.defaults.replicas)).await?;
         let messages: Vec<_> = self.scan(STREAM, false).await?.try_collect().await?;
-        Ok(messages.iter().filter_map(|message| serde_json::from_slice(&message.payload).ok()).collect())
+        let read = |message: &_| {
+            let message: &super::read::Message = message;
+            Some((serde_json::from_slice(&message.payload).ok()?, message.sequence.0.into()))
+        };
+        Ok(messages.iter().filter_map(read).collect())
+    }
+
+    /// The last change of any batch.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn batches_end(&self) -> Result<Revision, QueueError> {
+        const ACTION: &str = "look for batches";
+        self.ensure_stream_once(config(self.defaults.replicas)).await?;
+        let info = self.stream_info(STREAM).await;
+        let unavailable = |error: TopicError| QueueError::Unavailable { action: ACTION, problem: error.to_string() };
+        Ok(info.map_err(unavailable)?.state.last_sequence.into())
     }
 
     /// Replaces exactly the batch record that was read as `over`; 0 where there is none.

@@ -1,6 +1,7 @@
 //! Calls that are owed to somebody: one message for each change of a job of which its client wants
 //! to be told. They are kept until they are delivered or given up, whoever dies meanwhile.
 
+use std::fmt;
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -25,14 +26,44 @@ const DUPLICATES: Duration = Duration::from_secs(2 * 60 * 60);
 /// A call that is owed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
-    /// The job.
-    pub job: JobId,
+    /// The job or batch.
+    #[serde(flatten)]
+    pub about: About,
     /// The state that it came to.
     pub state: String,
     /// By which write of its record.
     pub revision: u64,
     /// Whom to call.
     pub url: String,
+}
+
+/// What a call tells of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum About {
+    /// A job.
+    Job(JobId),
+    /// A batch, by its id.
+    Batch(String),
+}
+
+impl About {
+    /// Two tokens of a subject. No topic has a name that begins with `_`.
+    fn tokens(&self) -> String {
+        match self {
+            Self::Job(job) => job.to_string(),
+            Self::Batch(id) => format!("_batch.{id}"),
+        }
+    }
+}
+
+impl fmt::Display for About {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Job(job) => job.fmt(f),
+            Self::Batch(id) => write!(f, "batch {id}"),
+        }
+    }
 }
 
 /// A call in a sender's hands.
@@ -73,10 +104,11 @@ impl Queue {
     pub async fn owe(&self, hook: &Hook) -> Result<(), QueueError> {
         const ACTION: &str = "note a call that is owed";
         self.ensure_hooks().await?;
-        let Hook { job, state, revision, .. } = hook;
+        let Hook { about, state, revision, .. } = hook;
+        let tokens = about.tokens();
         let payload = Bytes::from(serde_json::to_vec(hook).expect("a hook holds strings"));
-        let message = PublishMessage::build().payload(payload).message_id(format!("{job}.{revision}.{state}"));
-        let subject = format!("{STREAM}.{}.{}.{revision}", job.topic(), job.uuid());
+        let message = PublishMessage::build().payload(payload).message_id(format!("{tokens}.{revision}.{state}"));
+        let subject = format!("{STREAM}.{tokens}.{revision}");
         match self.publish_acked(subject, message).await {
             Ok(_) => Ok(()),
             // It is there already.

@@ -41,7 +41,7 @@ pub use describe::{Bounds, Description, Partition, Replica};
 pub use fetch::Fetcher;
 pub use groups::{GroupMessage, GroupOffset, GroupReader, Offsets, Position};
 pub use health::{Doubt, Server};
-pub use hooks::{Hook, OwedCall};
+pub use hooks::{About, Hook, OwedCall};
 pub use leases::Singleton;
 pub use manage::Purged;
 pub use read::Message;
