@@ -12,9 +12,20 @@ use crate::table::Table;
 /// Does what was asked for.
 pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
     match args.action {
-        KeysAction::Create { name, scopes, expires, requests_per_second, uploads, queued_jobs, json, api } => {
+        KeysAction::Create {
+            name,
+            scopes,
+            expires,
+            requests_per_second,
+            uploads,
+            queued_jobs,
+            queued_bytes,
+            json,
+            api,
+        } => {
             let limits = json!({
                 "requests_per_second": requests_per_second, "uploads": uploads, "queued_jobs": queued_jobs,
+                "queued_bytes": queued_bytes.map(|bytes| bytes.as_u64()),
             });
             let wish = json!({ "name": name, "scopes": scopes, "expires": expires, "limits": limits });
             let made = Remote::new(&api)?.post("/v1/keys", &wish).await?;

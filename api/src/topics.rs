@@ -46,7 +46,7 @@ pub(crate) struct Wish {
     #[schema(format = "timespan", example = "30s")]
     lease: Option<String>,
     /// Attempts before a job is given up.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 4_294_967_295_u32)]
     attempts: Option<u32>,
     /// How long one attempt may run when the job does not say.
     #[schema(format = "timespan", example = "1m")]

@@ -64,6 +64,10 @@ pub struct Origin {
     /// The client's name for it within the batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom_id: Option<String>,
+    /// The number of a partition that was chosen for it, because those who flood theirs should not make
+    /// it wait; none: its owner's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lane: Option<u16>,
 }
 
 /// Facts about the input, taken from its bytes when it was received.

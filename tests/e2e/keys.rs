@@ -69,24 +69,27 @@ async fn what_is_somebody_elses_is_not_there() {
     let job = submitted.text("id");
     let batch = ann.ask(Method::PUT, "/v1/batches/hers?model=efficientnet-lite0", tar_of_one()).await;
     assert_eq!(batch.status, 202, "{}", batch.body);
-    // Every route that takes an id, with a key of somebody else and with none of these rights.
-    for (method, path) in [
-        (Method::GET, format!("/v1/jobs/{job}")),
-        (Method::GET, format!("/v1/jobs/{job}?wait=1")),
-        (Method::GET, format!("/v1/jobs/{job}/events")),
-        (Method::GET, format!("/v1/jobs/{job}/image")),
-        (Method::DELETE, format!("/v1/jobs/{job}")),
-        (Method::POST, format!("/v1/jobs/{job}/retry")),
-        (Method::GET, "/v1/batches/hers".into()),
-        (Method::GET, "/v1/batches/hers/results".into()),
-        (Method::GET, "/v1/batches/hers/verify".into()),
-        (Method::PUT, "/v1/batches/hers?model=efficientnet-lite0".into()),
-        (Method::DELETE, "/v1/batches/hers".into()),
-        (Method::GET, format!("/v1/jobs/{early}")),
-    ] {
-        let answer = ben.ask(method.clone(), &path, tar_of_one()).await;
-        assert_eq!(answer.status, 404, "{method} {path}: {}", answer.body);
+    // Every route that takes an id, tried by somebody else.
+    let description = stack.get("/openapi.json").await.json;
+    let mut tried = 0;
+    for (path, methods) in description["paths"].as_object().expect("an object") {
+        let id = match path.as_str() {
+            path if path.starts_with("/v1/jobs/{id}") => job.as_str(),
+            path if path.starts_with("/v1/batches/{id}") => "hers",
+            _ => continue,
+        };
+        let path = format!("{}?model=efficientnet-lite0", path.replace("{id}", id));
+        for method in methods.as_object().expect("an object").keys() {
+            let method: Method = method.to_uppercase().parse().expect("a method");
+            // A job or batch takes no options where it is only looked at, but whose it is comes first.
+            let answer = ben.ask(method.clone(), &path, tar_of_one()).await;
+            assert_eq!(answer.status, 404, "{method} {path}: {}", answer.body);
+            tried += 1;
+        }
     }
+    assert!(tried >= 13, "{tried} routes take an id");
+    assert_eq!(ben.get(&format!("/v1/jobs/{job}?wait=1")).await.status, 404);
+    assert_eq!(ben.get(&format!("/v1/jobs/{early}")).await.status, 404, "nobody's is not everybody's");
     for (method, path) in [(Method::GET, "/v1/dead"), (Method::GET, "/v1/keys"), (Method::POST, "/v1/topics")] {
         let answer = ben.ask(method, path, "{}").await;
         assert_eq!((answer.status, answer.text("code").as_str()), (403, "key_scope"), "{path}");
@@ -164,4 +167,97 @@ async fn a_key_gets_what_it_may_and_is_told_when_to_come_again() {
     let client = Client { stack: &stack, key: full };
     assert_eq!(client.get("/v1/jobs").await.status, 200);
     assert_eq!(stack.get("/v1/jobs").await.status, 401);
+}
+
+#[tokio::test]
+async fn a_key_ends_when_it_said_it_would() {
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let boss = make(&stack, None, &["--name", "boss", "--scopes", "admin"]);
+    let brief = make(&stack, Some(&boss), &["--name", "brief", "--scopes", "read", "--expires", "2s"]);
+    assert_eq!(brief.get("/v1/jobs").await.status, 200);
+    let ended = eventually("it ends", async || {
+        let answer = brief.get("/v1/jobs").await;
+        (answer.status != 200).then_some(answer)
+    })
+    .await;
+    assert_eq!((ended.status, ended.text("code").as_str()), (401, "key_invalid"));
+}
+
+#[tokio::test]
+async fn what_a_key_has_waiting_is_bounded_in_bytes_and_a_batch_waits_for_room() {
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let boss = make(&stack, None, &["--name", "boss", "--scopes", "admin"]);
+    let image = photo("rocket.jpg");
+    let room = (2 * image.len() + image.len() / 2).to_string();
+    let words = ["--name", "small", "--scopes", "submit,read", "--queued-bytes", &room];
+    let small = make(&stack, Some(&boss), &words);
+    let topic = r#"{"name":"efficientnet-lite0","model":"efficientnet-lite0"}"#;
+    assert_eq!(boss.ask(Method::POST, "/v1/topics", topic).await.status, 201);
+    assert_eq!(boss.ask(Method::POST, "/v1/topics/efficientnet-lite0/pause", "").await.status, 200);
+    let submit = || small.ask(Method::POST, "/v1/jobs?model=efficientnet-lite0", image.clone());
+    assert_eq!([submit().await.status, submit().await.status], [202, 202]);
+    let third = submit().await;
+    assert_eq!((third.status, third.text("code").as_str()), (429, "limit_reached"), "{}", third.body);
+    assert!(third.text("detail").contains("bytes of images that wait"), "{}", third.body);
+    // A batch is taken as fast as there is room, and not refused.
+    let sending = small.ask(Method::PUT, "/v1/batches/patient?model=efficientnet-lite0", tar_of_one());
+    let resuming = async {
+        eventually("the batch has come, but for its image", async || {
+            (small.get("/v1/batches/patient").await.status == 200).then_some(())
+        })
+        .await;
+        assert_eq!(small.get("/v1/batches/patient").await.json["state"], "receiving");
+        boss.ask(Method::POST, "/v1/topics/efficientnet-lite0/resume", "").await
+    };
+    let (sent, resumed) = tokio::join!(sending, resuming);
+    assert_eq!((sent.status, resumed.status), (202, 200), "{}", sent.body);
+}
+
+#[tokio::test]
+async fn one_who_floods_a_topic_does_not_make_another_wait_even_in_one_partition() {
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0", "--partitions", "4"]);
+    let boss = make(&stack, None, &["--name", "boss", "--scopes", "admin"]);
+    let topic = r#"{"name":"efficientnet-lite0","model":"efficientnet-lite0"}"#;
+    assert_eq!(boss.ask(Method::POST, "/v1/topics", topic).await.status, 201);
+    assert_eq!(boss.ask(Method::POST, "/v1/topics/efficientnet-lite0/pause", "").await.status, 200);
+    let flood = make(&stack, Some(&boss), &["--name", "flood", "--scopes", "submit,read"]);
+    let submit = async |client: &Client<'_>| {
+        let answer = client.ask(Method::POST, "/v1/jobs?model=efficientnet-lite0", photo("rocket.jpg")).await;
+        assert_eq!(answer.status, 202, "{}", answer.body);
+        answer.json
+    };
+    let first = submit(&flood).await;
+    // Somebody whose own partition is the same one.
+    let mut number = 0;
+    let neighbour = loop {
+        number += 1;
+        let name = format!("n{number}");
+        let client = make(&stack, Some(&boss), &["--name", &name, "--scopes", "submit,read"]);
+        if submit(&client).await["partition"] == first["partition"] {
+            break client;
+        }
+    };
+    for _ in 0..120 {
+        assert_eq!(submit(&flood).await["partition"], first["partition"], "who is the crowd stays where it is");
+    }
+    eventually("it is seen that there is a crowd", async || {
+        let topic = boss.get("/v1/topics/efficientnet-lite0").await.json;
+        let partitions = topic["partitions"].as_array()?;
+        let own = partitions.iter().find(|one| one["partition"] == first["partition"])?;
+        let id = first["id"].as_str()?;
+        let position = flood.get(&format!("/v1/jobs/{id}")).await.json["position"].as_u64();
+        (own["queued"].as_u64()? > 120 && position.is_some()).then_some(())
+    })
+    .await;
+    let job = eventually("the neighbour goes elsewhere", async || {
+        let job = submit(&neighbour).await;
+        (job["partition"] != first["partition"]).then_some(job)
+    })
+    .await;
+    assert_eq!(boss.ask(Method::POST, "/v1/topics/efficientnet-lite0/resume", "").await.status, 200);
+    let path = format!("/v1/jobs/{}?wait=30", job["id"].as_str().expect("an id"));
+    assert_eq!(neighbour.get(&path).await.json["state"], "succeeded");
+    let jobs = flood.get("/v1/jobs?state=queued&limit=1000").await.json;
+    let waiting = jobs["jobs"].as_array().expect("a list").len();
+    assert!(waiting >= 60, "{waiting} of the flood's 121 jobs wait when the neighbour's is done");
 }

@@ -430,6 +430,9 @@ pub(crate) enum KeysAction {
         /// Jobs that wait
         #[arg(long, value_name = "N")]
         queued_jobs: Option<u64>,
+        /// Bytes of the images of these, such as 500MB
+        #[arg(long, value_name = "BYTES")]
+        queued_bytes: Option<ByteSize>,
         /// Print JSON
         #[arg(long)]
         json: bool,

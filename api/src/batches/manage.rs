@@ -178,16 +178,22 @@ pub(crate) async fn verify(State(state): State<Shared>, id: Named) -> Result<Jso
     Ok(Json(verdict))
 }
 
+/// Custom ids, one a line.
+#[derive(ToSchema)]
+#[schema(pattern = "^[^\\r\\n]+$", example = "cam7/0001.jpg")]
+#[expect(dead_code, reason = "it only says how a body looks")]
+struct Names(String);
+
 /// Proves it for the items that the client knows of, by the custom ids that it sends, one a line.
 ///
 /// What never came is named too: an item's id follows from its name, so its record is looked for.
 #[utoipa::path(
     post, path = "/v1/batches/{id}/verify", tag = "batches", operation_id = "verifyExpected",
     params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch.")),
-    request_body(content = String, content_type = "text/plain", description = "Custom ids, one a line."),
+    request_body(content = Names, content_type = "text/plain", description = "Custom ids, one a line."),
     responses(
         (status = 200, description = "Whether each of them has exactly one terminal record, and which have not.", body = Verdict),
-        (status = 400, description = "`batch_id_invalid`, `body_broken`: the body is not UTF-8."),
+        (status = 400, description = "`batch_id_invalid`, `body_broken`: the body is not UTF-8, or names no item."),
         (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
         (status = 413, description = "`body_too_large`."),
     ),
@@ -202,6 +208,9 @@ pub(crate) async fn verify_expected(
     let body = body.map_err(|_| ApiError::BodyTooLarge { limit: EXPECTED_BYTES_MAX })?;
     let text = std::str::from_utf8(&body).map_err(|error| ApiError::BodyBroken(error.to_string()))?;
     let expected: BTreeSet<String> = text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if expected.is_empty() {
+        return Err(ApiError::BodyBroken("it names no item: send custom ids, one a line".into()));
+    }
     let mut verdict = Verdict { total: Some(expected.len() as u64), ..Verdict::default() };
     let looks = expected.into_iter().map(|name| {
         let (queue, id) = (state.queue.clone(), item_id(&batch, &name));

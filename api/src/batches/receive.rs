@@ -25,7 +25,7 @@ use super::wire;
 use crate::dead::Named;
 use crate::digest::sha256;
 use crate::error::ApiError;
-use crate::jobs::{Options, find_model, find_topic, name_model, spec};
+use crate::jobs::{Options, find_model, find_topic, lane, name_model, spec};
 use crate::keys::Caller;
 use crate::metrics;
 use crate::openapi::Binary;
@@ -269,6 +269,16 @@ async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
     let mut spec = spec(state, caller, model, version, options, id, facts);
     spec.origin.batch = Some(batch.id.clone());
     spec.origin.custom_id = Some(item.custom_id);
+    spec.origin.lane = lane::of(state, caller, topic, &spec).await?;
+    // The sender waits while its key has enough waiting: its items are not read.
+    while problem.is_none()
+        && let Err(error) = caller.charge(state, spec.image.bytes).await
+    {
+        match error {
+            ApiError::TooMany { .. } => tokio::time::sleep(FULL_PAUSE).await,
+            other => return Err(other),
+        }
+    }
     for attempt in 1.. {
         let outcome = match &problem {
             Some(problem) => state.queue.reject(topic, spec.clone(), problem.clone()).await.map(drop),

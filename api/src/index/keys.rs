@@ -32,12 +32,12 @@ impl Index {
         Ok(())
     }
 
-    /// Jobs of an owner that wait.
-    pub(crate) async fn queued_of(&self, owner: &str) -> Result<u64, IndexError> {
-        let row = sqlx::query("SELECT COUNT(*) FROM jobs WHERE owner = $1 AND state = 'queued'")
-            .bind(owner.to_owned())
-            .fetch_one(&self.pool)
-            .await?;
-        Ok(row.get::<i64, _>(0).cast_unsigned())
+    /// Jobs of an owner that wait, and the bytes of their images.
+    pub(crate) async fn waiting_of(&self, owner: &str) -> Result<(u64, u64), IndexError> {
+        // PostgreSQL sums to a wider type.
+        let sum =
+            "SELECT COUNT(*), CAST(COALESCE(SUM(bytes), 0) AS BIGINT) FROM jobs WHERE owner = $1 AND state = 'queued'";
+        let row = sqlx::query(sum).bind(owner.to_owned()).fetch_one(&self.pool).await?;
+        Ok((row.get::<i64, _>(0).cast_unsigned(), row.get::<i64, _>(1).cast_unsigned()))
     }
 }

@@ -207,8 +207,8 @@ async fn write(
     let id = spec.id.to_string();
     let written = sqlx::query(
         "INSERT INTO jobs (id, topic, model, state, owner, batch, custom_id, created_at, finished_at, expires_at,
-                           revision, record)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                           revision, record, bytes)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
          ON CONFLICT (id) DO UPDATE SET state = excluded.state, finished_at = excluded.finished_at,
              expires_at = excluded.expires_at, revision = excluded.revision, record = excluded.record
          WHERE jobs.revision < excluded.revision",
@@ -225,6 +225,7 @@ async fn write(
     .bind(expires)
     .bind(u64::from(revision).cast_signed())
     .bind(serde_json::to_string(record).expect("a record holds JSON values only"))
+    .bind(spec.image.bytes.cast_signed())
     .execute(&mut **transaction)
     .await?;
     if written.rows_affected() == 0 {

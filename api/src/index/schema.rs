@@ -3,7 +3,7 @@
 use sqlx::{AnyPool, Connection, Executor, Row};
 
 /// Steps, oldest first; never changed once they are released. Both databases take these words.
-const STEPS: [&[&str]; 3] = [
+const STEPS: [&[&str]; 4] = [
     &[
         "CREATE TABLE jobs (
         id TEXT PRIMARY KEY, topic TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, owner TEXT, batch TEXT,
@@ -28,6 +28,7 @@ const STEPS: [&[&str]; 3] = [
         "CREATE INDEX deliveries_by_job ON deliveries (job)",
         "CREATE TABLE gone (url TEXT PRIMARY KEY)",
     ],
+    &["ALTER TABLE jobs ADD COLUMN bytes BIGINT NOT NULL DEFAULT 0"],
 ];
 
 /// Brings the tables up to date.

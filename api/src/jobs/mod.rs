@@ -9,6 +9,7 @@ pub(crate) mod list;
 pub(crate) mod events;
 pub(crate) mod manage;
 mod explain;
+pub(crate) mod lane;
 mod position;
 mod wire;
 

@@ -42,13 +42,13 @@ fn estimate(topic: &Description, record: &Record, workers: usize, service: Optio
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use queue::client::Partition;
     use queue::topic::RetryPolicy;
     use queue::{ImageFacts, JobId, JobOptions, JobSpec, PartitionId, Sequence, Timestamp, TopicName};
 
-    fn partition(index: u16, last: u64, queued: u64) -> Partition {
+    pub(in crate::jobs) fn partition(index: u16, last: u64, queued: u64) -> Partition {
         Partition {
             partition: PartitionId::normal(index),
             leader: "n1".into(),
@@ -67,11 +67,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_is_before_a_job_is_counted_in_all_partitions() {
-        let name = TopicName::new("cats").expect("valid");
-        let mut topic = Description {
-            name: name.clone(),
+    pub(in crate::jobs) fn topic(partitions: Vec<Partition>) -> Description {
+        Description {
+            name: TopicName::new("cats").expect("valid"),
             model: Some("cats".into()),
             retention: "work".into(),
             replicas: 1,
@@ -83,13 +81,18 @@ mod tests {
             result_ttl_secs: 1,
             max_bytes: None,
             retry: RetryPolicy::default(),
-            // Ten wait in the first, of which ours is the fifth; two in the second, many in the third.
-            partitions: vec![partition(0, 100, 10), partition(1, 50, 2), partition(2, 500, 400)],
+            partitions,
             records: 0,
             dead: 0,
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_before_a_job_is_counted_in_all_partitions() {
+        // Ten wait in the first, of which ours is the fifth; two in the second, many in the third.
+        let mut topic = topic(vec![partition(0, 100, 10), partition(1, 50, 2), partition(2, 500, 400)]);
         let spec = JobSpec {
-            id: JobId::random(name),
+            id: JobId::random(topic.name.clone()),
             model: "cats".into(),
             model_version: 1,
             model_digest: "d".into(),

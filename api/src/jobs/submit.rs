@@ -19,7 +19,7 @@ use queue::{ImageFacts, JobId, JobOptions, JobSpec, Record, Timestamp, Topic, To
 
 use super::options::{Form, Options};
 use super::wire::Job;
-use super::{body, form, wire};
+use super::{body, form, lane, wire};
 use crate::digest::sha256;
 use crate::error::ApiError;
 use crate::keys::Caller;
@@ -121,12 +121,14 @@ async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, 
         Some(key) => JobId::derived(topic.name().clone(), &[caller.owner.as_deref().unwrap_or(""), key]),
         None => JobId::random(topic.name().clone()),
     };
-    let spec = spec(state, caller, model, version, options, id, image_facts(&image)?);
+    let mut spec = spec(state, caller, model, version, options, id, image_facts(&image)?);
     if key.is_some()
         && let Some(known) = state.queue.find(&spec.id).await?
     {
         return Taken::again(known.record, &spec);
     }
+    caller.charge(state, spec.image.bytes).await?;
+    spec.origin.lane = lane::of(state, caller, &topic, &spec).await?;
     let asked = spec.clone();
     let record = state.queue.submit(&topic, spec, image).await?;
     if record.spec.created_at != asked.created_at || record.spec.accepted_by != asked.accepted_by {

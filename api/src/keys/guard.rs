@@ -39,14 +39,15 @@ async fn admit(
     let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let sent = sent.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim).ok_or(ApiError::KeyMissing)?;
     let key = state.keys.find(sent).ok_or(ApiError::KeyWrong)?;
-    let caller = Caller { owner: Some(key.name.clone()), scopes: key.scopes.clone() };
+    let allowance = Some(state.keys.limiter.allowance(&key));
+    let caller = Caller { owner: Some(key.name.clone()), scopes: key.scopes.clone(), allowance };
     let needed = needed(request.method(), route);
     if !caller.may(needed) {
         return Err(ApiError::KeyScope(needed));
     }
     state.keys.limiter.request(&key)?;
     let is_upload = needed == Scope::Submit && *request.method() != Method::DELETE && !route.ends_with("/retry");
-    let permit = if is_upload { state.keys.limiter.upload(&key, &state.index).await? } else { None };
+    let permit = if is_upload { state.keys.limiter.upload(&key)? } else { None };
     if !caller.sees_all() {
         own(state, &caller, route, request).await?;
     }

@@ -1,4 +1,4 @@
-//! How much a key may ask for: requests a second, uploads at a time, jobs that wait.
+//! How much a key may ask for: requests a second, uploads at a time, jobs that wait and their bytes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Key, Limits};
 use crate::error::ApiError;
-use crate::index::Index;
+use crate::index::IndexError;
+use crate::state::State;
 
 /// How long a count of waiting jobs is good for.
 const COUNT_AGE: Duration = Duration::from_millis(500);
@@ -25,6 +26,8 @@ struct Usage {
     uploads_max: u32,
     /// Jobs that waited when they were last counted, and those accepted since.
     queued: u64,
+    /// The bytes of their images.
+    queued_bytes: u64,
     counted_at: Option<Instant>,
 }
 
@@ -37,6 +40,7 @@ impl Usage {
             uploads: Arc::new(Semaphore::new(uploads_max as usize)),
             uploads_max,
             queued: 0,
+            queued_bytes: 0,
             counted_at: None,
         }
     }
@@ -50,6 +54,19 @@ impl Usage {
             return Ok(());
         }
         Err(Duration::from_secs_f64((1.0 - self.tokens) / rate))
+    }
+
+    /// Counts one more job, or says which limit it would pass. One job of whatever size may always wait.
+    fn charge(&mut self, limits: &Limits, bytes: u64) -> Result<(), String> {
+        if let Some(limit) = limits.queued_jobs.filter(|limit| self.queued >= *limit) {
+            return Err(format!("{limit} jobs that wait"));
+        }
+        if let Some(limit) = limits.queued_bytes.filter(|limit| self.queued > 0 && self.queued_bytes + bytes > *limit) {
+            return Err(format!("{limit} bytes of images that wait"));
+        }
+        self.queued += 1;
+        self.queued_bytes += bytes;
+        Ok(())
     }
 }
 
@@ -79,24 +96,53 @@ impl Limiter {
     }
 
     /// Counts an upload until what is returned is dropped.
-    pub(super) async fn upload(&self, key: &Key, index: &Index) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
-        if let Some(limit) = key.limits.queued_jobs {
-            let is_old = self.with(key, |usage| usage.counted_at.is_none_or(|at| at.elapsed() > COUNT_AGE));
-            if is_old {
-                let queued = index.queued_of(&key.name).await?;
-                self.with(key, |usage| (usage.queued, usage.counted_at) = (queued, Some(Instant::now())));
-            }
-            let fits = self.with(key, |usage| {
-                usage.queued += 1;
-                usage.queued <= limit
-            });
-            if !fits {
-                return Err(ApiError::TooMany { what: format!("{limit} jobs that wait"), wait: 1 });
-            }
-        }
+    pub(super) fn upload(&self, key: &Key) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
         let Some(limit) = key.limits.uploads else { return Ok(None) };
         let permit = self.with(key, |usage| usage.uploads.clone()).try_acquire_owned();
         permit.map(Some).map_err(|_| ApiError::TooMany { what: format!("{limit} uploads at a time"), wait: 1 })
+    }
+
+    /// What a key may have waiting.
+    pub(super) fn allowance(&self, key: &Key) -> Allowance {
+        Allowance { limiter: self.clone(), key: key.clone() }
+    }
+}
+
+/// What one key may have waiting.
+#[derive(Debug, Clone)]
+pub(super) struct Allowance {
+    limiter: Limiter,
+    key: Key,
+}
+
+impl Allowance {
+    pub(super) async fn charge(&self, state: &State, bytes: u64) -> Result<(), ApiError> {
+        let limits = &self.key.limits;
+        if limits.queued_jobs.is_none() && limits.queued_bytes.is_none() {
+            return Ok(());
+        }
+        self.count(state).await?;
+        let what = self.limiter.with(&self.key, |usage| usage.charge(limits, bytes));
+        what.map_err(|what| ApiError::TooMany { what, wait: 1 })
+    }
+
+    pub(super) async fn waiting(&self, state: &State) -> Result<u64, IndexError> {
+        self.count(state).await?;
+        Ok(self.limiter.with(&self.key, |usage| usage.queued))
+    }
+
+    /// Counts anew what waits, unless that was done a moment ago.
+    async fn count(&self, state: &State) -> Result<(), IndexError> {
+        let is_old = |usage: &mut Usage| usage.counted_at.is_none_or(|at| at.elapsed() > COUNT_AGE);
+        if self.limiter.with(&self.key, is_old) {
+            // What was accepted just now counts.
+            state.index.catch_up(&state.queue).await?;
+            let waiting = state.index.waiting_of(&self.key.name).await?;
+            self.limiter.with(&self.key, |usage| {
+                ((usage.queued, usage.queued_bytes), usage.counted_at) = (waiting, Some(Instant::now()));
+            });
+        }
+        Ok(())
     }
 }
 
@@ -114,5 +160,18 @@ mod tests {
         assert_eq!(take(100).map_err(|wait| wait.as_millis()), Err(100));
         assert!(take(200).is_ok() && take(210).is_err() && take(400).is_ok());
         assert_eq!((0..12).filter(|_| take(60_000).is_ok()).count(), 10, "a long pause saves no more than a burst");
+    }
+
+    #[test]
+    fn what_waits_is_bounded_in_jobs_and_in_bytes() {
+        let limits = Limits { queued_jobs: Some(3), queued_bytes: Some(1_000), ..Limits::default() };
+        let mut usage = Usage::new(&limits, Instant::now());
+        // Larger than the limit, but the only one.
+        assert_eq!(usage.charge(&limits, 1_500), Ok(()));
+        assert_eq!(usage.charge(&limits, 1), Err("1000 bytes of images that wait".into()));
+        (usage.queued, usage.queued_bytes) = (2, 100);
+        assert_eq!(usage.charge(&limits, 901), Err("1000 bytes of images that wait".into()));
+        assert_eq!(usage.charge(&limits, 900), Ok(()));
+        assert_eq!(usage.charge(&limits, 0), Err("3 jobs that wait".into()));
     }
 }

@@ -20,6 +20,9 @@ use crate::state::Shared;
 
 /// Length of a name.
 const NAME_MAX: usize = 64;
+/// What a key can be limited to: more is no limit, and not every JSON reader knows larger numbers.
+const QUEUED_JOBS_MAX: u64 = 1_000_000_000_000;
+const QUEUED_BYTES_MAX: u64 = 1_000_000_000_000_000;
 /// Requests a second that a key can be limited to.
 const RATES: RangeInclusive<f64> = 0.001..=1e6;
 
@@ -86,6 +89,12 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
     }
     if wish.limits.uploads == Some(0) {
         return Err(wrong("`uploads` is at least 1"));
+    }
+    if wish.limits.queued_jobs.is_some_and(|jobs| jobs > QUEUED_JOBS_MAX) {
+        return Err(wrong(&format!("`queued_jobs` is at most {QUEUED_JOBS_MAX}")));
+    }
+    if wish.limits.queued_bytes.is_some_and(|bytes| bytes > QUEUED_BYTES_MAX) {
+        return Err(wrong(&format!("`queued_bytes` is at most {QUEUED_BYTES_MAX}")));
     }
     let id = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
     let secret = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());

@@ -21,8 +21,10 @@ use utoipa::ToSchema;
 pub(crate) use guard::guard;
 
 use crate::digest::sha256;
+use crate::error::ApiError;
 use crate::index::{Index, IndexError};
-use limits::Limiter;
+use crate::state::State;
+use limits::{Allowance, Limiter};
 
 /// What a key allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -68,12 +70,17 @@ pub(crate) struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) requests_per_second: Option<f64>,
     /// Uploads at a time.
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 4_294_967_295_u32)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) uploads: Option<u32>,
     /// Jobs that wait.
+    #[schema(maximum = 1_000_000_000_000_u64)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) queued_jobs: Option<u64>,
+    /// Bytes of the images of these.
+    #[schema(maximum = 1_000_000_000_000_000_u64)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) queued_bytes: Option<u64>,
 }
 
 impl Key {
@@ -88,11 +95,32 @@ pub(crate) struct Caller {
     /// Whose jobs these will be; none while there are no keys.
     pub(crate) owner: Option<String>,
     scopes: BTreeSet<Scope>,
+    /// What its key may have waiting; none while there are no keys.
+    allowance: Option<Allowance>,
 }
 
 impl Caller {
     fn anybody() -> Self {
-        Self { owner: None, scopes: [Scope::Admin].into() }
+        Self { owner: None, scopes: [Scope::Admin].into(), allowance: None }
+    }
+
+    /// Counts one more job that is to wait, with an image of so many bytes.
+    ///
+    /// # Errors
+    /// [`ApiError::TooMany`] when the key has enough waiting.
+    pub(crate) async fn charge(&self, state: &State, bytes: u64) -> Result<(), ApiError> {
+        match &self.allowance {
+            Some(allowance) => allowance.charge(state, bytes).await,
+            None => Ok(()),
+        }
+    }
+
+    /// How many of this caller's jobs wait, more or less.
+    pub(crate) async fn waiting(&self, state: &State) -> Result<u64, IndexError> {
+        match &self.allowance {
+            Some(allowance) => allowance.waiting(state).await,
+            None => Ok(0),
+        }
     }
 
     fn may(&self, scope: Scope) -> bool {

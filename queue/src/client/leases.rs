@@ -7,7 +7,7 @@ use async_nats::jetstream::stream::{self, DiscardPolicy, LastRawMessageErrorKind
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::topics::STREAM_NOT_FOUND;
+use super::read::is_without_stream;
 use super::{Queue, Replaced, Revision, bounded};
 use crate::QueueError;
 use crate::singleton::{Candidate, LeaseRecord, Step};
@@ -141,7 +141,7 @@ impl Queue {
         // From the leader: a replica that lags would show a lease that has changed hands.
         let read = || bounded(stream.get_last_raw_message_by_subject(&subject));
         let mut answer = read().await.map_err(QueueError::unavailable(ACTION))?;
-        if answer.as_ref().is_err_and(|error| matches!(error.kind(), LastRawMessageErrorKind::JetStream(verdict) if verdict.error_code() == STREAM_NOT_FOUND)) {
+        if answer.as_ref().is_err_and(|error| is_without_stream(error.kind())) {
             // The first one who wants a lease makes the stream.
             self.ensure_stream(config(self.defaults.replicas)).await?;
             answer = read().await.map_err(QueueError::unavailable(ACTION))?;

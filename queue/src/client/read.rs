@@ -11,6 +11,7 @@ use futures::{Stream, StreamExt};
 
 use super::settle::{ATTEMPTS_HEADER, ERROR_HEADER};
 use super::submit::{AGAIN_HEADER, SPEC_HEADER};
+use super::topics::STREAM_NOT_FOUND;
 use super::{ANSWER_TIMEOUT, Queue, Revision, bounded};
 use crate::record::Attempt;
 use crate::topic::jobs_stream;
@@ -117,6 +118,11 @@ pub(super) fn timestamp(time: async_nats::datetime::DateTime) -> Timestamp {
     Timestamp::from_millis((time.unix_timestamp_nanos() / 1_000_000) as i64)
 }
 
+/// Whether a read says that there is no such stream.
+pub(super) fn is_without_stream(kind: LastRawMessageErrorKind) -> bool {
+    matches!(kind, LastRawMessageErrorKind::JetStream(verdict) if verdict.error_code() == STREAM_NOT_FOUND)
+}
+
 impl Queue {
     /// The first message of a partition at `from` or behind it, or `None` if there is none yet.
     ///
@@ -152,6 +158,8 @@ impl Queue {
             return match read.map_err(QueueError::unavailable(action))? {
                 Ok(message) => Ok(Some(message.into())),
                 Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                // It was removed with all that was in it.
+                Err(error) if is_without_stream(error.kind()) => Ok(None),
                 Err(error) => Err(QueueError::unavailable(action)(error)),
             };
         }

@@ -279,9 +279,17 @@ impl Queue {
 
 /// The partition that a job belongs to. Jobs of one owner lie together, so that one who floods a topic
 /// makes others wait in one partition only: workers take from all of them in turn.
-pub(super) fn place(topic: &Topic, spec: &JobSpec) -> PartitionId {
-    let key = spec.options.partition_key.as_deref().or(spec.origin.owner.as_deref());
-    PartitionId::of_job(&spec.id, key, topic.settings.partitions, spec.options.priority)
+pub fn place(topic: &Topic, spec: &JobSpec) -> PartitionId {
+    let (count, priority) = (topic.settings.partitions, spec.options.priority);
+    match (&spec.options.partition_key, spec.origin.lane) {
+        (None, Some(lane)) if lane < count => PartitionId::new(lane, priority),
+        (key, _) => PartitionId::of_job(
+            &spec.id,
+            key.as_ref().or(spec.origin.owner.as_ref()).map(String::as_str),
+            count,
+            priority,
+        ),
+    }
 }
 
 /// The partitions that may take a new job, the one that it belongs to first. Where its key, its

@@ -94,6 +94,8 @@ def before_call(ctx, case, kwargs):
         if case.media_type == "multipart/form-data" and operation == "submitJob":
             # An option stands in the query or in the form.
             case.query = {}
+            if isinstance(case.body, dict) and "topic" not in case.body:
+                case.body.setdefault("model", MODELS[0])
         elif case.query.get("topic") is None and case.query.get("model") is None:
             case.query["model"] = MODELS[0]
         if "webhook_events" in case.query:
