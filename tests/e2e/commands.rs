@@ -68,6 +68,62 @@ fn an_accepted_image_is_not_sent_again() {
 }
 
 #[test]
+fn a_tar_becomes_a_table_that_is_gone_on_with() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let mut archive = tar::Builder::new(fs::File::create(path("night.tar")).expect("created"));
+    for name in ["china.jpg", "coffee.png"] {
+        archive.append_path_with_name(root().join("tests/photos").join(name), format!("cam/{name}")).expect("written");
+    }
+    archive.finish().expect("finished");
+    let words = ["submit", &path("night.tar"), "--model", "efficientnet-lite0", "--out", &path("night.csv")];
+    let output = shared().command(&words);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let table = fs::read_to_string(path("night.csv")).expect("written");
+    let mut rows: Vec<&str> = table.lines().collect();
+    assert_eq!(rows.remove(0), "file,id,model,state,label,score,error_code,error_message");
+    rows.sort_unstable();
+    assert_eq!(rows.len(), 2, "{table}");
+    let named = format!("{}:cam/coffee.png,efficientnet-lite0.", path("night.tar"));
+    assert!(rows[1].starts_with(&named) && rows[1].contains(",succeeded,espresso,0."), "{table}");
+    // Cut off in the second row: only that one is sent again.
+    fs::write(path("night.csv"), &table[..table.len() - 9]).expect("written");
+    let output = shared().command(&words);
+    assert!(stderr(&output).contains("2 images (1 of them before): 2 succeeded"), "{}", stderr(&output));
+    assert_eq!(fs::read_to_string(path("night.csv")).expect("written").lines().count(), 3);
+}
+
+#[test]
+fn a_submit_that_is_killed_sends_nothing_twice() {
+    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let images = folder.path().join("images");
+    fs::create_dir(&images).expect("created");
+    const COUNT: usize = 120;
+    for number in 0..COUNT {
+        fs::write(images.join(format!("{number}.jpg")), photo("rocket.jpg")).expect("written");
+    }
+    let out = folder.path().join("out.ndjson");
+    let words = ["submit", images.to_str().expect("UTF-8"), "--model", "efficientnet-lite0", "--in-flight", "8"];
+    let words = [&words[..], &["--out", out.to_str().expect("UTF-8")]].concat();
+    let done = || fs::read_to_string(&out).map_or(0, |text| text.lines().count());
+    // Wherever it is when it dies: before the answer, between the answer and its note, after it.
+    for kill in 1..=6 {
+        let mut submit = stack.prepare(&words).stderr(Stdio::null()).spawn().expect("it starts");
+        while done() < kill * 15 && submit.try_wait().expect("it can be asked").is_none() {
+            std::thread::yield_now();
+        }
+        submit.kill().and_then(|()| submit.wait()).expect("killed");
+    }
+    let output = stack.command(&words);
+    assert!(stderr(&output).contains("120 succeeded, 0 failed, 0 refused"), "{}", stderr(&output));
+    assert_eq!(done(), COUNT);
+    let topic = stack.command(&["topics", "describe", "efficientnet-lite0", "--json"]);
+    let topic: Value = serde_json::from_slice(&topic.stdout).expect("JSON");
+    assert_eq!(topic["records"], COUNT, "each image is one job");
+}
+
+#[test]
 fn bad_files_are_lines_too_and_decide_the_exit_code() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::write(folder.path().join("good.png"), photo("coffee.png")).expect("written");

@@ -249,17 +249,30 @@ pub(crate) struct WorkerArgs {
     pub(crate) models: ModelArgs,
 }
 
+/// What lines of results are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// A JSON document a line
+    Ndjson,
+    /// A table
+    Csv,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct SubmitArgs {
-    /// Image files, folders (searched to the bottom), globs, or - for a list of paths on standard input
+    /// Image files, tars of them, folders (searched to the bottom), globs, or - for a list of paths on standard
+    /// input
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<String>,
     /// The model to run
     #[arg(long, env = "SIGHTLINE_MODEL", value_name = "NAME")]
     pub(crate) model: String,
-    /// Write one JSON line an image to this file, and go on from there when run again [default: standard output]
+    /// Write one line an image to this file, and go on from there when run again [default: standard output]
     #[arg(long, env = "SIGHTLINE_OUT", value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+    /// What the lines are [default: csv if the file is called so, else ndjson]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) format: Option<OutputFormat>,
     /// The API
     #[arg(long, env = "SIGHTLINE_API", value_name = "URL")]
     pub(crate) api: Option<String>,

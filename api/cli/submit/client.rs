@@ -7,6 +7,7 @@ use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::inputs::Input;
 use super::ledger::Ledger;
 use crate::remote::client;
 
@@ -48,42 +49,47 @@ impl Client {
     }
 
     /// Takes one file from upload to result, and writes its line.
-    pub(super) async fn process(&self, file: &str, ledger: &Ledger) -> anyhow::Result<Value> {
-        let mut line = match ledger.job_of(file) {
+    pub(super) async fn process(&self, input: &Input, ledger: &Ledger) -> anyhow::Result<Value> {
+        let mut line = match ledger.job_of(&input.name) {
             Some(id) => match self.wait(id).await? {
                 // Its record has expired, or the data folder is another one: send it again.
-                Err(error) if error["code"] == "job_unknown" => self.upload_and_wait(file, ledger).await?,
+                Err(error) if error["code"] == "job_unknown" => self.upload_and_wait(input, ledger).await?,
                 other => line_of(other),
             },
-            None => self.upload_and_wait(file, ledger).await?,
+            None => self.upload_and_wait(input, ledger).await?,
         };
-        line["file"] = json!(file);
+        line["file"] = json!(input.name);
         ledger.finish(&line)?;
         Ok(line)
     }
 
-    async fn upload_and_wait(&self, file: &str, ledger: &Ledger) -> anyhow::Result<Value> {
-        let bytes = match tokio::fs::read(file).await {
-            Ok(bytes) => bytes::Bytes::from(bytes),
+    async fn upload_and_wait(&self, input: &Input, ledger: &Ledger) -> anyhow::Result<Value> {
+        let bytes = match input.read().await {
+            Ok(bytes) => bytes,
             Err(error) => return Ok(line_of(Err(json!({"code": "file_unreadable", "message": error.to_string()})))),
         };
         let url = format!("{}/v1/jobs", self.base);
         // As long as the API itself gives a body, and then some.
         let patience = ANSWER_PATIENCE + Duration::from_secs(bytes.len() as u64 / UPLOAD_PACE);
-        // An upload whose answer was lost is sent again, and stays one job.
-        let key = format!("submit-{:032x}", rand::random::<u128>());
-        let post = || {
-            let post = self.http.post(&url).query(&[("model", &self.model)]).header("idempotency-key", &key);
-            post.body(bytes.clone()).timeout(patience)
-        };
-        Ok(match self.repeat(post).await? {
-            Ok(job) => {
-                let id = job["id"].as_str().context("the API's answer has no job id")?;
-                ledger.accept(file, id)?;
-                line_of(self.wait(id).await?)
+        // An upload whose answer was lost is sent again, by this run or by one after a crash, and stays
+        // one job: the key is noted before it is first used.
+        let mut key = ledger.key_of(&input.name)?;
+        loop {
+            let post = || {
+                let post = self.http.post(&url).query(&[("model", &self.model)]).header("idempotency-key", &key);
+                post.body(bytes.clone()).timeout(patience)
+            };
+            match self.repeat(post).await? {
+                Ok(job) => {
+                    let id = job["id"].as_str().context("the API's answer has no job id")?;
+                    ledger.accept(&input.name, id)?;
+                    return Ok(line_of(self.wait(id).await?));
+                }
+                // The file is not what it was when an earlier run used this key.
+                Err(error) if error["code"] == "idempotency_key_reused" => key = ledger.new_key(&input.name)?,
+                refused => return Ok(line_of(refused)),
             }
-            refused => line_of(refused),
-        })
+        }
     }
 
     /// Waits until a job is finished.

@@ -9,12 +9,18 @@ use std::sync::Mutex;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
+use super::table;
+use crate::config::OutputFormat;
+
 /// The output file and its list of accepted images; or standard output, which cannot be resumed.
 pub(super) struct Ledger {
     /// Finished images: name and state.
     finished: HashMap<String, String>,
     /// Accepted images: name and job id.
     accepted: HashMap<String, String>,
+    /// Images that were to be sent: name and the key to send them with.
+    keys: HashMap<String, String>,
+    format: OutputFormat,
     files: Option<Files>,
 }
 
@@ -26,24 +32,34 @@ struct Files {
 
 impl Ledger {
     /// Opens the output and reads what an earlier run of the same model left.
-    pub(super) fn open(output: Option<&Path>, model: &str) -> anyhow::Result<Self> {
+    pub(super) fn open(output: Option<&Path>, format: Option<OutputFormat>, model: &str) -> anyhow::Result<Self> {
+        let is_table = output.is_some_and(|path| path.extension().is_some_and(|ending| ending == "csv"));
+        let format = format.unwrap_or(if is_table { OutputFormat::Csv } else { OutputFormat::Ndjson });
         let Some(path) = output else {
-            return Ok(Self { finished: HashMap::new(), accepted: HashMap::new(), files: None });
+            let ledger =
+                Self { finished: HashMap::new(), accepted: HashMap::new(), keys: HashMap::new(), format, files: None };
+            if format == OutputFormat::Csv {
+                print!("{}", table::HEAD);
+            }
+            return Ok(ledger);
         };
         let mut pending_path = path.as_os_str().to_owned();
         pending_path.push(".pending");
         let pending_path = PathBuf::from(pending_path);
-        let (output, lines) = open_lines(path)?;
+        let (mut output, lines) = open_lines(path, format)?;
+        if format == OutputFormat::Csv && output.metadata().is_ok_and(|file| file.len() == 0) {
+            output.write_all(table::HEAD.as_bytes()).context("write the output")?;
+        }
         if let Some(other) = lines.iter().filter_map(|line| line["model"].as_str()).find(|other| *other != model) {
             bail!("{} holds results of model {other}; choose another file for {model}", path.display());
         }
         // A refusal may have had a passing reason; such images are sent again.
         let mut finished = pairs(&lines, "file", "state");
         finished.retain(|_, state| state != "refused");
-        let (pending, lines) = open_lines(&pending_path)?;
-        let accepted = pairs(&lines, "file", "id");
+        let (pending, lines) = open_lines(&pending_path, OutputFormat::Ndjson)?;
+        let (accepted, keys) = (pairs(&lines, "file", "id"), pairs(&lines, "file", "key"));
         let files = Files { output: Mutex::new(output), pending: Mutex::new(pending), pending_path };
-        Ok(Self { finished, accepted, files: Some(files) })
+        Ok(Self { finished, accepted, keys, format, files: Some(files) })
     }
 
     /// How a file ended in an earlier run.
@@ -56,19 +72,36 @@ impl Ledger {
         self.accepted.get(file).map(String::as_str)
     }
 
+    /// The key to send a file with: that of an earlier run, or a new one.
+    pub(super) fn key_of(&self, file: &str) -> anyhow::Result<String> {
+        self.keys.get(file).cloned().map_or_else(|| self.new_key(file), Ok)
+    }
+
+    /// A new key to send a file with, noted before it is used.
+    pub(super) fn new_key(&self, file: &str) -> anyhow::Result<String> {
+        let key = format!("submit-{:032x}", rand::random::<u128>());
+        self.note(&json!({ "file": file, "key": key })).map(|()| key)
+    }
+
     /// Notes that a file was accepted.
     pub(super) fn accept(&self, file: &str, id: &str) -> anyhow::Result<()> {
-        let line = json!({ "file": file, "id": id });
-        self.files
-            .as_ref()
-            .map_or(Ok(()), |files| append(&files.pending, &line).context("write the list of accepted images"))
+        self.note(&json!({ "file": file, "id": id }))
+    }
+
+    fn note(&self, line: &Value) -> anyhow::Result<()> {
+        let Some(files) = &self.files else { return Ok(()) };
+        append(&files.pending, &format!("{line}\n")).context("write the list of images on their way")
     }
 
     /// Writes a file's line.
     pub(super) fn finish(&self, line: &Value) -> anyhow::Result<()> {
+        let text = match self.format {
+            OutputFormat::Ndjson => format!("{line}\n"),
+            OutputFormat::Csv => table::row(line),
+        };
         match &self.files {
-            Some(files) => append(&files.output, line).context("write the output"),
-            None => writeln!(std::io::stdout(), "{line}").context("write to standard output"),
+            Some(files) => append(&files.output, &text).context("write the output"),
+            None => std::io::stdout().write_all(text.as_bytes()).context("write to standard output"),
         }
     }
 
@@ -82,7 +115,7 @@ impl Ledger {
 
 /// Takes a file of our lines for appending. Nothing of it is changed before it is known to be ours
 /// alone; then a last line that a crash cut off is taken away.
-fn open_lines(path: &Path) -> anyhow::Result<(File, Vec<Value>)> {
+fn open_lines(path: &Path, format: OutputFormat) -> anyhow::Result<(File, Vec<Value>)> {
     let cannot = || format!("open {}", path.display());
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(path).with_context(cannot)?;
     if file.try_lock().is_err() {
@@ -92,10 +125,19 @@ fn open_lines(path: &Path) -> anyhow::Result<(File, Vec<Value>)> {
     file.read_to_end(&mut text).with_context(cannot)?;
     let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
     let (whole, torn) = text.split_at(whole);
-    let lines = whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    let lines: Option<Vec<Value>> = lines.map(|line| serde_json::from_slice(line).ok()).collect();
+    let lines: Option<Vec<Value>> = match format {
+        OutputFormat::Ndjson => {
+            let lines = whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+            lines.map(|line| serde_json::from_slice(line).ok()).collect()
+        }
+        OutputFormat::Csv => table::read(whole),
+    };
     let ours = lines.filter(|lines| lines.iter().all(|line| line["file"].is_string()));
-    let (Some(lines), true) = (ours, torn.is_empty() || torn.starts_with(b"{")) else {
+    let is_torn_line = match format {
+        OutputFormat::Ndjson => torn.is_empty() || torn.starts_with(b"{"),
+        OutputFormat::Csv => !whole.is_empty() || table::HEAD.as_bytes().starts_with(torn),
+    };
+    let (Some(lines), true) = (ours, is_torn_line) else {
         bail!("{} holds lines that are not results of submit; choose another file", path.display());
     };
     if !torn.is_empty() {
@@ -109,8 +151,8 @@ fn pairs(lines: &[Value], key: &str, value: &str) -> HashMap<String, String> {
     lines.iter().filter_map(|line| field(line, key).zip(field(line, value))).collect()
 }
 
-fn append(file: &Mutex<File>, line: &Value) -> std::io::Result<()> {
-    file.lock().expect("no panic holds this lock").write_all(format!("{line}\n").as_bytes())
+fn append(file: &Mutex<File>, text: &str) -> std::io::Result<()> {
+    file.lock().expect("no panic holds this lock").write_all(text.as_bytes())
 }
 
 #[cfg(test)]
@@ -124,18 +166,20 @@ mod tests {
     #[test]
     fn an_interrupted_run_is_taken_up_and_a_torn_line_forgotten() {
         let output = path("resume");
-        let ledger = Ledger::open(Some(&output), "m").expect("opens");
+        let ledger = Ledger::open(Some(&output), None, "m").expect("opens");
         ledger.accept("a.png", "job-a").and_then(|()| ledger.accept("b.png", "job-b")).expect("writes");
         ledger.finish(&json!({"file": "a.png", "state": "succeeded"})).expect("writes");
+        let key = ledger.key_of("c.png").expect("noted");
         drop(ledger);
         let torn =
             OpenOptions::new().append(true).open(&output).and_then(|mut file| file.write_all(b"{\"file\":\"b.p"));
         torn.expect("writes");
 
-        let ledger = Ledger::open(Some(&output), "m").expect("opens again");
+        let ledger = Ledger::open(Some(&output), None, "m").expect("opens again");
         assert_eq!((ledger.state_of("a.png"), ledger.state_of("b.png")), (Some("succeeded"), None));
         assert_eq!(ledger.job_of("b.png"), Some("job-b"));
-        assert!(Ledger::open(Some(&output), "m").is_err(), "two at once");
+        assert_eq!(ledger.key_of("c.png").expect("noted"), key, "what was sent, or was about to be, is sent as it was");
+        assert!(Ledger::open(Some(&output), None, "m").is_err(), "two at once");
         ledger.finish(&json!({"file": "b.png", "state": "failed"})).and_then(|()| ledger.close()).expect("writes");
         let text = fs::read_to_string(&output).expect("reads");
         assert_eq!(text.lines().count(), 2, "{text}");
@@ -149,7 +193,7 @@ mod tests {
             ["dear diary\n", "dear diary", "[1]\n", "{\"file\":\"a\",\"model\":\"other\",\"state\":\"succeeded\"}\n"]
         {
             fs::write(&output, text).expect("writes");
-            assert!(Ledger::open(Some(&output), "m").is_err(), "{text}");
+            assert!(Ledger::open(Some(&output), None, "m").is_err(), "{text}");
             assert_eq!(fs::read_to_string(&output).expect("reads"), text);
         }
         fs::remove_file(&output).expect("removes");

@@ -1,13 +1,15 @@
-//! `sightline submit`: many images, one line of JSON each.
+//! `sightline submit`: many images, one line each, of JSON or CSV.
 //!
 //! Every image goes through the same steps on its own (`client`): upload, note the job's id,
 //! wait, write the line. Two files make it resumable (`ledger`): the output, where each line is
-//! a finished image, and beside it `….pending`, where each line is an accepted one. Run again
+//! a finished image, and beside it `….pending`, with the key under which each is sent and the job that
+//! it became. Run again
 //! after whatever interruption, finished images are left out and accepted ones are only waited
 //! for.
 
 pub(crate) mod inputs;
 mod ledger;
+mod table;
 mod client;
 
 use std::io::IsTerminal;
@@ -26,16 +28,16 @@ use ledger::Ledger;
 /// Sends all images and waits for their results.
 pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
-    let files = inputs::collect(&args.paths)?;
+    let files = inputs::images(&args.paths)?;
     anyhow::ensure!(!files.is_empty(), "there are no images in {}", args.paths.join(", "));
     let client = Client::new(&data::api_address(args.api.as_deref(), &args.data), args.key.as_deref(), &args.model)?;
-    let ledger = Ledger::open(args.out.as_deref(), &args.model)?;
+    let ledger = Ledger::open(args.out.as_deref(), args.format, &args.model)?;
     client.check_model().await?;
 
     let started = Instant::now();
     let mut tally = Tally::default();
-    let (done, open): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| ledger.state_of(file).is_some());
-    done.iter().for_each(|file| tally.count(ledger.state_of(file).unwrap_or_default()));
+    let (done, open): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| ledger.state_of(&file.name).is_some());
+    done.iter().for_each(|file| tally.count(ledger.state_of(&file.name).unwrap_or_default()));
     let resumed = done.len();
     let bar = progress_bar(open.len() as u64);
     let (client, ledger) = (&client, &ledger);

@@ -5,6 +5,7 @@ use crate::dead::Named;
 use crate::error::ApiError;
 use crate::jobs;
 use crate::state::Shared;
+use crate::table;
 use axum::body::Body;
 use axum::extract;
 use axum::extract::RawQuery;
@@ -122,38 +123,14 @@ fn line(record: &Record, format: Format) -> String {
             format!("{job}\n")
         }
         Format::Csv => {
-            let (mut label, mut score, mut code, mut message) = Default::default();
+            let ((mut label, mut score), (mut code, mut message)) = Default::default();
             match &record.state {
-                State::Succeeded { result, .. } => {
-                    let best = &result[if result["type"] == "detection" { "detections" } else { "predictions" }][0];
-                    label = best["label"].as_str().unwrap_or_default().to_owned();
-                    score = best["score"].as_f64().map(|score| score.to_string()).unwrap_or_default();
-                }
+                State::Succeeded { result, .. } => (label, score) = table::best_of(result),
                 State::Failed { error, .. } => (code, message) = (error.code.clone(), error.message.clone()),
                 State::Queued { .. } | State::Running {} | State::Canceled { .. } => {}
             }
             let (id, state) = (record.spec.id.to_string(), record.state.name().to_owned());
-            let cells: [String; 7] = [custom_id.to_owned(), id, state, label, score, code, message];
-            format!("{}\n", cells.map(|cell| quoted(&cell)).join(","))
+            table::table_row(&[custom_id.to_owned(), id, state, label, score, code, message])
         }
-    }
-}
-
-/// A cell of RFC 4180. What a spreadsheet would take for a formula is kept from being one.
-fn quoted(cell: &str) -> String {
-    let cell = if cell.starts_with(['=', '+', '@', '\t']) { format!("'{cell}") } else { cell.to_owned() };
-    if cell.contains([',', '"', '\n', '\r']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cells_are_quoted_where_they_must_be() {
-        assert_eq!(
-            ["a", "a,b", "say \"x\"", "=1+1", "-0.5"].map(quoted),
-            ["a", "\"a,b\"", "\"say \"\"x\"\"\"", "'=1+1", "-0.5"]
-        );
     }
 }

@@ -1,0 +1,51 @@
+//! Results as rows of RFC 4180, for spreadsheets.
+
+use serde_json::Value;
+
+/// What a spreadsheet would take for the beginning of a formula.
+const FORMULA: [char; 4] = ['=', '+', '@', '\t'];
+
+/// Label and score of the best prediction or detection; empty if there is none.
+pub fn best_of(result: &Value) -> (String, String) {
+    let best = &result[if result["type"] == "detection" { "detections" } else { "predictions" }][0];
+    let score = best["score"].as_f64().map(|score| score.to_string());
+    (best["label"].as_str().unwrap_or_default().to_owned(), score.unwrap_or_default())
+}
+
+/// Cells as one line. Line breaks in them become spaces, so that a row is a line; what a spreadsheet
+/// would take for a formula gets an apostrophe.
+pub fn table_row(cells: &[String]) -> String {
+    let mut writer = csv::WriterBuilder::new().from_writer(Vec::new());
+    let guarded = cells.iter().map(|cell| {
+        let cell = cell.replace(['\n', '\r'], " ");
+        if cell.starts_with(FORMULA) { format!("'{cell}") } else { cell }
+    });
+    writer.write_record(guarded).expect("memory takes everything");
+    String::from_utf8(writer.into_inner().expect("memory takes everything")).expect("it was text")
+}
+
+/// A cell without the apostrophe that [`table_row`] gave it.
+pub fn unguarded(cell: &str) -> &str {
+    cell.strip_prefix('\'').filter(|rest| rest.starts_with(FORMULA)).unwrap_or(cell)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_are_quoted_where_they_must_be() {
+        let row = |cell: &str| table_row(&[cell.to_owned(), String::new()]);
+        for (cell, expected) in [
+            ("a", "a,\n"),
+            ("a,b", "\"a,b\",\n"),
+            ("say \"x\"", "\"say \"\"x\"\"\",\n"),
+            ("=1+1", "'=1+1,\n"),
+            ("-0.5", "-0.5,\n"),
+            ("two\nlines", "two lines,\n"),
+        ] {
+            assert_eq!(row(cell), expected);
+        }
+        assert_eq!(["'=1+1", "'quoted'", "a"].map(unguarded), ["=1+1", "'quoted'", "a"]);
+    }
+}
