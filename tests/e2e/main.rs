@@ -25,6 +25,8 @@ mod batches;
 mod lifecycle;
 /// A thousand uploads at once.
 mod load;
+/// Ten times too much.
+mod overload;
 /// The six photos give what they should, on both models.
 mod recognition;
 /// Workers that come by hand, and models that users bring.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::harness::{ENGINE, Stack, cache};
+use super::harness::{ENGINE, Stack, cache, rounds};
 use super::keys::admin_key;
 
 const VERSION: &str = "4.32.5";
@@ -11,12 +11,8 @@ const VERSION: &str = "4.32.5";
 const SEED: &str = "20261126";
 
 /// Seconds that the client may take: two minutes with our own broker, half an hour in the long form.
-fn budget() -> &'static str {
-    match std::env::var("SIGHTLINE_FAULTS") {
-        Ok(form) if form == "long" => "1800",
-        _ if ENGINE == "own" => "120",
-        _ => "40",
-    }
+fn budget() -> String {
+    rounds(if ENGINE == "own" { 120 } else { 40 }, 1800).to_string()
 }
 
 fn schemathesis() -> PathBuf {
@@ -39,7 +35,7 @@ async fn a_client_made_from_the_description_finds_no_difference() {
     let path = std::env::join_paths([&tool, &here]).expect("paths");
     let mut client = Command::new("python3");
     client.args(["-m", "schemathesis.cli", "--config-file"]).arg(here.join("schemathesis.toml"));
-    client.args(["run", &stack.url("/openapi.json"), "--checks", "all", "--max-time", budget(), "--seed", SEED]);
+    client.args(["run", &stack.url("/openapi.json"), "--checks", "all", "--max-time", &budget(), "--seed", SEED]);
     client.args(["--request-timeout", "70", "-H", &format!("Authorization: Bearer {key}")]);
     client.env("PYTHONPATH", path).env("SCHEMATHESIS_HOOKS", "hooks").env("PYTHONDONTWRITEBYTECODE", "1");
     client.current_dir(folder.path());

@@ -19,13 +19,9 @@ mod workers;
 
 use std::collections::BTreeMap;
 
+pub(crate) use harness::rounds;
 use harness::{Stack, is_finished};
 use serde_json::Value;
-
-/// How often a fault is repeated.
-pub(crate) fn rounds(short: usize, long: usize) -> usize {
-    if std::env::var("SIGHTLINE_FAULTS").is_ok_and(|form| form == "long") { long } else { short }
-}
 
 /// Process ids of the worker children.
 fn worker_pids(stack: &Stack) -> Vec<u32> {

@@ -403,6 +403,12 @@ pub(crate) fn descendants(pid: u32) -> Vec<(u32, String)> {
     found
 }
 
+/// How much of something is done: little, unless `SIGHTLINE_FAULTS=long` asks for the long form.
+#[allow(dead_code, reason = "not every target has a long form")]
+pub(crate) fn rounds(short: usize, long: usize) -> usize {
+    if std::env::var("SIGHTLINE_FAULTS").is_ok_and(|form| form == "long") { long } else { short }
+}
+
 /// Waits until `look` gives something; `what` is what is waited for.
 pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
