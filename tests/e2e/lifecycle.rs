@@ -230,7 +230,7 @@ pub(crate) fn rebuild(stack: &Stack) -> String {
 }
 
 /// All jobs of a list, page by page.
-async fn pages(stack: &Stack, query: &str) -> Vec<String> {
+pub(crate) async fn listed(stack: &Stack, query: &str) -> Vec<String> {
     let (mut ids, mut cursor) = (Vec::new(), String::new());
     loop {
         let page = stack.get(&format!("/v1/jobs?{query}{cursor}")).await;
@@ -259,16 +259,16 @@ async fn jobs_are_listed_by_what_they_are_and_the_index_can_be_made_anew() {
     ids.reverse();
     let check = async |stack: &Stack| {
         eventually("all are listed, newest first, whatever the page", async || {
-            let all = pages(stack, "limit=3").await == ids && pages(stack, "limit=8").await == ids;
+            let all = listed(stack, "limit=3").await == ids && listed(stack, "limit=8").await == ids;
             // The index is a moment behind: it may know of a job and not yet of its end.
-            (all && pages(stack, "state=failed").await == ids[..1]).then_some(())
+            (all && listed(stack, "state=failed").await == ids[..1]).then_some(())
         })
         .await;
         let even: Vec<String> = std::iter::once(&ids[0]).chain(ids[1..].iter().step_by(2)).cloned().collect();
-        assert_eq!(pages(stack, "metadata.line=0&limit=2").await, even);
-        assert_eq!(pages(stack, "metadata.line=0&state=failed&model=efficientnet-lite0").await, ids[..1]);
-        assert_eq!(pages(stack, "metadata.line=2").await, [] as [String; 0]);
-        assert_eq!(pages(stack, "model=x%27%20OR%201=1").await, [] as [String; 0], "a value is never words");
+        assert_eq!(listed(stack, "metadata.line=0&limit=2").await, even);
+        assert_eq!(listed(stack, "metadata.line=0&state=failed&model=efficientnet-lite0").await, ids[..1]);
+        assert_eq!(listed(stack, "metadata.line=2").await, [] as [String; 0]);
+        assert_eq!(listed(stack, "model=x%27%20OR%201=1").await, [] as [String; 0], "a value is never words");
     };
     check(&stack).await;
     let listed = stack.get("/v1/jobs?limit=1").await.json["jobs"][0].clone();

@@ -23,6 +23,8 @@ mod openapi;
 mod batches;
 /// Jobs called off, run again, followed, asked for twice.
 mod lifecycle;
+/// More than one API process.
+mod several;
 /// A thousand uploads at once.
 mod load;
 /// Ten times too much.
