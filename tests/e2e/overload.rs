@@ -55,8 +55,8 @@ async fn post(stack: &Stack, http: &reqwest::Client) -> (u16, Duration, String) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_much_is_refused_and_nothing_that_was_taken_is_lost() {
-    let stack = Stack::start(&["--workers", "1", "--models", MODEL, "--queue-bytes", "24MB"]);
-    ok(&stack, &["topics", "create", MODEL]);
+    let stack = Stack::start(&["--workers", "1", "--models", MODEL]);
+    ok(&stack, &["topics", "create", MODEL, "--max-bytes", "8MB"]);
     let http = reqwest::Client::new();
     let span = Duration::from_secs(rounds(3, 20) as u64);
     let (_, mut accepted) = throughput(&stack, &http, span / 3).await;
