@@ -19,11 +19,12 @@ pub(crate) async fn run(args: ApiArgs) -> anyhow::Result<ExitCode> {
     let defaults = setup::topic_defaults(&args.topics, share);
     let address = data::queue_address(&args.queue)?;
     let queue = Queue::connect(&address, "sightline api", defaults).await?;
-    let config = setup::http_config(&args.http, queue.max_payload(), data::webhook_secret(&args.queue.data.data)?);
+    let config = setup::http_config(&args.http, queue.max_payload(), data::webhook_secret(&args.queue.data.data)?)?;
     setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     let index = setup::index(args.http.database.as_deref(), &args.queue.data.data).await?;
     setup::check_listen(&args.http, &index).await?;
-    println!("API on http://{}, queue at {address}", listener.local_addr().context("find the API's own address")?);
+    let own = listener.local_addr().context("find the API's own address")?;
+    println!("API on {}, queue at {address}", setup::api_url(&args.http, own));
     ::api::serve(config, models.repository, queue.clone(), index, listener, stop).await;
     queue.flush().await;
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,8 @@
 //! What several commands need before they start: models, cache, runtime, topic defaults.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ::api::Index;
 use ::models::{Cache, Repository, pull};
@@ -154,28 +156,45 @@ pub(crate) async fn index(database: Option<&str>, data: &Path) -> anyhow::Result
     Ok(Index::open(&address).await?)
 }
 
-/// Refuses to serve other machines without keys, unless somebody said so.
+/// Refuses to serve other machines without keys or in the clear, unless somebody said so.
 pub(crate) async fn check_listen(args: &HttpArgs, index: &Index) -> anyhow::Result<()> {
-    let safe = args.insecure || index.has_keys().await?;
-    Ok(::api::check_listen(args.listen, safe)?)
+    let encrypted = args.tls_cert.is_some() || args.behind_proxy;
+    let guards = ::api::Guards { keys: index.has_keys().await?, encrypted, insecure: args.insecure };
+    Ok(::api::check_listen(args.listen, guards)?)
+}
+
+/// The API's address, as it is asked.
+pub(crate) fn api_url(args: &HttpArgs, address: SocketAddr) -> String {
+    format!("{}://{address}", if args.tls_cert.is_some() { "https" } else { "http" })
 }
 
 /// The API's settings. Says so when the queue's server takes less than the upload limit.
-pub(crate) fn http_config(args: &HttpArgs, max_payload: usize, webhook_secret: String) -> ::api::Config {
+///
+/// # Errors
+/// When the certificate cannot be used.
+pub(crate) fn http_config(
+    args: &HttpArgs,
+    max_payload: usize,
+    webhook_secret: String,
+) -> anyhow::Result<::api::Config> {
     let (wanted, taken) = (args.upload_limit.as_u64() as usize, max_payload.saturating_sub(MESSAGE_OVERHEAD));
     if wanted > taken {
         eprintln!(
             "note: images may have {taken} bytes, not {wanted}: the queue's server takes no more (its max_payload)"
         );
     }
-    ::api::Config {
+    let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
+    let tls = tls.map(|(certificate, key)| queue::broker::server_config(certificate, key)).transpose();
+    let tls = tls.map_err(|problem| anyhow::anyhow!("--tls-cert, --tls-key: {problem}"))?;
+    Ok(::api::Config {
+        tls: tls.map(Arc::new),
         listen_ip: args.listen.ip(),
         allowed_hosts: args.allow_host.clone(),
         upload_bytes_max: wanted.min(taken),
         webhook_secret,
         webhook_allow: args.webhook_allow.clone(),
         ..::api::Config::default()
-    }
+    })
 }
 
 /// Takes the API's port.

@@ -56,14 +56,15 @@ async fn serve(
     let address = engine.address();
     let defaults = setup::topic_defaults(&args.topics, engine.topic_bytes_max());
     let queue = Queue::connect(address, "sightline up", defaults).await?;
-    let config = setup::http_config(&args.http, queue.max_payload(), crate::data::webhook_secret(data.path())?);
+    let config = setup::http_config(&args.http, queue.max_payload(), crate::data::webhook_secret(data.path())?)?;
     if args.queue.is_some() {
         setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     }
     let index = setup::index(args.http.database.as_deref(), data.path()).await?;
     setup::check_listen(&args.http, &index).await?;
     let api = listener.local_addr().context("find the API's own address")?;
-    data.announce(address, &format!("http://{api}"))?;
+    let api = setup::api_url(&args.http, api);
+    data.announce(address, &api)?;
 
     let cores = || Workers::fixed(std::thread::available_parallelism().map_or(1, usize::from));
     let workers = args.workers.unwrap_or_else(cores);
@@ -76,7 +77,7 @@ async fn serve(
         () = stop.cancelled() => Ok(()),
     };
     if ready.is_ok() && !stop.is_cancelled() {
-        print!("{}", screen(args, data, models, engine, api, workers));
+        print!("{}", screen(args, data, models, engine, &api, workers));
         ready = autoscale::run(&mut supervisor, workers, &models.names, &queue, stop).await;
         eprintln!("stopping: requests end, workers finish and hand back");
     }
@@ -88,31 +89,26 @@ async fn serve(
 }
 
 /// What was started, where its data is, and what to try next.
-fn screen(
-    args: &UpArgs,
-    data: &DataDir,
-    models: &Models,
-    engine: &Engine,
-    api: std::net::SocketAddr,
-    workers: Workers,
-) -> String {
+fn screen(args: &UpArgs, data: &DataDir, models: &Models, engine: &Engine, api: &str, workers: Workers) -> String {
     let (queue, kind) = (engine.address(), engine.kind());
     let threads = args.threads;
     let example = "tests/photos/coffee.png";
     let image = if Path::new(example).exists() { example } else { "photo.jpg" };
     let first = models.names.first().map_or("efficientnet-lite0", String::as_str);
-    let port = api.port();
+    let port = api.rsplit(':').next().unwrap_or_default();
+    // A certificate is for a name that its owner knows.
+    let scheme = if api.starts_with("https") { "https://" } else { "" };
     // As the user called it: it need not be on the path.
     let program = std::env::args().next().unwrap_or_else(|| "sightline".into());
     format!(
         "\nSightline {} is ready.\n\n  \
-         API      http://{api}\n  \
+         API      {api}\n  \
          queue    {queue}{kind}\n  \
          workers  {workers} processes of {threads} thread each: {}\n  \
          data     {}\n  \
          cache    {}\n\n\
          Try in another terminal:\n  \
-         curl --data-binary @{image} 'localhost:{port}/v1/jobs?model={first}' -H 'Prefer: wait=10'\n  \
+         curl --data-binary @{image} '{scheme}localhost:{port}/v1/jobs?model={first}' -H 'Prefer: wait=10'\n  \
          {program} submit FOLDER --model {first} --out results.ndjson\n  \
          {program} members\n\n\
          Ctrl-C stops everything; what was accepted stays in the data folder.\n",

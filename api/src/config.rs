@@ -1,6 +1,7 @@
 //! What the server is started with.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 /// Settings of one API process.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub struct Config {
     pub webhook_secret: String,
     /// Hosts that webhooks may reach although they are not public.
     pub webhook_allow: Vec<String>,
+    /// What connections are encrypted with; none: nothing.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Connections at a time; more wait.
     pub connections_max: usize,
 }
@@ -31,6 +34,7 @@ impl Default for Config {
             bodies_bytes_max: 256 * MIB,
             webhook_secret: String::new(),
             webhook_allow: Vec::new(),
+            tls: None,
             connections_max: 4_096,
         }
     }

@@ -33,5 +33,5 @@ pub use config::Config;
 pub use index::{Index, IndexError};
 pub use jobs::image_facts;
 pub use openapi::text as description;
-pub use serve::{ListenError, check_listen, serve};
+pub use serve::{Guards, ListenError, check_listen, serve};
 pub use table::{best_of, table_row, unguarded};

@@ -4,19 +4,23 @@
 //! or its header timeout never fires. HTTP/1.1 only: telling it from HTTP/2 by the first bytes has
 //! no timeout in `hyper-util`, and a connection that sends none would stay for ever.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
+use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use models::Repository;
 use queue::members::{Announcement, Role};
 use queue::{Queue, QueueError};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -42,19 +46,42 @@ const KEYS_INTERVAL: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An address on which it would not be safe to listen.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "{0} can be reached from other machines, and there are no keys yet: make one with sightline keys create, listen on 127.0.0.1, or say --insecure"
-)]
-pub struct ListenError(SocketAddr);
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListenError {
+    /// Anybody could do anything.
+    #[error(
+        "{0} can be reached from other machines, and there are no keys yet: make one with sightline keys create, listen on 127.0.0.1, or say --insecure"
+    )]
+    NoKeys(SocketAddr),
+    /// Keys and images could be read on their way.
+    #[error(
+        "{0} can be reached from other machines, and keys would cross the network in the clear: give --tls-cert and --tls-key, say --behind-proxy if a proxy encrypts, or --insecure"
+    )]
+    InTheClear(SocketAddr),
+}
 
-/// Refuses to serve other machines without saying so.
+/// How the API is guarded against other machines.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Guards {
+    /// There are keys.
+    pub keys: bool,
+    /// Connections are encrypted, here or by a proxy.
+    pub encrypted: bool,
+    /// Somebody said that nothing of this is wanted.
+    pub insecure: bool,
+}
+
+/// Refuses to serve other machines unguarded.
 ///
 /// # Errors
-/// [`ListenError`] for an address that is not loopback, unless it is `safe`: there are keys, or somebody
-/// said that none are wanted.
-pub fn check_listen(address: SocketAddr, safe: bool) -> Result<(), ListenError> {
-    if address.ip().is_loopback() || safe { Ok(()) } else { Err(ListenError(address)) }
+/// [`ListenError`] for an address that is not loopback.
+pub fn check_listen(address: SocketAddr, guards: Guards) -> Result<(), ListenError> {
+    match guards {
+        _ if address.ip().is_loopback() || guards.insecure => Ok(()),
+        Guards { keys: false, .. } => Err(ListenError::NoKeys(address)),
+        Guards { encrypted: false, .. } => Err(ListenError::InTheClear(address)),
+        Guards { .. } => Ok(()),
+    }
 }
 
 /// Serves until `stop`; then takes no more connections and lets requests end.
@@ -99,7 +126,7 @@ pub async fn serve(
         }),
         keep("the job index", index.clone().keep(queue.clone())),
         keep("batches", Follower::new(queue.clone(), index.clone()).keep()),
-        keep("the watchdog", watch.clone().keep(queue.clone(), roster.clone())),
+        keep("the watchdog", watch.clone().keep(queue.clone(), index.clone(), roster.clone())),
     ];
     let leaving = queue.clone();
     let permits = config.bodies_bytes_max.max(config.upload_bytes_max + 2 * BODY_UNIT) / BODY_UNIT;
@@ -119,6 +146,7 @@ pub async fn serve(
         bodies: Semaphore::new(permits),
         stop: stop.clone(),
     };
+    let encryption = state.config.tls.clone().map(TlsAcceptor::from);
     let service = TowerToHyperService::new(router(Arc::new(state)));
     let graceful = GracefulShutdown::new();
     let mut upkeep_due = tokio::time::interval(Duration::from_secs(5));
@@ -131,12 +159,18 @@ pub async fn serve(
             }
             accepted = accept(&listener, &connections) => accepted,
         };
-        let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(socket), service.clone()));
+        let (watcher, service, encryption) = (graceful.watcher(), service.clone(), encryption.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error = %error, "connection ended");
+            let ended = match encryption {
+                None => converse(socket, watcher, service).await,
+                Some(encryption) => match tokio::time::timeout(HEAD_TIMEOUT, encryption.accept(socket)).await {
+                    Ok(Ok(socket)) => converse(socket, watcher, service).await,
+                    Ok(Err(error)) => Err(error.to_string()),
+                    Err(_) => Err("no handshake in time".into()),
+                },
+            };
+            if let Err(problem) = ended {
+                tracing::debug!(problem, "connection ended");
             }
             drop(permit);
         });
@@ -147,6 +181,22 @@ pub async fn serve(
     }
     drop(keeping);
     leaving.announce_gone(own).await;
+}
+
+/// Answers what comes on one connection.
+async fn converse<S>(
+    socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    watcher: Watcher,
+    service: S,
+) -> Result<(), String>
+where
+    S: Service<hyper::Request<hyper::body::Incoming>, Response = axum::response::Response, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let connection = watcher.watch(builder.serve_connection(TokioIo::new(socket), service));
+    connection.await.map_err(|error| error.to_string())
 }
 
 /// The next connection, once there is room for it.
@@ -181,4 +231,21 @@ fn keep(
             tracing::error!(%error, what, "not looked after any more");
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_machines_need_keys_and_encryption() {
+        let (here, there) = (SocketAddr::from(([127, 0, 0, 1], 80)), SocketAddr::from(([0, 0, 0, 0], 80)));
+        let guards = |keys, encrypted, insecure| Guards { keys, encrypted, insecure };
+        assert_eq!(check_listen(here, Guards::default()), Ok(()));
+        assert_eq!(check_listen(there, Guards::default()), Err(ListenError::NoKeys(there)));
+        assert_eq!(check_listen(there, guards(false, true, false)), Err(ListenError::NoKeys(there)));
+        assert_eq!(check_listen(there, guards(true, false, false)), Err(ListenError::InTheClear(there)));
+        assert_eq!(check_listen(there, guards(true, true, false)), Ok(()));
+        assert_eq!(check_listen(there, guards(false, false, true)), Ok(()));
+    }
 }

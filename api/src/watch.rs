@@ -1,7 +1,8 @@
 //! The watchdog: sees partitions that get nowhere, says why, and repairs what it safely can.
 //!
 //! Each API process looks, so that each can show what it sees; one of them, by a lease record, also
-//! repairs, spreads the leaders of partitions over the servers of a cluster, and fails the jobs of logs whose inputs were dropped before they ran.
+//! repairs, spreads the leaders of partitions over the servers of a cluster, and fails the jobs that
+//! time has passed by: of logs whose inputs were dropped, and those that had to begin by now.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,7 @@ use queue::watchdog::{Stall, Watchdog};
 use queue::{Queue, QueueError, Sequence, TopicName};
 use tokio::time::MissedTickBehavior;
 
+use crate::index::{Index, IndexError};
 use crate::roster::Roster;
 
 /// How often to look.
@@ -48,7 +50,7 @@ impl Watch {
     }
 
     /// Watches for as long as it is awaited.
-    pub(crate) async fn keep(self, queue: Queue, roster: Roster) -> Result<(), QueueError> {
+    pub(crate) async fn keep(self, queue: Queue, index: Index, roster: Roster) -> Result<(), QueueError> {
         let repairer = queue.singleton("watchdog");
         let (mut watchdog, mut sweeper) = (Watchdog::default(), Sweeper::default());
         let mut due = tokio::time::interval(LOOK_INTERVAL);
@@ -80,6 +82,9 @@ impl Watch {
                     spread(&queue, &step).await;
                 }
                 sweeper.sweep(&queue, &topics).await;
+                if let Err(error) = fail_overdue(&queue, &index).await {
+                    tracing::debug!(%error, "not looked at for jobs that are late");
+                }
             }
         }
     }
@@ -121,6 +126,16 @@ impl Sweeper {
             }
         }
     }
+}
+
+/// Fails jobs that should have begun by now.
+async fn fail_overdue(queue: &Queue, index: &Index) -> Result<(), IndexError> {
+    for id in index.overdue().await? {
+        if queue.fail_overdue(&id).await? {
+            tracing::info!(job_id = %id, "failed: no worker began it in time");
+        }
+    }
+    Ok(())
 }
 
 /// Moves a partition's leader.

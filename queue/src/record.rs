@@ -297,6 +297,13 @@ impl Record {
         }
     }
 
+    /// Why it fails unrun, if its first attempt had to begin before now and has not.
+    pub fn overdue(&self, now: Timestamp) -> Option<JobError> {
+        let start_by = self.spec.options.start_by.filter(|by| now > *by)?;
+        let waits = matches!(self.state, State::Queued { .. }) && self.attempts.is_empty();
+        waits.then(|| JobError::new("start_by_passed", format!("no worker was free before {start_by}")))
+    }
+
     /// Attempts that count against the topic's limit.
     pub fn tries(&self) -> u32 {
         (self.attempts.len() as u32).saturating_sub(self.attempts_forgiven)

@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::harness::{photo, send};
+use super::harness::{Stack, eventually, photo, send};
 use super::shared;
 
 /// Sends bytes and returns everything until the server closes.
@@ -123,4 +123,41 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
     // A body that never came whole was never looked at.
     let job = shared().run("model=efficientnet-lite0", photo("china.jpg")).await;
     assert_eq!(job["state"], "succeeded");
+}
+
+#[tokio::test]
+async fn connections_are_encrypted_with_a_certificate_that_may_be_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let from = |name: &str| super::harness::root().join("tests/interop/tls").join(name);
+    let install = |name: &str| {
+        std::fs::copy(from(&format!("{name}.pem")), path("pem")).expect("copied");
+        std::fs::copy(from(&format!("{name}.key")), path("key")).expect("copied");
+    };
+    install("one");
+    let flags =
+        ["--workers", "1", "--models", "efficientnet-lite0", "--tls-cert", &path("pem"), "--tls-key", &path("key")];
+    let stack = Stack::start(&flags);
+    let url = stack.url("/v1/jobs?model=efficientnet-lite0");
+    assert!(url.starts_with("https://127.0.0.1:"), "{url}");
+    let client = |name: &str| {
+        let pem = std::fs::read(from(&format!("{name}.pem"))).expect("there");
+        let known = reqwest::Certificate::from_pem(&pem).expect("a certificate");
+        reqwest::Client::builder().tls_certs_only([known]).pool_max_idle_per_host(0).build().expect("a client")
+    };
+    let upload = async |client: reqwest::Client| client.post(&url).body(photo("rocket.jpg")).send().await;
+    let taken = upload(client("one")).await.expect("answered");
+    assert_eq!(taken.status(), 202);
+    assert!(upload(client("two")).await.is_err(), "it is another one's");
+    // Who speaks in the clear, or not at all, is not heard and harms nobody.
+    let plain = reqwest::get(url.replace("https://", "http://")).await;
+    assert!(plain.is_err(), "{plain:?}");
+    install("two");
+    eventually("the new certificate is shown", async || upload(client("two")).await.ok()).await;
+    // Half a pair is none.
+    let output = stack.command(&["api", "--tls-cert", &path("pem")]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--tls-key"), "{output:?}");
+    let output =
+        stack.command(&["api", "--tls-cert", &path("key"), "--tls-key", &path("key"), "--listen", "127.0.0.1:0"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--tls-cert, --tls-key: "), "{output:?}");
 }

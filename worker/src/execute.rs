@@ -220,8 +220,7 @@ impl InHand {
                 Begun::Over(bury(&failed))
             }));
         }
-        if let Some(start_by) = record.spec.options.start_by.filter(|by| record.attempts.is_empty() && now > *by) {
-            let error = JobError::new("start_by_passed", format!("no worker was free before {start_by}"));
+        if let Some(error) = record.overdue(now) {
             let failed = record.fail(error, now).expect(never_terminal);
             let written = bench.queue.replace(revision, &failed).await?;
             return Ok((written != Replaced::Refused).then(|| Begun::Over(bury(&failed))));

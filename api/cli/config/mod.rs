@@ -420,7 +420,16 @@ pub(crate) struct HttpArgs {
     /// Where the API listens
     #[arg(long, env = "SIGHTLINE_LISTEN", default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,
-    /// Listen on an address that other machines reach, with no keys
+    /// Encrypt with this certificate (and those above it), PEM; read again when it changes
+    #[arg(long, env = "SIGHTLINE_TLS_CERT", requires = "tls_key", value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, env = "SIGHTLINE_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// A proxy in front of it encrypts
+    #[arg(long, env = "SIGHTLINE_BEHIND_PROXY")]
+    pub(crate) behind_proxy: bool,
+    /// Listen on an address that other machines reach, without keys or encryption
     #[arg(long, env = "SIGHTLINE_INSECURE")]
     pub(crate) insecure: bool,
     /// Names under which the API may be asked, beside localhost

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use queue::client::Revision;
-use queue::{Queue, QueueError, Record, Timestamp, Topic, TopicName};
+use queue::{JobId, Queue, QueueError, Record, Timestamp, Topic, TopicName};
 use sqlx::{Any, Row, Transaction};
 use tokio::time::Instant;
 
@@ -159,6 +159,15 @@ impl Index {
         Ok(count.get::<i64, _>(0).cast_unsigned())
     }
 
+    /// Jobs that should have begun before now, as far as is known here; some of them.
+    pub(crate) async fn overdue(&self) -> Result<Vec<JobId>, IndexError> {
+        let rows = sqlx::query("SELECT id FROM jobs WHERE start_by < $1 ORDER BY start_by LIMIT 500")
+            .bind(Timestamp::now().as_millis())
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows.iter().filter_map(|row| row.get::<&str, _>(0).parse().ok()).collect())
+    }
+
     /// Removes rows whose records have expired.
     async fn sweep(&self) -> Result<(), IndexError> {
         let now = Timestamp::now().as_millis();
@@ -204,13 +213,14 @@ async fn write(
 ) -> Result<(), sqlx::Error> {
     let (spec, finished) = (&record.spec, record.state.finished_at());
     let expires = finished.map(|finished| finished.plus(topic.record_ttl(&spec.options)).as_millis());
+    let waits_until = spec.options.start_by.filter(|_| !record.is_terminal() && record.attempts.is_empty());
     let id = spec.id.to_string();
     let written = sqlx::query(
         "INSERT INTO jobs (id, topic, model, state, owner, batch, custom_id, created_at, finished_at, expires_at,
-                           revision, record, bytes)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                           revision, record, bytes, start_by)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
          ON CONFLICT (id) DO UPDATE SET state = excluded.state, finished_at = excluded.finished_at,
-             expires_at = excluded.expires_at, revision = excluded.revision, record = excluded.record
+             expires_at = excluded.expires_at, start_by = excluded.start_by, revision = excluded.revision, record = excluded.record
          WHERE jobs.revision < excluded.revision",
     )
     .bind(id.clone())
@@ -226,6 +236,7 @@ async fn write(
     .bind(u64::from(revision).cast_signed())
     .bind(serde_json::to_string(record).expect("a record holds JSON values only"))
     .bind(spec.image.bytes.cast_signed())
+    .bind(waits_until.map(Timestamp::as_millis))
     .execute(&mut **transaction)
     .await?;
     if written.rows_affected() == 0 {

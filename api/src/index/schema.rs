@@ -3,7 +3,7 @@
 use sqlx::{AnyPool, Connection, Executor, Row};
 
 /// Steps, oldest first; never changed once they are released. Both databases take these words.
-const STEPS: [&[&str]; 4] = [
+const STEPS: [&[&str]; 5] = [
     &[
         "CREATE TABLE jobs (
         id TEXT PRIMARY KEY, topic TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, owner TEXT, batch TEXT,
@@ -29,6 +29,7 @@ const STEPS: [&[&str]; 4] = [
         "CREATE TABLE gone (url TEXT PRIMARY KEY)",
     ],
     &["ALTER TABLE jobs ADD COLUMN bytes BIGINT NOT NULL DEFAULT 0"],
+    &["ALTER TABLE jobs ADD COLUMN start_by BIGINT", "CREATE INDEX jobs_by_start ON jobs (start_by)"],
 ];
 
 /// Brings the tables up to date.

@@ -49,7 +49,7 @@ use self::client::{Client, Outgoing};
 use self::core::Core;
 pub use self::damage::Loss;
 pub use self::monitor::Monitor;
-pub use self::tls::Tls;
+pub use self::tls::{Tls, server_config};
 use crate::journal::Committer;
 pub use crate::journal::recovery::OpenError;
 use crate::platform::storage::Folder;

@@ -28,15 +28,21 @@ pub struct Tls {
 impl Tls {
     /// Reads the certificate.
     pub(super) fn acceptor(&self) -> Result<Acceptor, String> {
-        let certificate = Certificate::open(&self.certificate, &self.key)?;
-        let provider = Arc::new(ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::new(certificate));
+        let config = server_config(&self.certificate, &self.key)?;
         Ok(Acceptor { settings: self.clone(), acceptor: TlsAcceptor::from(Arc::new(config)) })
     }
+}
+
+/// What a server encrypts with: a certificate with those above it, and its key, both PEM. When the
+/// files change, new connections get what is new.
+///
+/// # Errors
+/// In words, when the files cannot be read, or do not belong together.
+pub fn server_config(certificate: &Path, key: &Path) -> Result<rustls::ServerConfig, String> {
+    let certificate = Certificate::open(certificate, key)?;
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let config = config.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
+    Ok(config.with_no_client_auth().with_cert_resolver(Arc::new(certificate)))
 }
 
 /// Shakes hands.

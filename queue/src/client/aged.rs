@@ -1,4 +1,5 @@
-//! Jobs of a log whose inputs went by age or size before they were run.
+//! Jobs that time has passed by: a log's, whose inputs went by age or size before they were run, and
+//! those that no worker began before the moment that they named.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use futures::TryStreamExt;
 
 use super::{Queue, Replaced, Revision};
 use crate::topic::{Retention, jobs_stream, records_stream};
-use crate::{JobError, PartitionId, Record, Sequence, State, Timestamp, Topic, TopicError};
+use crate::{JobError, JobId, PartitionId, QueueError, Record, Sequence, State, Timestamp, Topic, TopicError};
 
 /// What a worker may take to settle a job, on top of its lease and its run.
 const SETTLE_MAX: Duration = Duration::from_secs(15);
@@ -22,6 +23,20 @@ pub struct Aged {
 }
 
 impl Queue {
+    /// Fails a job that should have begun by now; whether it was one. Its message is for the worker who
+    /// gets it: that one keeps the input as a dead letter.
+    ///
+    /// # Errors
+    /// [`QueueError`] when it is not known what became of it.
+    pub async fn fail_overdue(&self, id: &JobId) -> Result<bool, QueueError> {
+        let Some(stored) = self.record(id).await? else { return Ok(false) };
+        let now = Timestamp::now();
+        let Some(error) = stored.record.overdue(now) else { return Ok(false) };
+        let failed = stored.record.fail(error, now).expect("it has not ended");
+        // Refused: a worker was faster, or somebody called it off.
+        Ok(self.replace(stored.revision, &failed).await? != Replaced::Refused)
+    }
+
     /// Fails the jobs of a log that wait for an input that is gone. Other topics keep every input
     /// until its job has ended.
     ///
