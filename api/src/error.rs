@@ -62,6 +62,18 @@ pub(crate) enum ApiError {
         /// Bytes.
         limit: usize,
     },
+    /// A list of names is above the limit.
+    #[error("the request's body is above {limit} bytes; send the names in several requests")]
+    ListTooLarge {
+        /// Bytes.
+        limit: usize,
+    },
+    /// This process ends.
+    #[error("this server is being stopped; send the batch again with PUT, and only what is missing is added")]
+    Stopping,
+    /// A queue that was full stayed so.
+    #[error("the queue had no room for {0} s; send the batch again with PUT, and only what is missing is added")]
+    StayedFull(u64),
     /// The body came too slowly, or stopped.
     #[error("the request's body came too slowly: {0}")]
     BodyTimeout(&'static str),
@@ -244,6 +256,9 @@ impl ApiError {
             Self::Queue(error) => kind_of_queue(error),
             Self::Index(_) => (StatusCode::SERVICE_UNAVAILABLE, "index_unavailable"),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::ListTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "list_too_large"),
+            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+            Self::StayedFull(_) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::BodyBroken(_) => (StatusCode::BAD_REQUEST, "body_broken"),
             Self::UploadsBusy => (StatusCode::SERVICE_UNAVAILABLE, "uploads_busy"),

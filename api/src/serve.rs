@@ -144,6 +144,8 @@ pub async fn serve(
         keys,
         metrics,
         bodies: Semaphore::new(permits),
+        batch_bodies: Arc::new(Semaphore::new(permits)),
+        bodies_units: permits,
         stop: stop.clone(),
     };
     let encryption = state.config.tls.clone().map(TlsAcceptor::from);

@@ -31,6 +31,10 @@ pub(crate) struct State {
     pub(crate) metrics: Metrics,
     /// Bytes of request bodies that may be in memory, in units of [`crate::jobs::BODY_UNIT`].
     pub(crate) bodies: Semaphore,
+    /// The same for items of batches, which may wait long for room in the queue.
+    pub(crate) batch_bodies: Arc<Semaphore>,
+    /// How many units there are of each.
+    pub(crate) bodies_units: usize,
     /// Pulled when the process is to end: whoever waits answers with what there is.
     pub(crate) stop: CancellationToken,
 }

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-/// What a spreadsheet would take for the beginning of a formula.
-const FORMULA: [char; 4] = ['=', '+', '@', '\t'];
+/// What a spreadsheet would take for the beginning of a formula, and what we put before that.
+const FORMULA: [char; 5] = ['=', '+', '@', '\t', '\''];
 
 /// Label and score of the best prediction or detection; empty if there is none.
 pub fn best_of(result: &Value) -> (String, String) {
@@ -42,10 +42,11 @@ mod tests {
             ("say \"x\"", "\"say \"\"x\"\"\",\n"),
             ("=1+1", "'=1+1,\n"),
             ("-0.5", "-0.5,\n"),
+            ("'x", "''x,\n"),
             ("two\nlines", "two lines,\n"),
         ] {
             assert_eq!(row(cell), expected);
         }
-        assert_eq!(["'=1+1", "'quoted'", "a"].map(unguarded), ["=1+1", "'quoted'", "a"]);
+        assert_eq!(["'=1+1", "''quoted'", "a"].map(unguarded), ["=1+1", "'quoted'", "a"]);
     }
 }

@@ -131,8 +131,11 @@ impl Sweeper {
 /// Fails jobs that should have begun by now.
 async fn fail_overdue(queue: &Queue, index: &Index) -> Result<(), IndexError> {
     for id in index.overdue().await? {
-        if queue.fail_overdue(&id).await? {
-            tracing::info!(job_id = %id, "failed: no worker began it in time");
+        match queue.fail_overdue(&id).await {
+            Ok(true) => tracing::info!(job_id = %id, "failed: no worker began it in time"),
+            Ok(false) => {}
+            // One that cannot be dealt with now keeps no other waiting.
+            Err(error) => tracing::debug!(job_id = %id, %error, "a job that is late was not looked at"),
         }
     }
     Ok(())

@@ -403,7 +403,10 @@ impl Record {
         }
         let attempts_forgiven = self.attempts.len() as u32;
         let state = State::Queued { retry_at: None };
-        Ok(Self { partition, sequence, attempts_forgiven, state, ..self.clone() })
+        let mut next = Self { partition, sequence, attempts_forgiven, state, ..self.clone() };
+        // Whoever asks for it now wants it although it is late.
+        next.spec.options.start_by = None;
+        Ok(next)
     }
 
     fn must_run(&self, step: &'static str) -> Result<(), InvalidTransition> {

@@ -308,6 +308,8 @@ async fn a_waiting_job_knows_its_place() {
         for id in &ids {
             let job = stack.get(&format!("/v1/jobs/{id}")).await.json;
             if let (Some(position @ 3..), Some(eta)) = (job["position"].as_u64(), job["eta_seconds"].as_u64()) {
+                let waits_for = job["progress"].as_str().expect("why it waits");
+                assert!(waits_for.contains("ahead") || waits_for.contains("in hand"), "{waits_for}");
                 return Some((position, eta));
             }
         }
@@ -317,6 +319,6 @@ async fn a_waiting_job_knows_its_place() {
     assert!(position <= 8 && eta >= 1, "{position} {eta}");
     for id in &ids {
         let job = stack.finish(id).await;
-        assert!(job["position"].is_null() && job["eta_seconds"].is_null(), "{job}");
+        assert!(["position", "eta_seconds", "progress"].iter().all(|name| job[*name].is_null()), "{job}");
     }
 }

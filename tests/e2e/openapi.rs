@@ -30,6 +30,7 @@ async fn a_client_made_from_the_description_finds_no_difference() {
     let tool = schemathesis();
     let stack = Stack::start_indexed(&["--workers", "1"]);
     let key = admin_key(&stack);
+    let held = key.clone();
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/openapi");
     let folder = tempfile::tempdir().expect("a folder");
     let path = std::env::join_paths([&tool, &here]).expect("paths");
@@ -42,6 +43,8 @@ async fn a_client_made_from_the_description_finds_no_difference() {
     let ran = tokio::task::spawn_blocking(move || client.output().expect("python3 runs")).await.expect("no panic");
     let report = String::from_utf8_lossy(&ran.stdout);
     assert!(ran.status.success(), "{report}\n{}", String::from_utf8_lossy(&ran.stderr));
+    let still = reqwest::Client::new().get(stack.url("/v1/keys")).bearer_auth(&held).send().await.expect("answered");
+    assert_eq!(still.status(), 200, "it was let in to the end");
     // What it says in the end, with the number of requests.
     println!("{}", report.split("SUMMARY").last().unwrap_or_default());
 }

@@ -1,5 +1,5 @@
 //! Ten times more uploads than the workers can take, for a while: each is taken and ends, or is told
-//! to come again; and as soon as it is over, everything runs as before.
+//! to come again. How fast the refusals are, and how soon everything runs as before, is printed.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

@@ -16,6 +16,13 @@ use crate::index::{Counts, Index, IndexError};
 
 /// How often to look.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// In a cluster records may be written this much later than their jobs are accepted, at the latest. An
+/// item without a row has a result that has expired, from then on.
+const RECORDS_LATE_MAX: Duration = Duration::from_secs(60);
+/// How long a sender may take to notice that its batch was called off: it looks each second.
+const SENDER_LATE_MAX: Duration = Duration::from_secs(5);
+/// How long a batch that was called off is looked after, should a sender have been asleep for longer.
+const LOOKED_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// Follows batches.
 pub(crate) struct Follower {
@@ -23,7 +30,7 @@ pub(crate) struct Follower {
     index: Index,
     /// The last change of any batch that is known.
     seen: Revision,
-    /// Batches that have not ended.
+    /// Batches of which something is to be awaited.
     open: BTreeMap<String, (Batch, Revision)>,
 }
 
@@ -40,21 +47,36 @@ enum Step {
     Finish,
 }
 
-fn step(batch: &Batch, counts: &Counts) -> Step {
+/// Whether anything may have to be done about a batch, now or later.
+fn is_of_interest(batch: &Batch, now: Timestamp) -> bool {
+    let is_ending = batch.total.is_some() || batch.failures_max.is_some() || batch.canceled_at.is_some();
+    let was_just_canceled = batch.canceled_at.is_some_and(|at| !has_passed(at, LOOKED_AFTER, now));
+    (batch.finished_at.is_none() && is_ending) || was_just_canceled
+}
+
+fn step(batch: &Batch, counts: &Counts, now: Timestamp) -> Step {
     let open = counts.queued + counts.running;
-    let is_over = |failures_max| counts.failed > failures_max;
+    if let Some(canceled) = batch.canceled_at {
+        return match open {
+            0 if batch.finished_at.is_none() && has_passed(canceled, SENDER_LATE_MAX, now) => Step::Finish,
+            0 => Step::Wait,
+            _ => Step::CancelRest,
+        };
+    }
+    if batch.failures_max.is_some_and(|failures_max| counts.failed > failures_max) {
+        return Step::Stop;
+    }
     match batch.total {
-        _ if batch.canceled_at.is_some() => {
-            if open == 0 {
-                Step::Finish
-            } else {
-                Step::CancelRest
-            }
+        Some(total) if open == 0 => {
+            let is_late = batch.complete_at.is_some_and(|complete| has_passed(complete, RECORDS_LATE_MAX, now));
+            if counts.total() >= total || is_late { Step::Finish } else { Step::Wait }
         }
-        _ if batch.failures_max.is_some_and(is_over) => Step::Stop,
-        Some(total) if counts.total() - open >= total => Step::Finish,
         Some(_) | None => Step::Wait,
     }
+}
+
+fn has_passed(since: Timestamp, span: Duration, now: Timestamp) -> bool {
+    u128::from(now.millis_since(since)) > span.as_millis()
 }
 
 impl Follower {
@@ -81,24 +103,34 @@ impl Follower {
     async fn look(&mut self) -> Result<(), IndexError> {
         let end = self.queue.batches_end().await?;
         if end != self.seen {
-            let batches = self.queue.batches().await?;
-            let open = batches.into_iter().filter(|(batch, _)| batch.finished_at.is_none());
-            self.open = open.map(|(batch, revision)| (batch.id.clone(), (batch, revision))).collect();
+            for (batch, revision) in self.queue.batches_after(self.seen).await? {
+                self.open.insert(batch.id.clone(), (batch, revision));
+            }
             self.seen = end;
         }
-        if self.open.is_empty() {
+        let now = Timestamp::now();
+        self.open.retain(|_, (batch, _)| batch.total.is_none() || is_of_interest(batch, now));
+        let of_interest = || self.open.values().filter(|(batch, _)| is_of_interest(batch, now));
+        if of_interest().next().is_none() {
             return Ok(());
         }
         self.index.catch_up(&self.queue).await?;
-        for (batch, revision) in self.open.values() {
-            match step(batch, &self.index.counts(&batch.id).await?) {
-                Step::Wait => {}
-                Step::Stop => self.stop(batch, *revision).await?,
-                Step::CancelRest => cancel_jobs(&self.queue, &self.index, &batch.id).await?,
-                Step::Finish => self.finish(batch, *revision).await?,
+        for (batch, revision) in of_interest() {
+            // One that cannot be dealt with now keeps no other waiting.
+            if let Err(error) = self.deal_with(batch, *revision, now).await {
+                tracing::debug!(batch = batch.id, %error, "a batch was not looked at");
             }
         }
         Ok(())
+    }
+
+    async fn deal_with(&self, batch: &Batch, revision: Revision, now: Timestamp) -> Result<(), IndexError> {
+        match step(batch, &self.index.counts(&batch.id).await?, now) {
+            Step::Wait => Ok(()),
+            Step::Stop => Ok(self.stop(batch, revision).await?),
+            Step::CancelRest => cancel_jobs(&self.queue, &self.index, &batch.id).await,
+            Step::Finish => Ok(self.finish(batch, revision).await?),
+        }
     }
 
     async fn stop(&self, batch: &Batch, revision: Revision) -> Result<(), QueueError> {
@@ -115,7 +147,9 @@ impl Follower {
     async fn finish(&self, batch: &Batch, revision: Revision) -> Result<(), QueueError> {
         if let Some(url) = &batch.webhook {
             let (about, url) = (About::Batch(batch.id.clone()), url.clone());
-            self.queue.owe(&Hook { about, state: "finished".into(), revision: revision.into(), url }).await?;
+            // A batch that grows after its end ends once more.
+            let size = batch.total.unwrap_or_default();
+            self.queue.owe(&Hook { about, state: "finished".into(), revision: size, url }).await?;
         }
         let next = Batch { finished_at: Some(Timestamp::now()), ..batch.clone() };
         self.queue.write_batch(revision, &next).await.map(drop)
@@ -128,13 +162,15 @@ mod tests {
 
     #[test]
     fn a_batch_ends_when_all_of_it_has_and_stops_when_too_much_has_failed() {
+        let at = Timestamp::from_millis;
         let batch = Batch {
             id: "b".into(),
             model: "m".into(),
             topic: "m".parse().expect("valid"),
             owner: None,
-            created_at: Timestamp::from_millis(0),
+            created_at: at(0),
             total: None,
+            complete_at: None,
             canceled_at: None,
             error: None,
             failures_max: Some(2),
@@ -142,20 +178,29 @@ mod tests {
             finished_at: None,
         };
         let counts = |queued, succeeded, failed| Counts { queued, running: 0, succeeded, failed, canceled: 0 };
-        let complete = Batch { total: Some(5), ..batch.clone() };
-        let canceled = Batch { canceled_at: Some(Timestamp::from_millis(1)), ..batch.clone() };
-        for (batch, counts, expected) in [
-            (&batch, counts(0, 5, 0), Step::Wait),
-            (&batch, counts(0, 2, 3), Step::Stop),
-            (&complete, counts(1, 4, 0), Step::Wait),
-            // The index has not seen the fifth yet.
-            (&complete, counts(0, 4, 0), Step::Wait),
-            (&complete, counts(0, 3, 2), Step::Finish),
-            (&complete, counts(0, 2, 3), Step::Stop),
-            (&canceled, counts(1, 0, 3), Step::CancelRest),
-            (&canceled, counts(0, 1, 3), Step::Finish),
+        let complete = Batch { total: Some(5), complete_at: Some(at(0)), ..batch.clone() };
+        let canceled = Batch { canceled_at: Some(at(0)), ..batch.clone() };
+        let over = Batch { finished_at: Some(at(0)), ..canceled.clone() };
+        for (batch, counts, millis, expected) in [
+            (&batch, counts(0, 5, 0), 9_000, Step::Wait),
+            (&batch, counts(0, 2, 3), 9_000, Step::Stop),
+            (&complete, counts(1, 4, 0), 9_000, Step::Wait),
+            // The fifth may not have been written yet; later it must have expired.
+            (&complete, counts(0, 4, 0), 9_000, Step::Wait),
+            (&complete, counts(0, 4, 0), 90_000, Step::Finish),
+            (&complete, counts(1, 3, 0), 90_000, Step::Wait),
+            (&complete, counts(0, 3, 2), 9_000, Step::Finish),
+            (&complete, counts(0, 2, 3), 9_000, Step::Stop),
+            (&canceled, counts(1, 0, 3), 1_000, Step::CancelRest),
+            // Somebody may be sending still.
+            (&canceled, counts(0, 1, 3), 1_000, Step::Wait),
+            (&canceled, counts(0, 1, 3), 9_000, Step::Finish),
+            (&over, counts(1, 1, 3), 9_000, Step::CancelRest),
+            (&over, counts(0, 1, 3), 9_000, Step::Wait),
         ] {
-            assert_eq!(step(batch, &counts), expected, "{batch:?} {counts:?}");
+            assert_eq!(step(batch, &counts, at(millis)), expected, "{batch:?} {counts:?} {millis}");
         }
+        assert!(!is_of_interest(&Batch { failures_max: None, ..batch }, at(0)), "it is only being received");
+        assert!(is_of_interest(&over, at(9_000)) && !is_of_interest(&over, at(10_000_000)));
     }
 }

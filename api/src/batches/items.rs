@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -16,13 +17,14 @@ use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, TryStreamExt};
 use queue::JobError;
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::ApiError;
+use crate::jobs::BODY_UNIT;
 use crate::json::Object;
 use crate::openapi::Binary;
 
@@ -45,6 +47,23 @@ pub(super) struct Item {
     /// Its bytes, or why they cannot be an image.
     pub(super) content: Result<Bytes, JobError>,
     pub(super) metadata: BTreeMap<String, String>,
+    /// The right to have it in memory.
+    pub(super) _room: OwnedSemaphorePermit,
+}
+
+/// Memory for items, in units of [`BODY_UNIT`].
+#[derive(Clone)]
+pub(super) struct Rooms {
+    pub(super) units: Arc<Semaphore>,
+    pub(super) count: usize,
+}
+
+impl Rooms {
+    /// Waits until there is room for so many bytes.
+    async fn lend(&self, bytes: usize) -> OwnedSemaphorePermit {
+        let units = bytes.div_ceil(BODY_UNIT).clamp(1, self.count);
+        self.units.clone().acquire_many_owned(units as u32).await.expect("this semaphore is never closed")
+    }
 }
 
 type Sender = mpsc::Sender<Result<Item, ApiError>>;
@@ -55,22 +74,25 @@ pub(super) fn read(
     headers: &HeaderMap,
     body: Body,
     limit: usize,
+    rooms: Rooms,
 ) -> Result<mpsc::Receiver<Result<Item, ApiError>>, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").trim().to_owned();
     let essence = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     let chunks = paced(body);
     let (send, items) = mpsc::channel(AHEAD);
     match essence.as_str() {
-        "application/x-tar" | "application/tar" => blocking(chunks, send, move |reader, send| tar(reader, limit, send)),
+        "application/x-tar" | "application/tar" => {
+            blocking(chunks, send, move |reader, send| tar(reader, limit, &rooms, send))
+        }
         "application/zip" | "application/x-zip-compressed" => {
-            blocking(chunks, send, move |reader, send| zip(reader, limit, send));
+            blocking(chunks, send, move |reader, send| zip(reader, limit, &rooms, send));
         }
         "application/x-ndjson" | "application/jsonl" | "application/json-lines" => {
-            spawn(send.clone(), async move { lines(chunks, limit, &send).await });
+            spawn(send.clone(), async move { lines(chunks, limit, &rooms, &send).await });
         }
         "multipart/form-data" => {
             let boundary = multer::parse_boundary(&kind).map_err(|error| ApiError::Form(error.to_string()))?;
-            spawn(send.clone(), async move { form(chunks, boundary, limit, &send).await });
+            spawn(send.clone(), async move { form(chunks, boundary, limit, &rooms, &send).await });
         }
         _ => return Err(ApiError::BatchKind(essence.chars().take(80).collect())),
     }
@@ -111,7 +133,7 @@ fn blocking(
     });
 }
 
-fn tar(reader: &mut dyn Read, limit: usize, send: &Sender) -> Result<(), ApiError> {
+fn tar(reader: &mut dyn Read, limit: usize, rooms: &Rooms, send: &Sender) -> Result<(), ApiError> {
     let broken = |error: io::Error| ApiError::Archive(format!("the tar cannot be read to its end: {error}"));
     let mut archive = tar::Archive::new(reader);
     let mut any = false;
@@ -130,14 +152,14 @@ fn tar(reader: &mut dyn Read, limit: usize, send: &Sender) -> Result<(), ApiErro
         if content.is_err() {
             io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
         }
-        if !deliver(send, name, content) {
+        if !deliver(rooms, send, name, content) {
             return Ok(());
         }
     }
     if any { Ok(()) } else { Err(ApiError::Archive("the tar is empty".into())) }
 }
 
-fn zip(mut reader: &mut dyn Read, limit: usize, send: &Sender) -> Result<(), ApiError> {
+fn zip(mut reader: &mut dyn Read, limit: usize, rooms: &Rooms, send: &Sender) -> Result<(), ApiError> {
     let broken = |error: &dyn std::fmt::Display| {
         ApiError::Archive(format!("the zip cannot be read from its beginning to its end: {error}; a tar always can"))
     };
@@ -155,7 +177,7 @@ fn zip(mut reader: &mut dyn Read, limit: usize, send: &Sender) -> Result<(), Api
         if content.is_err() {
             return Err(ApiError::Archive(format!("`{name}` is larger than {limit} bytes, the limit for one image")));
         }
-        if !deliver(send, name, content) {
+        if !deliver(rooms, send, name, content) {
             return Ok(());
         }
     }
@@ -174,11 +196,27 @@ fn too_large(limit: usize) -> JobError {
 }
 
 /// `false`: nobody takes items any more.
-fn deliver(send: &Sender, custom_id: String, content: Result<Bytes, JobError>) -> bool {
-    send.blocking_send(Ok(Item { custom_id, content, metadata: BTreeMap::new() })).is_ok()
+fn deliver(rooms: &Rooms, send: &Sender, custom_id: String, content: Result<Bytes, JobError>) -> bool {
+    let item = hand_over(rooms, send, custom_id, content, BTreeMap::new());
+    tokio::runtime::Handle::current().block_on(item)
 }
 
-async fn form(chunks: Chunks, boundary: String, limit: usize, send: &Sender) -> Result<(), ApiError> {
+/// Sends an item once there is room for it; `false`: nobody takes items any more.
+async fn hand_over(
+    rooms: &Rooms,
+    send: &Sender,
+    custom_id: String,
+    content: Result<Bytes, JobError>,
+    metadata: BTreeMap<String, String>,
+) -> bool {
+    let room = tokio::select! {
+        room = rooms.lend(content.as_ref().map_or(0, Bytes::len)) => room,
+        () = send.closed() => return false,
+    };
+    send.send(Ok(Item { custom_id, content, metadata, _room: room })).await.is_ok()
+}
+
+async fn form(chunks: Chunks, boundary: String, limit: usize, rooms: &Rooms, send: &Sender) -> Result<(), ApiError> {
     let broken = |error: multer::Error| ApiError::Form(error.to_string());
     let mut form = multer::Multipart::new(chunks, boundary);
     while let Some(mut field) = form.next_field().await.map_err(broken)? {
@@ -196,7 +234,7 @@ async fn form(chunks: Chunks, boundary: String, limit: usize, send: &Sender) -> 
             }
         }
         let content = if is_too_large { Err(too_large(limit)) } else { Ok(bytes.freeze()) };
-        if send.send(Ok(Item { custom_id, content, metadata: BTreeMap::new() })).await.is_err() {
+        if !hand_over(rooms, send, custom_id, content, BTreeMap::new()).await {
             return Ok(());
         }
     }
@@ -230,7 +268,7 @@ pub(super) struct Line {
     metadata: BTreeMap<String, String>,
 }
 
-async fn lines(mut chunks: Chunks, limit: usize, send: &Sender) -> Result<(), ApiError> {
+async fn lines(mut chunks: Chunks, limit: usize, rooms: &Rooms, send: &Sender) -> Result<(), ApiError> {
     let line_max = limit / 3 * 4 + LINE_OVERHEAD;
     let (mut rest, mut number, mut searched) = (BytesMut::new(), 0_u64, 0);
     loop {
@@ -258,7 +296,7 @@ async fn lines(mut chunks: Chunks, limit: usize, send: &Sender) -> Result<(), Ap
         let custom_id = checked(&line.custom_id)?;
         let image = BASE64_STANDARD.decode(&line.image).map_err(|error| wrong(format!("`image`: {error}")))?;
         let content = if image.len() > limit { Err(too_large(limit)) } else { Ok(Bytes::from(image)) };
-        if send.send(Ok(Item { custom_id, content, metadata: line.metadata })).await.is_err() {
+        if !hand_over(rooms, send, custom_id, content, line.metadata).await {
             return Ok(());
         }
     }
@@ -286,7 +324,8 @@ mod tests {
     async fn all(kind: &str, body: Vec<u8>) -> Result<Vec<(String, Option<usize>)>, String> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, kind.parse().expect("a header"));
-        let mut items = read(&headers, Body::from(body), 10).map_err(|error| error.to_string())?;
+        let mut items = read(&headers, Body::from(body), 10, Rooms { units: Arc::new(Semaphore::new(9)), count: 9 })
+            .map_err(|error| error.to_string())?;
         let mut found = Vec::new();
         while let Some(item) = items.recv().await {
             let item = item.map_err(|error| error.to_string())?;

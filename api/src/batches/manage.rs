@@ -1,6 +1,7 @@
 //! Looking at batches, calling them off, and proving that none of their jobs is missing.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
@@ -8,15 +9,18 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures::{StreamExt, TryStreamExt};
-use queue::client::{Batch, Canceled, Replaced, Stored};
+use http_body_util::LengthLimitError;
+use queue::client::{Batch, Canceled, Replaced, Revision, Stored};
 use queue::{JobId, Queue, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::receive::ITEMS_MAX;
 use super::{item_id, named, wire};
 use crate::dead::Named;
 use crate::error::ApiError;
 use crate::index::{Index, IndexError};
+use crate::jobs::BODY_UNIT;
 use crate::keys::Caller;
 use crate::state::{Shared, State as Inner};
 
@@ -26,8 +30,9 @@ const LISTED_MAX: usize = 100;
 const WIDTH: usize = 16;
 /// Jobs of a page.
 const PAGE: usize = 1_000;
-/// Bytes of a list of custom ids.
-const EXPECTED_BYTES_MAX: usize = 64 << 20;
+/// Bytes of a list of custom ids, and how long it may take.
+const EXPECTED_BYTES_MAX: usize = 32 << 20;
+const EXPECTED_PATIENCE: Duration = Duration::from_secs(60);
 /// Jobs that are named.
 const NAMED_MAX: usize = 1_000;
 
@@ -45,7 +50,8 @@ pub(crate) async fn list(
     State(state): State<Shared>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<Batches>, ApiError> {
-    let mut batches: Vec<Batch> = state.queue.batches().await?.into_iter().map(|(batch, _)| batch).collect();
+    let all = state.queue.batches_after(Revision::default()).await?;
+    let mut batches: Vec<Batch> = all.into_iter().map(|(batch, _)| batch).collect();
     batches.retain(|batch| caller.sees(batch.owner.as_ref()));
     batches.sort_by_key(|batch| std::cmp::Reverse(batch.created_at));
     batches.truncate(LISTED_MAX);
@@ -195,7 +201,8 @@ struct Names(String);
         (status = 200, description = "Whether each of them has exactly one terminal record, and which have not.", body = Verdict),
         (status = 400, description = "`batch_id_invalid`, `body_broken`: the body is not UTF-8, or names no item."),
         (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
-        (status = 413, description = "`body_too_large`."),
+        (status = 408, description = "`body_timeout`."),
+        (status = 413, description = "`list_too_large`, `batch_too_large`."),
     ),
 )]
 pub(crate) async fn verify_expected(
@@ -204,10 +211,20 @@ pub(crate) async fn verify_expected(
     body: Body,
 ) -> Result<Json<Verdict>, ApiError> {
     let batch = find(&state, id).await?;
-    let body = axum::body::to_bytes(body, EXPECTED_BYTES_MAX).await;
-    let body = body.map_err(|_| ApiError::BodyTooLarge { limit: EXPECTED_BYTES_MAX })?;
+    // What is in memory is lent, as for images.
+    let units = (EXPECTED_BYTES_MAX / BODY_UNIT).min(state.bodies_units) as u32;
+    let _room = state.batch_bodies.acquire_many(units).await.map_err(|_| ApiError::Internal)?;
+    let reading = tokio::time::timeout(EXPECTED_PATIENCE, axum::body::to_bytes(body, EXPECTED_BYTES_MAX));
+    let body = reading.await.map_err(|_| ApiError::BodyTimeout("send the names within a minute"))?;
+    let body = body.map_err(|error| match error.into_inner().downcast_ref::<LengthLimitError>() {
+        Some(_) => ApiError::ListTooLarge { limit: EXPECTED_BYTES_MAX },
+        None => ApiError::BodyBroken("it broke off".into()),
+    })?;
     let text = std::str::from_utf8(&body).map_err(|error| ApiError::BodyBroken(error.to_string()))?;
     let expected: BTreeSet<String> = text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if expected.len() > ITEMS_MAX {
+        return Err(ApiError::BatchTooLarge { limit: ITEMS_MAX });
+    }
     if expected.is_empty() {
         return Err(ApiError::BodyBroken("it names no item: send custom ids, one a line".into()));
     }

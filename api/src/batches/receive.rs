@@ -5,7 +5,7 @@
 //! first, open; when all has come, it says how many that were.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
@@ -19,7 +19,7 @@ use queue::client::{Batch, Replaced};
 use queue::{ImageFacts, JobError, SubmitError, Timestamp, Topic};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::items::{self, Files, Item, Line};
+use super::items::{self, Files, Item, Line, Rooms};
 use super::options::BatchOptions;
 use super::wire;
 use crate::dead::Named;
@@ -37,10 +37,13 @@ const WIDTH: usize = 16;
 const FULL_PAUSE: Duration = Duration::from_millis(200);
 /// How often an item is offered to a queue that does not answer.
 const TRIES: u32 = 20;
-/// How many items may pass before somebody looks whether the batch was called off.
-const CANCEL_LOOK: usize = 200;
+/// How long an item is offered to a queue that is full, or waits for room under its key's limit: the
+/// sender may be gone, and what it sent is in memory.
+const FULL_PATIENCE: Duration = Duration::from_secs(10 * 60);
+/// How often to look whether the batch was called off.
+const CANCEL_LOOK: Duration = Duration::from_secs(1);
 /// Items of one batch.
-const ITEMS_MAX: usize = 1_000_000;
+pub(super) const ITEMS_MAX: usize = 1_000_000;
 
 /// Takes a batch under an id that we give it.
 #[utoipa::path(
@@ -137,8 +140,10 @@ async fn receive(
     name_model(state, &mut options.jobs).await?;
     let (model, version) = find_model(state, &options.jobs)?;
     let topic = find_topic(state, &options.jobs, model).await?;
-    // Whether it can be read is known before anything is noted.
-    let items = items::read(headers, body, state.config.upload_bytes_max)?;
+    let rooms = Rooms { units: state.batch_bodies.clone(), count: state.bodies_units };
+    let mut items = items::read(headers, body, state.config.upload_bytes_max, rooms)?;
+    // A body that has nothing in it leaves nothing behind.
+    let first = items.recv().await.unwrap_or_else(|| Err(ApiError::Archive("there is no image in it".into())))?;
     let new = Batch {
         id: id.clone(),
         model: model.name().to_owned(),
@@ -146,6 +151,7 @@ async fn receive(
         owner: caller.owner.clone(),
         created_at: Timestamp::now(),
         total: None,
+        complete_at: None,
         canceled_at: None,
         error: None,
         failures_max: options.failures_max,
@@ -154,7 +160,10 @@ async fn receive(
     };
     let batch = open(state, new).await?;
     let target = Target { state, caller, batch: &batch, topic: &topic, model, version, options: &options.jobs };
-    let count = take_all(&target, items).await?;
+    let count = tokio::select! {
+        count = take_all(&target, first, items) => count?,
+        error = interruption(&target) => return Err(error),
+    };
     let batch = close(state, &id, count).await?;
     let mut response = (StatusCode::ACCEPTED, Json(wire::document(&state.index, &batch).await?)).into_response();
     let location = HeaderValue::from_str(&wire::batch_url(&id)).expect("ids are ASCII");
@@ -162,10 +171,11 @@ async fn receive(
     Ok(response)
 }
 
-/// The batch's record, which is there before its first job. One that is there already stays as it is.
+/// The batch's record, which is there before its first job. One that is there already stays as it is, but
+/// for what is said anew.
 async fn open(state: &Inner, new: Batch) -> Result<Batch, ApiError> {
     loop {
-        if let Some((batch, _)) = state.queue.batch(&new.id).await? {
+        if let Some((batch, revision)) = state.queue.batch(&new.id).await? {
             // Two owners may take the same id at the same moment.
             if batch.owner != new.owner {
                 return Err(ApiError::BatchUnknown(new.id));
@@ -176,7 +186,15 @@ async fn open(state: &Inner, new: Batch) -> Result<Batch, ApiError> {
             if (&batch.model, &batch.topic) != (&new.model, &new.topic) {
                 return Err(ApiError::BatchModel { id: new.id, model: batch.model, topic: batch.topic });
             }
-            return Ok(batch);
+            let next = Batch {
+                failures_max: new.failures_max.or(batch.failures_max),
+                webhook: new.webhook.clone().or(batch.webhook.clone()),
+                ..batch.clone()
+            };
+            if next == batch || state.queue.write_batch(revision, &next).await? != Replaced::Refused {
+                return Ok(next);
+            }
+            continue;
         }
         if let Replaced::Done(_) = state.queue.write_batch(queue::client::Revision::default(), &new).await? {
             return Ok(new);
@@ -191,6 +209,9 @@ async fn close(state: &Inner, id: &str, count: u64) -> Result<Batch, ApiError> {
         let Some((batch, revision)) = state.queue.batch(id).await? else {
             return Err(ApiError::BatchUnknown(id.to_owned()));
         };
+        if batch.canceled_at.is_some() {
+            return Err(ApiError::BatchCanceled(id.to_owned()));
+        }
         // What was sent before and is not in this body counts as well.
         let known = state.index.counts(id).await?.total();
         let total = Some(count.max(known).max(batch.total.unwrap_or(0)));
@@ -198,20 +219,39 @@ async fn close(state: &Inner, id: &str, count: u64) -> Result<Batch, ApiError> {
             return Ok(batch);
         }
         // What has grown has not ended.
-        let next = Batch { total, finished_at: None, ..batch.clone() };
+        let next = Batch { total, complete_at: Some(Timestamp::now()), finished_at: None, ..batch.clone() };
         if let Replaced::Done(_) = state.queue.write_batch(revision, &next).await? {
             return Ok(next);
         }
     }
 }
 
+/// Resolves when the batch is to be taken no further: it was called off, or this process ends.
+async fn interruption(target: &Target<'_>) -> ApiError {
+    let Target { state, batch, .. } = target;
+    let canceled = async {
+        loop {
+            tokio::time::sleep(CANCEL_LOOK).await;
+            let seen = state.queue.batch(&batch.id).await;
+            if seen.is_ok_and(|seen| seen.is_none_or(|(batch, _)| batch.canceled_at.is_some())) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = canceled => ApiError::BatchCanceled(batch.id.clone()),
+        () = state.stop.cancelled() => ApiError::Stopping,
+    }
+}
+
 /// Queues all items; returns how many there were.
 async fn take_all(
     target: &Target<'_>,
+    first: Item,
     items: tokio::sync::mpsc::Receiver<Result<Item, ApiError>>,
 ) -> Result<u64, ApiError> {
     let mut seen = HashSet::new();
-    let new = ReceiverStream::new(items).map(|item| {
+    let new = futures::stream::iter([Ok(first)]).chain(ReceiverStream::new(items)).map(|item| {
         let item = item?;
         if !seen.insert(item.custom_id.clone()) {
             return Err(ApiError::CustomIdTwice(item.custom_id));
@@ -219,30 +259,10 @@ async fn take_all(
         if seen.len() > ITEMS_MAX {
             return Err(ApiError::BatchTooLarge { limit: ITEMS_MAX });
         }
-        Ok((seen.len(), item))
+        Ok(item)
     });
-    let mut taken = std::pin::pin!(
-        new.map(|item| async move {
-            let (number, item) = item?;
-            if number % CANCEL_LOOK == 0
-                && target
-                    .state
-                    .queue
-                    .batch(&target.batch.id)
-                    .await?
-                    .is_some_and(|(batch, _)| batch.canceled_at.is_some())
-            {
-                return Err(ApiError::BatchCanceled(target.batch.id.clone()));
-            }
-            take(target, item).await
-        })
-        .buffer_unordered(WIDTH)
-    );
-    let mut count = 0;
-    while taken.try_next().await?.is_some() {
-        count += 1;
-    }
-    if count == 0 { Err(ApiError::Archive("there is no image in it".into())) } else { Ok(count) }
+    let taken = new.map(|item| async move { take(target, item?).await }).buffer_unordered(WIDTH);
+    taken.try_fold(0, async |count, ()| Ok(count + 1)).await
 }
 
 /// Queues one item, or notes why it cannot be.
@@ -269,16 +289,16 @@ async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
     let mut spec = spec(state, caller, model, version, options, id, facts);
     spec.origin.batch = Some(batch.id.clone());
     spec.origin.custom_id = Some(item.custom_id);
-    spec.origin.lane = lane::of(state, caller, topic, &spec).await?;
+    spec.origin.lane = lane::of(state, caller, topic, &spec).await;
+    let deadline = Instant::now() + FULL_PATIENCE;
     // The sender waits while its key has enough waiting: its items are not read.
-    while problem.is_none()
-        && let Err(error) = caller.charge(state, spec.image.bytes).await
-    {
-        match error {
-            ApiError::TooMany { .. } => tokio::time::sleep(FULL_PAUSE).await,
-            other => return Err(other),
+    let charge = loop {
+        match caller.charge(state, if problem.is_none() { spec.image.bytes } else { 0 }).await {
+            Ok(charge) => break charge,
+            Err(ApiError::TooMany { .. }) if Instant::now() < deadline => tokio::time::sleep(FULL_PAUSE).await,
+            Err(error) => return Err(error),
         }
-    }
+    };
     for attempt in 1.. {
         let outcome = match &problem {
             Some(problem) => state.queue.reject(topic, spec.clone(), problem.clone()).await.map(drop),
@@ -299,13 +319,17 @@ async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
         match outcome {
             Ok(()) => break,
             // The sender waits meanwhile: its items are not read.
-            Err(SubmitError::Full { .. }) => tokio::time::sleep(FULL_PAUSE).await,
+            Err(SubmitError::Full { .. }) if Instant::now() < deadline => tokio::time::sleep(FULL_PAUSE).await,
+            Err(SubmitError::Full { .. }) => return Err(ApiError::StayedFull(FULL_PATIENCE.as_secs())),
             Err(SubmitError::Queue(error)) if attempt < TRIES => {
                 tracing::warn!(job_id = %spec.id, %error, "an item is offered again");
                 tokio::time::sleep(FULL_PAUSE).await;
             }
             Err(error) => return Err(error.into()),
         }
+    }
+    if let Some(charge) = charge.filter(|_| problem.is_none()) {
+        charge.waits();
     }
     metrics::accepted(model.name());
     Ok(())

@@ -71,13 +71,15 @@ fn describe(batch: &Batch, counts: &Counts, now: Timestamp) -> Document {
     let ended = counts.succeeded + counts.failed + counts.canceled;
     // The index is a moment behind: what it does not know of yet waits.
     let queued = match batch.total {
+        // Results may expire before the batch's record does.
+        _ if batch.finished_at.is_some() => counts.queued,
         Some(total) => total.saturating_sub(ended + counts.running),
         None => counts.queued,
     };
     let state = match batch.total {
         _ if batch.canceled_at.is_some() => "canceled",
         None => "receiving",
-        Some(total) if ended < total => "running",
+        Some(total) if ended < total && batch.finished_at.is_none() => "running",
         Some(_) => "finished",
     };
     let left = queued + counts.running;
@@ -118,6 +120,7 @@ mod tests {
             owner: None,
             created_at: Timestamp::from_millis(0),
             total: None,
+            complete_at: None,
             canceled_at: None,
             error: None,
             failures_max: None,

@@ -1,6 +1,6 @@
 //! Keys in the database: the one thing in it that no record could bring back.
 
-use sqlx::Row;
+use sqlx::{Executor, Row};
 
 use super::{Index, IndexError};
 use crate::keys::Key;
@@ -20,15 +20,24 @@ impl Index {
         Ok(!self.keys().await?.is_empty())
     }
 
-    /// Writes one, over an older one of its id.
+    /// Writes one, over an older one of its id. A power cut takes it back no more: a key that was
+    /// revoked must not be good again.
     pub(crate) async fn write_key(&self, key: &Key) -> Result<(), IndexError> {
-        sqlx::query(
+        let mut connection = self.pool.acquire().await?;
+        if self.is_sqlite {
+            connection.execute("PRAGMA synchronous = FULL").await?;
+        }
+        let written = sqlx::query(
             "INSERT INTO keys (id, content) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET content = excluded.content",
         )
         .bind(key.id.clone())
         .bind(serde_json::to_string(key).expect("a key is JSON"))
-        .execute(&self.pool)
-        .await?;
+        .execute(&mut *connection)
+        .await;
+        if self.is_sqlite {
+            connection.execute("PRAGMA synchronous = NORMAL").await?;
+        }
+        written?;
         Ok(())
     }
 

@@ -5,8 +5,9 @@
 //! answered from it.
 //!
 //! A row goes forward only: what is written carries the record's revision, and an older one changes
-//! nothing. Only the keys are the database's own. So the projection may be begun anew, repeated, and done by several processes on one
-//! database at once; how far it has come is written with the rows, in one transaction.
+//! nothing. So the projection may be begun anew, repeated, and done by several processes on one database
+//! at once; how far it has come is written with the rows, in one transaction. Only the keys are the
+//! database's own.
 
 mod hooks;
 mod keys;
@@ -51,6 +52,7 @@ pub enum IndexError {
 #[derive(Debug, Clone)]
 pub struct Index {
     pool: AnyPool,
+    is_sqlite: bool,
 }
 
 impl Index {
@@ -86,7 +88,7 @@ impl Index {
             .await
             .map_err(|error| broken(error.to_string()))?;
         schema::migrate(&pool).await.map_err(|error| broken(error.to_string()))?;
-        Ok(Self { pool })
+        Ok(Self { pool, is_sqlite })
     }
 
     /// The address of a database in a file.

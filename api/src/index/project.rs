@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use queue::client::Revision;
+use queue::client::{BATCHES_KEPT, Revision};
 use queue::{JobId, Queue, QueueError, Record, Timestamp, Topic, TopicName};
 use sqlx::{Any, Row, Transaction};
 use tokio::time::Instant;
@@ -17,8 +17,6 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const GATHER: Duration = Duration::from_millis(100);
 /// How often rows are removed whose records have expired.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
-/// How long the delivery log is kept, at most: as long as records of batches.
-const DELIVERIES_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Rows of one transaction.
 const BATCH: usize = 500;
 
@@ -179,9 +177,10 @@ impl Index {
         ] {
             sqlx::query(statement).bind(now).execute(&mut *transaction).await?;
         }
-        // What is known of batches by then is no more.
-        let old = now - i64::try_from(DELIVERIES_KEPT.as_millis()).unwrap_or(i64::MAX);
-        sqlx::query("DELETE FROM deliveries WHERE at < $1").bind(old).execute(&mut *transaction).await?;
+        // Those of batches go with the batches' records.
+        let old = now - i64::try_from(BATCHES_KEPT.as_millis()).unwrap_or(i64::MAX);
+        let of_batches = "DELETE FROM deliveries WHERE at < $1 AND job LIKE 'batch %'";
+        sqlx::query(of_batches).bind(old).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
 }

@@ -29,7 +29,18 @@ const STEPS: [&[&str]; 5] = [
         "CREATE TABLE gone (url TEXT PRIMARY KEY)",
     ],
     &["ALTER TABLE jobs ADD COLUMN bytes BIGINT NOT NULL DEFAULT 0"],
-    &["ALTER TABLE jobs ADD COLUMN start_by BIGINT", "CREATE INDEX jobs_by_start ON jobs (start_by)"],
+    &[
+        "ALTER TABLE jobs ADD COLUMN start_by BIGINT",
+        "CREATE INDEX jobs_by_start ON jobs (start_by)",
+        "CREATE INDEX jobs_by_batch_and_state ON jobs (batch, state)",
+        "CREATE INDEX jobs_by_owner_and_size ON jobs (owner, state, bytes)",
+        "DROP INDEX jobs_by_owner",
+        "CREATE INDEX deliveries_by_time ON deliveries (at)",
+        // What was known does not have the new columns: it is read again from the records.
+        "DELETE FROM metadata",
+        "DELETE FROM jobs",
+        "DELETE FROM positions",
+    ],
 ];
 
 /// Brings the tables up to date.

@@ -3,7 +3,7 @@
 //! [`explain`] is pure; what it tells about the past stands in the record, what it tells about the
 //! present is looked at when somebody asks.
 
-use queue::client::Partition;
+use queue::client::{Description, Partition};
 use queue::members::{Announcement, Role, Stage};
 use queue::record::Outcome;
 use queue::watchdog::Stall;
@@ -41,17 +41,37 @@ struct Situation {
 pub(super) async fn life(state: &Inner, record: &Record) -> Vec<Event> {
     let mut situation = Situation::default();
     if !record.is_terminal() {
-        let topic = record.spec.id.topic();
         // What cannot be found out is left out.
-        if let Ok(described) = state.queue.describe(topic).await {
-            (situation.paused, situation.ordered) = (described.paused, described.ordered);
-            situation.partition = described.partitions.into_iter().find(|one| one.partition == record.partition);
+        situation = Situation::of(state, record, state.queue.describe(record.spec.id.topic()).await.ok());
+    }
+    explain(record, &situation, Timestamp::now())
+}
+
+/// What a job that has not ended waits for, or who runs it, by what was seen of its topic last.
+pub(super) fn progress(state: &Inner, record: &Record) -> Option<String> {
+    let seen = || state.watch.topics().iter().find(|topic| topic.name == *record.spec.id.topic()).cloned();
+    match record.state {
+        State::Queued { retry_at } => {
+            Some(why_it_waits(record, retry_at, &Situation::of(state, record, seen()), Timestamp::now()))
+        }
+        State::Running {} => Some(where_it_runs(record, &Situation::of(state, record, None))),
+        State::Succeeded { .. } | State::Failed { .. } | State::Canceled { .. } => None,
+    }
+}
+
+impl Situation {
+    fn of(state: &Inner, record: &Record, topic: Option<Description>) -> Self {
+        let mut situation = Self::default();
+        if let Some(topic) = topic {
+            (situation.paused, situation.ordered) = (topic.paused, topic.ordered);
+            situation.partition = topic.partitions.into_iter().find(|one| one.partition == record.partition);
         }
         situation.workers = state.roster.members();
         situation.workers.retain(|m| m.role == Role::Worker && m.models.contains(&record.spec.model));
-        situation.stall = state.watch.stalls_of(topic).into_iter().find(|stall| stall.partition == record.partition);
+        let mut stalls = state.watch.stalls_of(record.spec.id.topic()).into_iter();
+        situation.stall = stalls.find(|stall| stall.partition == record.partition);
+        situation
     }
-    explain(record, &situation, Timestamp::now())
 }
 
 fn explain(record: &Record, situation: &Situation, now: Timestamp) -> Vec<Event> {

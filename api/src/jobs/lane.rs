@@ -1,37 +1,39 @@
 //! Which partition takes a job, so that one who floods a topic does not make others wait.
 //!
-//! All jobs of one owner lie in one partition, and workers take from the partitions in turn. Two
-//! owners can share a partition, though; so one who finds the own partition full of other people's
-//! jobs goes to the emptiest one. Who has filled it stays there.
+//! Jobs of one owner lie in one partition, and workers take from the partitions in turn. Two owners can
+//! share a partition, though; so one who has little waiting, and finds the own partition full of other
+//! people's jobs, goes to the emptiest one. Who has much waiting stays.
 
 use queue::client::{Description, place};
 use queue::{JobSpec, PartitionId, Topic};
 
-use crate::error::ApiError;
 use crate::keys::Caller;
 use crate::state::State as Inner;
 
-/// So many jobs of others may always be before one.
+/// So many jobs of others are a crowd, and so many own ones are much.
 const CROWD_MIN: u64 = 16;
 
 /// The number of the partition that is to take a job; none: where it belongs.
-pub(crate) async fn of(state: &Inner, caller: &Caller, topic: &Topic, spec: &JobSpec) -> Result<Option<u16>, ApiError> {
+pub(crate) async fn of(state: &Inner, caller: &Caller, topic: &Topic, spec: &JobSpec) -> Option<u16> {
     if caller.owner.is_none() || spec.options.partition_key.is_some() || topic.settings.ordered {
-        return Ok(None);
+        return None;
     }
     let topics = state.watch.topics();
-    let Some(described) = topics.iter().find(|one| one.name == *topic.name()) else { return Ok(None) };
-    Ok(choose(described, place(topic, spec), caller.waiting(state).await?))
+    let described = topics.iter().find(|one| one.name == *topic.name())?;
+    let other = elsewhere(described, place(topic, spec))?;
+    // Only asked where there is a crowd. A database that does not answer keeps nobody from submitting.
+    let waiting = caller.waiting(state).await.unwrap_or(u64::MAX);
+    (waiting <= CROWD_MIN).then_some(other)
 }
 
-/// `own` is the owner's partition, `waiting` how many jobs of the owner wait.
-fn choose(topic: &Description, own: PartitionId, waiting: u64) -> Option<u16> {
-    let waits = topic.partitions.iter().find(|one| one.partition == own)?.queued;
-    if waits <= CROWD_MIN + 2 * waiting {
+/// The emptiest partition beside `own`, if that one is crowded.
+fn elsewhere(topic: &Description, own: PartitionId) -> Option<u16> {
+    let crowd = topic.partitions.iter().find(|one| one.partition == own)?.queued;
+    if crowd <= 2 * CROWD_MIN {
         return None;
     }
     let same = topic.partitions.iter().filter(|one| one.partition.priority() == own.priority());
-    same.min_by_key(|one| one.queued).map(|one| one.partition.index())
+    same.min_by_key(|one| one.queued).map(|one| one.partition.index()).filter(|index| *index != own.index())
 }
 
 #[cfg(test)]
@@ -40,12 +42,11 @@ mod tests {
     use crate::jobs::position::tests::{partition, topic};
 
     #[test]
-    fn who_finds_a_crowd_of_others_goes_elsewhere_and_who_is_the_crowd_stays() {
+    fn who_finds_a_crowd_goes_to_the_emptiest() {
         let topic = topic(vec![partition(0, 100, 90), partition(1, 50, 7), partition(2, 50, 3)]);
-        let at = |own, waiting| choose(&topic, PartitionId::normal(own), waiting);
-        assert_eq!(at(0, 1), Some(2));
-        assert_eq!(at(0, 85), None, "these are mostly its own");
-        assert_eq!(at(1, 0), None, "seven are no crowd");
-        assert_eq!(choose(&topic, PartitionId::normal(9), 0), None, "it is not there yet");
+        let from = |own| elsewhere(&topic, PartitionId::normal(own));
+        assert_eq!(from(0), Some(2));
+        assert_eq!(from(1), None, "seven are no crowd");
+        assert_eq!(from(9), None, "it is not there yet");
     }
 }

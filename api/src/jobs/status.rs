@@ -77,6 +77,7 @@ pub(crate) async fn status(
     if let Some(place) = position::of(&state, &stored.record) {
         (job.position, job.eta_seconds) = (Some(place.position), place.eta_seconds);
     }
+    job.progress = explain::progress(&state, &stored.record);
     if wish.explain {
         job.explanation = Some(explain::life(&state, &stored.record).await);
     }

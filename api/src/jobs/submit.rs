@@ -127,10 +127,13 @@ async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, 
     {
         return Taken::again(known.record, &spec);
     }
-    caller.charge(state, spec.image.bytes).await?;
-    spec.origin.lane = lane::of(state, caller, &topic, &spec).await?;
+    let charge = caller.charge(state, spec.image.bytes).await?;
+    spec.origin.lane = lane::of(state, caller, &topic, &spec).await;
     let asked = spec.clone();
     let record = state.queue.submit(&topic, spec, image).await?;
+    if let Some(charge) = charge {
+        charge.waits();
+    }
     if record.spec.created_at != asked.created_at || record.spec.accepted_by != asked.accepted_by {
         // The same key came twice at once, and the other one was faster.
         return Taken::again(record, &asked);
@@ -161,10 +164,11 @@ impl Taken {
     }
 }
 
-/// Whether two requests ask for the same. A time from now on is another moment in each of them.
+/// Whether two requests ask for the same. A time from now on is another moment in each of them, and a
+/// job that was run again has none.
 fn is_same_wish(known: &JobOptions, asked: &JobOptions) -> bool {
     let timeless = |options: &JobOptions| JobOptions { start_by: None, ..options.clone() };
-    timeless(known) == timeless(asked) && known.start_by.is_some() == asked.start_by.is_some()
+    timeless(known) == timeless(asked)
 }
 
 /// The key under which a request may be sent again.

@@ -44,6 +44,9 @@ pub(crate) struct Job<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     /// Seconds until it has ended, at the pace of the workers that are there.
     pub(super) eta_seconds: Option<u64>,
+    /// What it waits for, or who runs it, in words; only while it has not ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) progress: Option<String>,
     image: &'a ImageFacts,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<models::Output>)]
@@ -141,6 +144,7 @@ impl<'a> From<&'a Record> for Job<'a> {
             retry_at: None,
             position: None,
             eta_seconds: None,
+            progress: None,
             image: &spec.image,
             result: None,
             error: None,

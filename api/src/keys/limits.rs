@@ -16,32 +16,51 @@ const COUNT_AGE: Duration = Duration::from_millis(500);
 
 /// What each key's owner has used; clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Limiter(Arc<Mutex<HashMap<String, Usage>>>);
+pub(super) struct Limiter(Arc<Mutex<Used>>);
+
+#[derive(Debug, Default)]
+struct Used {
+    /// By owner.
+    owners: HashMap<String, Usage>,
+    /// Uploads at a time, by key.
+    uploads: HashMap<String, Arc<Semaphore>>,
+}
 
 #[derive(Debug)]
 struct Usage {
     tokens: f64,
     filled_at: Instant,
-    uploads: Arc<Semaphore>,
-    uploads_max: u32,
-    /// Jobs that waited when they were last counted, and those accepted since.
-    queued: u64,
-    /// The bytes of their images.
-    queued_bytes: u64,
+    /// What waited when it was last counted.
+    counted: Load,
     counted_at: Option<Instant>,
+    /// What is being submitted now.
+    arriving: Load,
+    /// What was submitted, ever.
+    submitted: Load,
+    /// The same when the last count began.
+    submitted_then: Load,
+    /// One counts at a time.
+    counting: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Jobs, and the bytes of their images.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Load {
+    jobs: u64,
+    bytes: u64,
 }
 
 impl Usage {
     fn new(limits: &Limits, now: Instant) -> Self {
-        let uploads_max = limits.uploads.unwrap_or(0);
         Self {
             tokens: limits.requests_per_second.map_or(0.0, burst),
             filled_at: now,
-            uploads: Arc::new(Semaphore::new(uploads_max as usize)),
-            uploads_max,
-            queued: 0,
-            queued_bytes: 0,
+            counted: Load::default(),
             counted_at: None,
+            arriving: Load::default(),
+            submitted: Load::default(),
+            submitted_then: Load::default(),
+            counting: Arc::default(),
         }
     }
 
@@ -56,17 +75,35 @@ impl Usage {
         Err(Duration::from_secs_f64((1.0 - self.tokens) / rate))
     }
 
+    /// What waits, at most: what was counted, what came since, and what is coming.
+    fn waiting(&self) -> Load {
+        let sum = |of: fn(&Load) -> u64| {
+            of(&self.counted) + of(&self.arriving) + of(&self.submitted) - of(&self.submitted_then)
+        };
+        Load { jobs: sum(|load| load.jobs), bytes: sum(|load| load.bytes) }
+    }
+
     /// Counts one more job, or says which limit it would pass. One job of whatever size may always wait.
     fn charge(&mut self, limits: &Limits, bytes: u64) -> Result<(), String> {
-        if let Some(limit) = limits.queued_jobs.filter(|limit| self.queued >= *limit) {
+        let waiting = self.waiting();
+        if let Some(limit) = limits.queued_jobs.filter(|limit| waiting.jobs >= *limit) {
             return Err(format!("{limit} jobs that wait"));
         }
-        if let Some(limit) = limits.queued_bytes.filter(|limit| self.queued > 0 && self.queued_bytes + bytes > *limit) {
+        if let Some(limit) = limits.queued_bytes.filter(|limit| waiting.jobs > 0 && waiting.bytes + bytes > *limit) {
             return Err(format!("{limit} bytes of images that wait"));
         }
-        self.queued += 1;
-        self.queued_bytes += bytes;
+        self.arriving.add(bytes);
         Ok(())
+    }
+}
+
+impl Load {
+    fn add(&mut self, bytes: u64) {
+        (self.jobs, self.bytes) = (self.jobs + 1, self.bytes + bytes);
+    }
+
+    fn remove(&mut self, bytes: u64) {
+        (self.jobs, self.bytes) = (self.jobs - 1, self.bytes - bytes);
     }
 }
 
@@ -77,12 +114,9 @@ fn burst(rate: f64) -> f64 {
 
 impl Limiter {
     fn with<T>(&self, key: &Key, use_it: impl FnOnce(&mut Usage) -> T) -> T {
-        let mut usages = self.0.lock().expect("no panic holds this lock");
-        let usage = usages.entry(key.name.clone()).or_insert_with(|| Usage::new(&key.limits, Instant::now()));
-        if usage.uploads_max != key.limits.uploads.unwrap_or(0) {
-            *usage = Usage::new(&key.limits, Instant::now());
-        }
-        use_it(usage)
+        let mut used = self.0.lock().expect("no panic holds this lock");
+        let new = || Usage::new(&key.limits, Instant::now());
+        use_it(used.owners.entry(key.name.clone()).or_insert_with(new))
     }
 
     /// Counts a request.
@@ -98,8 +132,14 @@ impl Limiter {
     /// Counts an upload until what is returned is dropped.
     pub(super) fn upload(&self, key: &Key) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
         let Some(limit) = key.limits.uploads else { return Ok(None) };
-        let permit = self.with(key, |usage| usage.uploads.clone()).try_acquire_owned();
-        permit.map(Some).map_err(|_| ApiError::TooMany { what: format!("{limit} uploads at a time"), wait: 1 })
+        let room = {
+            let mut used = self.0.lock().expect("no panic holds this lock");
+            let new = || Arc::new(Semaphore::new(limit as usize));
+            used.uploads.entry(key.id.clone()).or_insert_with(new).clone()
+        };
+        room.try_acquire_owned()
+            .map(Some)
+            .map_err(|_| ApiError::TooMany { what: format!("{limit} uploads at a time"), wait: 1 })
     }
 
     /// What a key may have waiting.
@@ -116,33 +156,69 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
-    pub(super) async fn charge(&self, state: &State, bytes: u64) -> Result<(), ApiError> {
+    pub(super) async fn charge(&self, state: &State, bytes: u64) -> Result<Charge, ApiError> {
         let limits = &self.key.limits;
+        let mut charge = Charge { allowance: self.clone(), bytes: None };
         if limits.queued_jobs.is_none() && limits.queued_bytes.is_none() {
-            return Ok(());
+            return Ok(charge);
         }
         self.count(state).await?;
-        let what = self.limiter.with(&self.key, |usage| usage.charge(limits, bytes));
-        what.map_err(|what| ApiError::TooMany { what, wait: 1 })
+        let charged = self.limiter.with(&self.key, |usage| usage.charge(limits, bytes));
+        charged.map_err(|what| ApiError::TooMany { what, wait: 1 })?;
+        charge.bytes = Some(bytes);
+        Ok(charge)
     }
 
     pub(super) async fn waiting(&self, state: &State) -> Result<u64, IndexError> {
         self.count(state).await?;
-        Ok(self.limiter.with(&self.key, |usage| usage.queued))
+        Ok(self.limiter.with(&self.key, |usage| usage.waiting().jobs))
     }
 
     /// Counts anew what waits, unless that was done a moment ago.
     async fn count(&self, state: &State) -> Result<(), IndexError> {
         let is_old = |usage: &mut Usage| usage.counted_at.is_none_or(|at| at.elapsed() > COUNT_AGE);
-        if self.limiter.with(&self.key, is_old) {
-            // What was accepted just now counts.
-            state.index.catch_up(&state.queue).await?;
-            let waiting = state.index.waiting_of(&self.key.name).await?;
-            self.limiter.with(&self.key, |usage| {
-                ((usage.queued, usage.queued_bytes), usage.counted_at) = (waiting, Some(Instant::now()));
-            });
+        if !self.limiter.with(&self.key, is_old) {
+            return Ok(());
         }
+        let counting = self.limiter.with(&self.key, |usage| usage.counting.clone());
+        let _turn = counting.lock().await;
+        if !self.limiter.with(&self.key, is_old) {
+            return Ok(());
+        }
+        let submitted = self.limiter.with(&self.key, |usage| usage.submitted);
+        // What was accepted just now counts.
+        state.index.catch_up(&state.queue).await?;
+        let (jobs, bytes) = state.index.waiting_of(&self.key.name).await?;
+        self.limiter.with(&self.key, |usage| {
+            (usage.counted, usage.submitted_then) = (Load { jobs, bytes }, submitted);
+            usage.counted_at = Some(Instant::now());
+        });
         Ok(())
+    }
+}
+
+/// A job that is counted while it is submitted, whatever becomes of that.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    allowance: Allowance,
+    /// Of its image; none: this key is not counted.
+    bytes: Option<u64>,
+}
+
+impl Charge {
+    /// It was submitted: it waits.
+    pub(crate) fn waits(self) {
+        if let Some(bytes) = self.bytes {
+            self.allowance.limiter.with(&self.allowance.key, |usage| usage.submitted.add(bytes));
+        }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if let Some(bytes) = self.bytes {
+            self.allowance.limiter.with(&self.allowance.key, |usage| usage.arriving.remove(bytes));
+        }
     }
 }
 
@@ -169,7 +245,10 @@ mod tests {
         // Larger than the limit, but the only one.
         assert_eq!(usage.charge(&limits, 1_500), Ok(()));
         assert_eq!(usage.charge(&limits, 1), Err("1000 bytes of images that wait".into()));
-        (usage.queued, usage.queued_bytes) = (2, 100);
+        usage.arriving.remove(1_500);
+        // Two are counted while a third is submitted: neither is forgotten.
+        (usage.counted, usage.submitted_then) = (Load { jobs: 1, bytes: 50 }, usage.submitted);
+        usage.submitted.add(50);
         assert_eq!(usage.charge(&limits, 901), Err("1000 bytes of images that wait".into()));
         assert_eq!(usage.charge(&limits, 900), Ok(()));
         assert_eq!(usage.charge(&limits, 0), Err("3 jobs that wait".into()));

@@ -90,8 +90,8 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
     if wish.limits.uploads == Some(0) {
         return Err(wrong("`uploads` is at least 1"));
     }
-    if wish.limits.queued_jobs.is_some_and(|jobs| jobs > QUEUED_JOBS_MAX) {
-        return Err(wrong(&format!("`queued_jobs` is at most {QUEUED_JOBS_MAX}")));
+    if wish.limits.queued_jobs.is_some_and(|jobs| !(1..=QUEUED_JOBS_MAX).contains(&jobs)) {
+        return Err(wrong(&format!("`queued_jobs` is a number from 1 to {QUEUED_JOBS_MAX}")));
     }
     if wish.limits.queued_bytes.is_some_and(|bytes| bytes > QUEUED_BYTES_MAX) {
         return Err(wrong(&format!("`queued_bytes` is at most {QUEUED_BYTES_MAX}")));

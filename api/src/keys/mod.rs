@@ -1,7 +1,7 @@
 //! Keys: who may ask for what, and how much of it.
 //!
 //! While there is no key, whoever reaches this server may do everything. As soon as there is one,
-//! every request but those for health needs one. A key is shown once, when it is made; what is kept
+//! every request but those for health and the API's description needs one. A key is shown once, when it is made; what is kept
 //! is its SHA-256, which is enough for a secret of 256 random bits.
 //!
 //! Keys of one name are one owner, so that a key can be replaced by another. A job or batch of
@@ -24,7 +24,7 @@ use crate::digest::sha256;
 use crate::error::ApiError;
 use crate::index::{Index, IndexError};
 use crate::state::State;
-use limits::{Allowance, Limiter};
+use limits::{Allowance, Charge, Limiter};
 
 /// What a key allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -74,7 +74,7 @@ pub(crate) struct Limits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) uploads: Option<u32>,
     /// Jobs that wait.
-    #[schema(maximum = 1_000_000_000_000_u64)]
+    #[schema(minimum = 1, maximum = 1_000_000_000_000_u64)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) queued_jobs: Option<u64>,
     /// Bytes of the images of these.
@@ -108,10 +108,10 @@ impl Caller {
     ///
     /// # Errors
     /// [`ApiError::TooMany`] when the key has enough waiting.
-    pub(crate) async fn charge(&self, state: &State, bytes: u64) -> Result<(), ApiError> {
+    pub(crate) async fn charge(&self, state: &State, bytes: u64) -> Result<Option<Charge>, ApiError> {
         match &self.allowance {
-            Some(allowance) => allowance.charge(state, bytes).await,
-            None => Ok(()),
+            Some(allowance) => allowance.charge(state, bytes).await.map(Some),
+            None => Ok(None),
         }
     }
 

@@ -151,6 +151,8 @@ impl Sender {
                 let Some((batch, _)) = self.queue.batch(id).await.map_err(|error| words(&error))? else {
                     return Ok(json!({"id": id}));
                 };
+                // Another process may have seen the end, with an index of its own.
+                self.index.catch_up(&self.queue).await.map_err(|error| words(&error))?;
                 let document = batches::document(&self.index, &batch).await.map_err(|error| words(&error))?;
                 Ok(json!(document))
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 
 use super::{Queue, Replaced, Revision};
-use crate::topic::{Retention, jobs_stream, records_stream};
+use crate::topic::{Retention, job_subject, jobs_stream, records_stream};
 use crate::{JobError, JobId, PartitionId, QueueError, Record, Sequence, State, Timestamp, Topic, TopicError};
 
 /// What a worker may take to settle a job, on top of its lease and its run.
@@ -23,8 +23,8 @@ pub struct Aged {
 }
 
 impl Queue {
-    /// Fails a job that should have begun by now; whether it was one. Its message is for the worker who
-    /// gets it: that one keeps the input as a dead letter.
+    /// Fails a job that should have begun by now; whether it was one. Its input becomes a dead letter. Who
+    /// is interrupted leaves the rest to the worker who gets the message.
     ///
     /// # Errors
     /// [`QueueError`] when it is not known what became of it.
@@ -32,9 +32,19 @@ impl Queue {
         let Some(stored) = self.record(id).await? else { return Ok(false) };
         let now = Timestamp::now();
         let Some(error) = stored.record.overdue(now) else { return Ok(false) };
+        let reason = format!("{}: {}", error.code, error.message);
         let failed = stored.record.fail(error, now).expect("it has not ended");
-        // Refused: a worker was faster, or somebody called it off.
-        Ok(self.replace(stored.revision, &failed).await? != Replaced::Refused)
+        if self.replace(stored.revision, &failed).await? == Replaced::Refused {
+            // A worker was faster, or somebody called it off.
+            return Ok(false);
+        }
+        let (spec, stream) = (&failed.spec, jobs_stream(id.topic(), failed.partition));
+        let message = self.last_message("keep an input", &stream, job_subject(id, failed.partition), true).await?;
+        if let Some(message) = message.filter(|message| message.sequence == failed.sequence) {
+            self.keep_input(id, Some(spec), message.payload, &reason, &failed.attempts).await?;
+            self.remove_message(id, failed.partition, failed.sequence).await?;
+        }
+        Ok(true)
     }
 
     /// Fails the jobs of a log that wait for an input that is gone. Other topics keep every input

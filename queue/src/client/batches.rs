@@ -14,7 +14,7 @@ use crate::{
 
 const STREAM: &str = "batches";
 /// How long a batch's record is kept after its last change.
-const KEPT: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 60 * 60);
+pub const BATCHES_KEPT: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 60 * 60);
 
 /// What is known of a batch beside its jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ pub struct Batch {
     /// How many jobs it has, once all of it has come.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
+    /// When that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_at: Option<Timestamp>,
     /// When it was called off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canceled_at: Option<Timestamp>,
@@ -65,13 +68,15 @@ impl Queue {
         Ok(Some((batch, message.sequence.0.into())))
     }
 
-    /// All batches that are kept, oldest change first, each with what a change of it must name.
+    /// All batches that were changed after a revision, oldest change first, each with what a change of it
+    /// must name.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
-    pub async fn batches(&self) -> Result<Vec<(Batch, Revision)>, QueueError> {
+    pub async fn batches_after(&self, after: Revision) -> Result<Vec<(Batch, Revision)>, QueueError> {
         self.ensure_stream_once(config(self.defaults.replicas)).await?;
-        let messages: Vec<_> = self.scan(STREAM, false).await?.try_collect().await?;
+        let start = Sequence(u64::from(after) + 1);
+        let messages: Vec<_> = self.scan_from(STREAM, start, false).await?.try_collect().await?;
         let read = |message: &_| {
             let message: &super::read::Message = message;
             Some((serde_json::from_slice(&message.payload).ok()?, message.sequence.0.into()))
@@ -123,7 +128,7 @@ fn config(replicas: usize) -> stream::Config {
         storage: StorageType::File,
         num_replicas: replicas,
         max_messages_per_subject: 1,
-        max_age: KEPT,
+        max_age: BATCHES_KEPT,
         discard: DiscardPolicy::Old,
         allow_direct: true,
         ..stream::Config::default()

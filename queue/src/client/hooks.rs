@@ -1,4 +1,4 @@
-//! Calls that are owed to somebody: one message for each change of a job of which its client wants
+//! Calls that are owed to somebody: one message for each change of a job or batch of which its client wants
 //! to be told. They are kept until they are delivered or given up, whoever dies meanwhile.
 
 use std::fmt;
@@ -31,7 +31,7 @@ pub struct Hook {
     pub about: About,
     /// The state that it came to.
     pub state: String,
-    /// By which write of its record.
+    /// Tells two such changes apart: of a job, the write of its record; of a batch, its size.
     pub revision: u64,
     /// Whom to call.
     pub url: String,

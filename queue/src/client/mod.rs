@@ -33,7 +33,7 @@ use bytes::Bytes;
 
 pub use aged::Aged;
 pub use audit::{Audit, Problem, Wrong};
-pub use batches::Batch;
+pub use batches::{BATCHES_KEPT, Batch};
 pub use cancel::Canceled;
 pub use dead::{DeadLetter, RedriveError, Redriven};
 pub use depth::PartitionDepth;

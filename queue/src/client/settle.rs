@@ -135,16 +135,7 @@ impl Delivery {
     /// # Errors
     /// [`QueueError`] when it is not known to be written.
     pub async fn write_dead_letter(&self, reason: &str, attempts: &[Attempt]) -> Result<(), QueueError> {
-        let mut message = PublishMessage::build().payload(self.payload.clone());
-        if let Ok(spec) = &self.spec {
-            message = message.header(SPEC_HEADER, super::submit::ascii_json(spec).as_str());
-        }
-        // Header values are one line of ASCII.
-        let reason: String = reason.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
-        let message = message.header(ERROR_HEADER, reason.as_str());
-        let message = message.header(ATTEMPTS_HEADER, super::submit::ascii_json(&attempts).as_str());
-        let written = self.queue.publish_acked(dead_subject(&self.id), message).await;
-        written.map(drop).map_err(QueueError::unavailable("keep the dead letter"))
+        self.queue.keep_input(&self.id, self.spec.as_ref().ok(), self.payload.clone(), reason, attempts).await
     }
 
     async fn settle(&self, body: Bytes) -> Result<(), SettleError> {
@@ -158,6 +149,27 @@ impl Delivery {
 }
 
 impl Queue {
+    /// Keeps an input as a dead letter. May be repeated.
+    pub(super) async fn keep_input(
+        &self,
+        id: &JobId,
+        spec: Option<&JobSpec>,
+        input: Bytes,
+        reason: &str,
+        attempts: &[Attempt],
+    ) -> Result<(), QueueError> {
+        let mut message = PublishMessage::build().payload(input);
+        if let Some(spec) = spec {
+            message = message.header(SPEC_HEADER, super::submit::ascii_json(spec).as_str());
+        }
+        // Header values are one line of ASCII.
+        let reason: String = reason.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
+        let message = message.header(ERROR_HEADER, reason.as_str());
+        let message = message.header(ATTEMPTS_HEADER, super::submit::ascii_json(&attempts).as_str());
+        let written = self.publish_acked(dead_subject(id), message).await;
+        written.map(drop).map_err(QueueError::unavailable("keep the dead letter"))
+    }
+
     /// Hands back a delivery of a process that is known to be dead, within its lease.
     ///
     /// # Errors
