@@ -18,7 +18,7 @@ pub(crate) struct Remote {
 
 impl Remote {
     pub(crate) fn new(args: &ApiAddressArgs) -> anyhow::Result<Self> {
-        let http = client(args.key.as_deref())?;
+        let http = client(args)?;
         let base = data::api_address(args.api.as_deref(), &args.data);
         Ok(Self { http, base: base.trim_end_matches('/').to_owned() })
     }
@@ -63,17 +63,22 @@ impl Remote {
     }
 }
 
-/// An HTTP client that sends this key with everything.
-pub(crate) fn client(key: Option<&str>) -> anyhow::Result<reqwest::Client> {
+/// An HTTP client that sends the key with everything, and trusts whom it is told to.
+pub(crate) fn client(args: &ApiAddressArgs) -> anyhow::Result<reqwest::Client> {
     // Only fails if somebody was first, with the same one.
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut headers = HeaderMap::new();
-    if let Some(key) = key {
+    if let Some(key) = &args.key {
         let mut value = HeaderValue::from_str(&format!("Bearer {key}")).context("--key is no key")?;
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
     }
-    let builder = reqwest::Client::builder().default_headers(headers).connect_timeout(Duration::from_secs(10));
+    let mut builder = reqwest::Client::builder().default_headers(headers).connect_timeout(Duration::from_secs(10));
+    if let Some(path) = &args.api_ca {
+        let pem = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let trusted = reqwest::Certificate::from_pem_bundle(&pem);
+        builder = builder.tls_certs_merge(trusted.with_context(|| format!("{} is no certificate", path.display()))?);
+    }
     builder.build().context("start an HTTP client")
 }
 

@@ -205,6 +205,52 @@ async fn a_batch_of_which_too_much_fails_is_called_off() {
 }
 
 #[tokio::test]
+async fn a_batch_that_is_called_off_while_it_comes_is_taken_no_further() {
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let (send_part, parts) = tokio::sync::mpsc::channel::<Result<Vec<u8>, std::io::Error>>(1);
+    let archive = tar_of(&photos(30));
+    let url = stack.url("/v1/batches/coming?model=efficientnet-lite0");
+    let body = reqwest::Body::wrap_stream(tokio_stream(parts));
+    let sending = tokio::spawn(send(http().put(url).header("content-type", "application/x-tar").body(body)));
+    send_part.send(Ok(archive[..archive.len() / 3].to_vec())).await.expect("taken");
+    eventually("some of it has come and ended", async || {
+        let batch = stack.get("/v1/batches/coming").await;
+        (batch.status == 200 && batch.json["counts"]["succeeded"].as_u64()? >= 5).then_some(())
+    })
+    .await;
+    assert_eq!(send(http().delete(stack.url("/v1/batches/coming"))).await.status, 202);
+    let answer = sending.await.expect("no panic");
+    assert_eq!((answer.status, answer.text("code").as_str()), (409, "batch_canceled"), "{}", answer.body);
+    let batch = eventually("it has ended", async || {
+        let batch = stack.get("/v1/batches/coming").await.json;
+        batch["finished_at"].is_string().then_some(batch)
+    })
+    .await;
+    assert_eq!((&batch["counts"]["queued"], &batch["counts"]["running"]), (&json!(0), &json!(0)), "{batch}");
+    drop(send_part);
+}
+
+/// What is sent into a channel, as a stream.
+fn tokio_stream<T: Send + 'static>(parts: tokio::sync::mpsc::Receiver<T>) -> impl futures::Stream<Item = T> {
+    futures::stream::unfold(parts, |mut parts| async move { parts.recv().await.map(|part| (part, parts)) })
+}
+
+#[tokio::test]
+async fn a_batch_ends_although_its_first_results_are_gone_by_then() {
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let url = stack.url("/v1/batches/brief?model=efficientnet-lite0&result_ttl=1s");
+    let sent = send(http().put(url).header("content-type", "application/x-tar").body(tar_of(&photos(6)))).await;
+    assert_eq!(sent.status, 202, "{}", sent.body);
+    finished(&stack, "brief").await;
+    let batch = eventually("it has ended", async || {
+        let batch = stack.get("/v1/batches/brief").await.json;
+        batch["finished_at"].is_string().then_some(batch)
+    })
+    .await;
+    assert_eq!((batch["state"].as_str(), &batch["counts"]["queued"]), (Some("finished"), &json!(0)), "{batch}");
+}
+
+#[tokio::test]
 async fn what_never_came_is_named() {
     let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
     put(&stack, "half", "application/x-tar", tar_of(&photos(4))).await;

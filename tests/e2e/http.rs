@@ -154,6 +154,13 @@ async fn connections_are_encrypted_with_a_certificate_that_may_be_replaced() {
     assert!(plain.is_err(), "{plain:?}");
     install("two");
     eventually("the new certificate is shown", async || upload(client("two")).await.ok()).await;
+    // Our own commands know whom to trust when they are told.
+    let trusted = from("two.pem").display().to_string();
+    let words = ["jobs", "list", "--api", &stack.url("").replace("127.0.0.1", "localhost"), "--api-ca", &trusted];
+    let output = stack.command(&words);
+    assert!(output.status.success(), "{output:?}");
+    let output = stack.command(&words[..4]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("certificate"), "{output:?}");
     // Half a pair is none.
     let output = stack.command(&["api", "--tls-cert", &path("pem")]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("--tls-key"), "{output:?}");

@@ -118,10 +118,13 @@ async fn a_job_has_to_begin_in_time_and_its_result_goes_when_it_was_told_to() {
     let waiting = send(stack.upload("model=efficientnet-lite0&start_by=1s", photo("rocket.jpg"))).await;
     let failed = stack.finish(&waiting.text("id")).await;
     assert_eq!(failed["error"]["code"], "start_by_passed", "{failed}");
-    ok(&stack, &["topics", "resume", "efficientnet-lite0"]);
     let id = waiting.text("id");
     eventually("its input is kept", async || (stack.get(&format!("/v1/dead/{id}")).await.status == 200).then_some(()))
         .await;
+    // Whoever asks for it now wants it late.
+    assert_eq!(retry(&stack, &id).await.status, 202);
+    ok(&stack, &["topics", "resume", "efficientnet-lite0"]);
+    assert_eq!(stack.finish(&id).await["state"], "succeeded");
     for query in ["start_by=soon", "result_ttl=0", "result_ttl=2y"] {
         let answer = send(stack.upload(&format!("model=efficientnet-lite0&{query}"), photo("rocket.jpg"))).await;
         assert_eq!((answer.status, answer.text("code").as_str()), (400, "option_invalid"), "{query}");

@@ -273,17 +273,11 @@ pub(crate) struct SubmitArgs {
     /// What the lines are [default: csv if the file is called so, else ndjson]
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<OutputFormat>,
-    /// The API
-    #[arg(long, env = "SIGHTLINE_API", value_name = "URL")]
-    pub(crate) api: Option<String>,
-    /// The key to send, once the API needs one
-    #[arg(long, env = "SIGHTLINE_KEY", hide_env_values = true, value_name = "KEY")]
-    pub(crate) key: Option<String>,
     /// Images on their way at a time
     #[arg(long, env = "SIGHTLINE_IN_FLIGHT", default_value = "64", value_name = "N")]
     pub(crate) in_flight: NonZeroUsize,
     #[command(flatten)]
-    pub(crate) data: DataArgs,
+    pub(crate) api: ApiAddressArgs,
 }
 
 #[derive(Debug, Args)]

@@ -398,6 +398,9 @@ pub(crate) struct ApiAddressArgs {
     /// The key to send, once the API needs one
     #[arg(long, env = "SIGHTLINE_KEY", hide_env_values = true, value_name = "KEY")]
     pub(crate) key: Option<String>,
+    /// A certificate to trust beside the system's, PEM, where the API encrypts with one that few know
+    #[arg(long, env = "SIGHTLINE_API_CA", value_name = "FILE")]
+    pub(crate) api_ca: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) data: super::DataArgs,
 }

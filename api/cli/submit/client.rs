@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 use super::inputs::Input;
 use super::ledger::Ledger;
+use crate::config::ApiAddressArgs;
+use crate::data;
 use crate::remote::client;
 
 /// How long a request may wait for its job.
@@ -31,9 +33,9 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(api: &str, key: Option<&str>, model: &str) -> anyhow::Result<Self> {
-        let http = client(key)?;
-        Ok(Self { http, base: api.trim_end_matches('/').to_owned(), model: model.to_owned() })
+    pub(super) fn new(api: &ApiAddressArgs, model: &str) -> anyhow::Result<Self> {
+        let base = data::api_address(api.api.as_deref(), &api.data);
+        Ok(Self { http: client(api)?, base: base.trim_end_matches('/').to_owned(), model: model.to_owned() })
     }
 
     /// Says at once if there is no API or no such model.

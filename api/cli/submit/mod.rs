@@ -21,7 +21,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 use crate::config::SubmitArgs;
-use crate::{data, stop};
+use crate::stop;
 use client::Client;
 use ledger::Ledger;
 
@@ -30,7 +30,7 @@ pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
     let files = inputs::images(&args.paths)?;
     anyhow::ensure!(!files.is_empty(), "there are no images in {}", args.paths.join(", "));
-    let client = Client::new(&data::api_address(args.api.as_deref(), &args.data), args.key.as_deref(), &args.model)?;
+    let client = Client::new(&args.api, &args.model)?;
     let ledger = Ledger::open(args.out.as_deref(), args.format, &args.model)?;
     client.check_model().await?;
 
