@@ -38,6 +38,13 @@ impl Roster {
         self.with(|table| table.members().cloned().collect())
     }
 
+    /// Workers that can run the model.
+    pub(crate) fn serving(&self, model: &str) -> Vec<Announcement> {
+        let serves =
+            |member: &&Announcement| member.role == Role::Worker && member.models.iter().any(|name| name == model);
+        self.with(|table| table.members().filter(serves).cloned().collect())
+    }
+
     /// How many workers have the model loaded.
     pub(crate) fn workers_of(&self, model: &str) -> usize {
         let serves = |member: &&Announcement| {

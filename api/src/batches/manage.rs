@@ -20,7 +20,7 @@ use super::{item_id, named, wire};
 use crate::dead::Named;
 use crate::error::ApiError;
 use crate::index::{Index, IndexError};
-use crate::jobs::BODY_UNIT;
+use crate::jobs::{BODY_UNIT, BUSY_PATIENCE};
 use crate::keys::Caller;
 use crate::state::{Shared, State as Inner};
 
@@ -213,7 +213,8 @@ pub(crate) async fn verify_expected(
     let batch = find(&state, id).await?;
     // What is in memory is lent, as for images.
     let units = (EXPECTED_BYTES_MAX / BODY_UNIT).min(state.bodies_units) as u32;
-    let _room = state.batch_bodies.acquire_many(units).await.map_err(|_| ApiError::Internal)?;
+    let room = tokio::time::timeout(BUSY_PATIENCE, state.batch_bodies.acquire_many(units)).await;
+    let _room = room.map_err(|_| ApiError::UploadsBusy)?.map_err(|_| ApiError::Internal)?;
     let reading = tokio::time::timeout(EXPECTED_PATIENCE, axum::body::to_bytes(body, EXPECTED_BYTES_MAX));
     let body = reading.await.map_err(|_| ApiError::BodyTimeout("send the names within a minute"))?;
     let body = body.map_err(|error| match error.into_inner().downcast_ref::<LengthLimitError>() {

@@ -17,7 +17,7 @@ pub(crate) const BODY_UNIT: usize = 64 * 1024;
 /// Room for a form's other fields beside the image.
 const FORM_OVERHEAD: usize = BODY_UNIT;
 /// How long to wait for memory.
-const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a body may pause.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Time that every body has, whatever its size.

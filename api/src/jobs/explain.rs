@@ -4,7 +4,7 @@
 //! present is looked at when somebody asks.
 
 use queue::client::{Description, Partition};
-use queue::members::{Announcement, Role, Stage};
+use queue::members::{Announcement, Stage};
 use queue::record::Outcome;
 use queue::watchdog::Stall;
 use queue::{Record, Sequence, State, Timestamp};
@@ -66,8 +66,7 @@ impl Situation {
             (situation.paused, situation.ordered) = (topic.paused, topic.ordered);
             situation.partition = topic.partitions.into_iter().find(|one| one.partition == record.partition);
         }
-        situation.workers = state.roster.members();
-        situation.workers.retain(|m| m.role == Role::Worker && m.models.contains(&record.spec.model));
+        situation.workers = state.roster.serving(&record.spec.model);
         let mut stalls = state.watch.stalls_of(record.spec.id.topic()).into_iter();
         situation.stall = stalls.find(|stall| stall.partition == record.partition);
         situation
@@ -205,6 +204,7 @@ fn millis(millis: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use queue::members::Role;
     use queue::{ImageFacts, JobError, JobId, JobSpec, PartitionId, Sequence, TopicName};
 
     fn at(millis: i64) -> Timestamp {

@@ -13,7 +13,7 @@ pub(crate) mod lane;
 mod position;
 mod wire;
 
-pub(crate) use body::BODY_UNIT;
+pub(crate) use body::{BODY_UNIT, BUSY_PATIENCE};
 pub(crate) use options::Options;
 pub use submit::image_facts;
 pub(crate) use submit::{find_model, find_topic, name_model, spec};

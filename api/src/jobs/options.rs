@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use queue::{IdError, JobOptions, Priority, Timestamp, TopicName, Webhook};
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::schema::{AdditionalProperties, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::openapi::{RefOr, Required};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
@@ -192,6 +192,7 @@ impl PartialSchema for Form {
         let binary = SchemaFormat::KnownFormat(KnownFormat::Binary);
         let image = ObjectBuilder::new().schema_type(Type::String).format(Some(binary));
         let form = ObjectBuilder::new().property("image", image).required("image");
+        let form = form.additional_properties(Some(AdditionalProperties::FreeForm(false)));
         described().into_iter().fold(form, |form, (name, schema, _)| form.property(name, schema)).into()
     }
 }

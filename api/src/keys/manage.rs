@@ -38,7 +38,7 @@ pub(crate) struct Wish {
     scopes: BTreeSet<Scope>,
     /// How long it is good for, such as `90d`; absent: until it is revoked.
     #[serde(default)]
-    #[schema(format = "timespan", example = "90d")]
+    #[schema(pattern = "^[1-9][0-9]{0,3}[smhd]$", example = "90d")]
     expires: Option<String>,
     #[serde(default, deserialize_with = "json::object")]
     limits: Limits,
