@@ -86,24 +86,27 @@ def whole(value):
     return value
 
 
+def operation_of(ctx):
+    return ctx.operation.definition.raw.get("operationId")
+
+
+@schemathesis.hook
+def map_query(ctx, query):
+    """Most requests name a model that there is."""
+    if isinstance(query, dict) and operation_of(ctx) in ("submitJob", "createBatch", "putBatch"):
+        if "topic" not in query and query.get("model") not in MODELS:
+            query["model"] = MODELS[0]
+        if "webhook_events" in query:
+            query.setdefault("webhook", "https://hooks.invalid/done")
+    return query
+
+
 @schemathesis.hook
 def before_call(ctx, case, kwargs):
     """Makes of what is allowed one by one what is allowed together. What is wrong on purpose stays so."""
+    if case.media_type != "application/json" or not isinstance(case.body, dict):
+        return
     if case.meta is None or case.meta.generation.mode.is_negative:
         return
-    operation = case.operation.definition.raw.get("operationId")
-    if operation in ("submitJob", "createBatch", "putBatch") and isinstance(case.query, dict):
-        if case.media_type == "multipart/form-data" and operation == "submitJob":
-            # An option stands in the query or in the form.
-            case.query = {}
-            if isinstance(case.body, dict) and "topic" not in case.body:
-                case.body.setdefault("model", MODELS[0])
-        elif case.query.get("topic") is None and case.query.get("model") is None:
-            case.query["model"] = MODELS[0]
-        if "webhook_events" in case.query:
-            case.query.setdefault("webhook", "https://hooks.invalid/done")
-    if operation in ("createTopic", "alterTopic") and isinstance(case.body, dict):
-        # A full queue makes the sender of a batch wait, by design.
-        case.body.pop("max_bytes", None)
-    if isinstance(case.body, dict) and case.media_type == "application/json":
-        case.body = whole(case.body)
+    # A full queue makes the sender of a batch wait, by design.
+    case.body = whole({name: value for name, value in case.body.items() if name != "max_bytes"})
