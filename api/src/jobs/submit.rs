@@ -41,7 +41,7 @@ const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-appli
     post, path = "/v1/jobs", tag = "jobs", operation_id = "submitJob",
     params(
         Options,
-        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$",
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[\\t -~]+$",
             description = "The same key and the same request are one job, as long as its result is kept."),
         ("Prefer" = Option<String>, Header, example = "wait=10",
             description = "`wait=N`: answer when the job has ended, at most N seconds from now; N is up to 60."),
