@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
+use crate::jobs::JobPath;
 use crate::openapi::Binary;
 use crate::state::{Shared, State as Inner};
 
@@ -75,7 +76,7 @@ pub(crate) async fn list(
 /// Shows one dead letter.
 #[utoipa::path(
     get, path = "/v1/dead/{id}", tag = "dead", operation_id = "getDeadLetter",
-    params(("id" = JobId, Path, description = "The job.")),
+    params(JobPath),
     responses(
         (status = 200, description = "The letter with every attempt.", body = DeadLetter),
         (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),
@@ -90,7 +91,7 @@ pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<
 /// Gives back the input of one.
 #[utoipa::path(
     get, path = "/v1/dead/{id}/image", tag = "dead", operation_id = "getDeadLetterImage",
-    params(("id" = JobId, Path, description = "The job.")),
+    params(JobPath),
     responses(
         (status = 200, description = "The bytes as they came.", body = Binary, content_type = "application/octet-stream"),
         (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),
@@ -105,7 +106,7 @@ pub(crate) async fn image(State(state): State<Shared>, id: Named) -> Result<Resp
 /// Runs one again.
 #[utoipa::path(
     post, path = "/v1/dead/{id}/redrive", tag = "dead", operation_id = "redrive",
-    params(("id" = JobId, Path, description = "The job.")),
+    params(JobPath),
     responses(
         (status = 200, description = "It is queued.", body = Redrive),
         (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),

@@ -15,7 +15,7 @@ use queue::{TopicError, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::{IntoParams, IntoResponses, PartialSchema, ToSchema};
 
 use crate::error::ApiError;
 use crate::json;
@@ -94,6 +94,27 @@ pub(crate) struct Topic {
     stalls: Vec<Stall>,
 }
 
+/// The topic that a path names, as the API's description has it.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it only says how a path looks")]
+struct TopicPath {
+    /// The topic.
+    name: TopicName,
+}
+
+/// There is no such topic, as the API's description has it.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "it only says how answers look")]
+enum NoTopic {
+    /// `topic_invalid`: no topic can have this name.
+    #[response(status = 400)]
+    Invalid,
+    /// `topic_unknown`.
+    #[response(status = 404)]
+    Unknown,
+}
+
 /// Lists all topics.
 #[utoipa::path(
     get, path = "/v1/topics", tag = "topics", operation_id = "listTopics",
@@ -117,11 +138,10 @@ pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<Topics>, Ap
 /// Describes one topic.
 #[utoipa::path(
     get, path = "/v1/topics/{name}", tag = "topics", operation_id = "getTopic",
-    params(("name" = TopicName, Path, description = "The topic."),),
+    params(TopicPath),
     responses(
         (status = 200, description = "Its settings and partitions.", body = Topic),
-        (status = 400, description = "`topic_invalid`: no topic can have this name."),
-        (status = 404, description = "`topic_unknown`."),
+        NoTopic,
     ),
 )]
 pub(crate) async fn describe(State(state): State<Shared>, name: Named) -> Result<Json<Topic>, ApiError> {
@@ -163,7 +183,7 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
 /// Changes a topic.
 #[utoipa::path(
     patch, path = "/v1/topics/{name}", tag = "topics", operation_id = "alterTopic",
-    params(("name" = TopicName, Path, description = "The topic."),),
+    params(TopicPath),
     request_body(content = Alteration),
     responses(
         (status = 200, description = "It is changed; what waits in it stays.", body = Topic),
@@ -186,11 +206,10 @@ pub(crate) async fn alter(State(state): State<Shared>, name: Named, body: Bytes)
 /// Removes a topic with everything in it.
 #[utoipa::path(
     delete, path = "/v1/topics/{name}", tag = "topics", operation_id = "deleteTopic",
-    params(("name" = TopicName, Path, description = "The topic."),),
+    params(TopicPath),
     responses(
         (status = 204, description = "It is gone."),
-        (status = 400, description = "`topic_invalid`: no topic can have this name."),
-        (status = 404, description = "`topic_unknown`."),
+        NoTopic,
     ),
 )]
 pub(crate) async fn delete(State(state): State<Shared>, name: Named) -> Result<StatusCode, ApiError> {
@@ -201,11 +220,10 @@ pub(crate) async fn delete(State(state): State<Shared>, name: Named) -> Result<S
 /// Calls off what waits.
 #[utoipa::path(
     post, path = "/v1/topics/{name}/purge", tag = "topics", operation_id = "purgeTopic",
-    params(("name" = TopicName, Path, description = "The topic."),),
+    params(TopicPath),
     responses(
         (status = 200, description = "How many were called off.", body = Purged),
-        (status = 400, description = "`topic_invalid`: no topic can have this name."),
-        (status = 404, description = "`topic_unknown`."),
+        NoTopic,
     ),
 )]
 pub(crate) async fn purge(State(state): State<Shared>, name: Named) -> Result<Json<Purged>, ApiError> {
@@ -215,11 +233,10 @@ pub(crate) async fn purge(State(state): State<Shared>, name: Named) -> Result<Js
 /// Keeps workers from taking jobs.
 #[utoipa::path(
     post, path = "/v1/topics/{name}/pause", tag = "topics", operation_id = "pauseTopic",
-    params(("name" = TopicName, Path, description = "The topic."),),
+    params(TopicPath),
     responses(
         (status = 200, description = "The topic.", body = Topic),
-        (status = 400, description = "`topic_invalid`: no topic can have this name."),
-        (status = 404, description = "`topic_unknown`."),
+        NoTopic,
     ),
 )]
 pub(crate) async fn pause(State(state): State<Shared>, name: Named) -> Result<Json<Topic>, ApiError> {
@@ -229,11 +246,10 @@ pub(crate) async fn pause(State(state): State<Shared>, name: Named) -> Result<Js
 /// Lets workers go on.
 #[utoipa::path(
     post, path = "/v1/topics/{name}/resume", tag = "topics", operation_id = "resumeTopic",
-    params(("name" = TopicName, Path, description = "The topic."),),
+    params(TopicPath),
     responses(
         (status = 200, description = "The topic.", body = Topic),
-        (status = 400, description = "`topic_invalid`: no topic can have this name."),
-        (status = 404, description = "`topic_unknown`."),
+        NoTopic,
     ),
 )]
 pub(crate) async fn resume(State(state): State<Shared>, name: Named) -> Result<Json<Topic>, ApiError> {

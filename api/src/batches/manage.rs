@@ -16,7 +16,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::receive::ITEMS_MAX;
-use super::{item_id, named, wire};
+use super::{BatchPath, NoBatch, item_id, named, wire};
 use crate::dead::Named;
 use crate::error::ApiError;
 use crate::index::{Index, IndexError};
@@ -65,11 +65,10 @@ pub(crate) async fn list(
 /// Shows one.
 #[utoipa::path(
     get, path = "/v1/batches/{id}", tag = "batches", operation_id = "getBatch",
-    params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),),
+    params(BatchPath),
     responses(
         (status = 200, description = "How it stands.", body = wire::Document),
-        (status = 400, description = "`batch_id_invalid`."),
-        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+        NoBatch,
     ),
 )]
 pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<wire::Document>, ApiError> {
@@ -86,11 +85,10 @@ pub(crate) async fn find(state: &Inner, id: Named) -> Result<Batch, ApiError> {
 /// Calls off what has not ended.
 #[utoipa::path(
     delete, path = "/v1/batches/{id}", tag = "batches", operation_id = "cancelBatch",
-    params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),),
+    params(BatchPath),
     responses(
         (status = 202, description = "Its jobs are being called off.", body = wire::Document),
-        (status = 400, description = "`batch_id_invalid`."),
-        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+        NoBatch,
     ),
 )]
 pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
@@ -152,11 +150,10 @@ pub(crate) struct Verdict {
 /// Proves it, record by record.
 #[utoipa::path(
     get, path = "/v1/batches/{id}/verify", tag = "batches", operation_id = "verifyBatch",
-    params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),),
+    params(BatchPath),
     responses(
         (status = 200, description = "Whether each item has exactly one terminal record, and which have not.", body = Verdict),
-        (status = 400, description = "`batch_id_invalid`."),
-        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+        NoBatch,
     ),
 )]
 pub(crate) async fn verify(State(state): State<Shared>, id: Named) -> Result<Json<Verdict>, ApiError> {
@@ -195,7 +192,7 @@ struct Names(String);
 /// What never came is named too: an item's id follows from its name, so its record is looked for.
 #[utoipa::path(
     post, path = "/v1/batches/{id}/verify", tag = "batches", operation_id = "verifyExpected",
-    params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch.")),
+    params(BatchPath),
     request_body(content = Names, content_type = "text/plain", description = "Custom ids, one a line."),
     responses(
         (status = 200, description = "Whether each of them has exactly one terminal record, and which have not.", body = Verdict),

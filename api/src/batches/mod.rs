@@ -14,6 +14,7 @@ pub(crate) use wire::document;
 use axum::extract::Path;
 use queue::JobId;
 use queue::client::Batch;
+use utoipa::{IntoParams, IntoResponses};
 
 use crate::dead::Named;
 use crate::error::ApiError;
@@ -37,4 +38,26 @@ pub(crate) fn is_id(id: &str) -> bool {
 /// again finds it.
 fn item_id(batch: &Batch, custom_id: &str) -> JobId {
     JobId::derived(batch.topic.clone(), &[batch.owner.as_deref().unwrap_or(""), &batch.id, custom_id])
+}
+
+/// The batch that a path names, as the API's description has it.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it only says how a path looks")]
+pub(crate) struct BatchPath {
+    /// The batch.
+    #[param(pattern = "^[A-Za-z0-9_-]{1,64}$")]
+    id: String,
+}
+
+/// There is no such batch, as the API's description has it.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "it only says how answers look")]
+pub(crate) enum NoBatch {
+    /// `batch_id_invalid`.
+    #[response(status = 400)]
+    Invalid,
+    /// `batch_unknown`: there is no such batch, or it is another owner's.
+    #[response(status = 404)]
+    Unknown,
 }

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::items::{self, Files, Item, Line, Rooms};
 use super::options::BatchOptions;
-use super::wire;
+use super::{BatchPath, wire};
 use crate::dead::Named;
 use crate::digest::sha256;
 use crate::error::ApiError;
@@ -83,7 +83,7 @@ pub(crate) async fn create(
 #[utoipa::path(
     put, path = "/v1/batches/{id}", tag = "batches", operation_id = "putBatch",
     params(
-        ("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),
+        BatchPath,
         BatchOptions,
     ),
     request_body(

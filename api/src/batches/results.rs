@@ -1,6 +1,7 @@
 //! `GET /v1/batches/{id}/results`: what has ended so far, as JSON lines or CSV, in the order of the
 //! custom ids.
 
+use super::{BatchPath, NoBatch};
 use crate::dead::Named;
 use crate::error::ApiError;
 use crate::jobs;
@@ -52,7 +53,7 @@ impl Ended {
 #[utoipa::path(
     get, path = "/v1/batches/{id}/results", tag = "batches", operation_id = "getBatchResults",
     params(
-        ("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch."),
+        BatchPath,
         ("format" = inline(Option<Format>), Query, description = "JSON lines when nothing is said."),
         ("state" = inline(Option<Ended>), Query, description = "Only items that ended so: `failed` is the list of errors."),
     ),
@@ -60,8 +61,7 @@ impl Ended {
         (status = 200, description = "What has ended so far, in the order of the custom ids: a job a line.", content(
             (Vec<jobs::Job> = "application/x-ndjson"), (String = "text/csv"),
         )),
-        (status = 400, description = "`batch_id_invalid`."),
-        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+        NoBatch,
     ),
 )]
 pub(crate) async fn results(

@@ -11,13 +11,13 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures::{Stream, StreamExt};
-use queue::JobId;
 use queue::client::{Revision, Stored};
 use utoipa::ToSchema;
 
 use super::status::whole;
 use super::wire;
 use super::wire::JobState;
+use super::{JobPath, NoJob};
 use crate::dead::{Named, named};
 use crate::error::ApiError;
 use crate::state::Shared;
@@ -41,14 +41,14 @@ struct JobEvent {
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/events", tag = "jobs", operation_id = "streamJob",
     params(
-        ("id" = JobId, Path, description = "The job."),
+        JobPath,
         ("Last-Event-ID" = Option<u64>, Header, description = "Only what is newer than this event."),
     ),
     responses(
         (status = 200, content_type = "text/event-stream", body = JobEvent,
             description = "Server-sent events, named as the states, each with the job as data, until it has ended."),
         (status = 400, description = "`option_invalid`."),
-        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+        NoJob,
     ),
 )]
 pub(crate) async fn events(

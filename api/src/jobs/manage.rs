@@ -11,6 +11,7 @@ use queue::{JobId, State as JobState};
 
 use super::wire;
 use super::wire::Job;
+use super::{JobPath, NoJob};
 use crate::dead::{Named, named};
 use crate::error::ApiError;
 use crate::openapi::Binary;
@@ -24,10 +25,10 @@ const LETTER_PAUSE: Duration = Duration::from_millis(100);
 /// Calls a job off. Twice is as good as once; a job that has ended otherwise stays as it is.
 #[utoipa::path(
     delete, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "cancelJob",
-    params(("id" = JobId, Path, description = "The job.")),
+    params(JobPath),
     responses(
         (status = 200, description = "It is called off, and will never succeed.", body = Job),
-        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+        NoJob,
         (status = 409, description = "`job_ended`: it has succeeded or failed already."),
     ),
 )]
@@ -46,11 +47,11 @@ pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Res
 /// Runs a job again that has failed, under its id.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retryJob",
-    params(("id" = JobId, Path, description = "The job.")),
+    params(JobPath),
     responses(
         (status = 202, description = "It is queued again, with its attempts so far.", body = Job,
             headers(("Location" = String, description = "Where the job is looked at."))),
-        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+        NoJob,
         (status = 409, description = "`job_not_failed`; `input_gone`: upload it again."),
     ),
 )]
@@ -87,13 +88,13 @@ fn is_failed(state: &JobState) -> bool {
 /// A job's input, while it is kept.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/image", tag = "jobs", operation_id = "getJobImage",
-    params(("id" = JobId, Path, description = "The job.")),
+    params(JobPath),
     responses(
         (status = 200, description = "The bytes as they came.", content(
             (Binary = "image/jpeg"), (Binary = "image/png"), (Binary = "image/webp"), (Binary = "image/gif"),
             (Binary = "image/bmp"), (Binary = "application/octet-stream"),
         )),
-        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+        NoJob,
         (status = 409, description = "`input_gone`."),
     ),
 )]

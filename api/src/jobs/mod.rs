@@ -18,3 +18,17 @@ pub(crate) use options::Options;
 pub use submit::image_facts;
 pub(crate) use submit::{find_model, find_topic, name_model, spec};
 pub(crate) use wire::Job;
+
+/// The job that a path names, as the API's description has it.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "it only says how a path looks")]
+pub(crate) struct JobPath {
+    /// The job.
+    id: queue::JobId,
+}
+
+/// `job_unknown`: there is no such job, it is another owner's, or its result has expired.
+#[derive(utoipa::IntoResponses)]
+#[response(status = 404)]
+pub(crate) struct NoJob;

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::submit::{WAIT_MAX, wait_for};
 use super::wire::Job;
+use super::{JobPath, NoJob};
 use super::{explain, position, wire};
 use crate::error::ApiError;
 use crate::state::Shared;
@@ -38,7 +39,7 @@ pub(super) fn whole(text: &str) -> Option<u64> {
 #[utoipa::path(
     get, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "getJob",
     params(
-        ("id" = JobId, Path, description = "The job."),
+        JobPath,
         ("wait" = Option<u64>, Query, description = "Seconds to wait for the job's end, at most 60."),
         ("explain" = Option<bool>, Query, description = "Whether to tell the job's life in sentences."),
     ),
@@ -46,7 +47,7 @@ pub(super) fn whole(text: &str) -> Option<u64> {
         (status = 200, description = "How it stands.", body = Job,
             headers(("Retry-After" = u64, description = "It has not ended: seconds after which to look again."))),
         (status = 400, description = "`option_invalid`."),
-        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+        NoJob,
     ),
 )]
 pub(crate) async fn status(

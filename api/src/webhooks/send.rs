@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use queue::client::{About, Hook, OwedCall};
-use queue::{JobId, Queue, QueueError, Timestamp};
+use queue::{Queue, QueueError, Timestamp};
 use reqwest::StatusCode;
 use serde::Serialize;
 use serde_json::json;
@@ -19,7 +19,7 @@ use crate::batches;
 use crate::dead::{Named, named};
 use crate::error::ApiError;
 use crate::index::Index;
-use crate::jobs::Job;
+use crate::jobs::{Job, JobPath, NoJob};
 use crate::state::Shared;
 
 /// Pauses before the second and later tries: eight hours in all.
@@ -220,10 +220,10 @@ pub(crate) struct Deliveries {
 /// Shows the delivery log of a job.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/deliveries", tag = "jobs", operation_id = "listDeliveries",
-    params(("id" = JobId, Path, description = "The job.")),
+    params(JobPath),
     responses(
         (status = 200, description = "Every try, oldest first.", body = Deliveries),
-        (status = 404, description = "`job_unknown`: there is no such job, it is another owner's, or its result has expired."),
+        NoJob,
     ),
 )]
 pub(crate) async fn deliveries(State(state): State<Shared>, id: Named) -> Result<Json<Deliveries>, ApiError> {
@@ -235,11 +235,10 @@ pub(crate) async fn deliveries(State(state): State<Shared>, id: Named) -> Result
 /// Shows the delivery log of a batch.
 #[utoipa::path(
     get, path = "/v1/batches/{id}/deliveries", tag = "batches", operation_id = "listBatchDeliveries",
-    params(("id" = String, Path, pattern = "^[A-Za-z0-9_-]{1,64}$", description = "The batch.")),
+    params(batches::BatchPath),
     responses(
         (status = 200, description = "Every try, oldest first.", body = Deliveries),
-        (status = 400, description = "`batch_id_invalid`."),
-        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+        batches::NoBatch,
     ),
 )]
 pub(crate) async fn batch_deliveries(State(state): State<Shared>, id: Named) -> Result<Json<Deliveries>, ApiError> {
