@@ -1,5 +1,6 @@
 //! All flags. Each is also an environment variable, `SIGHTLINE_` and its name in capitals.
 
+mod remote;
 mod tools;
 
 use std::ffi::OsString;
@@ -14,11 +15,14 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use remote::{
+    ApiAddressArgs, BatchArgs, BatchKind, BatchesAction, BatchesArgs, JobArgs, JobsAction, JobsArgs, JobsListArgs,
+    KeysAction, KeysArgs, OutputFormat, SubmitArgs,
+};
 pub(crate) use tools::{
-    ApiAddressArgs, AuditArgs, BatchArgs, BatchKind, BatchesAction, BatchesArgs, ClusterArgs, ConfirmedArgs,
-    ConsumeArgs, CreateArgs, DeadAction, DeadArgs, DrillArgs, IndexAction, IndexArgs, JobArgs, JobsAction, JobsArgs,
-    JobsListArgs, KeysAction, KeysArgs, NamedArgs, OffsetsAction, OffsetsArgs, ProduceArgs, ReplayArgs, SettingsArgs,
-    TopicsAction, TopicsArgs, Victim,
+    AuditArgs, ClusterArgs, ConfirmedArgs, ConsumeArgs, CreateArgs, DeadAction, DeadArgs, DrillArgs, IndexAction,
+    IndexArgs, NamedArgs, OffsetsAction, OffsetsArgs, ProduceArgs, ReplayArgs, SettingsArgs, TopicsAction, TopicsArgs,
+    Victim,
 };
 
 /// Recognises objects in thousands of images without losing one.
@@ -247,37 +251,6 @@ pub(crate) struct WorkerArgs {
     pub(crate) queue: QueueArgs,
     #[command(flatten)]
     pub(crate) models: ModelArgs,
-}
-
-/// What lines of results are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OutputFormat {
-    /// A JSON document a line
-    Ndjson,
-    /// A table
-    Csv,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct SubmitArgs {
-    /// Image files, tars of them, folders (searched to the bottom), globs, or - for a list of paths on standard
-    /// input
-    #[arg(required = true, value_name = "PATH")]
-    pub(crate) paths: Vec<String>,
-    /// The model to run
-    #[arg(long, env = "SIGHTLINE_MODEL", value_name = "NAME")]
-    pub(crate) model: String,
-    /// Write one line an image to this file, and go on from there when run again [default: standard output]
-    #[arg(long, env = "SIGHTLINE_OUT", value_name = "FILE")]
-    pub(crate) out: Option<PathBuf>,
-    /// What the lines are [default: csv if the file is called so, else ndjson]
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) format: Option<OutputFormat>,
-    /// Images on their way at a time
-    #[arg(long, env = "SIGHTLINE_IN_FLIGHT", default_value = "64", value_name = "N")]
-    pub(crate) in_flight: NonZeroUsize,
-    #[command(flatten)]
-    pub(crate) api: ApiAddressArgs,
 }
 
 #[derive(Debug, Args)]

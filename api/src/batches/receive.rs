@@ -18,6 +18,7 @@ use models::{Model, ModelVersion};
 use queue::client::{Batch, Replaced};
 use queue::{ImageFacts, JobError, SubmitError, Timestamp, Topic};
 use tokio_stream::wrappers::ReceiverStream;
+use utoipa::IntoResponses;
 
 use super::items::{self, Files, Item, Line, Rooms};
 use super::options::BatchOptions;
@@ -45,6 +46,30 @@ const CANCEL_LOOK: Duration = Duration::from_secs(1);
 /// Items of one batch.
 pub(super) const ITEMS_MAX: usize = 1_000_000;
 
+/// Why a batch is not taken, as the API's description has it.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "it only says how answers look")]
+enum BatchRefused {
+    /// `archive_invalid`, `custom_id_invalid`, `json_invalid`, `option_invalid`, `form_invalid`, `body_broken`, `batch_id_invalid`, `model_missing`, `topic_plain`. What came before the fault is queued: send it again with `PUT`.
+    #[response(status = 400)]
+    Malformed,
+    /// `model_unknown`, `version_unknown`, `topic_unknown`; `batch_unknown`: another owner has this id.
+    #[response(status = 404)]
+    Unknown,
+    /// `batch_canceled`, `batch_model`, `custom_id_twice`, `topic_model`.
+    #[response(status = 409)]
+    Conflict,
+    /// `batch_too_large`, `body_too_large`.
+    #[response(status = 413)]
+    TooLarge,
+    /// `batch_kind`.
+    #[response(status = 415)]
+    Kind,
+    /// `custom_id_changed`: it came before with another image.
+    #[response(status = 422)]
+    Changed,
+}
+
 /// Takes a batch under an id that we give it.
 #[utoipa::path(
     post, path = "/v1/batches", tag = "batches", operation_id = "createBatch",
@@ -60,12 +85,7 @@ pub(super) const ITEMS_MAX: usize = 1_000_000;
     responses(
         (status = 202, description = "All of it is durable. What is no image is a failed job of its own.", body = wire::Document,
             headers(("Location" = String, description = "Where the batch is looked at."))),
-        (status = 400, description = "`archive_invalid`, `custom_id_invalid`, `json_invalid`, `option_invalid`, `form_invalid`, `body_broken`, `batch_id_invalid`, `model_missing`, `topic_plain`. What came before the fault is queued: send it again with `PUT`."),
-        (status = 404, description = "`model_unknown`, `version_unknown`, `topic_unknown`; `batch_unknown`: another owner has this id."),
-        (status = 409, description = "`batch_canceled`, `batch_model`, `custom_id_twice`, `topic_model`."),
-        (status = 413, description = "`batch_too_large`, `body_too_large`."),
-        (status = 415, description = "`batch_kind`."),
-        (status = 422, description = "`custom_id_changed`: it came before with another image."),
+        BatchRefused,
     ),
 )]
 pub(crate) async fn create(
@@ -97,12 +117,7 @@ pub(crate) async fn create(
     responses(
         (status = 202, description = "All of it is durable. What is no image is a failed job of its own.", body = wire::Document,
             headers(("Location" = String, description = "Where the batch is looked at."))),
-        (status = 400, description = "`archive_invalid`, `custom_id_invalid`, `json_invalid`, `option_invalid`, `form_invalid`, `body_broken`, `batch_id_invalid`, `model_missing`, `topic_plain`. What came before the fault is queued: send it again with `PUT`."),
-        (status = 404, description = "`model_unknown`, `version_unknown`, `topic_unknown`; `batch_unknown`: another owner has this id."),
-        (status = 409, description = "`batch_canceled`, `batch_model`, `custom_id_twice`, `topic_model`."),
-        (status = 413, description = "`batch_too_large`, `body_too_large`."),
-        (status = 415, description = "`batch_kind`."),
-        (status = 422, description = "`custom_id_changed`: it came before with another image."),
+        BatchRefused,
     ),
 )]
 pub(crate) async fn put(
