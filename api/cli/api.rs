@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use queue::Queue;
 
+use crate::bounds::Bounds;
 use crate::config::ApiArgs;
+use crate::output::announce;
 use crate::setup::{self, Models};
 use crate::{data, stop};
 
@@ -20,11 +22,17 @@ pub(crate) async fn run(args: ApiArgs) -> anyhow::Result<ExitCode> {
     let address = data::queue_address(&args.queue)?;
     let queue = Queue::connect(&address, "sightline api", defaults).await?;
     let config = setup::http_config(&args.http, queue.max_payload(), data::webhook_secret(&args.queue.data.data)?)?;
+    let bounds = Bounds::of_this_process();
+    let config = ::api::Config {
+        connections_max: bounds.connections_alone(),
+        bodies_bytes_max: bounds.bodies_bytes(),
+        ..config
+    };
     setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     let index = setup::index(args.http.database.as_deref(), &args.queue.data.data).await?;
     setup::check_listen(&args.http, &index).await?;
     let own = listener.local_addr().context("find the API's own address")?;
-    println!("API on {}, queue at {address}", setup::api_url(&args.http, own));
+    announce!("API on {}, queue at {address}", setup::api_url(&args.http, own));
     ::api::serve(config, models.repository, queue.clone(), index, listener, stop).await;
     queue.flush().await;
     Ok(ExitCode::SUCCESS)

@@ -8,6 +8,7 @@ use queue::JobId;
 use serde_json::Value;
 
 use crate::config::AuditArgs;
+use crate::output::outln;
 use crate::topics::connect;
 
 /// Ends with 1 unless everything adds up.
@@ -15,7 +16,7 @@ pub(crate) async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
     let told = args.accepted.as_deref().map_or(Ok(Vec::new()), read_ids)?;
     let audit = connect(&args.queue).await?.audit(&args.topic, &told).await?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&audit)?);
+        outln!("{}", serde_json::to_string_pretty(&audit)?);
     } else {
         let states: Vec<String> = ["queued", "running", "succeeded", "failed", "canceled"]
             .iter()
@@ -23,18 +24,18 @@ pub(crate) async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
             .collect();
         let sum: u64 = audit.states.values().sum();
         let sign = if audit.accepted == sum { "=" } else { "≠" };
-        println!("{} accepted {sign} {}", audit.accepted, states.join(" + "));
+        outln!("{} accepted {sign} {}", audit.accepted, states.join(" + "));
         if audit.arriving > 0 {
-            println!("{} more are just being accepted", audit.arriving);
+            outln!("{} more are just being accepted", audit.arriving);
         }
         if audit.settling > 0 {
-            println!("{} of the finished ones leave the queue when a dead worker's lease ends", audit.settling);
+            outln!("{} of the finished ones leave the queue when a dead worker's lease ends", audit.settling);
         }
         for wrong in &audit.wrong {
             let problem = serde_json::to_value(wrong.problem)?;
-            println!("{}  {}", wrong.id, problem.as_str().unwrap_or_default());
+            outln!("{}  {}", wrong.id, problem.as_str().unwrap_or_default());
         }
-        println!("{}", if audit.is_balanced() { "everything adds up" } else { "this does not add up" });
+        outln!("{}", if audit.is_balanced() { "everything adds up" } else { "this does not add up" });
     }
     Ok(if audit.is_balanced() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

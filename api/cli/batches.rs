@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio_util::io::ReaderStream;
 
 use crate::config::{BatchArgs, BatchKind, BatchesAction, BatchesArgs};
+use crate::output::{out, outln};
 use crate::remote::{Remote, escaped, text};
 use crate::table::Table;
 
@@ -89,7 +90,7 @@ async fn one(args: &BatchArgs, method: Method) -> anyhow::Result<ExitCode> {
 
 fn show(batches: &[Value], as_json: bool, whole: &Value) -> anyhow::Result<ExitCode> {
     if as_json {
-        println!("{}", serde_json::to_string_pretty(whole)?);
+        outln!("{}", serde_json::to_string_pretty(whole)?);
         return Ok(ExitCode::SUCCESS);
     }
     let headings = ["id", "state", "model", "total", "queued", "running", "succeeded", "failed", "canceled", "left s"];
@@ -109,7 +110,7 @@ fn show(batches: &[Value], as_json: bool, whole: &Value) -> anyhow::Result<ExitC
             text(&batch["eta_seconds"]),
         ]);
     }
-    print!("{table}");
+    out!("{table}");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -129,15 +130,15 @@ async fn verify(expect: Option<&Path>, args: &BatchArgs) -> anyhow::Result<ExitC
     };
     let complete = verdict["complete"] == true;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&verdict)?);
+        outln!("{}", serde_json::to_string_pretty(&verdict)?);
     } else {
-        println!("{} of {} have ended", text(&verdict["ended"]), text(&verdict["total"]));
+        outln!("{} of {} have ended", text(&verdict["ended"]), text(&verdict["total"]));
         for (name, what) in [("open", "has not ended"), ("missing", "has no record")] {
             for id in verdict[name].as_array().into_iter().flatten() {
-                println!("{}  {what}", text(id));
+                outln!("{}  {what}", text(id));
             }
         }
-        println!("{}", if complete { "complete" } else { "not complete" });
+        outln!("{}", if complete { "complete" } else { "not complete" });
     }
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

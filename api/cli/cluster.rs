@@ -18,6 +18,7 @@ use tokio::process::Child;
 use crate::config::ClusterArgs;
 use crate::engine::MAX_PAYLOAD;
 use crate::nats::spawn_guarded;
+use crate::output::announce;
 use crate::setup::Models;
 use crate::supervisor;
 
@@ -31,7 +32,7 @@ pub(crate) async fn run(args: ClusterArgs) -> anyhow::Result<ExitCode> {
     let models = Models::open(&args.models)?;
     let program = tokio::task::spawn_blocking(move || models.nats_server()).await??;
     let cluster = Cluster::start(&args.store, program).await?;
-    println!("{}", cluster.url());
+    announce!("{}", cluster.url());
     let mut ignored = Vec::new();
     tokio::io::stdin().read_to_end(&mut ignored).await?;
     drop(cluster);

@@ -11,6 +11,7 @@ use queue::{PartitionId, Queue, Sequence, Timestamp, Topic};
 use serde_json::json;
 
 use crate::config::ConsumeArgs;
+use crate::output::outln;
 use crate::topics::connect;
 
 /// How often to look for more, whether or not somebody said that there is more.
@@ -130,12 +131,12 @@ fn print(message: &Message, partition: PartitionId, args: &ConsumeArgs) -> anyho
             "id": id, "partition": partition, "sequence": message.sequence, "time": message.time,
             "key": message.key(), "bytes": message.payload.len(), "text": text, "job": message.spec(),
         });
-        println!("{line}");
+        outln!("{line}");
     } else {
         let key = message.key().map(|key| format!("  key {key}")).unwrap_or_default();
         let what = text.map(|text| format!("  {text}")).unwrap_or_default();
         let bytes = message.payload.len();
-        println!("{partition}:{}  {}  {id}  {bytes} bytes{key}{what}", message.sequence, message.time);
+        outln!("{partition}:{}  {}  {id}  {bytes} bytes{key}{what}", message.sequence, message.time);
     }
     if let Some(folder) = &args.save {
         save(folder, &id, message)?;

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -18,6 +18,23 @@ const TOKEN: &str = "broker.token";
 const BROKER_URL: &str = "broker.url";
 const API_URL: &str = "api.url";
 const DEFAULT_BROKER: &str = "nats://127.0.0.1:4222";
+/// A shorter token was cut, or is too weak.
+const TOKEN_CHARS_MIN: usize = 8;
+/// The least that Standard Webhooks asks of a key.
+const WEBHOOK_KEY_BYTES_MIN: usize = 24;
+/// What versions of ours leave in a data folder.
+const OURS: [&str; 10] = [
+    WEBHOOK_SECRET,
+    TOKEN,
+    BROKER_URL,
+    API_URL,
+    "lock",
+    "nats-server.conf",
+    "journal",
+    "nats",
+    "index.db",
+    "index.db-wal",
+];
 const DEFAULT_API: &str = "http://127.0.0.1:8080";
 
 /// The data folder, held by this process.
@@ -33,8 +50,7 @@ impl DataDir {
         let path = std::path::absolute(&args.data).context("find the data folder")?;
         let shown = path.display();
         let cannot = || format!("data folder {shown} cannot be written; choose another one with --data");
-        // A folder that was there keeps its mode; what is secret in it has its own.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).with_context(cannot)?;
+        private_folder(&path).with_context(cannot)?;
         let lock = private().create(true).truncate(false).write(true).open(path.join("lock")).with_context(cannot)?;
         if lock.try_lock().is_err() {
             bail!("data folder {shown} is in use by another sightline; stop that one, or choose another with --data");
@@ -49,12 +65,8 @@ impl DataDir {
 
     /// The broker's token; made up at the first start.
     pub(crate) fn token(&self) -> anyhow::Result<String> {
-        if let Some(token) = read_line(&self.path.join(TOKEN)) {
-            return Ok(token);
-        }
-        let token: String = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
-        self.write(TOKEN, &token)?;
-        Ok(token)
+        let make = || rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
+        secret(&self.path, TOKEN, |token| token.len() >= TOKEN_CHARS_MIN, make)
     }
 
     /// Leaves the addresses for other commands.
@@ -70,52 +82,113 @@ impl DataDir {
 
     /// Writes a small file that only this user reads, whole or not at all.
     pub(crate) fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
-        let (path, partial) = (self.path.join(name), self.path.join(format!("{name}.partial")));
-        let written = private().create(true).truncate(true).write(true).open(&partial).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&partial, &path)?;
-            File::open(&self.path)?.sync_all()
-        });
-        written.with_context(|| format!("write {}", path.display()))
+        write_whole(&self.path, name, text)
     }
+}
+
+/// Makes a data folder that only this user reads. In one that is there, what is ours is taken from other
+/// users: earlier versions left uploads readable.
+pub(crate) fn private_folder(path: &Path) -> std::io::Result<()> {
+    if !path.is_dir() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+        // Durability: the folder itself must outlive a power cut, or what is in it does not.
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            File::open(parent)?.sync_all()?;
+        }
+        return Ok(());
+    }
+    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        tracing::warn!(
+            "the data folder {} is open to other users (mode {mode:o}); `chmod 700` closes it. Its files are private",
+            path.display()
+        );
+    }
+    for name in OURS {
+        let ours = path.join(name);
+        let Ok(about) = fs::symlink_metadata(&ours) else { continue };
+        let mode = about.permissions().mode();
+        if !about.is_symlink() && mode & 0o077 != 0 {
+            fs::set_permissions(&ours, fs::Permissions::from_mode(mode & 0o700))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a small file that only this user reads.
+///
+/// Durability: the text is on disk under another name before it takes its place, and the name is on disk
+/// when this returns. So a power cut leaves the old file or the new one, never an empty one.
+pub(crate) fn write_whole(folder: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let path = folder.join(name);
+    let write = || {
+        let mut file = tempfile::Builder::new().prefix(name).suffix(".partial").tempfile_in(folder)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(&path)?;
+        File::open(folder)?.sync_all()
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+/// A secret in a file of its own. One that is missing or empty is made up; one that is too weak to be what
+/// was written is refused, since the file may have been cut.
+fn secret(
+    folder: &Path,
+    name: &str,
+    is_strong: impl Fn(&str) -> bool,
+    make: impl Fn() -> String,
+) -> anyhow::Result<String> {
+    let path = folder.join(name);
+    // Several processes may be given the same folder: one makes it up, the others read it.
+    let lock = File::open(folder).with_context(|| format!("open {}", folder.display()))?;
+    lock.lock().with_context(|| format!("lock {}", folder.display()))?;
+    if let Some(secret) = read_line(&path)? {
+        if !is_strong(&secret) {
+            bail!(
+                "{} is damaged; restore it from a backup, or remove it and the next start makes a new one",
+                path.display()
+            );
+        }
+        return Ok(secret);
+    }
+    let secret = make();
+    write_whole(folder, name, &secret)?;
+    Ok(secret)
 }
 
 /// Where the queue is: as said, else where `up` left its address, else the usual place.
 pub(crate) fn queue_address(args: &QueueArgs) -> anyhow::Result<Address> {
-    let left = || read_line(&args.data.data.join(BROKER_URL));
-    let text = args.queue.clone().or_else(left).unwrap_or_else(|| DEFAULT_BROKER.into());
+    let text = match &args.queue {
+        Some(said) => said.clone(),
+        None => read_line(&args.data.data.join(BROKER_URL))?.unwrap_or_else(|| DEFAULT_BROKER.into()),
+    };
     let address = Address::parse(&text)?;
     // The token is for the queue on this machine; another one must not learn it.
-    let token = if address.is_loopback() { read_line(&args.data.data.join(TOKEN)) } else { None };
+    let token = if address.is_loopback() { read_line(&args.data.data.join(TOKEN))? } else { None };
     Ok(address.with_default_token(token))
 }
 
 /// Where the API is: as said, else where `up` left its address, else the usual place.
-pub(crate) fn api_address(said: Option<&str>, data: &DataArgs) -> String {
-    let left = || read_line(&data.data.join(API_URL));
-    said.map(str::to_owned).or_else(left).unwrap_or_else(|| DEFAULT_API.into())
+pub(crate) fn api_address(said: Option<&str>, data: &DataArgs) -> anyhow::Result<String> {
+    match said {
+        Some(said) => Ok(said.to_owned()),
+        None => Ok(read_line(&data.data.join(API_URL))?.unwrap_or_else(|| DEFAULT_API.into())),
+    }
 }
 
 /// What webhooks are signed with; made up at the first start. Several API processes are given the
 /// same file.
 pub(crate) fn webhook_secret(data: &Path) -> anyhow::Result<String> {
     use base64::Engine;
-    let path = data.join(WEBHOOK_SECRET);
-    if let Some(secret) = read_line(&path) {
-        return Ok(secret);
-    }
-    fs::create_dir_all(data).with_context(|| format!("create {}", data.display()))?;
-    let secret = format!("whsec_{}", base64::prelude::BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
-    let written =
-        private().create_new(true).write(true).open(&path).and_then(|mut file| file.write_all(secret.as_bytes()));
-    match written {
-        // Another process was first.
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            read_line(&path).with_context(|| format!("{} is empty", path.display()))
-        }
-        written => written.map(|()| secret).with_context(|| format!("write {}", path.display())),
-    }
+    use base64::prelude::BASE64_STANDARD;
+    private_folder(data).with_context(|| format!("create {}", data.display()))?;
+    let is_strong = |secret: &str| {
+        let key = secret.strip_prefix("whsec_").and_then(|key| BASE64_STANDARD.decode(key).ok());
+        key.is_some_and(|key| key.len() >= WEBHOOK_KEY_BYTES_MIN)
+    };
+    let make = || format!("whsec_{}", BASE64_STANDARD.encode(rand::random::<[u8; 32]>()));
+    secret(data, WEBHOOK_SECRET, is_strong, make)
 }
 
 fn private() -> OpenOptions {
@@ -124,6 +197,11 @@ fn private() -> OpenOptions {
     options
 }
 
-fn read_line(path: &Path) -> Option<String> {
-    fs::read_to_string(path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+/// The text of a small file; `None` if it is missing or empty.
+fn read_line(path: &Path) -> anyhow::Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
 }

@@ -7,6 +7,7 @@ use queue::client::Redriven;
 use queue::record::{Attempt, Outcome};
 
 use crate::config::{DeadAction, DeadArgs};
+use crate::output::{note, out, outln};
 use crate::table::Table;
 use crate::topics::connect;
 
@@ -26,7 +27,7 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
                 letters.extend(queue.dead_letters(topic.name(), limit).await?);
             }
             if json {
-                println!("{}", serde_json::to_string_pretty(&letters)?);
+                outln!("{}", serde_json::to_string_pretty(&letters)?);
                 return Ok(ExitCode::SUCCESS);
             }
             let mut table = Table::new(&["JOB", "DIED", "ATTEMPTS", "BYTES", "WHY"]);
@@ -35,7 +36,7 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
                 let attempts = letter.attempts.len().to_string();
                 table.row([letter.id.to_string(), letter.died_at.to_string(), attempts, letter.bytes.to_string(), why]);
             }
-            print!("{table}");
+            out!("{table}");
         }
         DeadAction::Show { id, save, json, queue } => {
             let queue = connect(&queue).await?;
@@ -48,14 +49,17 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
                 std::fs::write(&path, &payload).with_context(|| format!("write {}", path.display()))?;
             }
             if json {
-                println!("{}", serde_json::to_string_pretty(&letter)?);
+                outln!("{}", serde_json::to_string_pretty(&letter)?);
                 return Ok(ExitCode::SUCCESS);
             }
-            println!(
+            outln!(
                 "job      {}\ndied     {}\nwhy      {}\ninput    {} bytes",
-                letter.id, letter.died_at, letter.error, letter.bytes
+                letter.id,
+                letter.died_at,
+                letter.error,
+                letter.bytes
             );
-            letter.attempts.iter().for_each(|attempt| println!("{}", line(attempt)));
+            letter.attempts.iter().for_each(|attempt| outln!("{}", line(attempt)));
         }
         DeadAction::Redrive { ids, all, queue } => {
             let queue = connect(&queue).await?;
@@ -71,11 +75,11 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
                     Ok(Redriven::Queued | Redriven::AlreadyQueued) => queued += 1,
                     Err(error) => {
                         left += 1;
-                        eprintln!("{id}: {error}");
+                        note!("{id}: {error}");
                     }
                 }
             }
-            println!("{queued} jobs queued again, {left} not");
+            outln!("{queued} jobs queued again, {left} not");
             return Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
     }

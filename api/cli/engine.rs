@@ -7,6 +7,7 @@ use std::time::Duration;
 use queue::broker::Broker;
 use queue::client::Address;
 
+use crate::bounds::Bounds;
 use crate::broker::{self, FileSettings, Settings};
 use crate::config::{EngineKind, UpArgs};
 use crate::data::DataDir;
@@ -31,7 +32,12 @@ enum Running {
 
 impl Engine {
     /// Starts the queue that was asked for, or none if it runs elsewhere.
-    pub(crate) async fn start(args: &UpArgs, data: &DataDir, models: &Arc<Models>) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        args: &UpArgs,
+        data: &DataDir,
+        models: &Arc<Models>,
+        bounds: Bounds,
+    ) -> anyhow::Result<Self> {
         let topics = models.repository.iter().count().max(1) as u64;
         let queue_bytes = |disk| setup::queue_bytes(args.topics.queue_bytes, disk);
         if let Some(url) = &args.queue {
@@ -49,6 +55,7 @@ impl Engine {
                     sync: true,
                     // Whoever else is there would hold up the end of all.
                     lame_duck: Duration::ZERO,
+                    connections_max: bounds.broker_connections(),
                     config: FileSettings::read(args.broker_config.as_deref())?,
                 };
                 let (broker, address) = broker::start(data, settings).await?;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::config::{IndexAction, IndexArgs};
+use crate::output::outln;
 use crate::setup;
 use crate::topics::connect;
 
@@ -12,6 +13,6 @@ pub(crate) async fn run(args: IndexArgs) -> anyhow::Result<ExitCode> {
     let queue = connect(&args.queue).await?;
     let index = setup::index(args.database.as_deref(), &args.queue.data.data).await?;
     let jobs = index.rebuild(&queue).await?;
-    println!("the index knows {jobs} jobs");
+    outln!("the index knows {jobs} jobs");
     Ok(ExitCode::SUCCESS)
 }

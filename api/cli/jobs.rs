@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::config::{JobArgs, JobsAction, JobsArgs, JobsListArgs};
+use crate::output::{out, outln};
 use crate::remote::{Remote, escaped, text};
 use crate::table::Table;
 
@@ -47,7 +48,7 @@ async fn list(args: JobsListArgs) -> anyhow::Result<ExitCode> {
         cursor = format!("&cursor={}", escaped(next));
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&jobs)?);
+        outln!("{}", serde_json::to_string_pretty(&jobs)?);
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new(&["id", "state", "model", "created", "took ms", "answer"]);
@@ -61,7 +62,7 @@ async fn list(args: JobsListArgs) -> anyhow::Result<ExitCode> {
             answer(job),
         ]);
     }
-    print!("{table}");
+    out!("{table}");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -104,10 +105,10 @@ async fn wait(args: &JobArgs) -> anyhow::Result<ExitCode> {
 
 fn print_one(job: &Value, as_json: bool) -> anyhow::Result<()> {
     if as_json {
-        println!("{}", serde_json::to_string_pretty(job)?);
+        outln!("{}", serde_json::to_string_pretty(job)?);
         return Ok(());
     }
-    println!("{}  {}  {} version {}", text(&job["id"]), text(&job["state"]), text(&job["model"]), job["model_version"]);
+    outln!("{}  {}  {} version {}", text(&job["id"]), text(&job["state"]), text(&job["model"]), job["model_version"]);
     for (name, value) in [
         ("created", &job["created_at"]),
         ("finished", &job["finished_at"]),
@@ -117,11 +118,11 @@ fn print_one(job: &Value, as_json: bool) -> anyhow::Result<()> {
         ("error", &job["error"]["message"]),
     ] {
         if !value.is_null() {
-            println!("{name:10} {}", text(value));
+            outln!("{name:10} {}", text(value));
         }
     }
     if job["result"] != json!(null) {
-        println!("{:10} {}", "result", answer(job));
+        outln!("{:10} {}", "result", answer(job));
     }
     Ok(())
 }
@@ -129,12 +130,12 @@ fn print_one(job: &Value, as_json: bool) -> anyhow::Result<()> {
 async fn explain(args: &JobArgs) -> anyhow::Result<ExitCode> {
     let job = Remote::new(&args.api)?.get(&format!("/v1/jobs/{}?explain=true", args.id)).await?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&job)?);
+        outln!("{}", serde_json::to_string_pretty(&job)?);
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{}  {}  {} version {}", args.id, text(&job["state"]), text(&job["model"]), job["model_version"]);
+    outln!("{}  {}  {} version {}", args.id, text(&job["state"]), text(&job["model"]), job["model_version"]);
     for event in job["explanation"].as_array().into_iter().flatten() {
-        println!("{}  {:10} {}", text(&event["at"]), text(&event["what"]), text(&event["text"]));
+        outln!("{}  {:10} {}", text(&event["at"]), text(&event["what"]), text(&event["text"]));
     }
     Ok(ExitCode::SUCCESS)
 }

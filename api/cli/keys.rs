@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::config::{KeysAction, KeysArgs};
+use crate::output::{note, out, outln};
 use crate::remote::{Remote, escaped, text};
 use crate::table::Table;
 
@@ -30,23 +31,23 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             let wish = json!({ "name": name, "scopes": scopes, "expires": expires, "limits": limits });
             let made = Remote::new(&api)?.post("/v1/keys", &wish).await?;
             if json {
-                println!("{}", serde_json::to_string_pretty(&made)?);
+                outln!("{}", serde_json::to_string_pretty(&made)?);
             } else {
-                println!("{}", text(&made["key"]));
-                eprintln!("this is the only time that the key is shown; its id is {}", text(&made["id"]));
+                outln!("{}", text(&made["key"]));
+                note!("this is the only time that the key is shown; its id is {}", text(&made["id"]));
             }
         }
         KeysAction::List { json, api } => {
             let keys = Remote::new(&api)?.get("/v1/keys").await?["keys"].take();
             if json {
-                println!("{}", serde_json::to_string_pretty(&keys)?);
+                outln!("{}", serde_json::to_string_pretty(&keys)?);
             } else {
-                print!("{}", table(&keys));
+                out!("{}", table(&keys));
             }
         }
         KeysAction::Revoke { id, api } => {
             let key = Remote::new(&api)?.ask(Method::DELETE, &format!("/v1/keys/{}", escaped(&id))).await?;
-            println!("key {} of {} is revoked", text(&key["id"]), text(&key["name"]));
+            outln!("key {} of {} is revoked", text(&key["id"]), text(&key["name"]));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,9 @@
 //! The command line: parse, start, wait, stop.
 
 mod config;
+mod output;
+mod bounds;
+mod telemetry;
 mod data;
 mod up;
 mod supervisor;
@@ -40,15 +43,21 @@ use clap::error::ErrorKind;
 
 use config::{Cli, Command};
 
+use crate::output::{note, out};
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(config::with_default_command(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
         Err(error) => return complain(&config::one_line(&error)),
     };
-    if let Err(error) = config::start_logging(&cli.log) {
+    if let Err(error) = telemetry::turn_off() {
         return complain(&format!("{error:#}"));
     }
+    let log = match config::start_logging(&cli.log) {
+        Ok(log) => log,
+        Err(error) => return complain(&format!("{error:#}")),
+    };
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => return complain(&format!("no threads to run on: {error}")),
@@ -72,12 +81,13 @@ fn main() -> ExitCode {
             Command::Batches(args) => batches::run(args).await,
             Command::Keys(args) => keys::run(args).await,
             Command::Completions(args) => {
-                let mut command = <Cli as clap::CommandFactory>::command();
-                clap_complete::generate(args.shell, &mut command, "sightline", &mut std::io::stdout());
+                let (mut command, mut script) = (<Cli as clap::CommandFactory>::command(), Vec::new());
+                clap_complete::generate(args.shell, &mut command, "sightline", &mut script);
+                out!("{}", String::from_utf8_lossy(&script));
                 Ok(ExitCode::SUCCESS)
             }
             Command::Openapi => {
-                print!("{}", ::api::description());
+                out!("{}", ::api::description());
                 Ok(ExitCode::SUCCESS)
             }
             Command::Audit(args) => audit::run(args).await,
@@ -89,6 +99,8 @@ fn main() -> ExitCode {
     });
     // What still blocks a thread (a stuck model) must not keep the process.
     runtime.shutdown_background();
+    // Writes what is still to be logged.
+    drop(log);
     match result {
         Ok(code) => code,
         Err(error) => complain(&format!("{error:#}")),
@@ -109,6 +121,6 @@ fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
 
 /// One clear line, exit code 1.
 fn complain(message: &str) -> ExitCode {
-    eprintln!("sightline: {}", message.replace('\n', " "));
+    note!("sightline: {}", message.replace('\n', " "));
     ExitCode::FAILURE
 }

@@ -10,6 +10,7 @@ use queue::{Queue, Timestamp};
 
 use crate::config::MembersArgs;
 use crate::data;
+use crate::output::outln;
 
 /// Listens for as long as everybody needs to be heard, and prints who was.
 pub(crate) async fn run(args: MembersArgs) -> anyhow::Result<ExitCode> {
@@ -26,12 +27,18 @@ pub(crate) async fn run(args: MembersArgs) -> anyhow::Result<ExitCode> {
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&table.members().collect::<Vec<_>>())?);
+        outln!("{}", serde_json::to_string_pretty(&table.members().collect::<Vec<_>>())?);
         return Ok(ExitCode::SUCCESS);
     }
-    println!(
+    outln!(
         "{:16} {:10} {:10} {:>8} {:>8} {:>8} {:>10}  MODELS",
-        "MEMBER", "ROLE", "STATE", "PID", "IN HAND", "DONE", "UP"
+        "MEMBER",
+        "ROLE",
+        "STATE",
+        "PID",
+        "IN HAND",
+        "DONE",
+        "UP"
     );
     for member in table.members() {
         let role = match member.role {
@@ -41,7 +48,7 @@ pub(crate) async fn run(args: MembersArgs) -> anyhow::Result<ExitCode> {
         };
         let done: u64 = member.totals.outcomes.values().flat_map(|outcomes| outcomes.values()).sum();
         let up = Duration::from_secs(Timestamp::now().millis_since(member.started_at) / 1000);
-        println!(
+        outln!(
             "{:16} {role:10} {:10} {:>8} {:>8} {done:>8} {:>10}  {}",
             member.id,
             member.state,

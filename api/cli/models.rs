@@ -6,6 +6,7 @@ use ::models::Model;
 use serde_json::json;
 
 use crate::config::{ModelsAction, ModelsArgs};
+use crate::output::outln;
 use crate::setup::Models;
 
 /// Lists or fetches.
@@ -16,7 +17,7 @@ pub(crate) async fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
             let models = Models::open(&models)?;
             let fetch = move || models.fetch().and_then(|()| models.nats_server()).map(|_| models);
             let models = tokio::task::spawn_blocking(fetch).await??;
-            println!("all that a start needs for {} is in {}", models.names.join(", "), models.cache.root().display());
+            outln!("all that a start needs for {} is in {}", models.names.join(", "), models.cache.root().display());
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -25,14 +26,14 @@ pub(crate) async fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
 fn list(models: &Models, json: bool) -> anyhow::Result<()> {
     if json {
         let entries: Vec<_> = models.repository.iter().map(entry).collect();
-        println!("{}", serde_json::to_string_pretty(&entries)?);
+        outln!("{}", serde_json::to_string_pretty(&entries)?);
         return Ok(());
     }
-    println!("{:24} {:16} {:8} DESCRIPTION", "MODEL", "TASK", "VERSION");
+    outln!("{:24} {:16} {:8} DESCRIPTION", "MODEL", "TASK", "VERSION");
     for model in models.repository.iter() {
         let manifest = model.manifest();
         let (task, version) = (manifest.task.as_str(), manifest.version);
-        println!("{:24} {task:16} {version:<8} {}", model.name(), manifest.description);
+        outln!("{:24} {task:16} {version:<8} {}", model.name(), manifest.description);
     }
     Ok(())
 }

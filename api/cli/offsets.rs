@@ -8,6 +8,7 @@ use queue::client::Position;
 
 use crate::config::{OffsetsAction, OffsetsArgs};
 use crate::consume::before;
+use crate::output::{out, outln};
 use crate::table::Table;
 use crate::topics::connect;
 
@@ -17,13 +18,13 @@ pub(crate) async fn run(args: OffsetsArgs) -> anyhow::Result<ExitCode> {
         let position = position(&to)?;
         let queue = connect(&queue).await?;
         queue.reset_group(&topic, partition, &group, position).await?;
-        println!("group {group} of {topic} goes on at {to}");
+        outln!("group {group} of {topic} goes on at {to}");
         return Ok(ExitCode::SUCCESS);
     }
     let topic = args.topic.context("name a topic")?;
     let offsets = connect(&args.queue).await?.offsets(&topic).await?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&offsets)?);
+        outln!("{}", serde_json::to_string_pretty(&offsets)?);
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new(&["PARTITION", "FIRST", "LAST", "GROUP", "DELIVERED", "ACK FLOOR", "LAG"]);
@@ -39,7 +40,7 @@ pub(crate) async fn run(args: OffsetsArgs) -> anyhow::Result<ExitCode> {
             table.row([number, first, last, group.group.clone(), delivered, floor, group.lag.to_string()]);
         }
     }
-    print!("{table}");
+    out!("{table}");
     Ok(ExitCode::SUCCESS)
 }
 

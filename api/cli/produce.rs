@@ -12,6 +12,7 @@ use queue::{JobId, JobOptions, JobSpec, PartitionId, Sequence, Timestamp};
 use serde_json::json;
 
 use crate::config::ProduceArgs;
+use crate::output::outln;
 use crate::setup::Models;
 use crate::submit::inputs;
 use crate::topics::connect;
@@ -23,9 +24,9 @@ pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
     let topic = topic.with_context(|| format!("there is no topic {}; make it with topics create", args.topic))?;
     let say = |name: &str, id: &JobId, partition: PartitionId, sequence: Sequence| {
         if args.json {
-            println!("{}", json!({ "source": name, "id": id, "partition": partition, "sequence": sequence }));
+            outln!("{}", json!({ "source": name, "id": id, "partition": partition, "sequence": sequence }));
         } else {
-            println!("{id}  partition {partition} at {sequence}");
+            outln!("{id}  partition {partition} at {sequence}");
         }
     };
     match &topic.settings.model {

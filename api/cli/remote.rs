@@ -19,7 +19,7 @@ pub(crate) struct Remote {
 impl Remote {
     pub(crate) fn new(args: &ApiAddressArgs) -> anyhow::Result<Self> {
         let http = client(args)?;
-        let base = data::api_address(args.api.as_deref(), &args.data);
+        let base = data::api_address(args.api.as_deref(), &args.data)?;
         Ok(Self { http, base: base.trim_end_matches('/').to_owned() })
     }
 

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use crate::output::note;
+
 /// Goes with its owner, and everything in it.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
@@ -20,7 +22,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("note: {} is left behind: {error}", self.0.display());
+            note!("note: {} is left behind: {error}", self.0.display());
         }
     }
 }

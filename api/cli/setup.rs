@@ -1,6 +1,7 @@
 //! What several commands need before they start: models, cache, runtime, topic defaults.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +12,8 @@ use bytesize::ByteSize;
 use queue::topic::Defaults;
 
 use crate::config::{HttpArgs, ModelArgs, TopicArgs};
+use crate::data;
+use crate::output::note;
 
 /// Bytes that queued images may take when nobody says otherwise and the disk has room.
 const QUEUE_BYTES_MAX: u64 = 32 << 30;
@@ -85,7 +88,7 @@ impl Models {
 }
 
 fn say(line: &str) {
-    eprintln!("{line}");
+    note!("{line}");
 }
 
 /// Bytes that queued jobs may take over all topics. `disk` is the folder whose disk the queue fills,
@@ -121,14 +124,14 @@ pub(crate) async fn check_queue(queue: &queue::Queue, replicas: usize, monitor: 
         Some(url) => match does_sync(url).await {
             Ok(syncs) => Some(syncs),
             Err(error) => {
-                eprintln!("warning: --queue-monitor {url}: {error:#}");
+                note!("warning: --queue-monitor {url}: {error:#}");
                 None
             }
         },
         None => None,
     };
     for doubt in queue.server().doubts(replicas, syncs) {
-        eprintln!("warning: queue: {}", doubt.message);
+        note!("warning: queue: {}", doubt.message);
     }
 }
 
@@ -145,12 +148,17 @@ async fn does_sync(url: &str) -> anyhow::Result<bool> {
 }
 
 /// Opens the job index: the one that was named, or the one in the data folder.
-pub(crate) async fn index(database: Option<&str>, data: &Path) -> anyhow::Result<Index> {
+pub(crate) async fn index(database: Option<&str>, folder: &Path) -> anyhow::Result<Index> {
     let address = match database {
         Some(address) => address.to_owned(),
         None => {
-            std::fs::create_dir_all(data).with_context(|| format!("create {}", data.display()))?;
-            Index::file(&data.join("index.db"))
+            data::private_folder(folder).with_context(|| format!("create {}", folder.display()))?;
+            let file = folder.join("index.db");
+            // SQLite gives what it writes beside a database the database's own mode.
+            let mut private = std::fs::OpenOptions::new();
+            private.create(true).truncate(false).write(true).mode(0o600);
+            private.open(&file).with_context(|| format!("open {}", file.display()))?;
+            Index::file(&file)
         }
     };
     Ok(Index::open(&address).await?)
@@ -179,9 +187,7 @@ pub(crate) fn http_config(
 ) -> anyhow::Result<::api::Config> {
     let (wanted, taken) = (args.upload_limit.as_u64() as usize, max_payload.saturating_sub(MESSAGE_OVERHEAD));
     if wanted > taken {
-        eprintln!(
-            "note: images may have {taken} bytes, not {wanted}: the queue's server takes no more (its max_payload)"
-        );
+        note!("note: images may have {taken} bytes, not {wanted}: the queue's server takes no more (its max_payload)");
     }
     let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
     let tls = tls.map(|(certificate, key)| queue::broker::server_config(certificate, key)).transpose();

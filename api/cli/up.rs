@@ -7,9 +7,11 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use queue::Queue;
 
+use crate::bounds::Bounds;
 use crate::config::{LogArgs, UpArgs, Workers};
 use crate::data::DataDir;
 use crate::engine::Engine;
+use crate::output::{announce, note};
 use crate::setup::{self, Models};
 use crate::supervisor::{Supervisor, WorkerCommand};
 use crate::{autoscale, stop};
@@ -26,9 +28,10 @@ pub(crate) async fn run(args: UpArgs, log: &LogArgs) -> anyhow::Result<ExitCode>
     let data = DataDir::open(&args.data)?;
     let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| Arc::new(models))).await??;
 
-    let engine = Engine::start(&args, &data, &models).await?;
+    let bounds = Bounds::of_this_process();
+    let engine = Engine::start(&args, &data, &models, bounds).await?;
     let failed = {
-        let serving = serve(&args, &data, &models, listener, &engine, log, &stop);
+        let serving = serve(&args, &data, &models, listener, &engine, bounds, log, &stop);
         tokio::pin!(serving);
         tokio::select! {
             result = &mut serving => result,
@@ -50,6 +53,7 @@ async fn serve(
     models: &Models,
     listener: tokio::net::TcpListener,
     engine: &Engine,
+    bounds: Bounds,
     log: &LogArgs,
     stop: &tokio_util::sync::CancellationToken,
 ) -> anyhow::Result<()> {
@@ -57,6 +61,12 @@ async fn serve(
     let defaults = setup::topic_defaults(&args.topics, engine.topic_bytes_max());
     let queue = Queue::connect(address, "sightline up", defaults).await?;
     let config = setup::http_config(&args.http, queue.max_payload(), crate::data::webhook_secret(data.path())?)?;
+    // A queue that runs elsewhere takes no files of this process.
+    let connections_max = match args.queue {
+        None => bounds.api_connections(),
+        Some(_) => bounds.connections_alone(),
+    };
+    let config = ::api::Config { connections_max, bodies_bytes_max: bounds.bodies_bytes(), ..config };
     if args.queue.is_some() {
         setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     }
@@ -77,9 +87,9 @@ async fn serve(
         () = stop.cancelled() => Ok(()),
     };
     if ready.is_ok() && !stop.is_cancelled() {
-        print!("{}", screen(args, data, models, engine, &api, workers));
+        announce!("{}", screen(args, data, models, engine, &api, workers));
         ready = autoscale::run(&mut supervisor, workers, &models.names, &queue, stop).await;
-        eprintln!("stopping: requests end, workers finish and hand back");
+        note!("stopping: requests end, workers finish and hand back");
     }
     stop.cancel();
     serving.await.context("the API failed")?;

@@ -7,6 +7,7 @@ use queue::Queue;
 use queue::topic::Defaults;
 
 use crate::config::{LogArgs, WorkerArgs, Workers};
+use crate::output::announce;
 use crate::setup::Models;
 use crate::supervisor::{Supervisor, WorkerCommand};
 use crate::{autoscale, data, stop};
@@ -26,7 +27,7 @@ pub(crate) async fn run(args: WorkerArgs, log: &LogArgs) -> anyhow::Result<ExitC
     }
     let reporter = if args.supervised { Reporter::to_supervisor() } else { Reporter::silent() };
     if !args.supervised {
-        println!("worker on {address}: {}", models.names.join(", "));
+        announce!("worker on {address}: {}", models.names.join(", "));
     }
     let runtime = models.runtime()?;
     let Models { repository, names, cache, .. } = models;
@@ -53,7 +54,7 @@ async fn supervise(
     };
     let result = match ready {
         Ok(()) => {
-            println!("{workers} workers: {}", models.names.join(", "));
+            announce!("{workers} workers: {}", models.names.join(", "));
             autoscale::run(&mut supervisor, workers, &models.names, &queue, stop).await
         }
         failed => failed,

@@ -20,6 +20,7 @@ use super::{Program, Scratch, median};
 use crate::config::{BenchBrokerArgs, DataArgs};
 use crate::data::DataDir;
 use crate::nats::{NatsServer, Sync};
+use crate::output::outln;
 use crate::setup::Models;
 
 /// Small synced writes to measure the disk with.
@@ -157,13 +158,13 @@ impl Table {
     fn begin(args: &BenchBrokerArgs, sides: &[Side], syncs: f64) -> Self {
         let names: Vec<&'static str> = sides.iter().map(|side| side.name).collect();
         if !args.json {
-            println!("medians of {}; this disk: {syncs:.0} synced writes of 4 KiB a second\n", args.runs);
+            outln!("medians of {}; this disk: {syncs:.0} synced writes of 4 KiB a second\n", args.runs);
             let heads: String = names.iter().map(|name| format!(" {name:>12}")).collect();
             let ratios: String = names[1..]
                 .iter()
                 .map(|name| format!(" {:>14}", format!("own/{}", name.replace("nats ", ""))))
                 .collect();
-            println!("{:<46}{heads}{ratios}", "");
+            outln!("{:<46}{heads}{ratios}", "");
         }
         Self { is_json: args.json, names, rows: Vec::new(), syncs }
     }
@@ -174,7 +175,7 @@ impl Table {
             let show = |value: &f64| if *value < 100.0 { format!("{value:.2}") } else { format!("{value:.0}") };
             let cells: String = figures.iter().map(|figure| format!(" {:>12}", show(figure))).collect();
             let ratios: String = ratios.iter().map(|ratio| format!(" {ratio:>14.2}")).collect();
-            println!("{what:<46}{cells}{ratios}");
+            outln!("{what:<46}{cells}{ratios}");
         }
         let figures: serde_json::Map<String, Value> =
             self.names.iter().zip(figures).map(|(name, figure)| ((*name).to_owned(), figure.into())).collect();
@@ -184,14 +185,14 @@ impl Table {
     /// A figure of our broker alone.
     fn own(&mut self, what: &str, figure: f64) {
         if !self.is_json {
-            println!("{what:<46} {figure:>12.2}");
+            outln!("{what:<46} {figure:>12.2}");
         }
         self.rows.push(json!({"what": what, "figures": {"own": figure}}));
     }
 
     fn end(self) {
         if self.is_json {
-            println!("{:#}", json!({"disk_syncs_per_s": self.syncs, "rows": self.rows}));
+            outln!("{:#}", json!({"disk_syncs_per_s": self.syncs, "rows": self.rows}));
         }
     }
 }

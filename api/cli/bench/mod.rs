@@ -2,6 +2,7 @@
 
 mod pipeline;
 mod broker;
+mod journal;
 
 use std::process::{ExitCode, Stdio};
 
@@ -18,6 +19,7 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.what {
         BenchKind::Pipeline(args) => pipeline::run(args).await,
         BenchKind::Broker(args) => broker::run(args).await,
+        BenchKind::Journal(args) => journal::run(args).await,
     }
 }
 

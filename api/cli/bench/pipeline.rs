@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::{Program, Scratch, median};
 use crate::config::BenchPipelineArgs;
+use crate::output::{note, outln};
 use crate::setup::Models;
 use crate::submit::inputs;
 
@@ -66,7 +67,7 @@ pub(super) async fn run(args: BenchPipelineArgs) -> anyhow::Result<ExitCode> {
         pipelines.push(pipeline.run(&images, count).await?);
         if !args.json {
             let (a, b) = (&bares[turn], &pipelines[turn]);
-            eprintln!("run {}: bare {:.1}, pipeline {:.1} images/s", turn + 1, a.per_second, b.per_second);
+            note!("run {}: bare {:.1}, pipeline {:.1} images/s", turn + 1, a.per_second, b.per_second);
         }
     }
     pipeline.program.end().await;
@@ -81,13 +82,13 @@ pub(super) async fn run(args: BenchPipelineArgs) -> anyhow::Result<ExitCode> {
             "bare_cpu_ms": bare_cpu, "pipeline_cpu_ms": pipeline_cpu,
             "model": model, "workers": workers, "images": count, "runs": args.runs,
         });
-        println!("{result:#}");
+        outln!("{result:#}");
     } else {
         let shown = |cpu: Option<f64>| cpu.map_or_else(|| "?".into(), |ms| format!("{ms:.1}"));
-        println!("{model}, {workers} threads, {count} images a run, medians of {}", args.runs);
-        println!("bare loop  {bare_per_s:>8.1} images/s  {:>6} CPU ms an image", shown(bare_cpu));
-        println!("pipeline   {pipeline_per_s:>8.1} images/s  {:>6} CPU ms an image", shown(pipeline_cpu));
-        println!("ratio      {ratio:>8.3}");
+        outln!("{model}, {workers} threads, {count} images a run, medians of {}", args.runs);
+        outln!("bare loop  {bare_per_s:>8.1} images/s  {:>6} CPU ms an image", shown(bare_cpu));
+        outln!("pipeline   {pipeline_per_s:>8.1} images/s  {:>6} CPU ms an image", shown(pipeline_cpu));
+        outln!("ratio      {ratio:>8.3}");
     }
     Ok(ExitCode::SUCCESS)
 }

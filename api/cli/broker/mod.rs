@@ -15,8 +15,10 @@ use queue::client::Address;
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use crate::bounds::Bounds;
 use crate::config::{BrokerAction, BrokerArgs, BrokerServeArgs, DataArgs};
 use crate::data::DataDir;
+use crate::output::{announce, note, outln};
 use crate::{setup, stop};
 
 pub(crate) use settings::Settings as FileSettings;
@@ -33,6 +35,7 @@ pub(crate) struct Settings {
     pub(crate) max_payload: u64,
     pub(crate) sync: bool,
     pub(crate) lame_duck: Duration,
+    pub(crate) connections_max: usize,
     pub(crate) config: settings::Settings,
 }
 
@@ -74,6 +77,7 @@ async fn serve(args: BrokerServeArgs) -> anyhow::Result<ExitCode> {
         max_payload: args.max_payload.as_u64(),
         sync: !args.no_sync,
         lame_duck: args.lame_duck,
+        connections_max: Bounds::of_this_process().connections_alone(),
         config,
     };
     let (broker, address) = start(&data, settings).await?;
@@ -82,15 +86,15 @@ async fn serve(args: BrokerServeArgs) -> anyhow::Result<ExitCode> {
     let watching = monitoring.map(|listener| -> anyhow::Result<_> {
         let at = listener.local_addr().context("find the monitoring port's own address")?;
         ports["monitoring"] = json!([format!("http://{at}")]);
-        eprintln!("[INF] Starting http monitor on {at}");
+        note!("[INF] Starting http monitor on {at}");
         Ok(tokio::spawn(monitor::serve(broker.monitor(), listener, stop.clone())))
     });
     let watching = watching.transpose()?;
     let notices = Notices::leave(&args, &ports)?;
     // What programs look for that start servers of this kind.
-    eprintln!("[INF] Listening for client connections on {}", broker.address());
-    eprintln!("[INF] Server is ready");
-    println!("queue on {address}, data in {}", data.path().display());
+    note!("[INF] Listening for client connections on {}", broker.address());
+    note!("[INF] Server is ready");
+    announce!("queue on {address}, data in {}", data.path().display());
     let failed = tokio::select! {
         () = stop.cancelled() => None,
         problem = broker.failure() => Some(problem),
@@ -177,25 +181,25 @@ fn restore(data: &DataArgs, from: &Path) -> anyhow::Result<ExitCode> {
 /// Reads all of a journal that is not in use, and says what is in it.
 fn check(journal: &Path) -> anyhow::Result<ExitCode> {
     let Inventory { streams, messages, losses } = backup::check(journal)?;
-    println!("{}: {streams} streams, {messages} messages, {} losses", journal.display(), losses.len());
-    losses.iter().for_each(|loss| println!("{loss}"));
+    outln!("{}: {streams} streams, {messages} messages, {} losses", journal.display(), losses.len());
+    losses.iter().for_each(|loss| outln!("{loss}"));
     Ok(if losses.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Starts a broker on a data folder. The address has the token.
 pub(crate) async fn start(data: &DataDir, settings: Settings) -> anyhow::Result<(Broker, Address)> {
-    let Settings { listen, open, queue_bytes, max_payload, sync, lame_duck, config } = settings;
+    let Settings { listen, open, queue_bytes, max_payload, sync, lame_duck, connections_max, config } = settings;
     let is_local = listen.ip().is_loopback();
     if open && !is_local {
         bail!("--broker-open is for loopback only: on {listen} everybody who reaches it could take and lose jobs");
     }
     if !is_local && !config.is_encrypted() {
-        eprintln!(
+        note!(
             "note: the queue listens on {listen} without encryption; its token and all images can be read on the way"
         );
     }
     if data.path().join("nats").exists() {
-        eprintln!(
+        note!(
             "note: {} also holds the store of a NATS server; what is queued there is seen with --engine nats",
             data.path().display()
         );
@@ -220,6 +224,7 @@ pub(crate) async fn start(data: &DataDir, settings: Settings) -> anyhow::Result<
         queue_bytes_max: queue_bytes,
         sync,
         lame_duck,
+        connections_max,
         ..Options::new(data.path().join(JOURNAL))
     };
     config.apply(&mut options)?;
@@ -230,7 +235,7 @@ pub(crate) async fn start(data: &DataDir, settings: Settings) -> anyhow::Result<
     });
     let broker = broker.await.context("open the journal")??;
     for loss in broker.losses() {
-        eprintln!("warning: the journal is damaged: {loss}");
+        note!("warning: the journal is damaged: {loss}");
     }
     Ok((broker, address))
 }

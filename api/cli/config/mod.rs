@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use remote::{
@@ -297,6 +298,8 @@ pub(crate) enum BenchKind {
     Pipeline(BenchPipelineArgs),
     /// Our broker against another NATS server, in turn, asked by one client program
     Broker(BenchBrokerArgs),
+    /// Room that the journal takes against what lives in it, at full speed
+    Journal(BenchJournalArgs),
 }
 
 #[derive(Debug, Args)]
@@ -324,6 +327,28 @@ pub(crate) struct BenchPipelineArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) models: ModelArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchJournalArgs {
+    /// Bytes of an image
+    #[arg(long, default_value = "800KB", value_name = "BYTES")]
+    pub(crate) image_bytes: ByteSize,
+    /// Jobs published at a time
+    #[arg(long, default_value = "64", value_name = "N")]
+    pub(crate) in_flight: NonZeroUsize,
+    /// Images that wait at a time
+    #[arg(long, default_value = "256", value_name = "N")]
+    pub(crate) backlog: usize,
+    /// How long to publish
+    #[arg(long = "for", default_value = "2m", value_name = "SPAN")]
+    pub(crate) span: humantime::Duration,
+    /// Folder on the disk to measure [default: the working folder]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -524,19 +549,33 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
     format!("{} (see sightline --help)", line.strip_prefix("error: ").unwrap_or(&line))
 }
 
-/// Logs to standard error.
-pub(crate) fn start_logging(args: &LogArgs) -> anyhow::Result<()> {
+/// Lines that wait to be written; further ones are dropped.
+const LOG_LINES_MAX: usize = 4096;
+
+/// Logs to standard error until what it returns is dropped.
+pub(crate) fn start_logging(args: &LogArgs) -> anyhow::Result<WorkerGuard> {
     // The client reports its errors to us as well, and we say them once.
     let quiet = if args.log.contains("async_nats") { "" } else { ",async_nats=off" };
     let filter = format!("{}{quiet}", args.log);
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {}", args.log))?;
     let colored = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colored);
+    // A log that cannot be written, or that nothing reads, is dropped: lines wait in a thread of their
+    // own, so neither a full disk nor a reader that hangs ever reaches what is logged.
+    let (lines, guard) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LOG_LINES_MAX)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(lines)
+        .log_internal_errors(false)
+        .with_ansi(colored);
     match args.log_format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
-    Ok(())
+    Ok(guard)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use rustix::process::Signal;
 use serde::Serialize;
 
 use crate::config::{DrillArgs, Victim};
+use crate::output::{note, outln};
 use crate::setup::Models;
 use load::Load;
 use stack::Stack;
@@ -56,7 +57,7 @@ pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
     let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
     let model = models.names.first().context("there is no model")?.clone();
     let mut stack = Stack::start(&args, models, &model).await?;
-    eprintln!("a system of its own runs in {}; load begins", stack.folder().display());
+    note!("a system of its own runs in {}; load begins", stack.folder().display());
     let started = Instant::now();
     let load = Load::start(stack.api(), &model, args.in_flight.get());
     load.wait_for_first().await?;
@@ -65,7 +66,7 @@ pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
         tokio::time::sleep(Duration::from_millis(random.random_range(FAULT_PAUSE.0..FAULT_PAUSE.1))).await;
         let pauses = args.pause && number % 2 == 0;
         let what = fault(&mut stack, &args, pauses, &mut random).await?;
-        eprintln!("{number} of {}: {what}", args.times);
+        note!("{number} of {}: {what}", args.times);
         heal(&stack).await?;
     }
     // Some more, to see that it goes on.
@@ -133,13 +134,13 @@ async fn count(
     pauses: &[Duration],
     started: Instant,
 ) -> anyhow::Result<Report> {
-    eprintln!("load has ended; {} jobs were accepted, waiting for their ends", accepted.len());
+    note!("load has ended; {} jobs were accepted, waiting for their ends", accepted.len());
     let mut ends = load::ends(stack.api(), accepted).await;
     // The same once more, from the queue's side.
     let queue = Queue::connect(&Address::parse(&stack.queue_url())?, "sightline drill", Defaults::default()).await?;
     for topic in queue.topics().await? {
         for wrong in queue.audit(topic.name(), accepted).await?.wrong {
-            eprintln!("{}: {:?}", wrong.id, wrong.problem);
+            note!("{}: {:?}", wrong.id, wrong.problem);
             match wrong.problem {
                 Problem::Unknown => ends.lost.insert(wrong.id),
                 Problem::InputGone | Problem::NotSettled | Problem::NoDeadLetter | Problem::Unreadable => {
@@ -171,18 +172,18 @@ async fn count(
 
 fn show(report: &Report, json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(report)?);
+        outln!("{}", serde_json::to_string_pretty(report)?);
         return Ok(());
     }
-    println!("engine         {}", report.engine);
-    println!("faults         {} ({})", report.faults, report.kill);
-    println!("accepted       {}", report.accepted);
-    println!("succeeded      {}", report.succeeded);
-    println!("failed         {}", report.failed);
-    println!("lost           {}", report.lost);
-    println!("duplicated     {}", report.duplicated);
-    println!("stuck          {}", report.stuck);
-    println!("longest pause  {:.1} s", report.longest_pause_seconds);
-    println!("took           {:.0} s", report.seconds);
+    outln!("engine         {}", report.engine);
+    outln!("faults         {} ({})", report.faults, report.kill);
+    outln!("accepted       {}", report.accepted);
+    outln!("succeeded      {}", report.succeeded);
+    outln!("failed         {}", report.failed);
+    outln!("lost           {}", report.lost);
+    outln!("duplicated     {}", report.duplicated);
+    outln!("stuck          {}", report.stuck);
+    outln!("longest pause  {:.1} s", report.longest_pause_seconds);
+    outln!("took           {:.0} s", report.seconds);
     Ok(())
 }

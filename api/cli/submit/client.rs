@@ -34,7 +34,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(api: &ApiAddressArgs, model: &str) -> anyhow::Result<Self> {
-        let base = data::api_address(api.api.as_deref(), &api.data);
+        let base = data::api_address(api.api.as_deref(), &api.data)?;
         Ok(Self { http: client(api)?, base: base.trim_end_matches('/').to_owned(), model: model.to_owned() })
     }
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::table;
 use crate::config::OutputFormat;
+use crate::output::out;
 
 /// The output file and its list of accepted images; or standard output, which cannot be resumed.
 pub(super) struct Ledger {
@@ -39,7 +40,7 @@ impl Ledger {
             let ledger =
                 Self { finished: HashMap::new(), accepted: HashMap::new(), keys: HashMap::new(), format, files: None };
             if format == OutputFormat::Csv {
-                print!("{}", table::HEAD);
+                out!("{}", table::HEAD);
             }
             return Ok(ledger);
         };

@@ -21,6 +21,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 use crate::config::SubmitArgs;
+use crate::output::note;
 use crate::stop;
 use client::Client;
 use ledger::Ledger;
@@ -64,7 +65,7 @@ pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
     let seconds = started.elapsed().as_secs_f64();
     let rate = (tally.total() - resumed) as f64 / seconds.max(0.001);
     let before = if resumed > 0 { format!(" ({resumed} of them before)") } else { String::new() };
-    eprintln!("{} images{before}: {tally} in {seconds:.1} s, {rate:.1} images/s", tally.total());
+    note!("{} images{before}: {tally} in {seconds:.1} s, {rate:.1} images/s", tally.total());
     Ok(if tally.all_succeeded() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -12,6 +12,7 @@ use queue::{Queue, TopicName};
 
 use crate::config::{ConfirmedArgs, CreateArgs, NamedArgs, QueueArgs, SettingsArgs, TopicsAction, TopicsArgs};
 use crate::data;
+use crate::output::{note, out, outln};
 use crate::setup::Models;
 use crate::table::Table;
 
@@ -33,12 +34,12 @@ pub(crate) async fn run(args: TopicsArgs) -> anyhow::Result<ExitCode> {
         TopicsAction::Delete(args) => {
             let queue = confirmed(&args, "Everything in it is lost: jobs, results, dead letters.").await?;
             queue.delete_topic(&args.topic).await?;
-            println!("topic {} is gone", args.topic);
+            outln!("topic {} is gone", args.topic);
         }
         TopicsAction::Purge(args) => {
             let queue = confirmed(&args, "Jobs that wait are canceled.").await?;
             let purged = queue.purge_topic(&args.topic).await?;
-            println!("{} jobs canceled, {} messages removed", purged.canceled, purged.messages);
+            outln!("{} jobs canceled, {} messages removed", purged.canceled, purged.messages);
         }
         TopicsAction::Pause(args) => set_paused(&args, true).await?,
         TopicsAction::Resume(args) => set_paused(&args, false).await?,
@@ -60,7 +61,7 @@ async fn list(queue: &Queue, json: bool) -> anyhow::Result<()> {
         described.push(queue.describe(topic.name()).await?);
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&described)?);
+        outln!("{}", serde_json::to_string_pretty(&described)?);
         return Ok(());
     }
     let mut table =
@@ -80,43 +81,43 @@ async fn list(queue: &Queue, json: bool) -> anyhow::Result<()> {
             if topic.paused { "paused".into() } else { "open".into() },
         ]);
     }
-    print!("{table}");
+    out!("{table}");
     Ok(())
 }
 
 fn show(topic: &Description, json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string_pretty(topic)?);
+        outln!("{}", serde_json::to_string_pretty(topic)?);
         return Ok(());
     }
     let time = |ms: u64| humantime::format_duration(std::time::Duration::from_millis(ms)).to_string();
-    println!("topic       {}", topic.name);
-    println!("model       {}", topic.model.as_deref().unwrap_or("none: a plain log"));
-    println!("retention   {}", topic.retention);
-    println!("replicas    {}", topic.replicas);
-    println!(
+    outln!("topic       {}", topic.name);
+    outln!("model       {}", topic.model.as_deref().unwrap_or("none: a plain log"));
+    outln!("retention   {}", topic.retention);
+    outln!("replicas    {}", topic.replicas);
+    outln!(
         "state       {}{}",
         if topic.paused { "paused" } else { "open" },
         if topic.ordered { ", ordered" } else { "" }
     );
-    println!(
+    outln!(
         "lease       {}, {} attempts, runs up to {}",
         time(topic.lease_ms),
         topic.attempts,
         time(topic.run_timeout_ms)
     );
-    println!(
+    outln!(
         "retries     after {}, doubling up to {}, give or take {} %",
         time(topic.retry.first_ms),
         time(topic.retry.max_ms),
         topic.retry.jitter_percent
     );
-    println!("results     {} kept, for {}", topic.records, time(topic.result_ttl_secs * 1_000));
-    println!("dead        {}", topic.dead);
+    outln!("results     {} kept, for {}", topic.records, time(topic.result_ttl_secs * 1_000));
+    outln!("dead        {}", topic.dead);
     if let Some(bytes) = topic.max_bytes {
-        println!("room        {}", bytesize::ByteSize(bytes));
+        outln!("room        {}", bytesize::ByteSize(bytes));
     }
-    println!();
+    outln!();
     let headings = [
         "PARTITION",
         "LEADER",
@@ -156,7 +157,7 @@ fn show(topic: &Description, json: bool) -> anyhow::Result<()> {
             partition.oldest_at.map_or_else(|| "-".into(), |at| time(now.millis_since(at) / 1_000 * 1_000)),
         ]);
     }
-    print!("{table}");
+    out!("{table}");
     Ok(())
 }
 
@@ -175,7 +176,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     let is_log = settings.retention != queue::topic::Retention::Work;
     queue.create_topic(settings, args.settings.replicas.map(usize::from)).await?;
     if is_log && model.is_some() {
-        eprintln!("note: a log drops its oldest messages by age and size, also those that were never run");
+        note!("note: a log drops its oldest messages by age and size, also those that were never run");
     }
     show(&queue.describe(&args.topic).await?, false)
 }
@@ -198,7 +199,7 @@ fn change(args: &SettingsArgs) -> Change {
 async fn set_paused(args: &NamedArgs, paused: bool) -> anyhow::Result<()> {
     let queue = connect(&args.queue).await?;
     queue.pause_topic(&args.topic, paused).await?;
-    println!("topic {} {}", args.topic, if paused { "is paused: its jobs wait" } else { "goes on" });
+    outln!("topic {} {}", args.topic, if paused { "is paused: its jobs wait" } else { "goes on" });
     Ok(())
 }
 
@@ -215,7 +216,7 @@ async fn confirmed(args: &ConfirmedArgs, consequence: &str) -> anyhow::Result<Qu
 }
 
 fn ask(topic: &TopicName, what: &str) -> anyhow::Result<()> {
-    print!("Topic {topic} has {what}\nType its name to go on: ");
+    out!("Topic {topic} has {what}\nType its name to go on: ");
     std::io::stdout().flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::connect;
 use crate::config::ReplayArgs;
+use crate::output::outln;
 use crate::produce::{find, spec};
 use crate::setup::Models;
 
@@ -91,20 +92,26 @@ pub(crate) async fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
         summary.messages += 1;
         let verdict = judge(states.as_ref(), &mut summary);
         if args.json {
-            println!(
+            outln!(
                 "{}",
                 json!({ "id": message.job_id(), "sequence": message.sequence, "verdict": verdict.0, "detail": verdict.1 })
             );
         } else if verdict.0 != "same" {
-            println!("{}  {}  {}", message.subject, verdict.0, verdict.1);
+            outln!("{}  {}  {}", message.subject, verdict.0, verdict.1);
         }
     }
     if args.json {
-        println!("{}", json!({ "summary": summary }));
+        outln!("{}", json!({ "summary": summary }));
     } else {
-        println!(
+        outln!(
             "{} messages through {}: {} same, {} different, {} new, {} failed, {} skipped",
-            summary.messages, args.model, summary.same, summary.different, summary.new, summary.failed, summary.skipped
+            summary.messages,
+            args.model,
+            summary.same,
+            summary.different,
+            summary.new,
+            summary.failed,
+            summary.skipped
         );
     }
     Ok(if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

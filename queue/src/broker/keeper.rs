@@ -14,10 +14,10 @@ use bytes::BytesMut;
 use super::Shared;
 use super::core::{Core, now};
 use crate::journal::change::Change;
-use crate::journal::entry::{Step, Walk};
+use crate::journal::entry::{Entry, Step, Walk};
 use crate::journal::segment::{HEADER_BYTES, SEAL, SegmentFile};
 use crate::journal::snapshot::SnapshotWriter;
-use crate::journal::{Place, Stored};
+use crate::journal::{Haste, Place, Stored};
 use crate::stream::put_id;
 
 /// Pause between two looks.
@@ -34,6 +34,9 @@ const WORTH_BYTES: u64 = 32 << 20;
 const TURN_MESSAGES: usize = 2048;
 /// Bytes that are carried out of an old segment in one turn with the lock.
 const TURN_BYTES: usize = 1 << 20;
+
+/// Segments that are emptied in one look, at most.
+const SWEEPS_MAX: usize = 64;
 
 /// The keeper's thread.
 #[derive(Debug)]
@@ -102,9 +105,14 @@ impl Shared {
         let is_short = self.fill_spares()?;
         if state.swept_at.elapsed() >= SWEEP_PAUSE || is_short {
             state.swept_at = Instant::now();
-            if let Err(error) = self.sweep() {
-                tracing::debug!(%error, "an old segment could not be emptied");
+            self.sweep_or_log(Haste::None);
+        }
+        // As fast as the log grows, however fast that is: between two segments others get the lock.
+        for _ in 0..SWEEPS_MAX {
+            if !self.lock().journal.is_bloated() || !self.sweep_or_log(Haste::Now) {
+                break;
             }
+            self.fill_spares()?;
         }
         self.drop_dead(state.mark)?;
         let (dead, head) = {
@@ -129,14 +137,14 @@ impl Shared {
 
     /// Allocates spares. Whether some are missing all the same.
     fn fill_spares(&self) -> io::Result<bool> {
-        let (storage, (missing, bytes)) = {
+        let (files, (missing, bytes)) = {
             let mut core = self.lock();
-            (core.journal.storage().clone(), core.journal.spares_wanted())
+            (core.journal.files().clone(), core.journal.spares_wanted())
         };
         let mut is_short = false;
         for _ in 0..missing {
             let number = self.lock().journal.space().next_number();
-            match SegmentFile::allocate(&storage, number, bytes) {
+            match SegmentFile::allocate(&files, number, bytes) {
                 Ok(spare) => self.lock().journal.space().put(spare),
                 Err(error) => {
                     tracing::debug!(%error, "no room for a spare");
@@ -145,7 +153,7 @@ impl Shared {
                 }
             }
         }
-        let free = storage.free_bytes()?;
+        let free = files.storage().free_bytes()?;
         self.lock().journal.space().set_free_bytes(free);
         Ok(is_short)
     }
@@ -164,38 +172,38 @@ impl Shared {
         Ok(())
     }
 
-    /// Carries what lives out of the emptiest old segment.
-    pub(super) fn sweep(&self) -> io::Result<()> {
-        let Some((base, file)) = self.lock().journal.emptiest() else { return Ok(()) };
+    /// [Sweeps](Self::sweep); whether that brought anything.
+    fn sweep_or_log(&self, haste: Haste) -> bool {
+        self.sweep(haste).unwrap_or_else(|error| {
+            tracing::debug!(%error, "an old segment could not be emptied");
+            false
+        })
+    }
+
+    /// Carries what lives out of the emptiest old segment. Whether there was one.
+    pub(super) fn sweep(&self, haste: Haste) -> io::Result<bool> {
+        let Some((base, segment)) = self.lock().journal.emptiest(haste) else { return Ok(false) };
         // Sealed, and perhaps not written to its end yet: what is not there would be taken for damage.
         self.lock().finish_all();
         self.committer.barrier()?;
-        let mut bytes = vec![0; (file.file.bytes()?.min(file.bytes) - HEADER_BYTES) as usize];
-        file.file.read_at(&mut bytes, HEADER_BYTES)?;
-        let mut steps = Walk::new(base + HEADER_BYTES, &bytes, None);
-        let mut is_damaged = false;
+        let file = segment.file()?;
+        let mut bytes = vec![0; (file.bytes()?.min(segment.bytes) - HEADER_BYTES) as usize];
+        file.read_at(&mut bytes, HEADER_BYTES)?;
+        let mut walk = Sweep { steps: Walk::new(base + HEADER_BYTES, &bytes, None), is_over: false, is_damaged: false };
         loop {
+            // Looked through without the lock: checking a whole segment takes milliseconds.
+            let turn = walk.turn();
             let mut core = self.lock();
-            let mut carried = 0;
-            while carried <= TURN_BYTES {
-                // What lies behind a seal is left over from before a torn tail.
-                match steps.next().filter(|step| !matches!(step, Step::Entry { entry, .. } if entry.kind == SEAL)) {
-                    Some(Step::Entry { position, entry }) => {
-                        let place = Place { position, bytes: entry.bytes() as u32 };
-                        if let Some(Change::Stored(stored)) = Change::decode(entry.kind, entry.body) {
-                            carried += core.carry(&stored, place)?;
-                        }
-                    }
-                    Some(Step::Gap { .. }) => is_damaged = true,
-                    None => {
-                        if is_damaged {
-                            core.give_up_between(base, base + file.bytes);
-                            self.timer_set.notify_one();
-                        }
-                        core.finish_all();
-                        return Ok(());
-                    }
+            for (stored, place) in &turn {
+                core.carry(stored, *place)?;
+            }
+            if walk.is_over {
+                if walk.is_damaged {
+                    core.give_up_between(base, base + segment.bytes);
+                    self.timer_set.notify_one();
                 }
+                core.finish_all();
+                return Ok(true);
             }
             core.finish_all();
         }
@@ -207,7 +215,11 @@ impl Shared {
         let (storage, mark, streams) = {
             let mut core = self.lock();
             core.finish_all();
-            (core.journal.storage().clone(), core.journal.mark(), core.streams.keys().copied().collect::<Vec<_>>())
+            (
+                core.journal.files().storage().clone(),
+                core.journal.mark(),
+                core.streams.keys().copied().collect::<Vec<_>>(),
+            )
         };
         let write = || {
             let mut writer = SnapshotWriter::create(&storage, mark)?;
@@ -262,6 +274,34 @@ impl Shared {
     }
 }
 
+/// A walk through a segment that is emptied.
+struct Sweep<'a> {
+    steps: Walk<'a>,
+    is_over: bool,
+    is_damaged: bool,
+}
+
+impl<'a> Sweep<'a> {
+    /// The next messages, some [`TURN_BYTES`] of them; none at the segment's end.
+    fn turn(&mut self) -> Vec<(Stored<'a>, Place)> {
+        let (mut turn, mut bytes) = (Vec::new(), 0);
+        while bytes <= TURN_BYTES && !self.is_over {
+            match self.steps.next() {
+                // What lies behind a seal is left over from before a torn tail.
+                None | Some(Step::Entry { entry: Entry { kind: SEAL, .. }, .. }) => self.is_over = true,
+                Some(Step::Gap { .. }) => self.is_damaged = true,
+                Some(Step::Entry { position, entry }) => {
+                    if let Some(Change::Stored(stored)) = Change::decode(entry.kind, entry.body) {
+                        bytes += entry.bytes();
+                        turn.push((stored, Place { position, bytes: entry.bytes() as u32 }));
+                    }
+                }
+            }
+        }
+        turn
+    }
+}
+
 impl Core {
     /// What still lies in a span of the log after all that is whole was carried out of it is lost.
     fn give_up_between(&mut self, from: u64, to: u64) {
@@ -274,17 +314,17 @@ impl Core {
         lost.into_iter().for_each(|(of, place)| self.unreadable(of, place, &damaged));
     }
 
-    /// Writes a message anew at the head of the log, if this is where it lies. Returns the bytes
-    /// that it took.
-    fn carry(&mut self, stored: &Stored<'_>, place: Place) -> io::Result<usize> {
+    /// Writes a message anew at the head of the log, if this is where it lies.
+    fn carry(&mut self, stored: &Stored<'_>, place: Place) -> io::Result<()> {
         let message = self.streams.get(&stored.stream).and_then(|stream| stream.messages.get(stored.sequence));
         if message.is_none_or(|message| message.place() != place) {
-            return Ok(0);
+            return Ok(());
         }
         // Nothing that waits is told of this, and it replaces nothing any more.
         let moved = Change::Stored(Stored { moved: true, replaces: 0, ..*stored });
         let full = |full| io::Error::new(io::ErrorKind::StorageFull, full);
         self.change(&moved, false, now()).map_err(full)?;
-        Ok(place.bytes as usize)
+        self.journal.count_carried(u64::from(place.bytes));
+        Ok(())
     }
 }

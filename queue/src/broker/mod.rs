@@ -51,6 +51,7 @@ pub use self::damage::Loss;
 pub use self::monitor::Monitor;
 pub use self::tls::{Tls, server_config};
 use crate::journal::Committer;
+pub use crate::journal::Usage as JournalUsage;
 pub use crate::journal::recovery::OpenError;
 use crate::platform::storage::Folder;
 use keeper::Keeper;
@@ -280,6 +281,11 @@ impl Broker {
     /// What was stored and is lost, because it decayed on disk.
     pub fn losses(&self) -> Vec<Loss> {
         self.shared.lock().losses.clone()
+    }
+
+    /// What its journal takes on disk.
+    pub fn journal_usage(&self) -> JournalUsage {
+        self.shared.lock().journal.usage()
     }
 
     /// Waits until the journal cannot be written any more, which ends the broker, and returns why.

@@ -97,7 +97,7 @@ impl Monitor {
             "streams": core.streams.len(), "consumers": sum(|stream| stream.consumers().count() as u64),
             "messages": sum(|stream| stream.messages.len() as u64), "bytes": storage,
             "api": {"level": API_LEVEL, "total": core.api_requests, "errors": core.api_errors},
-            "losses": core.losses,
+            "losses": core.losses, "journal": core.journal.usage(),
         });
         if details {
             let streams = core.by_name().map(|stream| {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::core::{Core, now};
 use super::{Options, Shared};
-use crate::journal::{Change, OpenError};
+use crate::journal::{Change, Haste, OpenError};
 use crate::nats::Publication;
 use crate::platform::memory::Memory;
 use crate::stream::{ConsumerConfig, StreamConfig, config};
@@ -193,7 +193,7 @@ fn work(memory: &Arc<Memory>, promised: &mut Promised) -> Option<()> {
         promised.gone.extend(stored[1..].iter().map(|sequence| ("w".to_owned(), *sequence)));
         match round % 3 {
             0 => mark = shared.snapshot(0).ok()?.0,
-            1 => shared.sweep().ok()?,
+            1 => drop(shared.sweep(if round % 2 == 0 { Haste::Now } else { Haste::None }).ok()?),
             _ => shared.drop_dead(mark).ok()?,
         }
     }

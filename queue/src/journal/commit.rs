@@ -182,17 +182,18 @@ fn run<R: Release>(shared: &Shared<R>, mut current: Arc<SegmentFile>) -> io::Res
                 Step::Begin(segment, header) => {
                     // The old segment is durable before anything lies in the next one: recovery
                     // takes a gap in the middle for damage.
-                    current.file.sync()?;
+                    current.file()?.sync()?;
                     segment.begin(header)?;
+                    current.close();
                     current = segment.clone();
                 }
-                Step::Data(segment, offset, bytes) => segment.file.write_at(bytes, offset)?,
+                Step::Data(segment, offset, bytes) => segment.file()?.write_at(bytes, offset)?,
             }
             is_dirty = true;
         }
         end = batches.iter().map(|batch| batch.end).fold(end, u64::max);
         if must_sync && is_dirty {
-            current.file.sync()?;
+            current.file()?.sync()?;
             is_dirty = false;
             shared.durable.store(end, Ordering::Release);
         }

@@ -30,10 +30,9 @@ pub(crate) use commit::{Committer, Release};
 pub(crate) use recovery::{Damage, OpenError};
 pub(crate) use space::{Full, Share};
 
-use crate::platform::storage::Storage;
 use commit::{Batch, Write};
 use entry::{FRAME_BYTES, MARK_BYTES};
-use segment::{HEADER_BYTES, Header, SEAL, SegmentFile, VERSION};
+use segment::{Files, HEADER_BYTES, Header, SEAL, SegmentFile, VERSION};
 use space::Space;
 
 /// Bytes of the log's end that are kept in memory, so that a message that is delivered soon is not
@@ -43,10 +42,14 @@ const RECENT_BYTES_MAX: usize = 32 << 20;
 /// So many bytes are handed over even if nobody waits for them.
 const LAZY_BYTES_MAX: usize = 64 << 10;
 
+/// Segments that the log may take beyond one and a half times what lives, before old ones are emptied at
+/// once.
+const BLOAT_SEGMENTS_MAX: u64 = 8;
+
 /// The log and what is on its way into it.
 #[derive(Debug)]
 pub(crate) struct Journal<R> {
-    storage: Arc<dyn Storage>,
+    files: Arc<Files>,
     committer: Arc<Committer<R>>,
     segments: BTreeMap<u64, Segment>,
     /// Base of the segment that is written now.
@@ -64,6 +67,9 @@ pub(crate) struct Journal<R> {
     marked: u64,
     /// Where the last entry that is no mark ends.
     told: u64,
+    /// Bytes of entries appended since the start, and how many of them were carried.
+    appended: u64,
+    carried: u64,
     recent: Recent,
 }
 
@@ -90,7 +96,7 @@ impl<R: Release> Journal<R> {
         let left = self.left();
         self.space.admit(bytes.saturating_sub(left), share, owed)?;
         if bytes > left {
-            let file = self.space.take(&self.storage, bytes + HEADER_BYTES + FRAME_BYTES as u64, share)?;
+            let file = self.space.take(&self.files, bytes + HEADER_BYTES + FRAME_BYTES as u64, share)?;
             self.roll(file);
         }
         Ok(())
@@ -122,6 +128,7 @@ impl<R: Release> Journal<R> {
         self.crc = entry::encode(change, position, self.crc, &mut self.open);
         let bytes = (self.open.len() - before) as u64;
         self.head += bytes;
+        self.appended += bytes;
         self.told = self.head;
         self.must_sync |= durable;
         // Invariant: an entry lies within one segment, with room for the seal behind it.
@@ -255,9 +262,9 @@ impl<R: Release> Journal<R> {
         (self.head, self.crc)
     }
 
-    /// The files' owner.
-    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
-        &self.storage
+    /// The folder's files.
+    pub(crate) fn files(&self) -> &Arc<Files> {
+        &self.files
     }
 
     /// Bases of the segments before `position` that hold nothing.
@@ -282,17 +289,42 @@ impl<R: Release> Journal<R> {
         sealed.filter(|(_, segment)| segment.live == 0).map(|(_, segment)| segment.span).sum()
     }
 
-    /// The sealed segment with the least in it, if at most half of it is live and nothing in it has
-    /// gone since this was last asked. One that drains by itself is better left alone.
-    pub(crate) fn emptiest(&mut self) -> Option<(u64, Arc<SegmentFile>)> {
+    /// What the log takes on disk.
+    pub(crate) fn usage(&self) -> Usage {
+        let mut usage = Usage { appended_bytes: self.appended, carried_bytes: self.carried, ..Usage::default() };
+        for (base, segment) in &self.segments {
+            usage.segments += 1;
+            usage.bytes += segment.span;
+            usage.live_bytes += segment.live;
+            if segment.live == 0 && *base != self.active {
+                usage.dead_bytes += segment.span;
+            }
+        }
+        usage
+    }
+
+    /// Whether the log takes so much more room than what lives in it that segments must be emptied now.
+    pub(crate) fn is_bloated(&self) -> bool {
+        let Usage { bytes, live_bytes, dead_bytes, .. } = self.usage();
+        bytes - dead_bytes > live_bytes + live_bytes / 2 + BLOAT_SEGMENTS_MAX * self.space.segment_bytes
+    }
+
+    /// The sealed segment with the least in it, if at most half of it is live. One that drains by itself
+    /// is left alone if there is [`Haste::None`]: something in it has gone since this was last asked.
+    pub(crate) fn emptiest(&mut self, haste: Haste) -> Option<(u64, Arc<SegmentFile>)> {
         let active = self.active;
         let sealed = self.segments.iter_mut().filter(|(base, segment)| **base != active && segment.live > 0);
-        let quiet = sealed.filter_map(|(base, segment)| {
+        let candidates = sealed.filter_map(|(base, segment)| {
             let is_quiet = std::mem::replace(&mut segment.live_before, segment.live) == segment.live;
-            (is_quiet && segment.live * 2 <= segment.span).then_some((*base, segment))
+            ((is_quiet || haste == Haste::Now) && segment.live * 2 <= segment.span).then_some((*base, segment))
         });
-        let (base, segment) = quiet.min_by_key(|(_, segment)| segment.live * 1024 / segment.span)?;
+        let (base, segment) = candidates.min_by_key(|(_, segment)| segment.live * 1024 / segment.span)?;
         Some((base, segment.file.clone()))
+    }
+
+    /// Counts bytes that were carried to the head from an old segment.
+    pub(crate) fn count_carried(&mut self, bytes: u64) {
+        self.carried += bytes;
     }
 
     /// Seals the active segment if most of what was written to it is dead, so that its room can be
@@ -301,7 +333,7 @@ impl<R: Release> Journal<R> {
         let (segment, used) = (&self.segments[&self.active], self.head - self.active);
         if used > segment.span / 4
             && segment.live * 4 < used
-            && let Ok(file) = self.space.take(&self.storage, 0, Share::Work)
+            && let Ok(file) = self.space.take(&self.files, 0, Share::Work)
         {
             self.roll(file);
         }
@@ -321,6 +353,32 @@ impl<R: Release> Journal<R> {
     pub(crate) fn space(&mut self) -> &mut Space {
         &mut self.space
     }
+}
+
+/// What a log takes on disk, and what was written to it since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Usage {
+    /// Segments, the one that is written now among them.
+    pub segments: u64,
+    /// Bytes of all segments.
+    pub bytes: u64,
+    /// Bytes of entries that are still needed.
+    pub live_bytes: u64,
+    /// Bytes of segments that hold nothing and wait for a snapshot.
+    pub dead_bytes: u64,
+    /// Bytes of entries that were appended, carried ones included.
+    pub appended_bytes: u64,
+    /// Bytes of entries that were carried out of old segments.
+    pub carried_bytes: u64,
+}
+
+/// Whether segments that drain by themselves are emptied too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Haste {
+    /// Room is there: carrying what will soon be released would be wasted work.
+    None,
+    /// The log is [bloated](Journal::is_bloated).
+    Now,
 }
 
 fn rand_salt() -> u64 {
@@ -343,7 +401,7 @@ impl Source {
             Self::Memory(bytes) => Ok(bytes.clone()),
             Self::Disk { file, offset, place } => {
                 let mut bytes = vec![0; place.bytes as usize];
-                file.file.read_at(&mut bytes, *offset)?;
+                file.file()?.read_at(&mut bytes, *offset)?;
                 match entry::Entry::decode(place.position, &bytes) {
                     Some(entry) if entry.bytes() == bytes.len() => Ok(bytes.into()),
                     _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the entry is damaged")),

@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use super::change::{Change, Place};
 use super::commit::{Committer, Release};
 use super::entry::{MARK, Step, Walk};
-use super::segment::{HEADER_BYTES, Header, HeaderRead, SEAL, SegmentFile, VERSION, segment_name};
+use super::segment::{Files, HEADER_BYTES, Header, HeaderRead, SEAL, SegmentFile, VERSION, segment_name};
 use super::snapshot::{self, Mark, Unusable};
 use super::space::Space;
 use super::{Journal, Recent, Segment, rand_salt};
@@ -115,11 +115,12 @@ impl<R: Release> Journal<R> {
         apply: &mut Apply<'_>,
     ) -> Result<(Self, Recovered), OpenError> {
         let mut space = Space::new(&storage, segment_bytes).map_err(OpenError::io("disk"))?;
-        let mut found = segments(&storage)?;
+        let files = Files::new(storage.clone());
+        let mut found = segments(&files)?;
         let mut recovered = Recovered::default();
         let mark = load_snapshot(storage.as_ref(), &found, apply, &mut recovered.damage)?;
         if found.is_empty() {
-            let file = space.take(&storage, 0, super::Share::Settle).map_err(|full| OpenError::Io {
+            let file = space.take(&files, 0, super::Share::Settle).map_err(|full| OpenError::Io {
                 name: "first segment".into(),
                 source: io::Error::new(io::ErrorKind::StorageFull, full),
             })?;
@@ -129,15 +130,17 @@ impl<R: Release> Journal<R> {
         }
         let end = replay(&found, mark, apply, &mut recovered)?;
         let last = found[&end.active].file.clone();
+        last.hold_open().map_err(OpenError::io("last segment"))?;
+        let active = last.file().map_err(OpenError::io("last segment"))?;
         // Not where an older program has written: it left no marks, so this may be more than a torn tail, and
         // nothing is written there any more.
         if recovered.torn_bytes > 0 && found[&end.active].header.version == VERSION {
             // What is whole behind the tear must never be met again, not even if the log before it decays.
             let rest = last.bytes.saturating_sub(end.head - end.active) as usize;
-            last.file.write_at(&vec![0; rest], end.head - end.active).map_err(OpenError::io("last segment"))?;
+            active.write_at(&vec![0; rest], end.head - end.active).map_err(OpenError::io("last segment"))?;
         }
         // What was read may lie in the system's memory only. It is about to be built upon.
-        last.file.sync().map_err(OpenError::io("last segment"))?;
+        active.sync().map_err(OpenError::io("last segment"))?;
         storage.sync_names().map_err(OpenError::io("folder"))?;
         let committer = Committer::start(last, end.head, on_failure).map_err(OpenError::io("thread"))?;
         let segments = found.into_iter().map(|(base, found)| {
@@ -145,7 +148,7 @@ impl<R: Release> Journal<R> {
             (base, Segment { file: found.file, span, version, live: 0, live_before: 0 })
         });
         let journal = Self {
-            storage,
+            files,
             committer: Arc::new(committer),
             segments: segments.collect(),
             active: end.active,
@@ -157,6 +160,8 @@ impl<R: Release> Journal<R> {
             must_sync: false,
             marked: end.head,
             told: end.head,
+            appended: 0,
+            carried: 0,
             recent: Recent::default(),
         };
         Ok((journal, recovered))
@@ -164,7 +169,8 @@ impl<R: Release> Journal<R> {
 }
 
 /// All segments by base. Spares and what was never begun are removed.
-fn segments(storage: &Arc<dyn Storage>) -> Result<BTreeMap<u64, Found>, OpenError> {
+fn segments(files: &Arc<Files>) -> Result<BTreeMap<u64, Found>, OpenError> {
+    let storage = files.storage();
     let names = storage.names().map_err(OpenError::io("folder"))?;
     let mut found = BTreeMap::new();
     let mut empty = Vec::new();
@@ -183,7 +189,7 @@ fn segments(storage: &Arc<dyn Storage>) -> Result<BTreeMap<u64, Found>, OpenErro
         file.read_at(&mut header[..there], 0).map_err(OpenError::io(&name))?;
         match Header::decode(&header) {
             HeaderRead::Whole(header) if header.base == base => {
-                let file = SegmentFile::opened(storage, name, file, bytes);
+                let file = SegmentFile::existing(files, name, bytes);
                 found.insert(base, Found { file, header, crc: Some(header.encode().1) });
             }
             // Never written, or torn while it was: then nothing was ever written behind it.
@@ -197,7 +203,7 @@ fn segments(storage: &Arc<dyn Storage>) -> Result<BTreeMap<u64, Found>, OpenErro
             HeaderRead::Empty | HeaderRead::Damaged => {
                 // Its name says where it begins, and the next one where it ends.
                 let header = Header { version: VERSION, base, span: bytes, salt: 0 };
-                let file = SegmentFile::opened(storage, name, file, bytes);
+                let file = SegmentFile::existing(files, name, bytes);
                 found.insert(base, Found { file, header, crc: None });
             }
         }
@@ -314,7 +320,8 @@ fn replay_segment(
     let base = segment.header.base;
     let name = segment_name(base);
     let mut bytes = vec![0; segment.file.bytes.saturating_sub(end.head - base) as usize];
-    segment.file.file.read_at(&mut bytes, end.head - base).map_err(OpenError::io(&name))?;
+    let file = segment.file.file().map_err(OpenError::io(&name))?;
+    file.read_at(&mut bytes, end.head - base).map_err(OpenError::io(&name))?;
     if segment.crc.is_none() {
         recovered.damage.push(Damage { name: name.clone(), offset: 0, bytes: HEADER_BYTES, message: None });
     }

@@ -14,9 +14,10 @@
 //! Files are allocated ahead under the name `spare-<n>` and take their own, `segment-<base>`, when
 //! the log reaches them.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::platform::storage::{File, Storage};
 
@@ -90,13 +91,59 @@ impl Header {
     }
 }
 
-/// A segment's file, or a spare one. Whoever reads it keeps it; when it is doomed, the last one to
-/// let go removes it.
+/// Files of old segments that stay open for the next read. Each further one is opened for every read.
+const OPEN_FILES_MAX: usize = 32;
+
+/// Opens files by name and keeps the last few open, so that thousands of segments need no descriptor
+/// each.
+#[derive(Debug)]
+pub(crate) struct Files {
+    storage: Arc<dyn Storage>,
+    /// The least recently read first.
+    open: Mutex<VecDeque<(String, Arc<dyn File>)>>,
+}
+
+impl Files {
+    pub(crate) fn new(storage: Arc<dyn Storage>) -> Arc<Self> {
+        Arc::new(Self { storage, open: Mutex::default() })
+    }
+
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(String, Arc<dyn File>)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        let mut open = self.lock();
+        let known = open.iter().position(|(known, _)| known == name).and_then(|at| open.remove(at));
+        let (name, file) = match known {
+            Some(entry) => entry,
+            None => (name.to_owned(), self.storage.open(name)?),
+        };
+        if open.len() >= OPEN_FILES_MAX {
+            open.pop_front();
+        }
+        open.push_back((name, file.clone()));
+        Ok(file)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.lock().retain(|(known, _)| known != name);
+        self.storage.remove(name)
+    }
+}
+
+/// A segment's file, or a spare one. It is open while the log is written to it, and from then on only
+/// when it is read. Readers share it; a doomed file is removed when the last of them drops it.
 #[derive(Debug)]
 pub(crate) struct SegmentFile {
-    storage: Arc<dyn Storage>,
+    files: Arc<Files>,
     name: Mutex<String>,
-    pub(crate) file: Arc<dyn File>,
+    /// The open file, until the segment is full.
+    writable: Mutex<Option<Arc<dyn File>>>,
     /// Bytes that are allocated.
     pub(crate) bytes: u64,
     doomed: AtomicBool,
@@ -104,15 +151,45 @@ pub(crate) struct SegmentFile {
 
 impl SegmentFile {
     /// Allocates a spare.
-    pub(crate) fn allocate(storage: &Arc<dyn Storage>, number: u64, bytes: u64) -> io::Result<Arc<Self>> {
+    pub(crate) fn allocate(files: &Arc<Files>, number: u64, bytes: u64) -> io::Result<Arc<Self>> {
         let name = format!("spare-{number}");
-        let file = storage.create(&name, bytes)?;
-        Ok(Self::opened(storage, name, file, bytes))
+        let file = files.storage.create(&name, bytes)?;
+        Ok(Self::new(files, name, Some(file), bytes))
     }
 
-    /// A file that is there.
-    pub(crate) fn opened(storage: &Arc<dyn Storage>, name: String, file: Arc<dyn File>, bytes: u64) -> Arc<Self> {
-        Arc::new(Self { storage: storage.clone(), name: Mutex::new(name), file, bytes, doomed: AtomicBool::new(false) })
+    /// A file that is there, closed until it is read.
+    pub(crate) fn existing(files: &Arc<Files>, name: String, bytes: u64) -> Arc<Self> {
+        Self::new(files, name, None, bytes)
+    }
+
+    fn new(files: &Arc<Files>, name: String, writable: Option<Arc<dyn File>>, bytes: u64) -> Arc<Self> {
+        let (name, writable, doomed) = (Mutex::new(name), Mutex::new(writable), AtomicBool::new(false));
+        Arc::new(Self { files: files.clone(), name, writable, bytes, doomed })
+    }
+
+    fn writable(&self) -> MutexGuard<'_, Option<Arc<dyn File>>> {
+        self.writable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The open file.
+    pub(crate) fn file(&self) -> io::Result<Arc<dyn File>> {
+        if let Some(file) = &*self.writable() {
+            return Ok(file.clone());
+        }
+        let name = self.name.lock().unwrap_or_else(PoisonError::into_inner);
+        self.files.open(&name)
+    }
+
+    /// Keeps the file open, since the log goes on in it.
+    pub(crate) fn hold_open(&self) -> io::Result<()> {
+        let file = self.file()?;
+        *self.writable() = Some(file);
+        Ok(())
+    }
+
+    /// Gives the descriptor back: nothing is written to it any more.
+    pub(crate) fn close(&self) {
+        *self.writable() = None;
     }
 
     /// Makes a spare the segment of `header`, durably.
@@ -120,12 +197,13 @@ impl SegmentFile {
         let name = segment_name(header.base);
         {
             let mut current = self.name.lock().unwrap_or_else(PoisonError::into_inner);
-            self.storage.rename(&current, &name)?;
+            self.files.storage.rename(&current, &name)?;
             current.clone_from(&name);
         }
-        self.file.write_at(&header.encode().0, 0)?;
-        self.file.sync()?;
-        self.storage.sync_names()
+        let file = self.file()?;
+        file.write_at(&header.encode().0, 0)?;
+        file.sync()?;
+        self.files.storage.sync_names()
     }
 
     /// Has the file removed once nobody reads it.
@@ -138,7 +216,7 @@ impl Drop for SegmentFile {
     fn drop(&mut self) {
         if self.doomed.load(Ordering::Acquire) {
             let name = self.name.get_mut().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = self.storage.remove(name) {
+            if let Err(error) = self.files.remove(name) {
                 tracing::warn!(%error, name, "a dead segment could not be removed");
             }
         }

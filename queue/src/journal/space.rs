@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::segment::SegmentFile;
+use super::segment::{Files, SegmentFile};
 use crate::platform::storage::Storage;
 
 /// Spares beyond the reserve, so that the log never waits for an allocation.
@@ -68,14 +68,9 @@ impl Space {
     }
 
     /// A file of at least these bytes: a spare, or one that is allocated now.
-    pub(super) fn take(
-        &mut self,
-        storage: &Arc<dyn Storage>,
-        bytes: u64,
-        share: Share,
-    ) -> Result<Arc<SegmentFile>, Full> {
+    pub(super) fn take(&mut self, files: &Arc<Files>, bytes: u64, share: Share) -> Result<Arc<SegmentFile>, Full> {
         if bytes > self.segment_bytes {
-            return self.allocate(storage, bytes);
+            return self.allocate(files, bytes);
         }
         let kept = match share {
             Share::Work => RESERVE,
@@ -85,16 +80,16 @@ impl Space {
         if self.spares.len() > kept {
             return self.spares.pop().ok_or(Full);
         }
-        let allocated = self.allocate(storage, self.segment_bytes);
+        let allocated = self.allocate(files, self.segment_bytes);
         if share == Share::Settle { allocated.or_else(|full| self.spares.pop().ok_or(full)) } else { allocated }
     }
 
-    fn allocate(&mut self, storage: &Arc<dyn Storage>, bytes: u64) -> Result<Arc<SegmentFile>, Full> {
+    fn allocate(&mut self, files: &Arc<Files>, bytes: u64) -> Result<Arc<SegmentFile>, Full> {
         if self.refused_at.is_some_and(|at| at.elapsed() < REFUSED_FOR) {
             return Err(Full);
         }
         let number = self.next_number();
-        match SegmentFile::allocate(storage, number, bytes) {
+        match SegmentFile::allocate(files, number, bytes) {
             Ok(file) => {
                 self.free_bytes = self.free_bytes.saturating_sub(bytes);
                 Ok(file)

@@ -6,7 +6,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -50,6 +50,8 @@ pub(crate) trait File: Send + Sync + Debug {
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
+    /// Open all the time: making names durable must not depend on a free file descriptor.
+    names: std::fs::File,
     /// Held for as long as the folder is.
     _lock: std::fs::File,
     /// Off only to show what a journal without it loses.
@@ -64,9 +66,10 @@ impl Folder {
     /// # Errors
     /// `WouldBlock` if another process has it.
     pub(crate) fn open_to_look(path: &Path) -> io::Result<Self> {
-        let lock = std::fs::File::options().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        let lock = private().create(true).truncate(false).write(true).open(path.join(LOCK))?;
         lock.try_lock()?;
-        Ok(Self { path: path.to_owned(), _lock: lock, sync: false, read_only: true })
+        let names = std::fs::File::open(path)?;
+        Ok(Self { path: path.to_owned(), names, _lock: lock, sync: false, read_only: true })
     }
 
     /// Makes the folder if it is missing, and takes it for this process.
@@ -74,13 +77,14 @@ impl Folder {
     /// # Errors
     /// `WouldBlock` if another one has it.
     pub(crate) fn open(path: &Path, sync: bool) -> io::Result<Self> {
-        std::fs::create_dir_all(path)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         if let (true, Some(parent)) = (sync, path.parent().filter(|parent| !parent.as_os_str().is_empty())) {
             std::fs::File::open(parent)?.sync_all()?;
         }
-        let lock = std::fs::File::options().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        let lock = private().create(true).truncate(false).write(true).open(path.join(LOCK))?;
         lock.try_lock()?;
-        Ok(Self { path: path.to_owned(), _lock: lock, sync, read_only: false })
+        let names = std::fs::File::open(path)?;
+        Ok(Self { path: path.to_owned(), names, _lock: lock, sync, read_only: false })
     }
 
     fn wrap(&self, file: std::fs::File) -> Arc<dyn File> {
@@ -99,7 +103,7 @@ impl Storage for Folder {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
         let path = self.path.join(name);
-        let file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let file = private().read(true).write(true).create(true).truncate(true).open(&path)?;
         if bytes > 0 {
             let taken = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
             if let Err(error) = taken {
@@ -130,7 +134,7 @@ impl Storage for Folder {
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        if self.sync { std::fs::File::open(&self.path)?.sync_all() } else { Ok(()) }
+        if self.sync { self.names.sync_all() } else { Ok(()) }
     }
 
     fn disk_bytes(&self) -> io::Result<u64> {
@@ -142,6 +146,13 @@ impl Storage for Folder {
         let disk = rustix::fs::statvfs(&self.path)?;
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
+}
+
+/// Uploads are in these files: other users of the machine must not read them.
+fn private() -> std::fs::OpenOptions {
+    let mut options = std::fs::OpenOptions::new();
+    options.mode(0o600);
+    options
 }
 
 #[derive(Debug)]

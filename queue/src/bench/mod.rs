@@ -3,6 +3,8 @@
 //! The questions: what does an acknowledged message cost, at one and at many in flight, small and
 //! large; what does a pull with its ack; and how long is a message on its way to somebody who waits?
 
+pub mod journal;
+
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};

@@ -1,0 +1,32 @@
+//! Nothing about a user's machine leaves it: ONNX Runtime's telemetry is off before its library loads.
+//!
+//! The library reads `ORT_DISABLE_TELEMETRY` once, when it is loaded; what can be set on it afterwards comes
+//! too late. A process cannot change its own environment safely once it has threads, so it starts itself
+//! again in its place, with the variable set: the same process id, arguments and open files.
+
+use std::ffi::OsStr;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::anyhow;
+
+/// What turns telemetry off. Children inherit it.
+const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
+
+/// Makes sure that this process, and with it whatever it starts, runs without telemetry. Called before
+/// there is a second thread.
+pub(crate) fn turn_off() -> anyhow::Result<()> {
+    if std::env::var_os(VARIABLE).as_deref() == Some(OsStr::new("1")) {
+        return Ok(());
+    }
+    // Also after the file was replaced by a newer build.
+    let linux = Some("/proc/self/exe".into()).filter(|_| cfg!(target_os = "linux"));
+    let program = linux.map_or_else(std::env::current_exe, Ok)?;
+    let mut words = std::env::args_os();
+    let mut command = Command::new(program);
+    if let Some(name) = words.next() {
+        command.arg0(name);
+    }
+    let error = command.args(words).env(VARIABLE, "1").exec();
+    Err(anyhow!("start again with {VARIABLE}=1, or set it yourself: {error}"))
+}

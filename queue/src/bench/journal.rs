@@ -1,0 +1,183 @@
+//! Does the journal's room follow what lives in it, at full speed?
+//!
+//! Jobs pass through a broker of this process as they do in the product: an image in a work queue, then
+//! three records of which the last one stays, then the image is deleted. So records that live lie
+//! between images that are dead, which is what makes a log hard to tidy. A number of images always waits.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream;
+use async_nats::jetstream::stream::{Config, RetentionPolicy};
+use bytes::Bytes;
+
+use super::{STREAM, connect};
+use crate::broker::{Broker, JournalUsage, Options};
+use crate::client::Address;
+use crate::error::chain;
+
+/// Bytes of a record, as most of ours have.
+const RECORD_BYTES: usize = 1200;
+/// Records of one job; each replaces the one before.
+const RECORDS: usize = 3;
+
+/// How jobs come.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Bytes of an image.
+    pub image_bytes: usize,
+    /// Jobs that are published at a time.
+    pub in_flight: usize,
+    /// Images that wait before the first is deleted.
+    pub backlog: usize,
+    /// How long jobs are published.
+    pub span: Duration,
+    /// Time between two samples.
+    pub sample_every: Duration,
+}
+
+/// What was seen at one moment.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Sample {
+    /// Seconds since the start.
+    pub elapsed_s: f64,
+    /// Jobs until now.
+    pub jobs: u64,
+    /// Bytes of images that were published until now.
+    pub published_bytes: u64,
+    /// What the log takes.
+    pub journal: JournalUsage,
+    /// Bytes of all files in its folder: segments, spares and snapshots.
+    pub folder_bytes: u64,
+    /// Open files of this process.
+    pub open_files: usize,
+    /// Publishing an image until it is on disk, since the sample before: the middle and the slowest of
+    /// a hundred, ms.
+    pub publish_p50_ms: f64,
+    /// See `publish_p50_ms`.
+    pub publish_p99_ms: f64,
+}
+
+impl Sample {
+    /// Bytes written for each byte that had to be.
+    pub fn amplification(&self) -> f64 {
+        let JournalUsage { appended_bytes, carried_bytes, .. } = self.journal;
+        appended_bytes as f64 / appended_bytes.saturating_sub(carried_bytes).max(1) as f64
+    }
+}
+
+/// Publishes jobs to a broker on `folder` and shows a sample now and then. Nothing of it stays.
+///
+/// # Errors
+/// What the broker or its client said.
+pub async fn journal(folder: &Path, load: Load, show: &mut dyn FnMut(&Sample)) -> Result<(), String> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(|error| chain(&error))?;
+    let options = Options::new(folder.to_owned());
+    let broker = tokio::task::spawn_blocking(move || Broker::start(options, listener)).await;
+    let broker = broker.map_err(|error| chain(&error))?.map_err(|error| chain(&error))?;
+    let address = Address::parse(&format!("nats://{}", broker.address())).map_err(|error| chain(&error))?;
+    let context = connect(&address).await?;
+    let images = Config {
+        name: STREAM.into(),
+        subjects: vec![format!("{STREAM}.>")],
+        retention: RetentionPolicy::WorkQueue,
+        discard: jetstream::stream::DiscardPolicy::New,
+        ..Config::default()
+    };
+    let records = format!("{STREAM}-records");
+    let records = Config {
+        subjects: vec![format!("{records}.>")],
+        name: records,
+        max_messages_per_subject: 1,
+        ..Config::default()
+    };
+    let images = context.create_stream(images).await.map_err(|error| chain(&error))?;
+    context.create_stream(records).await.map_err(|error| chain(&error))?;
+
+    let started = Instant::now();
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let mut jobs = tokio::task::JoinSet::new();
+    for _ in 0..load.in_flight {
+        let (context, images, times) = (context.clone(), images.clone(), times.clone());
+        jobs.spawn(async move { run(&context, &images, load, started + load.span, &times).await });
+    }
+    let mut sampled = started;
+    let mut total = 0;
+    loop {
+        let ended = tokio::time::timeout_at((sampled + load.sample_every).into(), jobs.join_next()).await;
+        match ended {
+            Ok(Some(result)) => result.map_err(|error| chain(&error))??,
+            Ok(None) => break,
+            Err(_) => {
+                sampled = Instant::now();
+                let mut times = std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner));
+                total += times.len() as u64;
+                times.sort_by(f64::total_cmp);
+                let at = |part: usize| times.get(times.len() * part / 100).copied().unwrap_or(f64::NAN);
+                show(&Sample {
+                    elapsed_s: started.elapsed().as_secs_f64(),
+                    jobs: total,
+                    published_bytes: total * load.image_bytes as u64,
+                    journal: broker.journal_usage(),
+                    folder_bytes: folder_bytes(folder).map_err(|error| chain(&error))?,
+                    open_files: std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
+                    publish_p50_ms: at(50),
+                    publish_p99_ms: at(99),
+                });
+            }
+        }
+    }
+    broker.stop().await;
+    Ok(())
+}
+
+/// One job after the other until the deadline; the oldest images are deleted when enough of them wait.
+async fn run(
+    context: &jetstream::Context,
+    images: &jetstream::stream::Stream,
+    load: Load,
+    deadline: Instant,
+    times: &Mutex<Vec<f64>>,
+) -> Result<(), String> {
+    let (image, record) = (Bytes::from(vec![b'i'; load.image_bytes]), Bytes::from(vec![b'r'; RECORD_BYTES]));
+    let mut waiting = VecDeque::new();
+    while Instant::now() < deadline {
+        let id = uuid::Uuid::now_v7();
+        let begun = Instant::now();
+        let sequence = publish(context, format!("{STREAM}.{id}"), image.clone()).await?;
+        times.lock().unwrap_or_else(PoisonError::into_inner).push(begun.elapsed().as_secs_f64() * 1e3);
+        for _ in 0..RECORDS {
+            publish(context, format!("{STREAM}-records.{id}"), record.clone()).await?;
+        }
+        waiting.push_back(sequence);
+        if waiting.len() > load.backlog / load.in_flight
+            && let Some(oldest) = waiting.pop_front()
+        {
+            images.delete_message(oldest).await.map_err(|error| chain(&error))?;
+        }
+    }
+    Ok(())
+}
+
+async fn publish(context: &jetstream::Context, subject: String, payload: Bytes) -> Result<u64, String> {
+    let ack = context.publish(subject, payload).await.map_err(|error| chain(&error))?;
+    Ok(ack.await.map_err(|error| chain(&error))?.sequence)
+}
+
+fn folder_bytes(folder: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        match entry?.metadata() {
+            Ok(metadata) => bytes += metadata.len(),
+            // The broker removed it just now.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
+}
