@@ -17,11 +17,12 @@ pub(crate) async fn run(args: ApiArgs) -> anyhow::Result<ExitCode> {
     let models = Models::open(&args.models)?;
     let listener = setup::bind(&args.http).await?;
     // A queue that runs elsewhere bounds its streams one by one; so each topic gets its share.
-    let share = setup::queue_bytes(args.topics.queue_bytes, None)? / models.repository.iter().count().max(1) as u64;
-    let defaults = setup::topic_defaults(&args.topics, share);
+    // Our own broker bounds all of them together, whatever each may have.
+    let share = setup::topic_share(args.topics.queue_bytes, None, 0, models.repository.iter().count())?;
+    let defaults = setup::topic_defaults(&args.topics, Some(share));
     let address = data::queue_address(&args.queue)?;
     let queue = Queue::connect(&address, "sightline api", defaults).await?;
-    let config = setup::http_config(&args.http, queue.max_payload(), data::webhook_secret(&args.queue.data.data)?)?;
+    let config = setup::http_config(&args.http, queue.max_payload(), &args.queue.data.data)?;
     let bounds = Bounds::of_this_process();
     let config = ::api::Config {
         connections_max: bounds.connections_alone(),
@@ -30,7 +31,7 @@ pub(crate) async fn run(args: ApiArgs) -> anyhow::Result<ExitCode> {
     };
     setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     let index = setup::index(args.http.database.as_deref(), &args.queue.data.data).await?;
-    setup::check_listen(&args.http, &index).await?;
+    setup::check_listen(&args.http, &queue, &index, &args.queue.data.data).await?;
     let own = listener.local_addr().context("find the API's own address")?;
     announce!("API on {}, queue at {address}", setup::api_url(&args.http, own));
     ::api::serve(config, models.repository, queue.clone(), index, listener, stop).await;

@@ -1,9 +1,11 @@
 //! The queue that `up` works on: our own broker in this process, a NATS server as a child, or one
 //! that runs elsewhere.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use queue::Queue;
 use queue::broker::Broker;
 use queue::client::Address;
 
@@ -17,11 +19,22 @@ use crate::setup::{self, Models};
 /// The largest message: an upload of the default limit, with room for larger ones.
 pub(crate) const MAX_PAYLOAD: u32 = 32 << 20;
 
+/// How often the room on the disk is looked at.
+const ROOM_LOOK: Duration = Duration::from_secs(2);
+
+/// Whether two bounds are more than a tenth apart.
+fn differs(one: Option<u64>, other: Option<u64>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.abs_diff(other) > other / 10,
+        (one, other) => one != other,
+    }
+}
+
 /// A queue, and what has to be ended with it.
 pub(crate) struct Engine {
     running: Running,
     address: Address,
-    topic_bytes_max: u64,
+    topic_bytes_max: Option<u64>,
 }
 
 enum Running {
@@ -38,19 +51,17 @@ impl Engine {
         models: &Arc<Models>,
         bounds: Bounds,
     ) -> anyhow::Result<Self> {
-        let topics = models.repository.iter().count().max(1) as u64;
-        let queue_bytes = |disk| setup::queue_bytes(args.topics.queue_bytes, disk);
+        let topics = models.repository.iter().count();
         if let Some(url) = &args.queue {
-            let topic_bytes_max = queue_bytes(None)? / topics;
+            let topic_bytes_max = Some(setup::topic_share(args.topics.queue_bytes, None, 0, topics)?);
             return Ok(Self { running: Running::Elsewhere, address: Address::parse(url)?, topic_bytes_max });
         }
-        let queue_bytes = queue_bytes(Some(data.path()))?;
         match args.engine {
             EngineKind::Own => {
                 let settings = Settings {
                     listen: args.broker_listen,
                     open: args.broker_open,
-                    queue_bytes,
+                    queue_bytes: args.topics.queue_bytes.map(|bytes| bytes.as_u64()),
                     max_payload: MAX_PAYLOAD.into(),
                     sync: true,
                     // Whoever else is there would hold up the end of all.
@@ -60,7 +71,7 @@ impl Engine {
                 };
                 let (broker, address) = broker::start(data, settings).await?;
                 // The broker bounds all topics together; none has a share of its own.
-                Ok(Self { running: Running::Own(broker), address, topic_bytes_max: queue_bytes })
+                Ok(Self { running: Running::Own(broker), address, topic_bytes_max: None })
             }
             EngineKind::Nats => {
                 let fetching = models.clone();
@@ -69,7 +80,8 @@ impl Engine {
                     NatsServer::start(data, program, args.broker_listen, args.broker_open, Sync::Always).await?;
                 let address = server.address().clone();
                 // A NATS server bounds its streams one by one; so each topic gets its share.
-                Ok(Self { running: Running::Nats(server), address, topic_bytes_max: queue_bytes / topics })
+                let topic_bytes_max = Some(setup::topic_share(args.topics.queue_bytes, Some(data.path()), 0, topics)?);
+                Ok(Self { running: Running::Nats(server), address, topic_bytes_max })
             }
         }
     }
@@ -79,8 +91,8 @@ impl Engine {
         &self.address
     }
 
-    /// Bytes that the queue of one topic may take.
-    pub(crate) fn topic_bytes_max(&self) -> u64 {
+    /// Bytes that the queue of one topic may take, if this server bounds its streams one by one.
+    pub(crate) fn topic_bytes_max(&self) -> Option<u64> {
         self.topic_bytes_max
     }
 
@@ -90,6 +102,33 @@ impl Engine {
             Running::Own(_) => " (built in; every acknowledgement is on disk)",
             Running::Nats(_) => " (nats-server; every acknowledgement is on disk)",
             Running::Elsewhere => "",
+        }
+    }
+
+    /// Keeps the bound of each topic in step with the disk that the queue fills, for as long as it is awaited.
+    pub(crate) async fn keep_room(&self, args: &UpArgs, queue: &Queue, folder: &Path, topics: usize) {
+        let is_bounded_by_disk = matches!(self.running, Running::Nats(_)) && args.topics.queue_bytes.is_none();
+        let mut given = None;
+        loop {
+            let wanted = async {
+                if !is_bounded_by_disk {
+                    return Ok(self.topic_bytes_max);
+                }
+                let queued = queue.queued_bytes().await?;
+                anyhow::Ok(Some(setup::topic_share(None, Some(folder), queued, topics)?))
+            };
+            let fitted = match wanted.await {
+                // Each change is a write to every stream.
+                Ok(share) if given.is_none_or(|given| differs(share, given)) => {
+                    queue.fit_topics(share).await.map(|()| given = Some(share)).map_err(anyhow::Error::from)
+                }
+                Ok(_) => Ok(()),
+                Err(error) => Err(error),
+            };
+            if let Err(error) = fitted {
+                tracing::debug!(error = format!("{error:#}"), "the bounds of topics are not fitted to the disk");
+            }
+            tokio::time::sleep(ROOM_LOOK).await;
         }
     }
 

@@ -1,11 +1,24 @@
 //! `sightline keys`: who may use the API.
+//!
+//! With a key, the API is asked. Without one, or with `--local`, the queue is, through the data folder:
+//! whoever may read that is the owner of all that is in it. So the first key is created, and one in place of a
+//! last key that was lost, also while nothing runs.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::{Context, anyhow, bail};
+use queue::Queue;
+use queue::broker::Broker;
+use queue::topic::Defaults;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::config::{KeysAction, KeysArgs};
+use crate::bounds::Bounds;
+use crate::broker::{self, FileSettings, Settings};
+use crate::config::{ApiAddressArgs, DataArgs, KeysAction, KeysArgs, LocalArgs, QueueArgs};
+use crate::data::{self, DataDir};
+use crate::engine;
 use crate::output::{note, out, outln};
 use crate::remote::{Remote, escaped, text};
 use crate::table::Table;
@@ -22,6 +35,7 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             queued_jobs,
             queued_bytes,
             json,
+            local,
             api,
         } => {
             let limits = json!({
@@ -29,7 +43,15 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
                 "queued_bytes": queued_bytes.map(|bytes| bytes.as_u64()),
             });
             let wish = json!({ "name": name, "scopes": scopes, "expires": expires, "limits": limits });
-            let made = Remote::new(&api)?.post("/v1/keys", &wish).await?;
+            let made = if is_local(&local, &api) {
+                let new = serde_json::from_value(wish).map_err(|error| anyhow!("--scopes: {error}"))?;
+                let owner = Owner::open(&local, &api.data).await?;
+                let made = ::api::create_local(&owner.queue, &new).await;
+                owner.close().await;
+                made.map_err(|problem| anyhow!(problem))?
+            } else {
+                Remote::new(&api)?.post("/v1/keys", &wish).await?
+            };
             if json {
                 outln!("{}", serde_json::to_string_pretty(&made)?);
             } else {
@@ -37,20 +59,93 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
                 note!("this is the only time that the key is shown; its id is {}", text(&made["id"]));
             }
         }
-        KeysAction::List { json, api } => {
-            let keys = Remote::new(&api)?.get("/v1/keys").await?["keys"].take();
+        KeysAction::List { json, local, api } => {
+            let mut keys = if is_local(&local, &api) {
+                let owner = Owner::open(&local, &api.data).await?;
+                let keys = ::api::list_local(&owner.queue).await;
+                owner.close().await;
+                keys.map_err(|problem| anyhow!(problem))?
+            } else {
+                Remote::new(&api)?.get("/v1/keys").await?
+            };
+            let keys = keys["keys"].take();
             if json {
                 outln!("{}", serde_json::to_string_pretty(&keys)?);
             } else {
                 out!("{}", table(&keys));
             }
         }
-        KeysAction::Revoke { id, api } => {
-            let key = Remote::new(&api)?.ask(Method::DELETE, &format!("/v1/keys/{}", escaped(&id))).await?;
+        KeysAction::Revoke { id, local, api } => {
+            let key = if is_local(&local, &api) {
+                let owner = Owner::open(&local, &api.data).await?;
+                let key = ::api::revoke_local(&owner.queue, &id).await;
+                owner.close().await;
+                key.map_err(|problem| anyhow!(problem))?
+            } else {
+                Remote::new(&api)?.ask(Method::DELETE, &format!("/v1/keys/{}", escaped(&id))).await?
+            };
             outln!("key {} of {} is revoked", text(&key["id"]), text(&key["name"]));
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Without a key and without an address of an API, the data folder is what there is.
+fn is_local(local: &LocalArgs, api: &ApiAddressArgs) -> bool {
+    local.local || (api.key.is_none() && api.api.is_none())
+}
+
+/// A way to the queue of a data folder, for its owner.
+struct Owner {
+    queue: Queue,
+    /// Started for this command alone, because nothing ran.
+    broker: Option<(Broker, DataDir)>,
+}
+
+impl Owner {
+    async fn open(local: &LocalArgs, data: &DataArgs) -> anyhow::Result<Self> {
+        let broker = if local.queue.is_none() { start_if_nothing_runs(data).await? } else { None };
+        let args = QueueArgs { queue: local.queue.clone(), data: data.clone() };
+        let address = match &broker {
+            Some((_, _, address)) => address.clone(),
+            None => data::queue_address(&args)?,
+        };
+        let queue = Queue::connect(&address, "sightline keys", Defaults::default()).await;
+        let queue =
+            queue.context("reach the queue; it is found through the data folder (--data), or named with --queue")?;
+        Ok(Self { queue, broker: broker.map(|(broker, data, _)| (broker, data)) })
+    }
+
+    async fn close(self) {
+        self.queue.flush().await;
+        if let Some((broker, data)) = self.broker {
+            broker.stop().await;
+            drop(data);
+        }
+    }
+}
+
+/// A broker on a data folder that nothing uses; `None` if something runs there.
+async fn start_if_nothing_runs(data: &DataArgs) -> anyhow::Result<Option<(Broker, DataDir, queue::client::Address)>> {
+    if !data.data.exists() {
+        bail!("there is no data folder {}; name it with --data, or start sightline once", data.data.display());
+    }
+    let Ok(held) = DataDir::open(data) else { return Ok(None) };
+    if held.path().join("nats").exists() && !held.path().join("journal").exists() {
+        bail!("the queue of {} is a NATS server that does not run: start sightline on it first", held.path().display());
+    }
+    let settings = Settings {
+        listen: ([127, 0, 0, 1], 0).into(),
+        open: false,
+        queue_bytes: None,
+        max_payload: engine::MAX_PAYLOAD.into(),
+        sync: true,
+        lame_duck: Duration::ZERO,
+        connections_max: Bounds::of_this_process().connections_alone(),
+        config: FileSettings::default(),
+    };
+    let (broker, address) = broker::start(&held, settings).await?;
+    Ok(Some((broker, held, address)))
 }
 
 fn table(keys: &Value) -> Table {

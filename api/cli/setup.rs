@@ -91,21 +91,27 @@ fn say(line: &str) {
     note!("{line}");
 }
 
-/// Bytes that queued jobs may take over all topics. `disk` is the folder whose disk the queue fills,
-/// if it is ours.
-pub(crate) fn queue_bytes(said: Option<ByteSize>, disk: Option<&Path>) -> anyhow::Result<u64> {
-    let half_of_free = match disk {
+/// Bytes that the queue of one of `topics` may take on a server that bounds its streams one by one: its
+/// share of what was asked for, or of half of the bytes that are queued and free on `disk`, if that is ours.
+pub(crate) fn topic_share(
+    said: Option<ByteSize>,
+    disk: Option<&Path>,
+    queued: u64,
+    topics: usize,
+) -> anyhow::Result<u64> {
+    let half = match disk {
         Some(path) => {
             let disk = rustix::fs::statvfs(path).with_context(|| format!("look at the disk of {}", path.display()))?;
-            disk.f_bavail.saturating_mul(disk.f_frsize) / 2
+            disk.f_bavail.saturating_mul(disk.f_frsize).saturating_add(queued) / 2
         }
         None => u64::MAX,
     };
-    Ok(said.map_or(QUEUE_BYTES_MAX.min(half_of_free), |bytes| bytes.as_u64()))
+    let all = said.map_or(QUEUE_BYTES_MAX.min(half), |bytes| bytes.as_u64());
+    Ok((all / topics.max(1) as u64).max(1))
 }
 
-/// What topics are created with, each with so many bytes for its queue.
-pub(crate) fn topic_defaults(args: &TopicArgs, topic_bytes_max: u64) -> Defaults {
+/// What topics are created with, each with this many bytes for its queue.
+pub(crate) fn topic_defaults(args: &TopicArgs, topic_bytes_max: Option<u64>) -> Defaults {
     Defaults {
         partitions: args.partitions.get(),
         lease: args.lease,
@@ -164,10 +170,20 @@ pub(crate) async fn index(database: Option<&str>, folder: &Path) -> anyhow::Resu
     Ok(Index::open(&address).await?)
 }
 
-/// Refuses to serve other machines without keys or in the clear, unless somebody said so.
-pub(crate) async fn check_listen(args: &HttpArgs, index: &Index) -> anyhow::Result<()> {
-    let encrypted = args.tls_cert.is_some() || args.behind_proxy;
-    let guards = ::api::Guards { keys: index.has_keys().await?, encrypted, insecure: args.insecure };
+/// Refuses to serve others without keys or in the clear, unless the operator asked for it.
+pub(crate) async fn check_listen(
+    args: &HttpArgs,
+    queue: &queue::Queue,
+    index: &Index,
+    folder: &Path,
+) -> anyhow::Result<()> {
+    ::api::adopt_keys(queue, index).await.context("take over the keys of an earlier version")?;
+    let guards = ::api::Guards {
+        keys: ::api::are_keys_needed(queue, Some(folder)).await?,
+        encrypted: args.tls_cert.is_some() || args.behind_proxy,
+        proxied: args.behind_proxy || !args.allow_host.is_empty(),
+        insecure: args.insecure,
+    };
     Ok(::api::check_listen(args.listen, guards)?)
 }
 
@@ -180,11 +196,7 @@ pub(crate) fn api_url(args: &HttpArgs, address: SocketAddr) -> String {
 ///
 /// # Errors
 /// When the certificate cannot be used.
-pub(crate) fn http_config(
-    args: &HttpArgs,
-    max_payload: usize,
-    webhook_secret: String,
-) -> anyhow::Result<::api::Config> {
+pub(crate) fn http_config(args: &HttpArgs, max_payload: usize, folder: &Path) -> anyhow::Result<::api::Config> {
     let (wanted, taken) = (args.upload_limit.as_u64() as usize, max_payload.saturating_sub(MESSAGE_OVERHEAD));
     if wanted > taken {
         note!("note: images may have {taken} bytes, not {wanted}: the queue's server takes no more (its max_payload)");
@@ -197,7 +209,9 @@ pub(crate) fn http_config(
         listen_ip: args.listen.ip(),
         allowed_hosts: args.allow_host.clone(),
         upload_bytes_max: wanted.min(taken),
-        webhook_secret,
+        webhook_secret: data::webhook_secret(folder)?,
+        data_folder: Some(folder.to_owned()),
+        behind_proxy: args.behind_proxy,
         webhook_allow: args.webhook_allow.clone(),
         ..::api::Config::default()
     })

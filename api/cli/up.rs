@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use queue::Queue;
 
 use crate::bounds::Bounds;
@@ -60,7 +60,7 @@ async fn serve(
     let address = engine.address();
     let defaults = setup::topic_defaults(&args.topics, engine.topic_bytes_max());
     let queue = Queue::connect(address, "sightline up", defaults).await?;
-    let config = setup::http_config(&args.http, queue.max_payload(), crate::data::webhook_secret(data.path())?)?;
+    let config = setup::http_config(&args.http, queue.max_payload(), data.path())?;
     // A queue that runs elsewhere takes no files of this process.
     let connections_max = match args.queue {
         None => bounds.api_connections(),
@@ -71,7 +71,7 @@ async fn serve(
         setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     }
     let index = setup::index(args.http.database.as_deref(), data.path()).await?;
-    setup::check_listen(&args.http, &index).await?;
+    setup::check_listen(&args.http, &queue, &index, data.path()).await?;
     let api = listener.local_addr().context("find the API's own address")?;
     let api = setup::api_url(&args.http, api);
     data.announce(address, &api)?;
@@ -81,20 +81,37 @@ async fn serve(
     let command = WorkerCommand::new(models, args.threads, data.path(), args.queue.as_deref(), log)?;
     let mut supervisor = Supervisor::start(&command, workers.min, &queue);
     let repository = models.repository.clone();
-    let serving = tokio::spawn(::api::serve(config, repository, queue.clone(), index, listener, stop.clone()));
-    let mut ready = tokio::select! {
-        ready = supervisor.wait_until_ready(workers.min) => ready,
-        () = stop.cancelled() => Ok(()),
-    };
-    if ready.is_ok() && !stop.is_cancelled() {
+    let mut serving = tokio::spawn(::api::serve(config, repository, queue.clone(), index, listener, stop.clone()));
+    let working = async {
+        tokio::select! {
+            ready = supervisor.wait_until_ready(workers.min) => ready?,
+            () = stop.cancelled() => return Ok(()),
+        }
         announce!("{}", screen(args, data, models, engine, &api, workers));
-        ready = autoscale::run(&mut supervisor, workers, &models.names, &queue, stop).await;
-        note!("stopping: requests end, workers finish and hand back");
-    }
+        autoscale::run(&mut supervisor, workers, &models.names, &queue, stop).await
+    };
+    let mut served = None;
+    let ready = tokio::select! {
+        ready = working => ready,
+        // It ends before it is told to only if something is wrong with it.
+        ended = &mut serving => {
+            served = Some(ended);
+            Err(anyhow!("the API has ended"))
+        }
+        () = engine.keep_room(args, &queue, data.path(), models.names.len()) => Ok(()),
+    };
+    note!("stopping: requests end, workers finish and hand back");
     stop.cancel();
-    serving.await.context("the API failed")?;
-    supervisor.end().await;
+    let serving = async {
+        match served {
+            Some(ended) => ended,
+            None => serving.await,
+        }
+    };
+    // Both at once: a supervisor of ours waits ten seconds before it kills.
+    let (served, ()) = tokio::join!(serving, supervisor.end());
     queue.flush().await;
+    served.context("the API failed")?;
     ready
 }
 

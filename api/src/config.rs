@@ -1,6 +1,7 @@
 //! What the server is started with.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Settings of one API process.
@@ -22,6 +23,10 @@ pub struct Config {
     pub tls: Option<Arc<rustls::ServerConfig>>,
     /// Connections at a time; more wait.
     pub connections_max: usize,
+    /// All requests come through a proxy, whose headers say from where and to which host.
+    pub behind_proxy: bool,
+    /// Where it is noted that there are keys; several processes on one machine may share it.
+    pub data_folder: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -36,6 +41,8 @@ impl Default for Config {
             webhook_allow: Vec::new(),
             tls: None,
             connections_max: 4_096,
+            behind_proxy: false,
+            data_folder: None,
         }
     }
 }

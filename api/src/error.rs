@@ -189,8 +189,13 @@ pub(crate) enum ApiError {
     /// A key is needed.
     #[error("this server needs a key: send Authorization: Bearer sl_…")]
     KeyMissing,
+    /// There is no key yet, and the first one is not made by a request.
+    #[error(
+        "there is no key yet; create the first one on the machine that holds the data folder: sightline keys create --local --name NAME --scopes admin"
+    )]
+    KeyFirst,
     /// The key is not known, was revoked, or has expired.
-    #[error("this key is not good: it is unknown, revoked or expired")]
+    #[error("invalid API key: unknown, revoked or expired; create one with sightline keys create")]
     KeyWrong,
     /// The key does not allow this.
     #[error("this key does not allow that: it needs the scope {0:?}")]
@@ -221,6 +226,14 @@ pub(crate) enum ApiError {
     /// A page of another site tries to write.
     #[error("pages of `{0}` may not send requests here")]
     Origin(String),
+    /// A background task ends again and again.
+    #[error("the background task `{task}` ends again and again: {problem}; the log has more")]
+    TaskDown {
+        /// Its name.
+        task: &'static str,
+        /// Why it ended last.
+        problem: String,
+    },
     /// Our own bug.
     #[error("something went wrong here; the log has more under this request's id")]
     Internal,
@@ -285,6 +298,7 @@ impl ApiError {
             Self::CustomIdChanged(_) => (StatusCode::UNPROCESSABLE_ENTITY, "custom_id_changed"),
             Self::KeyMissing => (StatusCode::UNAUTHORIZED, "key_missing"),
             Self::KeyWrong => (StatusCode::UNAUTHORIZED, "key_invalid"),
+            Self::KeyFirst => (StatusCode::FORBIDDEN, "key_first"),
             Self::KeyScope(_) => (StatusCode::FORBIDDEN, "key_scope"),
             Self::KeyUnknown(_) => (StatusCode::NOT_FOUND, "key_unknown"),
             Self::KeyLast(_) => (StatusCode::CONFLICT, "key_last"),
@@ -293,6 +307,7 @@ impl ApiError {
             Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Host(_) => (StatusCode::FORBIDDEN, "host_forbidden"),
             Self::Origin(_) => (StatusCode::FORBIDDEN, "origin_forbidden"),
+            Self::TaskDown { .. } => (StatusCode::SERVICE_UNAVAILABLE, "task_down"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
     }
@@ -370,7 +385,11 @@ pub(crate) struct Problem {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.kind();
-        if status.is_server_error() {
+        // What we chose to refuse is counted, and is no fault of ours.
+        let is_chosen = matches!(code, "queue_full" | "uploads_busy" | "stopping");
+        if status == StatusCode::SERVICE_UNAVAILABLE && !is_chosen {
+            tracing::warn!(code, error = %self, "request failed");
+        } else if status.is_server_error() && !is_chosen {
             tracing::error!(code, error = %self, "request failed");
         } else {
             tracing::debug!(code, error = %self, "request refused");

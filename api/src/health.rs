@@ -21,6 +21,9 @@ pub(crate) struct Ready {
     status: &'static str,
     /// Workers that have each model loaded. None is no reason not to take jobs.
     workers: BTreeMap<String, usize>,
+    /// Background tasks that are not well, and why.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    tasks: BTreeMap<&'static str, String>,
 }
 
 /// The process runs.
@@ -37,13 +40,18 @@ pub(crate) async fn live() -> Json<Live> {
     get, path = "/readyz", tag = "operations", operation_id = "isReady", security(()),
     responses(
         (status = 200, description = "Jobs can be taken.", body = Ready),
-        (status = 503, description = "`queue_unavailable`: not now."),
+        (status = 503, description = "`queue_unavailable`: not now; `task_down`: a background task ends again and again."),
     ),
 )]
 pub(crate) async fn ready(State(state): State<Shared>) -> Result<Json<Ready>, ApiError> {
     if !state.queue.is_reachable().await {
         return Err(QueueError::Unavailable { action: "answer", problem: "not ready".into() }.into());
     }
+    let health = state.tasks.health();
+    if let Some(task) = health.iter().find(|task| task.is_down) {
+        return Err(ApiError::TaskDown { task: task.name, problem: task.problem.clone().unwrap_or_default() });
+    }
+    let tasks = health.into_iter().filter_map(|task| Some((task.name, task.problem?))).collect();
     let workers = state.repository.iter().map(|model| (model.name().to_owned(), state.roster.workers_of(model.name())));
-    Ok(Json(Ready { status: "ready", workers: workers.collect() }))
+    Ok(Json(Ready { status: "ready", workers: workers.collect(), tasks }))
 }

@@ -21,6 +21,10 @@ const ACCEPTED: &str = "api_jobs_accepted_total";
 const REFUSED: &str = "api_jobs_refused_total";
 const REQUEST_SECONDS: &str = "api_request_duration_seconds";
 
+const CONNECTIONS_REFUSED: &str = "api_connections_refused_total";
+/// How often old observations are let go.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Upper bounds of the request histogram, seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0, 60.0];
 
@@ -41,15 +45,19 @@ impl Metrics {
             }
             describe_counter!(ACCEPTED, "Jobs taken in, by model.");
             describe_counter!(REFUSED, "Uploads refused, by reason.");
+            describe_counter!(CONNECTIONS_REFUSED, "Connections refused because their address had too many.");
             describe_histogram!(REQUEST_SECONDS, "Time from a request's head to its answer's head.");
             handle
         });
         Self(handle.clone())
     }
 
-    /// Lets old observations go; to be called from time to time.
-    pub(crate) fn upkeep(&self) {
-        self.0.run_upkeep();
+    /// Lets old observations go from time to time, for as long as it is awaited.
+    pub(crate) async fn keep(self) -> Result<(), std::convert::Infallible> {
+        loop {
+            self.0.run_upkeep();
+            tokio::time::sleep(UPKEEP_INTERVAL).await;
+        }
     }
 }
 
@@ -61,6 +69,11 @@ pub(crate) fn accepted(model: &str) {
 /// An upload was refused.
 pub(crate) fn refused(reason: &'static str) {
     counter!(REFUSED, "reason" => reason).increment(1);
+}
+
+/// An address had too many connections.
+pub(crate) fn connection_refused() {
+    counter!(CONNECTIONS_REFUSED).increment(1);
 }
 
 /// A request was answered.
@@ -84,6 +97,7 @@ pub(crate) async fn show(State(state): State<Shared>) -> Response {
     let mut text = state.metrics.0.render();
     render_queue(&state, &mut text).await;
     render_workers(&state, &mut text);
+    render_tasks(&state, &mut text);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
@@ -146,6 +160,15 @@ fn render_workers(state: &Inner, text: &mut String) {
         }
     }
     stages.finish(text);
+}
+
+fn render_tasks(state: &Inner, text: &mut String) {
+    let mut restarts =
+        Series::new("background_task_restarts_total", "counter", "Background tasks that ended and were started again.");
+    for task in state.tasks.health() {
+        restarts.sample("", &[("task", task.name)], task.restarts as f64);
+    }
+    restarts.finish(text);
 }
 
 /// One metric in the text format.

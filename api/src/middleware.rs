@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderName, Method, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
@@ -20,8 +20,10 @@ use tracing::Instrument;
 
 use crate::error::ApiError;
 use crate::state::Shared;
-use crate::{keys, leftover, metrics};
+use crate::{incoming, keys, metrics};
 
+/// Bodies that are read whole and are not images: settings of topics, of keys, and such.
+const SMALL_BODY_MAX: usize = 64 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Puts the layers around the routes. The last one added is the first to see a request.
@@ -29,9 +31,11 @@ pub(crate) fn around(routes: Router, state: Shared) -> Router {
     routes
         .layer(CatchPanicLayer::custom(|_| ApiError::Internal.into_response()))
         .layer(from_fn_with_state(state.clone(), keys::guard))
-        .layer(from_fn_with_state(state, guard))
-        .layer(from_fn(leftover::discard))
+        .layer(from_fn_with_state(state.clone(), guard))
+        .layer(from_fn_with_state(state, incoming::guard))
+        .layer(DefaultBodyLimit::max(SMALL_BODY_MAX))
         .layer(from_fn(observe))
+        .layer(CatchPanicLayer::custom(|_| ApiError::Internal.into_response()))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
 }

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use models::Repository;
 use queue::Queue;
+use queue::tasks::Tasks;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::batches::Memory;
 use crate::config::Config;
 use crate::index::Index;
 use crate::keys::Keys;
@@ -32,9 +34,20 @@ pub(crate) struct State {
     /// Bytes of request bodies that may be in memory, in units of [`crate::jobs::BODY_UNIT`].
     pub(crate) bodies: Semaphore,
     /// The same for items of batches, which may wait long for room in the queue.
-    pub(crate) batch_bodies: Arc<Semaphore>,
+    pub(crate) batch_bodies: Memory,
+    /// Archives that are being read.
+    pub(crate) archives: Arc<Semaphore>,
+    /// What runs in the background.
+    pub(crate) tasks: Tasks,
     /// How many units there are of each.
     pub(crate) bodies_units: usize,
     /// Pulled when the process is to end: whoever waits answers with what there is.
     pub(crate) stop: CancellationToken,
+}
+
+impl State {
+    /// Whether little is left of the memory for bodies, so that those who have some must be quick.
+    pub(crate) fn is_short_of_memory(&self) -> bool {
+        self.bodies.available_permits() < self.bodies_units / 8 || self.batch_bodies.is_short()
+    }
 }

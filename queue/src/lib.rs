@@ -28,6 +28,7 @@ pub mod singleton;
 pub mod watchdog;
 pub mod balance;
 pub mod members;
+pub mod tasks;
 pub mod broker;
 pub mod bench;
 #[cfg(feature = "fuzz")]

@@ -44,7 +44,7 @@ async fn a_submit_that_is_repeated_because_its_answer_was_lost_queues_once() {
 #[tokio::test]
 async fn a_full_queue_refuses_and_takes_again_when_it_has_drained() {
     let broker = Broker::start().await;
-    let (queue, topic) = with_topic(&broker, Defaults { topic_bytes_max: 100_000, ..defaults() }).await;
+    let (queue, topic) = with_topic(&broker, Defaults { topic_bytes_max: Some(100_000), ..defaults() }).await;
     let image = Bytes::from(vec![7; 30_000]);
     let mut accepted = 0;
     let refused = loop {

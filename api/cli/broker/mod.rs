@@ -19,7 +19,7 @@ use crate::bounds::Bounds;
 use crate::config::{BrokerAction, BrokerArgs, BrokerServeArgs, DataArgs};
 use crate::data::DataDir;
 use crate::output::{announce, note, outln};
-use crate::{setup, stop};
+use crate::stop;
 
 pub(crate) use settings::Settings as FileSettings;
 
@@ -31,7 +31,7 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     /// No token is asked for.
     pub(crate) open: bool,
-    pub(crate) queue_bytes: u64,
+    pub(crate) queue_bytes: Option<u64>,
     pub(crate) max_payload: u64,
     pub(crate) sync: bool,
     pub(crate) lame_duck: Duration,
@@ -73,7 +73,7 @@ async fn serve(args: BrokerServeArgs) -> anyhow::Result<ExitCode> {
     let settings = Settings {
         listen: args.listen,
         open: args.broker_open,
-        queue_bytes: setup::queue_bytes(args.queue_bytes, Some(data.path()))?,
+        queue_bytes: args.queue_bytes.map(|bytes| bytes.as_u64()),
         max_payload: args.max_payload.as_u64(),
         sync: !args.no_sync,
         lame_duck: args.lame_duck,

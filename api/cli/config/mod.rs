@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 
 pub(crate) use remote::{
     ApiAddressArgs, BatchArgs, BatchKind, BatchesAction, BatchesArgs, JobArgs, JobsAction, JobsArgs, JobsListArgs,
-    KeysAction, KeysArgs, OutputFormat, SubmitArgs,
+    KeysAction, KeysArgs, LocalArgs, OutputFormat, SubmitArgs,
 };
 pub(crate) use tools::{
     AuditArgs, ClusterArgs, ConfirmedArgs, ConsumeArgs, CreateArgs, DeadAction, DeadArgs, DrillArgs, IndexAction,

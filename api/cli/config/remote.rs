@@ -122,12 +122,12 @@ pub(crate) struct KeysArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysAction {
-    /// Make a key and show it, once. From the first one on, every request needs one
+    /// Create a key and show it, once; from the first one on, every request needs one
     Create {
         /// Whose it is: keys of one name see the same jobs
         #[arg(long, value_name = "NAME")]
         name: String,
-        /// What it allows: submit, read, admin
+        /// What it allows: submit, read, operate (metrics and members), admin
         #[arg(long, value_delimiter = ',', required = true, value_name = "SCOPE")]
         scopes: Vec<String>,
         /// How long it is good for, such as 90d [default: until it is revoked]
@@ -149,6 +149,8 @@ pub(crate) enum KeysAction {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
+        local: LocalArgs,
+        #[command(flatten)]
         api: ApiAddressArgs,
     },
     /// List keys, without what makes them keys
@@ -157,15 +159,30 @@ pub(crate) enum KeysAction {
         #[arg(long)]
         json: bool,
         #[command(flatten)]
+        local: LocalArgs,
+        #[command(flatten)]
         api: ApiAddressArgs,
     },
-    /// Make a key useless
+    /// Revoke a key
     Revoke {
         /// Its id, the part between the first two underscores
         id: String,
         #[command(flatten)]
+        local: LocalArgs,
+        #[command(flatten)]
         api: ApiAddressArgs,
     },
+}
+
+/// Where keys are, when not the API is asked.
+#[derive(Debug, Args)]
+pub(crate) struct LocalArgs {
+    /// Go to the queue through the data folder, without a key; so is the first key created
+    #[arg(long)]
+    pub(crate) local: bool,
+    /// With --local: the queue, if it is not the one of the data folder
+    #[arg(long, env = "SIGHTLINE_QUEUE", hide_env_values = true, value_name = "URL")]
+    pub(crate) queue: Option<String>,
 }
 
 #[derive(Debug, Args)]

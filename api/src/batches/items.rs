@@ -4,36 +4,47 @@
 //! are never paths here, but one that tries to be a trick is refused all the same, since somebody
 //! may write results under it one day.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{self, Read};
-use std::sync::Arc;
-use std::time::Duration;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use queue::JobError;
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::room::{Room, Rooms, SMALL_BYTES};
 use crate::error::ApiError;
-use crate::jobs::BODY_UNIT;
+use crate::incoming;
 use crate::json::Object;
 use crate::openapi::Binary;
 
-/// How long a body may pause.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Items that are read ahead.
 const AHEAD: usize = 4;
 /// Length of a custom id, bytes.
 const CUSTOM_ID_MAX: usize = 512;
+/// What may stand before a file of an archive: names, links and what describes them.
+const ARCHIVE_HEADER_MAX: u64 = 1 << 20;
+/// What may stand before a file of a form, the preamble included.
+const FORM_HEADER_MAX: u64 = 64 * 1024;
+/// Bytes that a form's reader gets at a time.
+const FORM_PIECE: usize = 16 * 1024;
+/// Stack of a thread that reads an archive.
+const ARCHIVE_STACK_BYTES: usize = 1 << 20;
+/// How often a line is in memory: as it came, as base64, decoded.
+const LINE_COPIES: usize = 3;
 /// Room in a line beside its image.
 const LINE_OVERHEAD: usize = 64 * 1024;
 /// What file managers leave in archives.
@@ -48,197 +59,318 @@ pub(super) struct Item {
     pub(super) content: Result<Bytes, JobError>,
     pub(super) metadata: BTreeMap<String, String>,
     /// The right to have it in memory.
-    pub(super) _room: OwnedSemaphorePermit,
-}
-
-/// Memory for items, in units of [`BODY_UNIT`].
-#[derive(Clone)]
-pub(super) struct Rooms {
-    pub(super) units: Arc<Semaphore>,
-    pub(super) count: usize,
-}
-
-impl Rooms {
-    /// Waits until there is room for so many bytes.
-    async fn lend(&self, bytes: usize) -> OwnedSemaphorePermit {
-        let units = bytes.div_ceil(BODY_UNIT).clamp(1, self.count);
-        self.units.clone().acquire_many_owned(units as u32).await.expect("this semaphore is never closed")
-    }
+    pub(super) _room: Room,
 }
 
 type Sender = mpsc::Sender<Result<Item, ApiError>>;
 type Chunks = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, io::Error>> + Send>>;
 
-/// Reads a body's items; `limit` is the largest image, bytes.
+/// What a body's items are read with.
+#[derive(Debug, Clone)]
+pub(super) struct Bounds {
+    /// The largest image, bytes.
+    pub(super) limit: usize,
+    pub(super) rooms: Rooms,
+    /// Archives that may be read at a time.
+    pub(super) archives: Arc<Semaphore>,
+}
+
+/// Reads a body's items.
 pub(super) fn read(
     headers: &HeaderMap,
     body: Body,
-    limit: usize,
-    rooms: Rooms,
+    bounds: Bounds,
 ) -> Result<mpsc::Receiver<Result<Item, ApiError>>, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").trim().to_owned();
     let essence = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    let chunks = paced(body);
+    // A library in between passes on what is wrong with a body as words; ours is kept beside it.
+    let fault = Fault::default();
+    let noted = fault.clone();
+    let chunks = body.into_data_stream().map_err(move |error| {
+        let error = incoming::error_of(error);
+        let words = error.to_string();
+        *noted.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        io::Error::other(words)
+    });
+    let chunks: Chunks = Box::pin(chunks.fuse());
     let (send, items) = mpsc::channel(AHEAD);
     match essence.as_str() {
         "application/x-tar" | "application/tar" => {
-            blocking(chunks, send, move |reader, send| tar(reader, limit, &rooms, send))
+            blocking(chunks, send, fault, &bounds.clone(), move |reader, send| tar(reader, &bounds, send))?;
         }
         "application/zip" | "application/x-zip-compressed" => {
-            blocking(chunks, send, move |reader, send| zip(reader, limit, &rooms, send));
+            blocking(chunks, send, fault, &bounds.clone(), move |reader, send| zip(reader, &bounds, send))?;
         }
         "application/x-ndjson" | "application/jsonl" | "application/json-lines" => {
-            spawn(send.clone(), async move { lines(chunks, limit, &rooms, &send).await });
+            spawn(send.clone(), fault, async move { lines(chunks, &bounds, &send).await });
         }
         "multipart/form-data" => {
             let boundary = multer::parse_boundary(&kind).map_err(|error| ApiError::Form(error.to_string()))?;
-            spawn(send.clone(), async move { form(chunks, boundary, limit, &rooms, &send).await });
+            spawn(send.clone(), fault, async move { form(chunks, boundary, &bounds, &send).await });
         }
         _ => return Err(ApiError::BatchKind(essence.chars().take(80).collect())),
     }
     Ok(items)
 }
 
-fn paced(body: Body) -> Chunks {
-    let chunks = body.into_data_stream();
-    let paced = futures::stream::unfold(chunks, |mut chunks| async move {
-        let next = match tokio::time::timeout(PAUSE_MAX, chunks.next()).await {
-            Ok(next) => next?.map_err(io::Error::other),
-            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the body paused for longer than 30 s")),
-        };
-        Some((next, chunks))
-    });
-    Box::pin(paced.fuse())
+/// What was wrong with a body itself, rather than with what is in it.
+#[derive(Debug, Clone, Default)]
+struct Fault(Arc<Mutex<Option<ApiError>>>);
+
+impl Fault {
+    fn or(&self, error: ApiError) -> ApiError {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A body that broke off is what a reader of archives says better.
+            None | Some(ApiError::BodyBroken(_)) => error,
+            Some(fault) => fault,
+        }
+    }
 }
 
-fn spawn(send: Sender, reading: impl Future<Output = Result<(), ApiError>> + Send + 'static) {
+/// Reads in the background. A panic is an error: the end of the items would be taken for the batch's end.
+fn spawn(send: Sender, fault: Fault, reading: impl Future<Output = Result<(), ApiError>> + Send + 'static) {
     tokio::spawn(async move {
-        if let Err(error) = reading.await {
-            drop(send.send(Err(error)).await);
+        let read = AssertUnwindSafe(reading).catch_unwind().await;
+        if let Err(error) = read.unwrap_or(Err(ApiError::Internal)) {
+            drop(send.send(Err(fault.or(error))).await);
         }
     });
 }
 
-/// Archives are read by libraries that block.
+/// Archives are read by libraries that block, and they wait for their senders: each has a thread of its own,
+/// since those of the runtime are needed by all others.
 fn blocking(
     chunks: Chunks,
     send: Sender,
+    fault: Fault,
+    bounds: &Bounds,
     read: impl FnOnce(&mut dyn Read, &Sender) -> Result<(), ApiError> + Send + 'static,
-) {
+) -> Result<(), ApiError> {
+    let permit = bounds.archives.clone().try_acquire_owned().map_err(|_| ApiError::UploadsBusy)?;
     let mut reader = SyncIoBridge::new(StreamReader::new(chunks));
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = read(&mut reader, &send) {
-            drop(send.blocking_send(Err(error)));
+    let runtime = tokio::runtime::Handle::current();
+    let thread = std::thread::Builder::new().name("archive".into()).stack_size(ARCHIVE_STACK_BYTES);
+    let started = thread.spawn(move || {
+        let _runtime = runtime.enter();
+        let read = std::panic::catch_unwind(AssertUnwindSafe(|| read(&mut reader, &send)));
+        if let Err(error) = read.unwrap_or(Err(ApiError::Internal)) {
+            drop(send.blocking_send(Err(fault.or(error))));
         }
+        drop(permit);
     });
+    started.map(drop).map_err(|error| {
+        tracing::warn!(%error, "no thread for an archive");
+        ApiError::UploadsBusy
+    })
 }
 
-fn tar(reader: &mut dyn Read, limit: usize, rooms: &Rooms, send: &Sender) -> Result<(), ApiError> {
+/// What an archive's reader may read: little between two files, where a library keeps all that it reads.
+struct Metered<'a> {
+    reader: &'a mut dyn Read,
+    left: &'a Cell<u64>,
+}
+
+impl Read for Metered<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left.get() == 0 {
+            return Err(io::Error::other(format!("a header in it is above {ARCHIVE_HEADER_MAX} bytes")));
+        }
+        let most = usize::try_from(self.left.get()).unwrap_or(usize::MAX).min(buffer.len());
+        let read = self.reader.read(&mut buffer[..most])?;
+        self.left.set(self.left.get() - read as u64);
+        Ok(read)
+    }
+}
+
+fn tar(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Result<(), ApiError> {
     let broken = |error: io::Error| ApiError::Archive(format!("the tar cannot be read to its end: {error}"));
-    let mut archive = tar::Archive::new(reader);
+    let left = Cell::new(ARCHIVE_HEADER_MAX);
+    let mut archive = tar::Archive::new(Metered { reader, left: &left });
+    let mut entries = archive.entries().map_err(broken)?;
     let mut any = false;
-    for entry in archive.entries().map_err(broken)? {
+    loop {
+        left.set(ARCHIVE_HEADER_MAX);
+        let Some(entry) = entries.next() else { break };
+        left.set(u64::MAX);
         let mut entry = entry.map_err(broken)?;
         any = true;
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        if is_litter(&name) {
-            continue;
+        if entry.header().entry_type().is_file() && !is_litter(&name) {
+            let name = checked(&name)?;
+            let size = usize::try_from(entry.size()).unwrap_or(usize::MAX);
+            let Some(room) = wait(bounds.rooms.lend(size.min(bounds.limit)), send) else { return Ok(()) };
+            let (content, room) = content(&mut entry, room, bounds, send).map_err(broken)?;
+            if !wait_to_hand_over(send, room, name, content) {
+                return Ok(());
+            }
         }
-        let name = checked(&name)?;
-        let content = content(&mut entry, limit).map_err(broken)?;
-        if content.is_err() {
-            io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
-        }
-        if !deliver(rooms, send, name, content) {
-            return Ok(());
-        }
+        // What is left of it is read here, and not as a part of the next header.
+        io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
     }
     if any { Ok(()) } else { Err(ApiError::Archive("the tar is empty".into())) }
 }
 
-fn zip(mut reader: &mut dyn Read, limit: usize, rooms: &Rooms, send: &Sender) -> Result<(), ApiError> {
+fn zip(mut reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Result<(), ApiError> {
     let broken = |error: &dyn std::fmt::Display| {
         ApiError::Archive(format!("the zip cannot be read from its beginning to its end: {error}; a tar always can"))
     };
+    let limit = bounds.limit;
     let mut any = false;
     while let Some(mut file) = zip::read::read_zipfile_from_stream(&mut reader).map_err(|error| broken(&error))? {
         any = true;
         let name = file.name().map_err(|error| broken(&error))?.into_owned();
+        // The rest of a file might be without end, be it an image or not.
+        let too_large = || ApiError::Archive(format!("`{name}` is larger than {limit} bytes, the limit for one image"));
         if file.is_dir() || is_litter(&name) {
-            io::copy(&mut file, &mut io::sink()).map_err(|error| broken(&error))?;
+            let most = limit as u64 + 1;
+            if io::copy(&mut (&mut file).take(most), &mut io::sink()).map_err(|error| broken(&error))? == most {
+                return Err(too_large());
+            }
             continue;
         }
-        let name = checked(&name)?;
-        let content = content(&mut file, limit).map_err(|error| broken(&error))?;
-        // The rest might be without end.
+        let custom_id = checked(&name)?;
+        let Some(room) = wait(bounds.rooms.lend(SMALL_BYTES.min(limit)), send) else { return Ok(()) };
+        let (content, room) = content(&mut file, room, bounds, send).map_err(|error| broken(&error))?;
         if content.is_err() {
-            return Err(ApiError::Archive(format!("`{name}` is larger than {limit} bytes, the limit for one image")));
+            return Err(too_large());
         }
-        if !deliver(rooms, send, name, content) {
+        if !wait_to_hand_over(send, room, custom_id, content) {
             return Ok(());
         }
     }
     if any { Ok(()) } else { Err(ApiError::Archive("the zip is empty".into())) }
 }
 
-/// An archive's file, unless it is larger than an image may be.
-fn content(file: &mut dyn Read, limit: usize) -> io::Result<Result<Bytes, JobError>> {
-    let mut bytes = Vec::new();
-    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(if bytes.len() > limit { Err(too_large(limit)) } else { Ok(Bytes::from(bytes)) })
+/// An archive's file, unless it is larger than an image may be, with the room that it needs. `room` is what
+/// it has to begin with.
+fn content(
+    file: &mut dyn Read,
+    mut room: Room,
+    bounds: &Bounds,
+    send: &Sender,
+) -> io::Result<(Result<Bytes, JobError>, Room)> {
+    let limit = bounds.limit;
+    let mut bytes = Vec::with_capacity(room.bytes().min(limit) + 1);
+    (&mut *file).take(room.bytes() as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > room.bytes() && room.bytes() < limit {
+        let gone = || io::Error::other("nobody takes the items any more");
+        room = wait(bounds.rooms.lend(limit), send).ok_or_else(gone)?;
+        bytes.reserve_exact(limit + 1 - bytes.len());
+        file.take((limit + 1 - bytes.len()) as u64).read_to_end(&mut bytes)?;
+    }
+    if bytes.len() > limit {
+        return Ok((Err(too_large(limit)), room));
+    }
+    bytes.shrink_to_fit();
+    Ok((Ok(Bytes::from(bytes)), room))
 }
 
 fn too_large(limit: usize) -> JobError {
     JobError::new("image_too_large", format!("it is larger than {limit} bytes, the limit for one image"))
 }
 
-/// `false`: nobody takes items any more.
-fn deliver(rooms: &Rooms, send: &Sender, custom_id: String, content: Result<Bytes, JobError>) -> bool {
-    let item = hand_over(rooms, send, custom_id, content, BTreeMap::new());
+/// Waits in a thread of its own; `None` once nobody takes items any more.
+fn wait<T>(something: impl Future<Output = T>, send: &Sender) -> Option<T> {
+    tokio::runtime::Handle::current().block_on(unless_closed(something, send))
+}
+
+async fn unless_closed<T>(something: impl Future<Output = T>, send: &Sender) -> Option<T> {
+    tokio::select! {
+        done = something => Some(done),
+        () = send.closed() => None,
+    }
+}
+
+fn wait_to_hand_over(send: &Sender, room: Room, custom_id: String, content: Result<Bytes, JobError>) -> bool {
+    let item = hand_over(send, room, custom_id, content, BTreeMap::new());
     tokio::runtime::Handle::current().block_on(item)
 }
 
-/// Sends an item once there is room for it; `false`: nobody takes items any more.
+/// Sends an item; `false`: nobody takes items any more.
 async fn hand_over(
-    rooms: &Rooms,
     send: &Sender,
+    mut room: Room,
     custom_id: String,
     content: Result<Bytes, JobError>,
     metadata: BTreeMap<String, String>,
 ) -> bool {
-    let room = tokio::select! {
-        room = rooms.lend(content.as_ref().map_or(0, Bytes::len)) => room,
-        () = send.closed() => return false,
-    };
+    room.shrink(content.as_ref().map_or(0, Bytes::len));
     send.send(Ok(Item { custom_id, content, metadata, _room: room })).await.is_ok()
 }
 
-async fn form(chunks: Chunks, boundary: String, limit: usize, rooms: &Rooms, send: &Sender) -> Result<(), ApiError> {
-    let broken = |error: multer::Error| ApiError::Form(error.to_string());
-    let mut form = multer::Multipart::new(chunks, boundary);
+/// Chunks in small pieces, counted down: between two parts of a form, its reader keeps all that it reads and
+/// looks through it again with each piece, so there must not be much.
+fn metered(chunks: Chunks, left: Arc<AtomicU64>) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
+    let pieces = futures::stream::unfold((chunks, Bytes::new()), |(mut chunks, mut rest)| async move {
+        while rest.is_empty() {
+            match chunks.next().await? {
+                Ok(chunk) => rest = chunk,
+                Err(error) => return Some((Err(error), (chunks, rest))),
+            }
+        }
+        let piece = rest.split_to(rest.len().min(FORM_PIECE));
+        // Its reader takes as much as is ready before it looks at it.
+        tokio::task::yield_now().await;
+        Some((Ok(piece), (chunks, rest)))
+    });
+    pieces.map(move |piece| {
+        let piece = piece?;
+        let before = left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(piece.len() as u64)));
+        if before.is_ok_and(|before| before == 0) {
+            return Err(io::Error::other(format!("what is before a file of it is above {FORM_HEADER_MAX} bytes")));
+        }
+        Ok(piece)
+    })
+}
+
+async fn form(chunks: Chunks, boundary: String, bounds: &Bounds, send: &Sender) -> Result<(), ApiError> {
+    let broken = |error: multer::Error| ApiError::Form(chain(&error));
+    let limit = bounds.limit;
+    let left = Arc::new(AtomicU64::new(FORM_HEADER_MAX));
+    let mut form = multer::Multipart::new(metered(chunks, left.clone()), boundary);
     while let Some(mut field) = form.next_field().await.map_err(broken)? {
+        left.store(u64::MAX, Ordering::Relaxed);
         let Some(name) = field.file_name().map(str::to_owned) else {
             let name = field.name().unwrap_or("").to_owned();
             return Err(ApiError::Form(format!("field `{name}` is no file; options of a batch stand in the query")));
         };
         let custom_id = checked(&name)?;
+        let Some(mut room) = unless_closed(bounds.rooms.lend(SMALL_BYTES.min(limit)), send).await else {
+            return Ok(());
+        };
         let mut bytes = BytesMut::new();
         let mut is_too_large = false;
         while let Some(chunk) = field.chunk().await.map_err(broken)? {
             is_too_large |= bytes.len() + chunk.len() > limit;
-            if !is_too_large {
-                bytes.extend_from_slice(&chunk);
+            if is_too_large {
+                continue;
             }
+            if bytes.len() + chunk.len() > room.bytes() {
+                let Some(larger) = unless_closed(bounds.rooms.lend(limit), send).await else { return Ok(()) };
+                room = larger;
+            }
+            bytes.extend_from_slice(&chunk);
         }
+        // The next one's header may be here already, but not much more.
+        left.store(FORM_HEADER_MAX, Ordering::Relaxed);
         let content = if is_too_large { Err(too_large(limit)) } else { Ok(bytes.freeze()) };
-        if !hand_over(rooms, send, custom_id, content, BTreeMap::new()).await {
+        if !hand_over(send, room, custom_id, content, BTreeMap::new()).await {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// An error with what it rests on.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        words = format!("{words}: {cause}");
+        source = cause.source();
+    }
+    words
 }
 
 /// A form of files, as the API's description has it: the name of each is its custom id.
@@ -268,9 +400,11 @@ pub(super) struct Line {
     metadata: BTreeMap<String, String>,
 }
 
-async fn lines(mut chunks: Chunks, limit: usize, rooms: &Rooms, send: &Sender) -> Result<(), ApiError> {
+async fn lines(mut chunks: Chunks, bounds: &Bounds, send: &Sender) -> Result<(), ApiError> {
+    let limit = bounds.limit;
     let line_max = limit / 3 * 4 + LINE_OVERHEAD;
     let (mut rest, mut number, mut searched) = (BytesMut::new(), 0_u64, 0);
+    let mut room: Option<Room> = None;
     loop {
         let end = rest[searched..].iter().position(|byte| *byte == b'\n').map(|at| searched + at);
         let line = match end {
@@ -278,6 +412,13 @@ async fn lines(mut chunks: Chunks, limit: usize, rooms: &Rooms, send: &Sender) -
             None if rest.len() > line_max => return Err(ApiError::BodyTooLarge { limit }),
             None => match chunks.try_next().await.map_err(|error| ApiError::BodyBroken(error.to_string()))? {
                 Some(chunk) => {
+                    // A line, its image in base64 and the image itself are in memory at a time.
+                    let needed = (rest.len() + chunk.len()) * LINE_COPIES;
+                    let wanted = if needed <= SMALL_BYTES { SMALL_BYTES } else { line_max * LINE_COPIES };
+                    if room.as_ref().is_none_or(|room| room.bytes() < needed.min(wanted)) {
+                        let Some(lent) = unless_closed(bounds.rooms.lend(wanted), send).await else { return Ok(()) };
+                        room = Some(lent);
+                    }
                     searched = rest.len();
                     rest.extend_from_slice(&chunk);
                     continue;
@@ -292,11 +433,19 @@ async fn lines(mut chunks: Chunks, limit: usize, rooms: &Rooms, send: &Sender) -
             continue;
         }
         let wrong = |problem: String| ApiError::Json(format!("line {number}: {problem}"));
-        let Object(line): Object<Line> = serde_json::from_slice(&line).map_err(|error| wrong(error.to_string()))?;
-        let custom_id = checked(&line.custom_id)?;
-        let image = BASE64_STANDARD.decode(&line.image).map_err(|error| wrong(format!("`image`: {error}")))?;
+        let Object(parsed): Object<Line> = serde_json::from_slice(&line).map_err(|error| wrong(error.to_string()))?;
+        drop(line);
+        let custom_id = checked(&parsed.custom_id)?;
+        let image = BASE64_STANDARD.decode(&parsed.image).map_err(|error| wrong(format!("`image`: {error}")))?;
         let content = if image.len() > limit { Err(too_large(limit)) } else { Ok(Bytes::from(image)) };
-        if !hand_over(rooms, send, custom_id, content, line.metadata).await {
+        let held = match room.take() {
+            Some(room) => room,
+            None => match unless_closed(bounds.rooms.lend(SMALL_BYTES), send).await {
+                Some(room) => room,
+                None => return Ok(()),
+            },
+        };
+        if !hand_over(send, held, custom_id, content, parsed.metadata).await {
             return Ok(());
         }
     }
@@ -319,13 +468,14 @@ fn checked(name: &str) -> Result<String, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::room::Memory;
     use super::*;
 
     async fn all(kind: &str, body: Vec<u8>) -> Result<Vec<(String, Option<usize>)>, String> {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, kind.parse().expect("a header"));
-        let mut items = read(&headers, Body::from(body), 10, Rooms { units: Arc::new(Semaphore::new(9)), count: 9 })
-            .map_err(|error| error.to_string())?;
+        let bounds = Bounds { limit: 10, rooms: Memory::new(64).of_one_batch(), archives: Arc::new(Semaphore::new(1)) };
+        let mut items = read(&headers, Body::from(body), bounds).map_err(|error| error.to_string())?;
         let mut found = Vec::new();
         while let Some(item) = items.recv().await {
             let item = item.map_err(|error| error.to_string())?;

@@ -9,18 +9,19 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures::{StreamExt, TryStreamExt};
-use http_body_util::LengthLimitError;
 use queue::client::{Batch, Canceled, Replaced, Revision, Stored};
 use queue::{JobId, Queue, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::receive::ITEMS_MAX;
+use super::room::{Room, Rooms, SMALL_BYTES};
 use super::{BatchPath, NoBatch, item_id, named, wire};
 use crate::dead::Named;
 use crate::error::ApiError;
+use crate::incoming;
 use crate::index::{Index, IndexError};
-use crate::jobs::{BODY_UNIT, BUSY_PATIENCE};
+use crate::jobs::BUSY_PATIENCE;
 use crate::keys::Caller;
 use crate::state::{Shared, State as Inner};
 
@@ -209,15 +210,9 @@ pub(crate) async fn verify_expected(
 ) -> Result<Json<Verdict>, ApiError> {
     let batch = find(&state, id).await?;
     // What is in memory is lent, as for images.
-    let units = (EXPECTED_BYTES_MAX / BODY_UNIT).min(state.bodies_units) as u32;
-    let room = tokio::time::timeout(BUSY_PATIENCE, state.batch_bodies.acquire_many(units)).await;
-    let _room = room.map_err(|_| ApiError::UploadsBusy)?.map_err(|_| ApiError::Internal)?;
-    let reading = tokio::time::timeout(EXPECTED_PATIENCE, axum::body::to_bytes(body, EXPECTED_BYTES_MAX));
-    let body = reading.await.map_err(|_| ApiError::BodyTimeout("send the names within a minute"))?;
-    let body = body.map_err(|error| match error.into_inner().downcast_ref::<LengthLimitError>() {
-        Some(_) => ApiError::ListTooLarge { limit: EXPECTED_BYTES_MAX },
-        None => ApiError::BodyBroken("it broke off".into()),
-    })?;
+    let rooms = state.batch_bodies.of_one_batch();
+    let reading = tokio::time::timeout(EXPECTED_PATIENCE, read_expected(&rooms, body));
+    let (body, _room) = reading.await.map_err(|_| ApiError::BodyTimeout("send the names within a minute"))??;
     let text = std::str::from_utf8(&body).map_err(|error| ApiError::BodyBroken(error.to_string()))?;
     let expected: BTreeSet<String> = text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
     if expected.len() > ITEMS_MAX {
@@ -237,6 +232,25 @@ pub(crate) async fn verify_expected(
     }
     verdict.complete = verdict.total == Some(verdict.ended);
     Ok(Json(verdict))
+}
+
+/// Reads a list, in memory that is lent as it comes: a little at first, then all that it may need.
+async fn read_expected(rooms: &Rooms, body: Body) -> Result<(Vec<u8>, Room), ApiError> {
+    let lend =
+        async |bytes| tokio::time::timeout(BUSY_PATIENCE, rooms.lend(bytes)).await.map_err(|_| ApiError::UploadsBusy);
+    let (mut list, mut room) = (Vec::new(), lend(SMALL_BYTES).await?);
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(incoming::error_of)?;
+        if list.len() + chunk.len() > EXPECTED_BYTES_MAX {
+            return Err(ApiError::ListTooLarge { limit: EXPECTED_BYTES_MAX });
+        }
+        if list.len() + chunk.len() > room.bytes() {
+            room = lend(EXPECTED_BYTES_MAX).await?;
+        }
+        list.extend_from_slice(&chunk);
+    }
+    Ok((list, room))
 }
 
 impl Verdict {

@@ -2,6 +2,7 @@
 
 mod follow;
 mod items;
+mod room;
 mod options;
 pub(crate) mod manage;
 pub(crate) mod receive;
@@ -9,6 +10,7 @@ pub(crate) mod results;
 mod wire;
 
 pub(crate) use follow::Follower;
+pub(crate) use room::Memory;
 pub(crate) use wire::document;
 
 use axum::extract::Path;

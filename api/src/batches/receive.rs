@@ -20,7 +20,7 @@ use queue::{ImageFacts, JobError, SubmitError, Timestamp, Topic};
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::IntoResponses;
 
-use super::items::{self, Files, Item, Line, Rooms};
+use super::items::{self, Bounds, Files, Item, Line};
 use super::options::BatchOptions;
 use super::{BatchPath, wire};
 use crate::dead::Named;
@@ -155,8 +155,12 @@ async fn receive(
     name_model(state, &mut options.jobs).await?;
     let (model, version) = find_model(state, &options.jobs)?;
     let topic = find_topic(state, &options.jobs, model).await?;
-    let rooms = Rooms { units: state.batch_bodies.clone(), count: state.bodies_units };
-    let mut items = items::read(headers, body, state.config.upload_bytes_max, rooms)?;
+    let bounds = Bounds {
+        limit: state.config.upload_bytes_max,
+        rooms: state.batch_bodies.of_one_batch(),
+        archives: state.archives.clone(),
+    };
+    let mut items = items::read(headers, body, bounds)?;
     // A body that has nothing in it leaves nothing behind.
     let first = items.recv().await.unwrap_or_else(|| Err(ApiError::Archive("there is no image in it".into())))?;
     let new = Batch {

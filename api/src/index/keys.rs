@@ -1,44 +1,19 @@
-//! Keys in the database: the one thing in it that no record could bring back.
+//! What the database knows of keys: those of earlier versions, and what their owners have waiting.
 
-use sqlx::{Executor, Row};
+use sqlx::Row;
+use sqlx::any::AnyRow;
 
 use super::{Index, IndexError};
 use crate::keys::Key;
 
 impl Index {
-    /// All keys, also those that are no good any more.
-    pub(crate) async fn keys(&self) -> Result<Vec<Key>, IndexError> {
+    /// Keys that earlier versions kept here. They stay, so that an older version, should one be started on
+    /// this database again, does not find itself without keys.
+    pub(crate) async fn old_keys(&self) -> Result<Vec<Key>, IndexError> {
         let rows = sqlx::query("SELECT content FROM keys ORDER BY id").fetch_all(&self.pool).await?;
-        Ok(rows.iter().filter_map(|row| serde_json::from_str(row.get::<&str, _>(0)).ok()).collect())
-    }
-
-    /// Whether there is any key.
-    ///
-    /// # Errors
-    /// [`IndexError`] when the database does not answer.
-    pub async fn has_keys(&self) -> Result<bool, IndexError> {
-        Ok(!self.keys().await?.is_empty())
-    }
-
-    /// Writes one, over an older one of its id. A power cut takes it back no more: a key that was
-    /// revoked must not be good again.
-    pub(crate) async fn write_key(&self, key: &Key) -> Result<(), IndexError> {
-        let mut connection = self.pool.acquire().await?;
-        if self.is_sqlite {
-            connection.execute("PRAGMA synchronous = FULL").await?;
-        }
-        let written = sqlx::query(
-            "INSERT INTO keys (id, content) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET content = excluded.content",
-        )
-        .bind(key.id.clone())
-        .bind(serde_json::to_string(key).expect("a key is JSON"))
-        .execute(&mut *connection)
-        .await;
-        if self.is_sqlite {
-            connection.execute("PRAGMA synchronous = NORMAL").await?;
-        }
-        written?;
-        Ok(())
+        let read = |row: &AnyRow| serde_json::from_str(row.get::<&str, _>(0));
+        let damaged = |error: serde_json::Error| IndexError::Keys(error.to_string());
+        rows.iter().map(read).collect::<Result<_, _>>().map_err(damaged)
     }
 
     /// Jobs of an owner that wait, and the bytes of their images.

@@ -6,8 +6,7 @@
 //!
 //! A row goes forward only: what is written carries the record's revision, and an older one changes
 //! nothing. So the projection may be begun anew, repeated, and done by several processes on one database
-//! at once; how far it has come is written with the rows, in one transaction. Only the keys are the
-//! database's own.
+//! at once; how far it has come is written with the rows, in one transaction.
 
 mod hooks;
 mod keys;
@@ -43,6 +42,9 @@ pub enum IndexError {
     /// The database did not do what it was asked for.
     #[error("the job index: {0}")]
     Database(#[from] sqlx::Error),
+    /// A key that an earlier version kept in the database cannot be read. It may be the only one.
+    #[error("a key in the job index is damaged: {0}; restore the database from a backup")]
+    Keys(String),
     /// The records could not be read.
     #[error(transparent)]
     Queue(#[from] queue::QueueError),
@@ -52,7 +54,6 @@ pub enum IndexError {
 #[derive(Debug, Clone)]
 pub struct Index {
     pool: AnyPool,
-    is_sqlite: bool,
 }
 
 impl Index {
@@ -88,7 +89,7 @@ impl Index {
             .await
             .map_err(|error| broken(error.to_string()))?;
         schema::migrate(&pool).await.map_err(|error| broken(error.to_string()))?;
-        Ok(Self { pool, is_sqlite })
+        Ok(Self { pool })
     }
 
     /// The address of a database in a file.

@@ -1,15 +1,16 @@
-//! Reading a request's body: bounded in bytes, in pace, and in how many are read at once.
+//! Reading an upload's body: bounded in bytes, and in how many are read at once. Its pace is kept by
+//! [`crate::incoming`].
 
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
+use futures::StreamExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::Instant;
 
 use crate::error::ApiError;
+use crate::incoming;
 use crate::state::State;
 
 /// The unit in which memory for bodies is lent.
@@ -18,12 +19,6 @@ pub(crate) const BODY_UNIT: usize = 64 * 1024;
 const FORM_OVERHEAD: usize = BODY_UNIT;
 /// How long to wait for memory.
 pub(crate) const BUSY_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a body may pause.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// Time that every body has, whatever its size.
-const GRACE: Duration = Duration::from_secs(20);
-/// Beyond the grace it must keep this average, bytes a second.
-const PACE_MIN: u64 = 16 * 1024;
 
 /// A body in memory, and the right to have it there.
 pub(super) struct Upload<'a> {
@@ -39,11 +34,12 @@ pub(super) async fn read<'a>(state: &'a State, headers: &HeaderMap, body: Body) 
     if announced.is_some_and(|length| length > body_max) {
         return Err(ApiError::BodyTooLarge { limit });
     }
-    let mut paced = Paced::new(body);
+    let mut chunks = body.into_data_stream();
     // Both grow with what comes, not with what is announced: announcing costs nothing.
     let mut room = Room { bodies: &state.bodies, held: None, units: 0 };
     let mut bytes = BytesMut::new();
-    while let Some(chunk) = paced.next().await? {
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(incoming::error_of)?;
         if bytes.len() + chunk.len() > body_max {
             return Err(ApiError::BodyTooLarge { limit });
         }
@@ -74,37 +70,5 @@ impl Room<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// A body that must keep a pace.
-struct Paced {
-    body: Body,
-    started: Instant,
-    received: u64,
-}
-
-impl Paced {
-    fn new(body: Body) -> Self {
-        Self { body, started: Instant::now(), received: 0 }
-    }
-
-    async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
-        loop {
-            let earned = Duration::from_secs(self.received / PACE_MIN);
-            let deadline = (self.started + GRACE + earned).min(Instant::now() + PAUSE_MAX);
-            let frame = tokio::time::timeout_at(deadline, self.body.frame()).await;
-            match frame.map_err(|_| ApiError::BodyTimeout("send at least 16 KiB a second and do not pause for 10 s"))? {
-                None => return Ok(None),
-                Some(Err(error)) => return Err(ApiError::BodyBroken(error.to_string())),
-                // Trailers are no data.
-                Some(Ok(frame)) => {
-                    if let Ok(chunk) = frame.into_data() {
-                        self.received += chunk.len() as u64;
-                        return Ok(Some(chunk));
-                    }
-                }
-            }
-        }
     }
 }

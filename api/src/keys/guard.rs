@@ -1,6 +1,9 @@
 //! What every request passes once there are keys: who it is, whether it may, how much it asks for,
 //! and whether what it names is its own.
 
+use std::net::IpAddr;
+use std::time::Instant;
+
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
 use axum::http::{Method, header};
 use axum::middleware::Next;
@@ -8,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{RequestExt, body::Body};
 
 use super::{Caller, Scope};
+use crate::connections::Peer;
 use crate::error::ApiError;
 use crate::openapi;
 use crate::state::{Shared, State as Inner};
@@ -36,9 +40,17 @@ async fn admit(
     route: &str,
     request: &mut Request,
 ) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, ApiError> {
-    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let sent = sent.and_then(|value| value.strip_prefix("Bearer ")).map(str::trim).ok_or(ApiError::KeyMissing)?;
-    let key = state.keys.find(sent).ok_or(ApiError::KeyWrong)?;
+    let key = match bearer(request)
+        .ok_or(ApiError::KeyMissing)
+        .and_then(|sent| state.keys.find(sent).ok_or(ApiError::KeyWrong))
+    {
+        Ok(key) => key,
+        Err(refused) => {
+            // A right key is always let in: clients behind one proxy share an address.
+            state.keys.strangers.knock(client_address(state, request), Instant::now())?;
+            return Err(refused);
+        }
+    };
     let allowance = Some(state.keys.limiter.allowance(&key));
     let caller = Caller { owner: Some(key.name.clone()), scopes: key.scopes.clone(), allowance };
     let needed = needed(request.method(), route);
@@ -55,6 +67,26 @@ async fn admit(
     Ok(permit)
 }
 
+/// The key that a request carries.
+fn bearer(request: &Request) -> Option<&str> {
+    let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+/// Where a request came from; behind a proxy, where the proxy says it came from.
+fn client_address(state: &Inner, request: &Request) -> Option<IpAddr> {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    if !state.config.behind_proxy {
+        return peer;
+    }
+    // The last entry is the proxy's own; those before it are the client's word.
+    let forwarded = request.headers().get_all("x-forwarded-for").iter().next_back();
+    let last = forwarded.and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
+    last.or(peer)
+}
+
 /// What a request needs.
 fn needed(method: &Method, route: &str) -> Scope {
     // To send a list of names is to look.
@@ -64,6 +96,7 @@ fn needed(method: &Method, route: &str) -> Scope {
         return Scope::Admin;
     }
     match reads {
+        true if ["/metrics", "/v1/members", "/v1/webhooks"].iter().any(|prefix| is_under(prefix)) => Scope::Operate,
         true => Scope::Read,
         false if is_under("/v1/jobs") || is_under("/v1/batches") => Scope::Submit,
         false => Scope::Admin,
@@ -103,7 +136,8 @@ mod tests {
             (Method::GET, "/v1/topics", Scope::Read),
             (Method::GET, "/v1/dead/{id}/image", Scope::Admin),
             (Method::GET, "/v1/keys", Scope::Admin),
-            (Method::GET, "/metrics", Scope::Read),
+            (Method::GET, "/metrics", Scope::Operate),
+            (Method::GET, "/v1/members", Scope::Operate),
             (Method::POST, "/v1/jobsx", Scope::Admin),
         ] {
             assert_eq!(needed(&method, route), scope, "{method} {route}");

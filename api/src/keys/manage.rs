@@ -9,11 +9,11 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use queue::Timestamp;
+use queue::{Queue, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Key, Limits, Scope, hash};
+use super::{Key, Limits, Scope, hash, store};
 use crate::error::ApiError;
 use crate::json;
 use crate::state::Shared;
@@ -25,12 +25,13 @@ const QUEUED_JOBS_MAX: u64 = 1_000_000_000_000;
 const QUEUED_BYTES_MAX: u64 = 1_000_000_000_000_000;
 /// Requests a second that a key can be limited to.
 const RATES: RangeInclusive<f64> = 0.001..=1e6;
+/// Keys, revoked and expired ones among them: all are one document.
+const KEYS_MAX: usize = 2_000;
 
-/// What is said of a new key.
+/// A key to be made.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = NewKey)]
-pub(crate) struct Wish {
+pub struct NewKey {
     /// Whose it is: keys of one name are one owner.
     #[schema(pattern = "^[A-Za-z0-9._@-]{1,64}$", example = "nightly")]
     name: String,
@@ -59,61 +60,26 @@ pub(crate) struct List {
     keys: Vec<Key>,
 }
 
-/// Makes a key.
+/// Makes a key. The first one is made on the machine itself: `sightline keys create`.
 #[utoipa::path(
     post, path = "/v1/keys", tag = "keys", operation_id = "createKey",
-    request_body(content = Wish),
+    request_body(content = NewKey),
     responses(
         (status = 201, description = "The key, shown this once.", body = Made),
         (status = 400, description = "`json_invalid`."),
+        (status = 403, description = "`key_first`: there is no key yet."),
     ),
 )]
 pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<Response, ApiError> {
-    let wish: Wish = json::parse(&body)?;
-    let wrong = |problem: &str| ApiError::Json(problem.to_owned());
-    let is_good = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
-    if wish.name.is_empty() || wish.name.len() > NAME_MAX || !wish.name.chars().all(is_good) {
-        return Err(wrong("`name` has 1 to 64 letters, digits and - _ . @"));
+    let new: NewKey = json::parse(&body)?;
+    state.keys.refresh(&state.queue).await?;
+    // Without keys every client is let in, and the first key would make its owner of whoever came first.
+    if !state.keys.are_needed() {
+        return Err(ApiError::KeyFirst);
     }
-    if wish.scopes.is_empty() {
-        return Err(wrong("`scopes` names at least one of submit, read, admin"));
-    }
-    state.keys.refresh(&state.index).await?;
-    if !wish.scopes.contains(&Scope::Admin) && !has_admin(&state.keys.all(), None) {
-        return Err(wrong("the first key needs the scope admin, or nobody could make another one"));
-    }
-    let expires = wish.expires.as_deref().map(humantime::parse_duration).transpose();
-    let expires = expires.map_err(|error| wrong(&format!("`expires` must be a time such as 90d: {error}")))?;
-    if wish.limits.requests_per_second.is_some_and(|rate| !RATES.contains(&rate)) {
-        return Err(wrong(&format!("`requests_per_second` is a number from {} to {}", RATES.start(), RATES.end())));
-    }
-    if wish.limits.uploads == Some(0) {
-        return Err(wrong("`uploads` is at least 1"));
-    }
-    if wish.limits.queued_jobs.is_some_and(|jobs| !(1..=QUEUED_JOBS_MAX).contains(&jobs)) {
-        return Err(wrong(&format!("`queued_jobs` is a number from 1 to {QUEUED_JOBS_MAX}")));
-    }
-    if wish.limits.queued_bytes.is_some_and(|bytes| bytes > QUEUED_BYTES_MAX) {
-        return Err(wrong(&format!("`queued_bytes` is at most {QUEUED_BYTES_MAX}")));
-    }
-    let id = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
-    let secret = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
-    let key = format!("sl_{id}_{secret}");
-    let now = Timestamp::now();
-    let kept = Key {
-        id,
-        name: wish.name,
-        scopes: wish.scopes,
-        created_at: now,
-        expires_at: expires.map(|lasts: Duration| now.plus(lasts)),
-        revoked_at: None,
-        limits: wish.limits,
-        hash: hash(&key),
-    };
-    state.index.write_key(&kept).await?;
-    state.keys.refresh(&state.index).await?;
-    let kept = Key { hash: String::new(), ..kept };
-    Ok((StatusCode::CREATED, Json(Made { key, kept })).into_response())
+    let made = make(&state.queue, &new, false).await?;
+    state.keys.refresh(&state.queue).await?;
+    Ok((StatusCode::CREATED, Json(made)).into_response())
 }
 
 /// Lists keys, without what makes them keys.
@@ -122,9 +88,8 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
     responses((status = 200, description = "All keys.", body = List)),
 )]
 pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<List>, ApiError> {
-    state.keys.refresh(&state.index).await?;
-    let keys = state.keys.all().into_iter().map(|key| Key { hash: String::new(), ..key });
-    Ok(Json(List { keys: keys.collect() }))
+    state.keys.refresh(&state.queue).await?;
+    Ok(Json(shown(state.keys.all())))
 }
 
 /// Revokes a key; other processes hear of it within two seconds.
@@ -138,20 +103,117 @@ pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<List>, ApiE
     ),
 )]
 pub(crate) async fn revoke(State(state): State<Shared>, Path(id): Path<String>) -> Result<Json<Key>, ApiError> {
-    state.keys.refresh(&state.index).await?;
-    let keys = state.keys.all();
-    let key = keys.iter().find(|key| key.id == id).ok_or_else(|| ApiError::KeyUnknown(id.clone()))?;
-    if !has_admin(&keys, Some(&id)) {
-        return Err(ApiError::KeyLast(id));
-    }
-    let revoked = Key { revoked_at: Some(key.revoked_at.unwrap_or(Timestamp::now())), ..key.clone() };
-    state.index.write_key(&revoked).await?;
-    state.keys.refresh(&state.index).await?;
-    Ok(Json(Key { hash: String::new(), ..revoked }))
+    let revoked = end(&state.queue, &id).await?;
+    state.keys.refresh(&state.queue).await?;
+    Ok(Json(revoked))
 }
 
-/// Whether there is an admin key, other than this one.
-fn has_admin(keys: &[Key], without: Option<&str>) -> bool {
+/// Makes a key without the API, for an operator who may read the data folder: the first one, or one in place of
+/// the last admin's that was lost.
+///
+/// # Errors
+/// What is wrong with the wish, or that the queue does not answer.
+pub async fn create_local(queue: &Queue, new: &NewKey) -> Result<serde_json::Value, String> {
+    let made = make(queue, new, true).await.map_err(|error| error.to_string())?;
+    Ok(serde_json::to_value(made).expect("a key is JSON"))
+}
+
+/// Lists keys without the API.
+///
+/// # Errors
+/// When the queue does not answer.
+pub async fn list_local(queue: &Queue) -> Result<serde_json::Value, String> {
+    let keys = store::read(queue).await.map_err(|error| error.to_string())?;
+    Ok(serde_json::to_value(shown(keys)).expect("keys are JSON"))
+}
+
+/// Revokes a key without the API.
+///
+/// # Errors
+/// When there is no such key, it is the last admin's, or the queue does not answer.
+pub async fn revoke_local(queue: &Queue, id: &str) -> Result<serde_json::Value, String> {
+    let revoked = end(queue, id).await.map_err(|error| error.to_string())?;
+    Ok(serde_json::to_value(revoked).expect("a key is JSON"))
+}
+
+fn shown(keys: Vec<Key>) -> List {
+    List { keys: keys.into_iter().map(Key::shown).collect() }
+}
+
+async fn make(queue: &Queue, new: &NewKey, is_local: bool) -> Result<Made, ApiError> {
+    let id = uuid::Uuid::new_v4().simple().to_string()[..12].to_owned();
+    let secret = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
+    let key = format!("sl_{id}_{secret}");
+    let kept = new.checked(id, hash(&key), Timestamp::now()).map_err(ApiError::Json)?;
+    store::change(queue, |keys| {
+        if !kept.scopes.contains(&Scope::Admin) && !store::has_admin_beside(keys, "") {
+            let problem = "there is no key with the scope admin: create one first, on this machine, with sightline keys create --local --scopes admin";
+            return Err(ApiError::Json(problem.into()));
+        }
+        if keys.is_empty() && !is_local {
+            return Err(ApiError::KeyFirst);
+        }
+        if keys.len() >= KEYS_MAX {
+            return Err(ApiError::Json(format!("there are {KEYS_MAX} keys already, the most that are kept")));
+        }
+        keys.push(kept.clone());
+        Ok(())
+    })
+    .await?;
+    Ok(Made { key, kept: kept.shown() })
+}
+
+/// Revokes a key, unless it is the last one for everything.
+async fn end(queue: &Queue, id: &str) -> Result<Key, ApiError> {
     let now = Timestamp::now();
-    keys.iter().any(|key| key.is_valid(now) && key.scopes.contains(&Scope::Admin) && without != Some(key.id.as_str()))
+    store::change(queue, |keys| {
+        let others_manage = store::has_admin_beside(keys, id);
+        let key = keys.iter_mut().find(|key| key.id == id).ok_or_else(|| ApiError::KeyUnknown(id.to_owned()))?;
+        if !others_manage {
+            return Err(ApiError::KeyLast(id.to_owned()));
+        }
+        key.revoked_at.get_or_insert(now);
+        Ok(())
+    })
+    .await?;
+    let keys = store::read(queue).await?;
+    keys.into_iter().find(|key| key.id == id).map(Key::shown).ok_or_else(|| ApiError::KeyUnknown(id.to_owned()))
+}
+
+impl NewKey {
+    /// The key that is to be kept.
+    fn checked(&self, id: String, hash: String, now: Timestamp) -> Result<Key, String> {
+        let is_good = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
+        if self.name.is_empty() || self.name.len() > NAME_MAX || !self.name.chars().all(is_good) {
+            return Err("`name` has 1 to 64 letters, digits and - _ . @".into());
+        }
+        if self.scopes.is_empty() {
+            return Err("`scopes` names at least one of submit, read, operate, admin".into());
+        }
+        let expires = self.expires.as_deref().map(humantime::parse_duration).transpose();
+        let expires = expires.map_err(|error| format!("`expires` must be a time such as 90d: {error}"))?;
+        let limits = self.limits;
+        if limits.requests_per_second.is_some_and(|rate| !RATES.contains(&rate)) {
+            return Err(format!("`requests_per_second` is a number from {} to {}", RATES.start(), RATES.end()));
+        }
+        if limits.uploads == Some(0) {
+            return Err("`uploads` is at least 1".into());
+        }
+        if limits.queued_jobs.is_some_and(|jobs| !(1..=QUEUED_JOBS_MAX).contains(&jobs)) {
+            return Err(format!("`queued_jobs` is a number from 1 to {QUEUED_JOBS_MAX}"));
+        }
+        if limits.queued_bytes.is_some_and(|bytes| bytes > QUEUED_BYTES_MAX) {
+            return Err(format!("`queued_bytes` is at most {QUEUED_BYTES_MAX}"));
+        }
+        Ok(Key {
+            id,
+            name: self.name.clone(),
+            scopes: self.scopes.clone(),
+            created_at: now,
+            expires_at: expires.map(|lasts: Duration| now.plus(lasts)),
+            revoked_at: None,
+            limits,
+            hash,
+        })
+    }
 }

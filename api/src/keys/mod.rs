@@ -1,30 +1,42 @@
 //! Keys: who may ask for what, and how much of it.
 //!
-//! While there is no key, whoever reaches this server may do everything. As soon as there is one,
-//! every request but those for health and the API's description needs one. A key is shown once, when it is made; what is kept
-//! is its SHA-256, which is enough for a secret of 256 random bits.
+//! While there is no key, every client that reaches this server may do everything except create the first
+//! key: that is done on the machine itself, through the data folder. As soon as there is one,
+//! every request but those for health and the API's description needs one. A key is shown once, when it is
+//! made; what is kept is its SHA-256, which is enough for a secret of 256 random bits.
 //!
 //! Keys of one name are one owner, so that a key can be replaced by another. A job or batch of
 //! another owner is not there: 404, in one place for every route that takes an id.
 
 mod guard;
+mod strangers;
 mod limits;
+mod store;
 pub(crate) mod manage;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, RwLock};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
-use queue::{Record, Timestamp};
+use futures::StreamExt;
+use queue::{Queue, QueueError, Record, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub(crate) use guard::guard;
+pub use manage::{NewKey, create_local, list_local, revoke_local};
 
 use crate::digest::sha256;
 use crate::error::ApiError;
 use crate::index::{Index, IndexError};
 use crate::state::State;
 use limits::{Allowance, Charge, Limiter};
+use store::Witness;
+use strangers::Strangers;
+
+/// How often keys are read again, should a ring have been missed.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a key allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -34,6 +46,8 @@ pub(crate) enum Scope {
     Submit,
     /// To look at them, and at what there is.
     Read,
+    /// To see how the system does: metrics, members, topics.
+    Operate,
     /// Everything, of everybody.
     Admin,
 }
@@ -84,6 +98,11 @@ pub(crate) struct Limits {
 }
 
 impl Key {
+    /// Without what makes it a key.
+    fn shown(self) -> Self {
+        Self { hash: String::new(), ..self }
+    }
+
     fn is_valid(&self, now: Timestamp) -> bool {
         self.revoked_at.is_none() && self.expires_at.is_none_or(|at| now < at)
     }
@@ -143,36 +162,117 @@ impl Caller {
 }
 
 /// All keys, as they were last read; clones share them.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Keys {
-    known: Arc<RwLock<Vec<Key>>>,
+    known: Arc<RwLock<Known>>,
+    witness: Witness,
     limiter: Limiter,
+    strangers: Strangers,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    keys: Vec<Key>,
+    /// There were keys that cannot be found now: no request is let in without one.
+    lost: bool,
 }
 
 impl Keys {
-    /// Reads them again.
-    pub(crate) async fn refresh(&self, index: &Index) -> Result<(), IndexError> {
-        let keys = index.keys().await?;
-        *self.known.write().expect("no panic holds this lock") = keys;
+    /// No keys yet; `folder` is where it is noted that there are some.
+    pub(crate) fn new(folder: Option<&Path>) -> Self {
+        let (known, limiter, strangers) = (Arc::default(), Limiter::default(), Strangers::default());
+        Self { known, witness: Witness::of(folder), limiter, strangers }
+    }
+
+    /// Reads them again. Those that are known stay in force while the queue does not answer.
+    pub(crate) async fn refresh(&self, queue: &Queue) -> Result<(), QueueError> {
+        let unreadable = |what: &str, error: std::io::Error| QueueError::Unavailable {
+            action: "look for keys",
+            problem: format!("{what}: {error}"),
+        };
+        let read = store::read(queue).await;
+        if matches!(read, Err(QueueError::Damaged { .. })) {
+            self.write().lost = true;
+        }
+        let keys = read?;
+        if keys.is_empty() {
+            let had_keys = self.witness.stands().map_err(|error| unreadable("the data folder", error))?;
+            let mut known = self.write();
+            // Keys are revoked, never removed: where there was one, none is a loss.
+            if (had_keys || !known.keys.is_empty()) && !known.lost {
+                known.lost = true;
+                tracing::error!(
+                    "the keys are gone; every request is refused until one is made: sightline keys create --local"
+                );
+            }
+            return Ok(());
+        }
+        self.witness.set().map_err(|error| unreadable("keys.required", error))?;
+        *self.write() = Known { keys, lost: false };
         Ok(())
     }
 
-    fn all(&self) -> Vec<Key> {
-        self.known.read().expect("no panic holds this lock").clone()
+    /// Follows changes, of this process and of others, for as long as it is awaited.
+    pub(crate) async fn follow(&self, queue: &Queue) -> Result<(), QueueError> {
+        let mut rings = queue.key_rings().await?;
+        loop {
+            drop(tokio::time::timeout(LOOK_INTERVAL, rings.next()).await);
+            if let Err(error) = self.refresh(queue).await {
+                tracing::warn!(%error, "keys not read again; those that are known stay in force");
+                tokio::time::sleep(LOOK_INTERVAL).await;
+            }
+        }
     }
 
-    /// Whether requests need a key. One that was revoked or has expired still closes the door.
+    fn read(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Known> {
+        self.known.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all(&self) -> Vec<Key> {
+        self.read().keys.clone()
+    }
+
+    /// Whether requests need a key. One that was revoked or has expired still closes the door, and so does
+    /// the loss of all of them.
     fn are_needed(&self) -> bool {
-        !self.known.read().expect("no panic holds this lock").is_empty()
+        let known = self.read();
+        known.lost || !known.keys.is_empty()
     }
 
     /// The key that was sent, if it is one.
     fn find(&self, sent: &str) -> Option<Key> {
         let id = sent.strip_prefix("sl_")?.split('_').next()?;
-        let known = self.known.read().expect("no panic holds this lock");
-        let key = known.iter().find(|key| key.id == id)?;
+        let known = self.read();
+        let key = known.keys.iter().find(|key| key.id == id)?;
         (key.hash == hash(sent) && key.is_valid(Timestamp::now())).then(|| key.clone())
     }
+}
+
+/// Whether there are keys, or were: an API that can be reached by others starts only then.
+///
+/// # Errors
+/// [`QueueError`] when that cannot be found out.
+pub async fn are_needed(queue: &Queue, folder: Option<&Path>) -> Result<bool, QueueError> {
+    let keys = Keys::new(folder);
+    keys.refresh(queue).await?;
+    Ok(keys.are_needed())
+}
+
+/// Takes over keys that earlier versions kept in the job index.
+///
+/// # Errors
+/// [`IndexError`] when they cannot be read or written; the API must not be served then.
+pub async fn adopt(queue: &Queue, index: &Index) -> Result<(), IndexError> {
+    let old = index.old_keys().await?;
+    Ok(store::adopt(queue, old).await?)
+}
+
+fn has_admin(key: &Key, now: Timestamp) -> bool {
+    key.is_valid(now) && key.scopes.contains(&Scope::Admin)
 }
 
 /// Whether a job is its caller's to see.

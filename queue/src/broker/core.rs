@@ -19,6 +19,8 @@ use crate::stream::{Consumer, Now, Stream, StreamConfig};
 
 /// Room that is kept for what a queued job has yet to write: its records.
 const OWED_BYTES: u64 = 4096;
+/// Bytes that queued messages may take when nothing else is said and the disk has room.
+const QUEUE_BYTES_MAX: u64 = 32 << 30;
 /// Payloads of other streams above this may use half of the reserve only.
 const BULK_BYTES: usize = 64 * 1024;
 /// The nearest that a timer is set.
@@ -45,7 +47,7 @@ pub(super) struct Core {
     pub(super) losses: Vec<Loss>,
     /// Messages and bytes of all streams that refuse when full.
     queued: (u64, u64),
-    queue_bytes_max: u64,
+    queue_bytes_max: Option<u64>,
     /// Counts up, to choose among the members of a queue group.
     turn: usize,
     pub(super) api_requests: u64,
@@ -273,7 +275,9 @@ impl Core {
     pub(super) fn make_room(&mut self, id: u32, bytes: usize, payload_bytes: usize) -> Result<(), Full> {
         let Some(stream) = self.streams.get(&id) else { return Ok(()) };
         let share = share(stream, payload_bytes);
-        if share == Share::Work && self.queued.1 + bytes as u64 > self.queue_bytes_max {
+        // Worked out when it is used: a disk that was full at the start may be free by now.
+        let by_disk = || QUEUE_BYTES_MAX.min((self.queued.1 + self.journal.room()) / 2);
+        if share == Share::Work && self.queued.1 + bytes as u64 > self.queue_bytes_max.unwrap_or_else(by_disk) {
             return Err(Full);
         }
         self.journal.make_room(bytes as u64, share, self.queued.0 * OWED_BYTES)

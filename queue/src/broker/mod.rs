@@ -73,8 +73,9 @@ pub struct Options {
     pub tls: Option<Tls>,
     /// The largest message, headers and payload together, bytes.
     pub max_payload: usize,
-    /// Bytes that the messages of all streams which refuse when full may take together.
-    pub queue_bytes_max: u64,
+    /// Bytes that the messages of all streams which refuse when full may take together; `None`: half of what
+    /// they and the free disk have, at any moment, and 32 GiB at most.
+    pub queue_bytes_max: Option<u64>,
     /// Bytes that may wait for one client before it is cut.
     pub outbox_bytes_max: usize,
     /// Clients at a time.
@@ -101,7 +102,7 @@ impl Options {
             auth: Auth::default(),
             tls: None,
             max_payload: 32 << 20,
-            queue_bytes_max: 32 << 30,
+            queue_bytes_max: None,
             outbox_bytes_max: 128 << 20,
             connections_max: 4096,
             subscriptions_max: 65_536,

@@ -6,6 +6,7 @@
 //! the other way round, so that a topic that is half gone can still be seen and removed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use async_nats::jetstream::stream::Config;
 use futures::{StreamExt, TryStreamExt};
@@ -21,6 +22,8 @@ use crate::{JobId, PartitionId, QueueError, State, Timestamp, Topic, TopicError,
 
 /// Jobs that are called off at a time.
 const PURGE_WIDTH: usize = 32;
+/// What stands for no bound of a topic's own.
+pub(super) const UNBOUNDED: u64 = u64::MAX;
 /// Copies that a server can keep.
 const REPLICAS_MAX: usize = 5;
 
@@ -78,7 +81,7 @@ impl Queue {
         partition: PartitionId,
         replicas: usize,
     ) -> Result<(), TopicError> {
-        let bytes_max = settings.bytes_max.unwrap_or(self.defaults.topic_bytes_max);
+        let bytes_max = self.bytes_max_of(settings);
         self.make_stream(jobs_config(settings, partition, bytes_max, replicas)).await?;
         if settings.model.is_some() {
             self.ensure_workers(&jobs_stream(&settings.topic, partition), settings).await?;
@@ -119,11 +122,10 @@ impl Queue {
         topic.settings.check_change(&next).map_err(TopicError::Refused)?;
         let replicas = replicas.unwrap_or(topic.replicas);
         let first = self.stream_config(&jobs_stream(name, PartitionId::normal(0))).await?;
-        // A topic of an older version does not say how much it may hold, but its streams do.
-        let bytes_max = next.bytes_max.unwrap_or_else(|| {
-            u64::try_from(first.max_bytes).unwrap_or(u64::MAX).saturating_mul(u64::from(topic.settings.partitions))
-        });
-        next.bytes_max = Some(bytes_max);
+        // A tool does not know what the system gives each topic, but the streams do.
+        let present = u64::try_from(first.max_bytes).ok();
+        let present = present.map(|bytes| bytes.saturating_mul(topic.settings.partitions_of_all().count() as u64));
+        let bytes_max = next.bytes_max.or(present);
         for partition in next.partitions_of_all() {
             lease.keep().await?;
             let wanted = jobs_config(&next, partition, bytes_max, replicas);
@@ -139,6 +141,41 @@ impl Queue {
         records.num_replicas = replicas;
         lease.must_hold()?;
         self.write_settings(records, &next).await
+    }
+
+    /// Bytes that a topic's queue may take in all.
+    fn bytes_max_of(&self, settings: &Settings) -> Option<u64> {
+        let given = self.topic_bytes_max.load(Ordering::Relaxed);
+        settings.bytes_max.or((given != UNBOUNDED).then_some(given))
+    }
+
+    /// Gives each topic that asked for no bound of its own this many bytes, from now on; `None` where the
+    /// broker bounds all together.
+    ///
+    /// # Errors
+    /// [`TopicError`]; some topics may have their new bound already.
+    pub async fn fit_topics(&self, bytes_max: Option<u64>) -> Result<(), TopicError> {
+        self.topic_bytes_max.store(bytes_max.unwrap_or(UNBOUNDED), Ordering::Relaxed);
+        for topic in self.topics().await? {
+            for partition in topic.settings.partitions_of_all() {
+                let bytes_max = self.bytes_max_of(&topic.settings);
+                let wanted = jobs_config(&topic.settings, partition, bytes_max, topic.replicas);
+                match self.fit_stream(&wanted).await {
+                    // It was removed just now, or is being made.
+                    Err(TopicError::Unknown(_)) => {}
+                    fitted => fitted?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of inputs that wait in all topics.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn queued_bytes(&self) -> Result<u64, QueueError> {
+        Ok(self.stream_infos("jobs.>").await?.iter().map(|info| info.state.bytes).sum())
     }
 
     /// Changes a partition's stream to what the topic's settings want of it, if it is different.

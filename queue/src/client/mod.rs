@@ -11,6 +11,7 @@ mod settle;
 mod records;
 mod wait;
 mod batches;
+mod keys;
 mod cancel;
 mod hooks;
 mod dead;
@@ -23,6 +24,7 @@ mod leases;
 mod health;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -155,6 +157,8 @@ pub struct Queue {
     topics: Arc<RwLock<HashMap<TopicName, Arc<Topic>>>>,
     /// Streams of ours that are known to be there.
     ensured: Arc<RwLock<HashSet<String>>>,
+    /// What each topic's queue may take that asked for no bound of its own.
+    topic_bytes_max: Arc<AtomicU64>,
 }
 
 impl Queue {
@@ -196,7 +200,8 @@ impl Queue {
             .await
             .map_err(|error| ConnectError::NoJetStream { address: address.to_string(), problem: chain(&error) })?;
         let topics = Arc::new(RwLock::new(HashMap::new()));
-        Ok(Self { client, jetstream, defaults: Arc::new(defaults), topics, ensured: Arc::default() })
+        let topic_bytes_max = AtomicU64::new(defaults.topic_bytes_max.unwrap_or(manage::UNBOUNDED)).into();
+        Ok(Self { client, jetstream, defaults: Arc::new(defaults), topics, ensured: Arc::default(), topic_bytes_max })
     }
 
     /// What topics are created with when nobody says otherwise.

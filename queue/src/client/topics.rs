@@ -129,20 +129,25 @@ impl Queue {
 
     /// Configurations of the streams that hold subjects of this kind.
     pub(super) async fn stream_configs(&self, subject: &str) -> Result<Vec<Config>, QueueError> {
+        Ok(self.stream_infos(subject).await?.into_iter().map(|info| info.config).collect())
+    }
+
+    /// All that is known of the streams that hold subjects of this kind.
+    pub(super) async fn stream_infos(&self, subject: &str) -> Result<Vec<stream::Info>, QueueError> {
         #[derive(Deserialize)]
         struct Page {
             total: usize,
             streams: Option<Vec<stream::Info>>,
         }
-        let mut configs = Vec::new();
+        let mut infos = Vec::new();
         loop {
-            let wanted = json!({ "offset": configs.len(), "subject": subject });
+            let wanted = json!({ "offset": infos.len(), "subject": subject });
             let page: Page = self.ask("list its topics", "STREAM.LIST", &wanted).await?;
             let streams = page.streams.unwrap_or_default();
             let is_last = streams.is_empty();
-            configs.extend(streams.into_iter().map(|info| info.config));
-            if is_last || configs.len() >= page.total {
-                return Ok(configs);
+            infos.extend(streams);
+            if is_last || infos.len() >= page.total {
+                return Ok(infos);
             }
         }
     }

@@ -344,6 +344,11 @@ impl<R: Release> Journal<R> {
         self.space.wanted()
     }
 
+    /// Bytes that the log may still grow by, as far as the disk goes.
+    pub(crate) fn room(&self) -> u64 {
+        self.space.room()
+    }
+
     /// Length of a spare.
     pub(crate) fn spare_bytes(&self) -> u64 {
         self.space.segment_bytes

@@ -62,7 +62,7 @@ impl Space {
             Share::Bulk => RESERVE as u64 / 2,
             Share::Settle => return Ok(()),
         };
-        let there = self.free_bytes + self.spares.len() as u64 * self.segment_bytes;
+        let there = self.room();
         let owed = if share == Share::Work { owed } else { 0 };
         if there < bytes + owed + reserve * self.segment_bytes { Err(Full) } else { Ok(()) }
     }
@@ -100,6 +100,11 @@ impl Space {
                 Err(Full)
             }
         }
+    }
+
+    /// Bytes of the spares and of the disk that are free.
+    pub(super) fn room(&self) -> u64 {
+        self.free_bytes + self.spares.len() as u64 * self.segment_bytes
     }
 
     /// A number that no spare has had.

@@ -43,8 +43,10 @@ pub struct Settings {
     /// What becomes of inputs that were worked off.
     #[serde(default)]
     pub retention: Retention,
-    /// Bytes that the inputs of all partitions may take; unknown of topics of an older version.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Bytes that the inputs of all partitions may take, if that was asked for of this topic; otherwise what the
+    /// system gives each. (Versions before this one wrote what they had worked out from the free disk under
+    /// the field's own name, for good.)
+    #[serde(default, rename = "max_bytes", skip_serializing_if = "Option::is_none")]
     pub bytes_max: Option<u64>,
     /// Its workers take nothing; uploads are accepted.
     #[serde(default)]
@@ -150,8 +152,9 @@ pub struct Defaults {
     pub run_timeout: Duration,
     /// See [`Settings::result_ttl_secs`].
     pub result_ttl: Duration,
-    /// Bytes that the queued jobs of one topic may take; shared evenly by its partitions.
-    pub topic_bytes_max: u64,
+    /// Bytes that the queued jobs of one topic may take, shared evenly by its partitions; `None` where the
+    /// broker bounds all topics together.
+    pub topic_bytes_max: Option<u64>,
     /// Bytes that the dead letters of one topic may take; the oldest go first.
     pub dead_bytes_max: u64,
     /// How long dead letters are kept.
@@ -170,7 +173,7 @@ impl Default for Defaults {
             attempts_max: 5,
             run_timeout: Duration::from_secs(60),
             result_ttl: 7 * DAY,
-            topic_bytes_max: 32 * GIB,
+            topic_bytes_max: None,
             dead_bytes_max: 4 * GIB,
             dead_ttl: 7 * DAY,
             replicas: 1,
@@ -193,7 +196,7 @@ impl Defaults {
             retry: RetryPolicy::default(),
             ordered: false,
             retention: Retention::Work,
-            bytes_max: Some(self.topic_bytes_max),
+            bytes_max: None,
             paused: false,
         }
     }
@@ -326,10 +329,10 @@ mod tests {
 
     #[test]
     fn what_an_older_version_wrote_is_read() {
-        let old = r#"{"topic":"cats","model":"cats","partitions":3,"lease_ms":30000,"attempts_max":5,
+        let old = r#"{"topic":"cats","model":"cats","partitions":3,"lease_ms":30000,"attempts_max":5,"bytes_max":1,
             "run_timeout_ms":60000,"result_ttl_secs":604800}"#;
         let read: Settings = serde_json::from_str(old).expect("reads");
-        assert_eq!(read, Settings { bytes_max: None, ..settings() });
+        assert_eq!(read, settings(), "a bound that was worked out from the disk of that day is forgotten");
     }
 
     #[test]

@@ -72,19 +72,22 @@ pub(crate) fn streams_of(topic: &TopicName) -> impl Fn(&str) -> bool + use<> {
     }
 }
 
+/// Bytes that a log keeps when nothing else is said: it drops the oldest, and must not fill the disk.
+const LOG_BYTES_MAX: u64 = 32 << 30;
+
 /// The stream of one partition, with at most `bytes_max` bytes for all of them together.
 pub(crate) fn jobs_config(
     settings: &Settings,
     partition: PartitionId,
-    bytes_max: u64,
+    bytes_max: Option<u64>,
     replicas: usize,
 ) -> stream::Config {
     let topic = &settings.topic;
+    let bytes_max = bytes_max.or((settings.retention != Retention::Work).then_some(LOG_BYTES_MAX));
     let common = stream::Config {
         name: jobs_stream(topic, partition),
         subjects: vec![job_filter(topic, partition)],
-        // 0 would mean no bound.
-        max_bytes: bytes(settings.partition_share(bytes_max)),
+        max_bytes: bytes_max.map_or(-1, |bytes_max| bytes(settings.partition_share(bytes_max))),
         storage: StorageType::File,
         num_replicas: replicas,
         allow_direct: true,

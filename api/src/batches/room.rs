@@ -1,0 +1,128 @@
+//! Memory for items of batches, lent before the bytes are read.
+//!
+//! Small items are lent from a part of their own, so that they never wait behind large ones. A large item is lent
+//! all that it can need in one piece, and only while its reader holds no other large one: so nobody waits for
+//! room while holding what others wait for. One batch gets a share, whatever it sends.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::jobs::BODY_UNIT;
+
+/// What an item is lent before more is known of it.
+pub(super) const SMALL_BYTES: usize = 1 << 20;
+/// What the items of one batch may have in memory; one item at least.
+const BATCH_BYTES_MAX: usize = 48 << 20;
+
+/// Memory for the items of all batches, in units of [`BODY_UNIT`]; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory {
+    small: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+    /// Units of each part.
+    small_units: usize,
+    large_units: usize,
+}
+
+impl Memory {
+    /// A quarter of `units` for small items, the rest for large ones.
+    pub(crate) fn new(units: usize) -> Self {
+        let small_units = (units / 4).max(SMALL_BYTES / BODY_UNIT);
+        let large_units = units.saturating_sub(small_units).max(1);
+        let (small, large) = (Arc::new(Semaphore::new(small_units)), Arc::new(Semaphore::new(large_units)));
+        Self { small, large, small_units, large_units }
+    }
+
+    /// Whether little is left.
+    pub(crate) fn is_short(&self) -> bool {
+        let is_short = |part: &Semaphore, units: usize| part.available_permits() < units / 8;
+        is_short(&self.small, self.small_units) || is_short(&self.large, self.large_units)
+    }
+
+    /// The share of one batch.
+    pub(super) fn of_one_batch(&self) -> Rooms {
+        let units = BATCH_BYTES_MAX.div_ceil(BODY_UNIT).min(self.large_units);
+        Rooms { memory: self.clone(), own: Arc::new(Semaphore::new(units)), own_units: units }
+    }
+}
+
+/// Memory for the items of one batch.
+#[derive(Debug, Clone)]
+pub(super) struct Rooms {
+    memory: Memory,
+    own: Arc<Semaphore>,
+    own_units: usize,
+}
+
+/// The right to have some bytes in memory, for as long as it is kept.
+#[derive(Debug)]
+pub(super) struct Room {
+    _own: OwnedSemaphorePermit,
+    _shared: OwnedSemaphorePermit,
+    bytes: usize,
+}
+
+impl Rooms {
+    /// Waits until there is room for this many bytes.
+    pub(super) async fn lend(&self, bytes: usize) -> Room {
+        let units = bytes.div_ceil(BODY_UNIT).max(1);
+        let own = take(&self.own, units.min(self.own_units)).await;
+        let shared = if bytes <= SMALL_BYTES {
+            take(&self.memory.small, units.min(self.memory.small_units)).await
+        } else {
+            take(&self.memory.large, units.min(self.memory.large_units)).await
+        };
+        Room { _own: own, _shared: shared, bytes }
+    }
+}
+
+async fn take(semaphore: &Arc<Semaphore>, units: usize) -> OwnedSemaphorePermit {
+    semaphore.clone().acquire_many_owned(units as u32).await.expect("this semaphore is never closed")
+}
+
+impl Room {
+    /// Bytes that it is for.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Gives back what an item of this many bytes does not need.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        let units = bytes.div_ceil(BODY_UNIT).max(1);
+        for permit in [&mut self._own, &mut self._shared] {
+            let surplus = permit.num_permits().saturating_sub(units);
+            drop(permit.split(surplus));
+        }
+        self.bytes = bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn small_items_do_not_wait_behind_large_ones_and_surplus_is_given_back() {
+        let memory = Memory::new((64 << 20) / BODY_UNIT);
+        let rooms = memory.of_one_batch();
+        let mut large = rooms.lend(40 << 20).await;
+        assert!(
+            tokio::time::timeout(std::time::Duration::from_millis(20), memory.of_one_batch().lend(20 << 20))
+                .await
+                .is_err()
+        );
+        assert_eq!(memory.of_one_batch().lend(SMALL_BYTES).await.bytes(), SMALL_BYTES);
+        large.shrink(3 << 20);
+        assert_eq!(memory.of_one_batch().lend(20 << 20).await.bytes(), 20 << 20);
+    }
+
+    #[tokio::test]
+    async fn one_batch_leaves_room_for_others() {
+        let memory = Memory::new((256 << 20) / BODY_UNIT);
+        let greedy = memory.of_one_batch();
+        let _held = [greedy.lend(20 << 20).await, greedy.lend(20 << 20).await];
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(20), greedy.lend(20 << 20)).await.is_err());
+        drop(memory.of_one_batch().lend(20 << 20).await);
+    }
+}

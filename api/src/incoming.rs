@@ -1,0 +1,192 @@
+//! Every request's body on its way in: it keeps a pace, ends when this process ends, and is read on when
+//! its answer is ready early.
+//!
+//! A server that answers early and closes makes the client's system drop the answer: bytes that
+//! arrive at a closed socket reset the connection. So what is left of a refused body is read for a
+//! while and thrown away, and the answer is sent after that. A client that asked first
+//! (`Expect: 100-continue`) and got no go-ahead is not sending, and is answered at once.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::error::ApiError;
+use crate::pace::Pace;
+use crate::state;
+
+/// How much is thrown away for the sake of one answer.
+const BYTES_MAX: u64 = 64 << 20;
+/// How long that may take.
+const TIME_MAX: Duration = Duration::from_secs(10);
+/// The same once this process is to end.
+const LAST_TIME_MAX: Duration = Duration::from_secs(1);
+/// How long a body may pause; that of a batch, which may be packed while it is sent, for longer.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+const BATCH_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How long a body that is coming in may go on once this process is to end.
+const LAST_BYTES: Duration = Duration::from_secs(2);
+
+/// Lets the handler read the body, then reads the rest.
+pub(crate) async fn guard(State(state): State<state::Shared>, request: Request, next: Next) -> Response {
+    let asks_first = request.headers().contains_key(header::EXPECT);
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let pause_max = if route.starts_with("/v1/batches") { BATCH_PAUSE_MAX } else { PAUSE_MAX };
+    let (head, body) = request.into_parts();
+    if body.is_end_stream() {
+        return next.run(Request::from_parts(head, body)).await;
+    }
+    let stop = state.stop.clone();
+    let incoming = Incoming(Arc::new(Mutex::new(Inner {
+        body,
+        touched: false,
+        pace: Pace::new(pause_max),
+        stop: Box::pin(stop.clone().cancelled_owned()),
+        last: None,
+        ended: None,
+        state,
+    })));
+    let response = next.run(Request::from_parts(head, Body::new(incoming.clone()))).await;
+    let ended = incoming.lock().ended;
+    // Of a body that was ended here nothing more is read, and the reason is the one known here: a library
+    // in between has its own words for it.
+    if let Some(ended) = ended {
+        return if response.status().is_success() { response } else { ended.error().into_response() };
+    }
+    if incoming.is_coming(asks_first) {
+        let reading = tokio::time::timeout(TIME_MAX, incoming.read_on());
+        let stopping = async {
+            stop.cancelled().await;
+            tokio::time::sleep(LAST_TIME_MAX).await;
+        };
+        tokio::select! {
+            _ = reading => {}
+            () = stopping => {}
+        }
+    }
+    response
+}
+
+/// What is wrong with a body whose reading failed.
+pub(crate) fn error_of(error: axum::Error) -> ApiError {
+    let mut inner = error.into_inner();
+    loop {
+        inner = match inner.downcast::<ApiError>() {
+            Ok(ours) => return *ours,
+            Err(other) => match other.downcast::<axum::Error>() {
+                Ok(wrapped) => wrapped.into_inner(),
+                Err(other) => return ApiError::BodyBroken(other.to_string()),
+            },
+        };
+    }
+}
+
+/// Why a body was ended here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Slow,
+    Stopping,
+}
+
+impl Ended {
+    fn error(self) -> ApiError {
+        match self {
+            Self::Slow => ApiError::BodyTimeout("send at least 16 KiB a second and do not pause for 10 s"),
+            Self::Stopping => ApiError::Stopping,
+        }
+    }
+}
+
+/// A body that can be read on after its reader has dropped it.
+#[derive(Clone)]
+struct Incoming(Arc<Mutex<Inner>>);
+
+struct Inner {
+    body: Body,
+    /// A reader has begun, so the client was told to go ahead.
+    touched: bool,
+    pace: Pace,
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Runs once this process is to end.
+    last: Option<Pin<Box<tokio::time::Sleep>>>,
+    ended: Option<Ended>,
+    state: state::Shared,
+}
+
+impl Incoming {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_coming(&self, asks_first: bool) -> bool {
+        let inner = self.lock();
+        !inner.body.is_end_stream() && (inner.touched || !asks_first)
+    }
+
+    async fn read_on(mut self) {
+        let mut read = 0;
+        while let Some(Ok(frame)) = self.frame().await {
+            read += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if read > BYTES_MAX {
+                return;
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Whether the body is to be ended now.
+    fn poll_end(&mut self, is_short: bool, context: &mut Context<'_>) -> Poll<Ended> {
+        if self.last.is_none() && self.stop.as_mut().poll(context).is_ready() {
+            self.last = Some(Box::pin(tokio::time::sleep(LAST_BYTES)));
+        }
+        if self.last.as_mut().is_some_and(|last| last.as_mut().poll(context).is_ready()) {
+            return Poll::Ready(Ended::Stopping);
+        }
+        self.pace.poll_waiting(is_short, context).map(|()| Ended::Slow)
+    }
+}
+
+impl HttpBody for Incoming {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let mut inner = self.lock();
+        inner.touched = true;
+        if let Some(ended) = inner.ended {
+            return Poll::Ready(Some(Err(axum::Error::new(ended.error()))));
+        }
+        let is_short = inner.state.is_short_of_memory();
+        match Pin::new(&mut inner.body).poll_frame(context) {
+            Poll::Ready(frame) => {
+                let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref().map(Bytes::len));
+                inner.pace.moved(bytes.unwrap_or(0), is_short);
+                Poll::Ready(frame)
+            }
+            Poll::Pending => {
+                let Poll::Ready(ended) = inner.poll_end(is_short, context) else { return Poll::Pending };
+                inner.ended = Some(ended);
+                Poll::Ready(Some(Err(axum::Error::new(ended.error()))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.lock().body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.lock().body.size_hint()
+    }
+}

@@ -1,0 +1,108 @@
+//! Where keys are kept, and what follows when they are lost.
+//!
+//! Keys are one document in the queue. Beside it stands a witness: an empty file in the data folder of each
+//! process that has seen a key. Losing a file must never open an API that had keys: where there is a
+//! witness and no key, every request is refused until a key is made on the machine itself.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use queue::client::{Replaced, Revision};
+use queue::{Queue, QueueError, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{Key, has_admin};
+
+/// Name of the witness in the data folder.
+const WITNESS: &str = "keys.required";
+
+/// All keys, in the order in which they were made.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Document {
+    keys: Vec<Key>,
+}
+
+/// Reads all keys; none if there never was one.
+pub(super) async fn read(queue: &Queue) -> Result<Vec<Key>, QueueError> {
+    Ok(queue.keys::<Document>().await?.map(|(document, _)| document.keys).unwrap_or_default())
+}
+
+/// Changes the keys as `decide` says, which sees those that there are; it is asked again when another
+/// process was faster.
+pub(super) async fn change<E: From<QueueError>>(
+    queue: &Queue,
+    decide: impl Fn(&mut Vec<Key>) -> Result<(), E>,
+) -> Result<(), E> {
+    loop {
+        let (mut document, revision) =
+            queue.keys::<Document>().await?.unwrap_or((Document::default(), Revision::default()));
+        decide(&mut document.keys)?;
+        if let Replaced::Done(_) = queue.write_keys(revision, &document).await? {
+            return Ok(());
+        }
+    }
+}
+
+/// Takes over keys that earlier versions kept in their database: those that are missing, and that one is
+/// revoked. May be done again and by several processes.
+pub(super) async fn adopt(queue: &Queue, old: Vec<Key>) -> Result<(), QueueError> {
+    let known = read(queue).await?;
+    let is_news = |key: &Key| {
+        known
+            .iter()
+            .find(|other| other.id == key.id)
+            .is_none_or(|other| other.revoked_at.is_none() && key.revoked_at.is_some())
+    };
+    if !old.iter().any(is_news) {
+        return Ok(());
+    }
+    change(queue, |keys| {
+        for key in &old {
+            match keys.iter_mut().find(|other| other.id == key.id) {
+                Some(known) => known.revoked_at = known.revoked_at.or(key.revoked_at),
+                None => keys.push(key.clone()),
+            }
+        }
+        Ok::<(), QueueError>(())
+    })
+    .await
+}
+
+/// Whether there is an admin key, other than this one.
+pub(super) fn has_admin_beside(keys: &[Key], id: &str) -> bool {
+    let now = Timestamp::now();
+    keys.iter().any(|key| has_admin(key, now) && key.id != id)
+}
+
+/// The witness that there were keys.
+#[derive(Debug, Clone)]
+pub(super) struct Witness(Option<PathBuf>);
+
+impl Witness {
+    /// In a data folder; without one there is none.
+    pub(super) fn of(folder: Option<&Path>) -> Self {
+        Self(folder.map(|folder| folder.join(WITNESS)))
+    }
+
+    /// Whether this process, or an earlier one on its folder, has seen keys.
+    ///
+    /// # Errors
+    /// When the folder cannot be looked into: then the door stays closed.
+    pub(super) fn stands(&self) -> io::Result<bool> {
+        self.0.as_deref().map_or(Ok(false), Path::try_exists)
+    }
+
+    /// Durability: it is on disk when this returns, before the first key is shown.
+    pub(super) fn set(&self) -> io::Result<()> {
+        let Some(path) = &self.0 else { return Ok(()) };
+        if path.try_exists()? {
+            return Ok(());
+        }
+        File::create(path)?.sync_all()?;
+        match path.parent() {
+            Some(folder) => fs::File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+}

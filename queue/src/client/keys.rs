@@ -1,0 +1,67 @@
+//! Keys to the API: one document, which changes whole.
+//!
+//! They are in a stream of their own, so every API process sees the same ones, a copy of the queue has
+//! them, and no database that may be removed can take them along. One document, because what is decided
+//! about one key depends on the others (the last admin's key stays), and compare-and-set is by subject.
+//! The queue does not know what a key is.
+
+use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
+use futures::{Stream, StreamExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Queue, Replaced, Revision};
+use crate::QueueError;
+
+const STREAM: &str = "keys";
+const SUBJECT: &str = "keys.all";
+
+impl Queue {
+    /// The document of all keys, and what a change of it must name; `None` if it was never written.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer, or the document cannot be read.
+    pub async fn keys<T: DeserializeOwned>(&self) -> Result<Option<(T, Revision)>, QueueError> {
+        self.ensure_stream_once(config(self.defaults.replicas)).await?;
+        let Some(message) = self.last_message("read the keys", STREAM, SUBJECT.into(), true).await? else {
+            return Ok(None);
+        };
+        let damaged =
+            |error: serde_json::Error| QueueError::Damaged { what: "the keys".into(), problem: error.to_string() };
+        Ok(Some((serde_json::from_slice(&message.payload).map_err(damaged)?, message.sequence.0.into())))
+    }
+
+    /// Replaces exactly the document that was read as `over`; 0 where there is none.
+    ///
+    /// # Errors
+    /// [`QueueError`] when it is not known what became of it.
+    pub async fn write_keys(&self, over: Revision, keys: &impl Serialize) -> Result<Replaced, QueueError> {
+        self.ensure_stream_once(config(self.defaults.replicas)).await?;
+        self.write_over("write the keys", SUBJECT.into(), over, keys).await
+    }
+
+    /// Rings whenever keys are written, or are tried to be.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the connection is closed.
+    pub async fn key_rings(&self) -> Result<impl Stream<Item = ()> + Unpin + use<>, QueueError> {
+        let unavailable = |problem| QueueError::Unavailable { action: "listen for keys", problem };
+        let messages = self.listen(SUBJECT.into()).await.map_err(unavailable)?;
+        Ok(messages.map(drop))
+    }
+}
+
+fn config(replicas: usize) -> stream::Config {
+    stream::Config {
+        name: STREAM.into(),
+        subjects: vec!["keys.*".into()],
+        storage: StorageType::File,
+        num_replicas: replicas,
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::Old,
+        allow_direct: true,
+        deny_delete: true,
+        deny_purge: true,
+        ..stream::Config::default()
+    }
+}

@@ -1,0 +1,168 @@
+//! Background tasks of a process: named, watched, and started again when they end.
+//!
+//! Such a task has no caller who would notice its end, so this is its caller. One that returns an error or
+//! panics is started again after a pause that grows while it keeps failing. What happened is logged once,
+//! counted, and shown by [`Tasks::health`] for as long as the task is not well.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Pause before a task that has ended is started again, the first time and at most.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A task that has run for this long is well again.
+const WELL_AFTER: Duration = Duration::from_secs(60);
+/// Ends in a row after which a process should not be called ready.
+const FAILURES_MAX: u32 = 3;
+
+/// The background tasks of a process; clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct Tasks(Arc<Mutex<BTreeMap<&'static str, State>>>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Times it was started again, in all.
+    restarts: u64,
+    /// Ends in a row.
+    failures: u32,
+    problem: Option<String>,
+    started: Option<Instant>,
+}
+
+/// How a task is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Its name.
+    pub name: &'static str,
+    /// Times it was started again.
+    pub restarts: u64,
+    /// Why it ended last, if it has not run well for a minute since.
+    pub problem: Option<String>,
+    /// It has ended again and again.
+    pub is_down: bool,
+}
+
+impl Tasks {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, State>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` for as long as what this returns is kept, again and again if it ends.
+    pub fn keep<W, F, E>(&self, name: &'static str, work: W) -> AbortOnDropHandle<()>
+    where
+        W: Fn() -> F + Send + Sync + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Display + Send,
+    {
+        let tasks = self.clone();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                tasks.started(name);
+                // Each run begins with nothing that an earlier one could have left half-done.
+                let ended = std::panic::AssertUnwindSafe(async { work().await }).catch_unwind().await;
+                let problem = match ended {
+                    Ok(Ok(())) => "it ended".to_owned(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(panic) => format!("it panicked: {}", words_of(panic.as_ref())),
+                };
+                let pause = tasks.ended(name, problem);
+                tokio::time::sleep(pause).await;
+            }
+        }))
+    }
+
+    fn started(&self, name: &'static str) {
+        self.lock().entry(name).or_default().started = Some(Instant::now());
+    }
+
+    /// Notes an end; returns the pause before the next start.
+    fn ended(&self, name: &'static str, problem: String) -> Duration {
+        let mut tasks = self.lock();
+        let task = tasks.entry(name).or_default();
+        if task.started.is_some_and(|started| started.elapsed() >= WELL_AFTER) {
+            task.failures = 0;
+        }
+        task.restarts += 1;
+        task.failures += 1;
+        let pause = PAUSE.saturating_mul(1 << (task.failures - 1).min(5)).min(PAUSE_MAX);
+        tracing::error!(
+            task = name,
+            problem,
+            pause_s = pause.as_secs(),
+            "a background task ended; it is started again"
+        );
+        task.problem = Some(problem);
+        pause
+    }
+
+    /// How all tasks are.
+    pub fn health(&self) -> Vec<Health> {
+        let tasks = self.lock();
+        let health = tasks.iter().map(|(name, task)| {
+            let is_well = task.failures == 0 || task.started.is_some_and(|started| started.elapsed() >= WELL_AFTER);
+            let problem = task.problem.clone().filter(|_| !is_well);
+            Health { name, restarts: task.restarts, problem, is_down: !is_well && task.failures >= FAILURES_MAX }
+        });
+        health.collect()
+    }
+}
+
+/// What a panic was raised with.
+pub fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_fails_or_ends_is_started_again_and_that_shows() {
+        let (tasks, runs) = (Tasks::default(), Arc::new(AtomicU32::new(0)));
+        let counted = runs.clone();
+        let kept = tasks.keep("follower", move || {
+            let run = counted.fetch_add(1, Ordering::Relaxed);
+            async move {
+                match run {
+                    0 => panic!("once"),
+                    1 => Err("no answer"),
+                    2 => Ok(()),
+                    _ => std::future::pending().await,
+                }
+            }
+        });
+        while runs.load(Ordering::Relaxed) < 4 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let expected = Health { name: "follower", restarts: 3, problem: Some("it ended".into()), is_down: true };
+        assert_eq!(tasks.health(), [expected]);
+        drop(kept);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_is_no_longer_kept_stops() {
+        let (tasks, alive) = (Tasks::default(), Arc::new(()));
+        let held = alive.clone();
+        let kept = tasks.keep("follower", move || {
+            let held = held.clone();
+            async move {
+                std::future::pending::<()>().await;
+                drop(held);
+                Ok::<(), String>(())
+            }
+        });
+        tokio::task::yield_now().await;
+        drop(kept);
+        while Arc::strong_count(&alive) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
