@@ -181,7 +181,7 @@ pub(crate) async fn check_listen(
     let guards = ::api::Guards {
         keys: ::api::are_keys_needed(queue, Some(folder)).await?,
         encrypted: args.tls_cert.is_some() || args.behind_proxy,
-        proxied: args.behind_proxy || !args.allow_host.is_empty(),
+        proxied: args.behind_proxy || args.public_url.is_some() || !args.allow_host.is_empty(),
         insecure: args.insecure,
     };
     Ok(::api::check_listen(args.listen, guards)?)
@@ -212,6 +212,7 @@ pub(crate) fn http_config(args: &HttpArgs, max_payload: usize, folder: &Path) ->
         webhook_secret: data::webhook_secret(folder)?,
         data_folder: Some(folder.to_owned()),
         behind_proxy: args.behind_proxy,
+        public_url: args.public_url.clone(),
         webhook_allow: args.webhook_allow.clone(),
         ..::api::Config::default()
     })

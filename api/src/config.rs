@@ -25,6 +25,8 @@ pub struct Config {
     pub connections_max: usize,
     /// All requests come through a proxy, whose headers say from where and to which host.
     pub behind_proxy: bool,
+    /// Where clients reach it, if not at its own address; its path stands before those of all links.
+    pub public_url: Option<reqwest::Url>,
     /// Where it is noted that there are keys; several processes on one machine may share it.
     pub data_folder: Option<PathBuf>,
 }
@@ -42,6 +44,7 @@ impl Default for Config {
             tls: None,
             connections_max: 4_096,
             behind_proxy: false,
+            public_url: None,
             data_folder: None,
         }
     }

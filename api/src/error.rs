@@ -6,7 +6,7 @@
 //! words, paths) goes to the log with the request's id.
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use models::ImageError;
 use queue::client::RedriveError;
@@ -221,11 +221,26 @@ pub(crate) enum ApiError {
     #[error("this address does not take {0}")]
     Method(String),
     /// The `Host` header names somebody else: a page that points its own name at this machine.
-    #[error("requests for host `{0}` are not answered; allow it with --allow-host")]
+    #[error(
+        "requests for host `{0}` are not answered; allow it with --allow-host, or with --public-url behind a proxy"
+    )]
     Host(String),
     /// A page of another site tries to write.
-    #[error("pages of `{0}` may not send requests here")]
-    Origin(String),
+    #[error(
+        "pages of `{origin}` may not send requests to `{host}`; behind a proxy, start with --behind-proxy and let it send X-Forwarded-Host (nginx: proxy_set_header X-Forwarded-Host $http_host), or pass --public-url"
+    )]
+    Origin {
+        /// The page's.
+        origin: String,
+        /// What this server takes itself for.
+        host: String,
+    },
+    /// A header that decides who may do what came more than once.
+    #[error("the header `{0}` was sent more than once; send it once")]
+    HeaderTwice(HeaderName),
+    /// A text holds what no database keeps.
+    #[error("the address holds a NUL character (%00); remove it")]
+    Nul,
     /// A background task ends again and again.
     #[error("the background task `{task}` ends again and again: {problem}; the log has more")]
     TaskDown {
@@ -306,7 +321,9 @@ impl ApiError {
             Self::RouteUnknown(_) => (StatusCode::NOT_FOUND, "route_unknown"),
             Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Host(_) => (StatusCode::FORBIDDEN, "host_forbidden"),
-            Self::Origin(_) => (StatusCode::FORBIDDEN, "origin_forbidden"),
+            Self::HeaderTwice(_) => (StatusCode::BAD_REQUEST, "header_twice"),
+            Self::Nul => (StatusCode::BAD_REQUEST, "text_invalid"),
+            Self::Origin { .. } => (StatusCode::FORBIDDEN, "origin_forbidden"),
             Self::TaskDown { .. } => (StatusCode::SERVICE_UNAVAILABLE, "task_down"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }

@@ -11,7 +11,21 @@ use crate::error::ApiError;
 /// Reads a body that must be one object.
 pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let parsed: Result<Object<T>, _> = serde_json::from_slice(body);
-    parsed.map(|Object(value)| value).map_err(|error| ApiError::Json(error.to_string()))
+    let Object(value) = parsed.map_err(|error| ApiError::Json(error.to_string()))?;
+    if serde_json::from_slice(body).is_ok_and(|value| has_nul(&value)) {
+        return Err(ApiError::Json("a text in it holds a NUL character; remove it".into()));
+    }
+    Ok(value)
+}
+
+/// Whether any text in it holds what no database keeps.
+fn has_nul(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::String(text) => text.contains('\0'),
+        serde_json::Value::Array(values) => values.iter().any(has_nul),
+        serde_json::Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        _ => false,
+    }
 }
 
 /// A struct that is written as an object. By itself serde takes an array as well, field by field,
@@ -62,6 +76,7 @@ mod tests {
             (r#"{"a": 1, "b": 2, "a": 3}"#, "duplicate field `a`"),
             (r#"{"a": 1, "b": 2, "c": 3}"#, "unknown field `c`"),
             ("", "EOF"),
+            (r#"{"a": 1, "b": 2, "\u0000": 3}"#, "unknown field"),
         ] {
             let error = parse::<Pair>(body.as_bytes()).expect_err(body).to_string();
             assert!(error.contains(words), "{error}");

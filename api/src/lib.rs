@@ -11,6 +11,7 @@ mod router;
 mod middleware;
 mod incoming;
 mod connections;
+mod links;
 mod pace;
 mod webhooks;
 mod keys;

@@ -11,7 +11,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::uri::Authority;
-use axum::http::{HeaderName, Method, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -47,7 +47,15 @@ async fn observe(request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let id = request.headers().get(&REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let span = tracing::info_span!("request", request_id = id, %method, route);
-    let response = next.run(request).instrument(span.clone()).await;
+    let mut response = next.run(request).instrument(span.clone()).await;
+    // What we serve is never to be taken for a script or shown inside another page.
+    let own_headers = [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    ];
+    for (name, value) in own_headers {
+        response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
+    }
     metrics::request(&route, &method, response.status(), started.elapsed());
     span.in_scope(|| {
         tracing::debug!(status = response.status().as_u16(), ms = started.elapsed().as_millis() as u64, "answered");
@@ -64,18 +72,48 @@ async fn guard(State(state): State<Shared>, request: Request, next: Next) -> Res
 }
 
 fn check(state: &Shared, request: &Request) -> Result<(), ApiError> {
-    let text = |name| request.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-    // A proxy request has the authority in its first line.
-    let host = request.uri().authority().map(Authority::to_string).or_else(|| text(header::HOST)).unwrap_or_default();
-    let authority: Authority = host.parse().map_err(|_| ApiError::Host(host.clone()))?;
-    if !is_own_host(authority.host(), &state.config) {
-        return Err(ApiError::Host(host));
+    let (headers, config) = (request.headers(), &state.config);
+    if request.uri().path_and_query().is_some_and(|text| text.as_str().contains("%00")) {
+        return Err(ApiError::Nul);
     }
+    // Which of two is meant, a proxy in front of us may see otherwise.
+    for name in [header::HOST, header::ORIGIN, header::AUTHORIZATION] {
+        if headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(ApiError::HeaderTwice(name));
+        }
+    }
+    let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let reads = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+    // A proxy request has the authority in its first line.
+    let host = request.uri().authority().map(Authority::to_string).or_else(|| text(header::HOST));
+    if host.is_none() && reads && request.version() == Version::HTTP_10 {
+        // Health checks of load balancers. No browser leaves it out.
+        return Ok(());
+    }
+    let host = host.unwrap_or_default();
+    let mut authority = own_host(host, config)?;
+    if config.behind_proxy
+        && let Some(forwarded) = forwarded_host(headers)
+    {
+        authority = own_host(forwarded, config)?;
+    }
     match text(header::ORIGIN) {
-        Some(origin) if !reads && !is_same_host(&origin, &authority) => Err(ApiError::Origin(origin)),
+        Some(origin) if !reads && !is_same_host(&origin, &authority, config) => {
+            Err(ApiError::Origin { origin, host: authority.to_string() })
+        }
         _ => Ok(()),
     }
+}
+
+fn own_host(host: String, config: &crate::Config) -> Result<Authority, ApiError> {
+    let authority: Authority = host.parse().map_err(|_| ApiError::Host(host.clone()))?;
+    if is_own_host(authority.host(), config) { Ok(authority) } else { Err(ApiError::Host(host)) }
+}
+
+/// The host that a client asked the proxy for. The proxy's own word is the last one.
+fn forwarded_host(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get_all("x-forwarded-host").iter().next_back()?.to_str().ok()?;
+    value.rsplit(',').next().map(|host| host.trim().to_owned()).filter(|host| !host.is_empty())
 }
 
 fn is_own_host(host: &str, config: &crate::Config) -> bool {
@@ -83,13 +121,24 @@ fn is_own_host(host: &str, config: &crate::Config) -> bool {
     match name.parse::<IpAddr>() {
         // An address cannot be rebound. A server that listens everywhere does not know its own.
         Ok(address) => address.is_loopback() || config.listen_ip.is_unspecified() || address == config.listen_ip,
-        Err(_) => name == "localhost" || config.allowed_hosts.iter().any(|allowed| allowed.eq_ignore_ascii_case(&name)),
+        Err(_) => {
+            let public = config.public_url.as_ref().and_then(|url| url.host_str());
+            let mut allowed = config.allowed_hosts.iter().map(String::as_str).chain(public);
+            name == "localhost" || allowed.any(|allowed| allowed.eq_ignore_ascii_case(&name))
+        }
     }
 }
 
-fn is_same_host(origin: &str, host: &Authority) -> bool {
+fn is_same_host(origin: &str, host: &Authority, config: &crate::Config) -> bool {
+    let public = config.public_url.as_ref().map(|url| url.origin().ascii_serialization());
+    if public.is_some_and(|public| public.eq_ignore_ascii_case(origin)) {
+        return true;
+    }
     let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-    authority.is_some_and(|authority| authority.eq_ignore_ascii_case(host.as_str()))
+    let Some(authority) = authority.and_then(|authority| authority.parse::<Authority>().ok()) else { return false };
+    // Proxies are often told to leave the port out.
+    let is_same_port = authority.port_u16() == host.port_u16() || (config.behind_proxy && host.port().is_none());
+    authority.host().eq_ignore_ascii_case(host.host()) && is_same_port
 }
 
 #[cfg(test)]
@@ -115,12 +164,20 @@ mod tests {
 
     #[test]
     fn an_origin_is_the_same_only_with_host_and_port() {
-        let host = Authority::from_static("localhost:8080");
-        assert!(is_same_host("http://localhost:8080", &host));
+        let (host, local) = (Authority::from_static("localhost:8080"), config("127.0.0.1"));
+        assert!(is_same_host("http://localhost:8080", &host, &local));
         for foreign in
             ["null", "http://localhost", "http://localhost:8081", "http://evil.example", "localhost:8080", ""]
         {
-            assert!(!is_same_host(foreign, &host), "{foreign}");
+            assert!(!is_same_host(foreign, &host, &local), "{foreign}");
         }
+        let proxied = crate::Config { behind_proxy: true, ..config("127.0.0.1") };
+        let forwarded = Authority::from_static("sight.example");
+        assert!(is_same_host("https://sight.example:8443", &forwarded, &proxied));
+        assert!(!is_same_host("https://sight.example:8443", &forwarded, &local));
+        let url = reqwest::Url::parse("https://public.example/vision").ok();
+        let public = crate::Config { public_url: url, ..config("127.0.0.1") };
+        assert!(is_same_host("https://public.example", &host, &public));
+        assert!(is_own_host("public.example", &public) && !is_same_host("http://public.example", &host, &public));
     }
 }

@@ -3,16 +3,17 @@
 
 use std::sync::LazyLock;
 
-use axum::http::header;
+use axum::http::{HeaderValue, header};
 use axum::response::IntoResponse;
 use utoipa::openapi::path::{Operation, Parameter};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{Content, HeaderBuilder, Ref, RefOr, Response};
+use utoipa::openapi::{Content, HeaderBuilder, Ref, RefOr, Response, Server};
 use utoipa::{OpenApi, PartialSchema, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::error::Problem;
+use crate::links;
 use crate::router;
 use crate::state::Shared;
 
@@ -20,6 +21,9 @@ use crate::state::Shared;
 pub(crate) const PATH: &str = "/openapi.json";
 /// Where it can be read by people.
 pub(crate) const DOCS: &str = "/docs";
+/// What the page may load and run.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+    font-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// The name under which the description speaks of keys.
 const KEY: &str = "key";
 
@@ -134,15 +138,38 @@ fn describe_problems(operation: &mut Operation) {
     responses((status = 200, description = "This description.", body = serde_json::Value))
 )]
 pub(crate) async fn show() -> impl IntoResponse {
-    static TEXT: LazyLock<String> = LazyLock::new(text);
+    // Where it is served from is not part of what is committed.
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        let mut document = document();
+        if !links::prefix().is_empty() {
+            document.servers = Some(vec![Server::new(links::prefix())]);
+        }
+        document.to_pretty_json().expect("a description is JSON")
+    });
     ([(header::CONTENT_TYPE, "application/json")], TEXT.as_str())
 }
 
 /// The page that shows it; all that it needs is inside the binary.
 pub(crate) fn page() -> axum::Router<Shared> {
-    let config =
-        Config::new([PATH]).try_it_out_enabled(true).persist_authorization(false).display_request_duration(true);
-    SwaggerUi::new(DOCS).config(config).into()
+    // Seen from the page, so that it holds behind any prefix.
+    let config = Config::new([format!("..{PATH}")])
+        .try_it_out_enabled(true)
+        .persist_authorization(false)
+        .display_request_duration(true);
+    let pages: axum::Router<Shared> = SwaggerUi::new(DOCS).config(config).into();
+    pages.layer(axum::middleware::map_response(finish_page))
+}
+
+/// A page runs its own scripts and no others; and its redirect keeps what a proxy puts before paths.
+async fn finish_page(mut response: axum::response::Response) -> axum::response::Response {
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));
+    if let Some(moved) = headers.get(header::LOCATION).and_then(|to| to.to_str().ok()).filter(|to| to.starts_with('/'))
+        && let Ok(to) = HeaderValue::from_str(&links::to(moved))
+    {
+        headers.insert(header::LOCATION, to);
+    }
+    response
 }
 
 /// A body that is no text: an image, or an archive of images.

@@ -20,6 +20,7 @@ use crate::connections::{self, Limits};
 use crate::index::Index;
 use crate::jobs::BODY_UNIT;
 use crate::keys::Keys;
+use crate::links;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
 use crate::router::router;
@@ -84,6 +85,9 @@ pub async fn serve(
     listener: TcpListener,
     stop: CancellationToken,
 ) {
+    if let Some(url) = &config.public_url {
+        links::set_public_url(url);
+    }
     let roster = Roster::default();
     let mut own = Announcement::new(Role::Api, &[]);
     own.state = "ready".into();

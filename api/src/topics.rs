@@ -19,6 +19,7 @@ use utoipa::{IntoParams, IntoResponses, PartialSchema, ToSchema};
 
 use crate::error::ApiError;
 use crate::json;
+use crate::links;
 use crate::state::{Shared, State as Inner};
 
 /// What may be said of a new topic, or be changed of one.
@@ -175,7 +176,7 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
     let replicas = wish.replicas.unwrap_or(state.queue.defaults().replicas);
     state.queue.create_topic(settings, Some(replicas)).await?;
     let mut response = (StatusCode::CREATED, Json(show(&state, &name).await?)).into_response();
-    let location = HeaderValue::from_str(&format!("/v1/topics/{name}")).expect("names are ASCII");
+    let location = HeaderValue::from_str(&links::to(&format!("/v1/topics/{name}"))).expect("names are ASCII");
     response.headers_mut().insert(header::LOCATION, location);
     Ok(response)
 }

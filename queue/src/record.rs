@@ -52,6 +52,18 @@ pub struct JobSpec {
     pub origin: Origin,
 }
 
+impl JobSpec {
+    /// Whether both were written for one and the same request. What was written is compared, never guessed from
+    /// times or places.
+    pub fn is_of_request(&self, other: &Self) -> bool {
+        match (&self.origin.request, &other.origin.request) {
+            // Of older versions, or of tools that do not repeat themselves.
+            (None, None) => self == other,
+            (one, other) => one == other,
+        }
+    }
+}
+
 /// Whose a job is and what it is part of.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Origin {
@@ -68,6 +80,10 @@ pub struct Origin {
     /// it wait; none: its owner's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lane: Option<u16>,
+    /// What tells the request that brought it from any other, also one for the same job at the same moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(ignore)]
+    pub request: Option<String>,
 }
 
 /// Facts about the input, taken from its bytes when it was received.

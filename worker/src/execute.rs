@@ -198,14 +198,16 @@ impl InHand {
             Ok(again) if self.delivery.again == Some(revision) => again,
             _ => record,
         };
+        // Another request's, which was not the first for this job. Whatever became of the job, its dead letter
+        // holds its own image.
+        if (record.partition, record.sequence) != place {
+            return Ok(Some(Begun::Over(Settlement::Ack)));
+        }
         match &record.state {
             // A crash may have come between the record and its dead letter.
             State::Failed { .. } => return Ok(Some(Begun::Over(bury(&record)))),
             State::Succeeded { .. } | State::Canceled { .. } => return Ok(Some(Begun::Over(Settlement::Ack))),
             State::Queued { .. } | State::Running {} => {}
-        }
-        if (record.partition, record.sequence) != place {
-            return Ok(Some(Begun::Over(Settlement::Ack)));
         }
         // Reading may have taken long, and past the lease the job is somebody else's.
         if !self.delivery.lease().is_held(Instant::now()) {

@@ -418,9 +418,12 @@ pub(crate) struct HttpArgs {
     /// Its key, PEM
     #[arg(long, env = "SIGHTLINE_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// A proxy in front of it encrypts
+    /// All requests come through a proxy, which encrypts and says from where they come
     #[arg(long, env = "SIGHTLINE_BEHIND_PROXY")]
     pub(crate) behind_proxy: bool,
+    /// Where clients reach it, such as https://example.org/vision, if not at its own address
+    #[arg(long, env = "SIGHTLINE_PUBLIC_URL", value_name = "URL")]
+    pub(crate) public_url: Option<reqwest::Url>,
     /// Listen on an address that other machines reach, without keys or encryption
     #[arg(long, env = "SIGHTLINE_INSECURE")]
     pub(crate) insecure: bool,

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use models::{Model, ModelVersion};
 use queue::client::{Batch, Replaced};
-use queue::{ImageFacts, JobError, SubmitError, Timestamp, Topic};
+use queue::{ImageFacts, JobError, Record, SubmitError, Timestamp, Topic};
 use tokio_stream::wrappers::ReceiverStream;
 use utoipa::IntoResponses;
 
@@ -26,7 +26,7 @@ use super::{BatchPath, wire};
 use crate::dead::Named;
 use crate::digest::sha256;
 use crate::error::ApiError;
-use crate::jobs::{Options, find_model, find_topic, lane, name_model, spec};
+use crate::jobs::{Options, check_encoding, find_model, find_topic, lane, name_model, spec};
 use crate::keys::Caller;
 use crate::metrics;
 use crate::openapi::Binary;
@@ -151,6 +151,7 @@ async fn receive(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
+    check_encoding(headers)?;
     let mut options = BatchOptions::read(query)?;
     name_model(state, &mut options.jobs).await?;
     let (model, version) = find_model(state, &options.jobs)?;
@@ -292,9 +293,16 @@ async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
         Ok(bytes) => crate::jobs::image_facts(bytes).map_err(|error| JobError::new(error.code(), error.to_string())),
         Err(error) => Err(error.clone()),
     };
+    let sha256 = match &facts {
+        Ok(facts) => facts.sha256.clone(),
+        Err(_) => sha256(item.content.as_ref().unwrap_or(&Bytes::new())),
+    };
+    let custom_id = item.custom_id.clone();
+    let is_same = move |known: &Record| {
+        if known.spec.image.sha256 == sha256 { Ok(()) } else { Err(ApiError::CustomIdChanged(custom_id)) }
+    };
     if let Some(known) = state.queue.find(&id).await? {
-        let is_same = facts.as_ref().map_or(true, |facts| facts.sha256 == known.record.spec.image.sha256);
-        return if is_same { Ok(()) } else { Err(ApiError::CustomIdChanged(item.custom_id)) };
+        return is_same(&known.record);
     }
     let mut options = options.clone();
     for (key, value) in &item.metadata {
@@ -310,6 +318,7 @@ async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
     spec.origin.custom_id = Some(item.custom_id);
     spec.origin.lane = lane::of(state, caller, topic, &spec).await;
     let deadline = Instant::now() + FULL_PATIENCE;
+    let mut attempt = 0;
     // The sender waits while its key has enough waiting: its items are not read.
     let charge = loop {
         match caller.charge(state, if problem.is_none() { spec.image.bytes } else { 0 }).await {
@@ -318,25 +327,27 @@ async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
             Err(error) => return Err(error),
         }
     };
-    for attempt in 1.. {
+    let record = loop {
+        attempt += 1;
         let outcome = match &problem {
-            Some(problem) => state.queue.reject(topic, spec.clone(), problem.clone()).await.map(drop),
-            None => state
-                .queue
-                .submit(
-                    &state
-                        .queue
-                        .topic(topic.name())
-                        .await?
-                        .ok_or_else(|| SubmitError::NoTopic(topic.name().clone()))?,
-                    spec.clone(),
-                    bytes.clone(),
-                )
-                .await
-                .map(drop),
+            Some(problem) => state.queue.reject(topic, spec.clone(), problem.clone()).await,
+            None => {
+                state
+                    .queue
+                    .submit(
+                        &state
+                            .queue
+                            .topic(topic.name())
+                            .await?
+                            .ok_or_else(|| SubmitError::NoTopic(topic.name().clone()))?,
+                        spec.clone(),
+                        bytes.clone(),
+                    )
+                    .await
+            }
         };
         match outcome {
-            Ok(()) => break,
+            Ok(record) => break record,
             // The sender waits meanwhile: its items are not read.
             Err(SubmitError::Full { .. }) if Instant::now() < deadline => tokio::time::sleep(FULL_PAUSE).await,
             Err(SubmitError::Full { .. }) => return Err(ApiError::StayedFull(FULL_PATIENCE.as_secs())),
@@ -346,11 +357,17 @@ async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
             }
             Err(error) => return Err(error.into()),
         }
+    };
+    if !record.spec.is_of_request(&spec) {
+        // Another sender of this item was faster.
+        return is_same(&record);
     }
-    if let Some(charge) = charge.filter(|_| problem.is_none()) {
-        charge.waits();
+    if problem.is_none() {
+        if let Some(charge) = charge {
+            charge.waits();
+        }
+        metrics::accepted(model.name());
     }
-    metrics::accepted(model.name());
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::index::{Counts, Index, IndexError};
+use crate::links;
 
 /// The batch document.
 #[derive(Debug, Serialize, ToSchema)]
@@ -58,7 +59,7 @@ struct Urls {
 
 /// Where a batch is looked at.
 pub(super) fn batch_url(id: &str) -> String {
-    format!("/v1/batches/{id}")
+    links::to(&format!("/v1/batches/{id}"))
 }
 
 /// How a batch stands.

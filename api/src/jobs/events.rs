@@ -8,9 +8,10 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
-use futures::{Stream, StreamExt};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 use queue::client::{Revision, Stored};
 use utoipa::ToSchema;
 
@@ -47,32 +48,36 @@ struct JobEvent {
     responses(
         (status = 200, content_type = "text/event-stream", body = JobEvent,
             description = "Server-sent events, named as the states, each with the job as data, until it has ended."),
+        (status = 204, description = "`Last-Event-ID` is that of the last event: there will be no more."),
         (status = 400, description = "`option_invalid`."),
         NoJob,
     ),
 )]
-pub(crate) async fn events(
-    State(state): State<Shared>,
-    id: Named,
-    headers: HeaderMap,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+pub(crate) async fn events(State(state): State<Shared>, id: Named, headers: HeaderMap) -> Result<Response, ApiError> {
     let id = named(id)?;
     let after = headers.get("last-event-id").map(|value| whole(value.to_str().ok()?));
     let after = after.unwrap_or(Some(0)).ok_or_else(|| ApiError::Option {
         name: "Last-Event-ID".into(),
         problem: "it must be the id of an event as it came".into(),
     })?;
+    // A browser that was told all comes again until it hears that there is no more.
+    let ended = state.queue.find(&id).await?.filter(|stored| stored.record.is_terminal());
+    if after > 0 && ended.is_some_and(|stored| u64::from(stored.revision) <= after) {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let changes = state.queue.changes(&id, Revision::from(after)).await?;
     let changes = changes.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
     let stop = state.stop.clone();
     let events = changes
         .map(|change| match change {
-            Ok(stored) => Ok(event(&stored)),
+            Ok(stored) => Ok::<_, Infallible>(event(&stored)),
             // The client comes again, with the id of the last event that it has.
             Err(_) => Ok(Event::default().retry(Duration::from_secs(1)).comment("the queue does not answer")),
         })
         .take_until(async move { stop.cancelled().await });
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)))
+    let stream = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    // nginx holds back what it does not know to be a stream.
+    Ok(([("x-accel-buffering", "no")], stream).into_response())
 }
 
 fn event(stored: &Stored) -> Event {

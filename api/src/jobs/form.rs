@@ -41,7 +41,10 @@ pub(super) async fn read(body: Bytes, boundary: String, options: &mut Options) -
         let name = field.name().unwrap_or_default().to_owned();
         if name != "image" {
             let value = field.text().await.map_err(broken)?;
-            options.set(&name, &value)?;
+            // Forms of browsers send every field, also those that were left empty.
+            if !value.is_empty() {
+                options.set(&name, &value)?;
+            }
         } else if image.replace(field.bytes().await.map_err(broken)?).is_some() {
             return Err(ApiError::Form("one image a request: there is more than one field `image`".into()));
         }

@@ -16,7 +16,7 @@ mod wire;
 pub(crate) use body::{BODY_UNIT, BUSY_PATIENCE};
 pub(crate) use options::Options;
 pub use submit::image_facts;
-pub(crate) use submit::{find_model, find_topic, name_model, spec};
+pub(crate) use submit::{check_encoding, find_model, find_topic, name_model, spec};
 pub(crate) use wire::Job;
 
 /// The job that a path names, as the API's description has it.

@@ -9,11 +9,13 @@ use utoipa::openapi::schema::{AdditionalProperties, KnownFormat, ObjectBuilder, 
 use utoipa::openapi::{RefOr, Required};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
+use super::status::whole;
+use super::submit::WAIT_MAX;
 use crate::error::ApiError;
 use crate::webhooks;
 
 /// Names of all options, for messages.
-const KNOWN: &str = "model, topic, version, top_k, threshold, partition_key, priority, timeout, start_by, result_ttl, webhook, webhook_events, metadata, metadata.<key>";
+const KNOWN: &str = "model, topic, version, wait, top_k, threshold, partition_key, priority, timeout, start_by, result_ttl, webhook, webhook_events, metadata, metadata.<key>";
 /// Keys of metadata that a job may have.
 const METADATA_MAX: usize = 16;
 /// Length of one metadata key, bytes.
@@ -31,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) topic: Option<TopicName>,
     priority: Option<Priority>,
     pub(super) version: Option<u32>,
+    /// How long the answer may wait for the job's end.
+    pub(super) wait: Option<Duration>,
     webhook: Option<String>,
     pub(super) job: JobOptions,
     pub(super) metadata: BTreeMap<String, String>,
@@ -54,6 +58,10 @@ impl Options {
             "priority" => {
                 self.job.priority = value.parse().map_err(|error: IdError| refuse(name, &error.to_string()))?;
                 self.priority.replace(self.job.priority).is_some()
+            }
+            "wait" => {
+                let seconds = whole(value).ok_or_else(|| refuse(name, "it must be a whole number of seconds"))?;
+                self.wait.replace(Duration::from_secs(seconds).min(WAIT_MAX)).is_some()
             }
             "version" => self.version.replace(number(name, value, 1..=u32::MAX)?).is_some(),
             "top_k" => self.job.top_k.replace(number(name, value, 1..=10_000)?).is_some(),
@@ -212,6 +220,10 @@ fn fraction(name: &str, value: &str) -> Result<f32, ApiError> {
 fn text(name: &str, value: &str) -> Result<String, ApiError> {
     if value.len() > TEXT_MAX {
         return Err(refuse(name, &format!("it is longer than {TEXT_MAX} bytes")));
+    }
+    // No database keeps it.
+    if value.contains('\0') {
+        return Err(refuse(name, "it holds a NUL character; remove it"));
     }
     Ok(value.to_owned())
 }

@@ -81,7 +81,10 @@ pub(crate) async fn submit(
     body: Body,
 ) -> Response {
     match take(&state, &caller, query.as_deref().unwrap_or(""), &headers, body).await {
-        Ok(taken) => answer(&state, taken, preferred_wait(&headers)).await,
+        Ok(taken) => {
+            let wait = taken.wait.or_else(|| preferred_wait(&headers));
+            answer(&state, taken, wait).await
+        }
         Err(error) => {
             metrics::refused(error.kind().1);
             error.into_response()
@@ -91,9 +94,7 @@ pub(crate) async fn submit(
 
 async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, body: Body) -> Result<Taken, ApiError> {
     let key = idempotency_key(headers)?;
-    if let Some(encoding) = headers.get(header::CONTENT_ENCODING).filter(|value| *value != "identity") {
-        return Err(ApiError::ContentEncoding(String::from_utf8_lossy(encoding.as_bytes()).into_owned()));
-    }
+    check_encoding(headers)?;
     let mut options = Options::default();
     options.read_query(query)?;
     // What the query alone shows to be wrong is said before the upload.
@@ -121,43 +122,65 @@ async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, 
         Some(key) => JobId::derived(topic.name().clone(), &[caller.owner.as_deref().unwrap_or(""), key]),
         None => JobId::random(topic.name().clone()),
     };
+    let (version_asked, wait) = (options.version, options.wait);
     let mut spec = spec(state, caller, model, version, options, id, image_facts(&image)?);
     if key.is_some()
         && let Some(known) = state.queue.find(&spec.id).await?
     {
-        return Taken::again(known.record, &spec);
+        return Taken::again(known.record, &spec, version_asked, wait);
     }
     let charge = caller.charge(state, spec.image.bytes).await?;
     spec.origin.lane = lane::of(state, caller, &topic, &spec).await;
     let asked = spec.clone();
     let record = state.queue.submit(&topic, spec, image).await?;
+    if !record.spec.is_of_request(&asked) {
+        // The same key came twice at once, and the other one was faster.
+        return Taken::again(record, &asked, version_asked, wait);
+    }
     if let Some(charge) = charge {
         charge.waits();
     }
-    if record.spec.created_at != asked.created_at || record.spec.accepted_by != asked.accepted_by {
-        // The same key came twice at once, and the other one was faster.
-        return Taken::again(record, &asked);
-    }
     metrics::accepted(model.name());
     tracing::debug!(job_id = %record.spec.id, partition = %record.partition, "job accepted");
-    Ok(Taken { record, is_replayed: false })
+    Ok(Taken { record, is_replayed: false, wait })
+}
+
+/// An image comes as it is; `identity` is no encoding.
+pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let values =
+        headers.get_all(header::CONTENT_ENCODING).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+    for value in values {
+        let is_plain = |encoding: &str| encoding.is_empty() || encoding.eq_ignore_ascii_case("identity");
+        if let Some(encoding) = value.split(',').map(str::trim).find(|encoding| !is_plain(encoding)) {
+            return Err(ApiError::ContentEncoding(encoding.to_owned()));
+        }
+    }
+    Ok(())
 }
 
 /// A job that was taken in, now or by an earlier request with the same key.
 struct Taken {
     record: Record,
     is_replayed: bool,
+    /// How long to wait for its end, if that was an option of the request.
+    wait: Option<Duration>,
 }
 
 impl Taken {
     /// A job that is there already, if it was asked for in the same way.
-    fn again(record: Record, asked: &JobSpec) -> Result<Self, ApiError> {
+    fn again(
+        record: Record,
+        asked: &JobSpec,
+        version_asked: Option<u32>,
+        wait: Option<Duration>,
+    ) -> Result<Self, ApiError> {
         let is_same = |known: &JobSpec| {
             (&known.model, &known.image, &known.metadata) == (&asked.model, &asked.image, &asked.metadata)
                 && is_same_wish(&known.options, &asked.options)
+                && version_asked.is_none_or(|version| version == known.model_version)
         };
         if is_same(&record.spec) {
-            Ok(Self { record, is_replayed: true })
+            Ok(Self { record, is_replayed: true, wait })
         } else {
             Err(ApiError::KeyReused(record.spec.id))
         }
@@ -243,7 +266,11 @@ pub(crate) fn spec(
         image,
         options: options.job,
         metadata: options.metadata,
-        origin: queue::Origin { owner: caller.owner.clone(), ..queue::Origin::default() },
+        origin: queue::Origin {
+            owner: caller.owner.clone(),
+            request: Some(uuid::Uuid::new_v4().simple().to_string()),
+            ..queue::Origin::default()
+        },
     }
 }
 
@@ -263,7 +290,7 @@ pub fn image_facts(image: &Bytes) -> Result<ImageFacts, ImageError> {
 }
 
 /// `202` and the job; with `Prefer: wait`, `200` if it was finished in time.
-async fn answer(state: &Inner, Taken { record, is_replayed }: Taken, wait: Option<Duration>) -> Response {
+async fn answer(state: &Inner, Taken { record, is_replayed, .. }: Taken, wait: Option<Duration>) -> Response {
     let id = record.spec.id.clone();
     let (status, record) = match wait {
         _ if is_replayed && record.is_terminal() => (StatusCode::OK, record),

@@ -10,6 +10,8 @@ use utoipa::ToSchema;
 
 use super::explain::Event;
 
+use crate::links;
+
 /// The job document. Absent fields do not apply (yet).
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Job<'a> {
@@ -110,7 +112,7 @@ fn is_normal(priority: &Priority) -> bool {
 
 /// Where a job is looked at.
 pub(crate) fn job_url(id: &JobId) -> String {
-    format!("/v1/jobs/{id}")
+    links::to(&format!("/v1/jobs/{id}"))
 }
 
 /// Tells a client of an unfinished job when to ask again.

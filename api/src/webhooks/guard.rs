@@ -33,10 +33,11 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         || address.is_multicast()
         || address.is_broadcast()
         || address.is_documentation();
-    // This network; shared by carriers (RFC 6598); protocol assignments; benchmarks; reserved.
+    // This network; shared by carriers (RFC 6598); protocol assignments; relays of 6to4; benchmarks; reserved.
     let is_other = a == 0
         || (a == 100 && (64..128).contains(&b))
         || (a == 192 && b == 0 && c == 0)
+        || (a == 192 && b == 88 && c == 99)
         || (a == 198 && (18..20).contains(&b))
         || a >= 240;
     !is_special && !is_other
@@ -52,8 +53,9 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     match segments {
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => is_public_v4(embedded(high, low)),
         [0x2002, high, low, ..] => is_public_v4(embedded(high, low)),
-        // Global unicast, without documentation and Teredo.
-        [0x2001, 0xdb8 | 0, ..] => false,
+        // Global unicast, without protocol assignments (Teredo, benchmarks, identifiers) and documentation.
+        [0x2001, second, ..] if second < 0x200 || second == 0xdb8 => false,
+        [0x3fff, second, ..] if second < 0x1000 => false,
         [first, ..] => (0x2000..0x4000).contains(&first),
     }
 }

@@ -104,16 +104,21 @@ impl Queue {
         self.write_over("write a batch", subject(&batch.id), over, batch).await
     }
 
-    /// Takes note of a job that cannot be run: it has failed before it was queued, so that whoever
-    /// counts the jobs of a batch misses none.
+    /// Takes note of a job that cannot be run: it has failed before it was queued, so that a count of the
+    /// jobs of a batch misses none. Returns the record that stands, which may be another request's.
     ///
     /// # Errors
     /// [`SubmitError`] when it is not known what became of it.
-    pub async fn reject(&self, topic: &Topic, spec: JobSpec, error: JobError) -> Result<Replaced, SubmitError> {
+    pub async fn reject(&self, topic: &Topic, spec: JobSpec, error: JobError) -> Result<Record, SubmitError> {
         let place = PartitionId::of_job(&spec.id, None, topic.settings.partitions, spec.options.priority);
         let queued = Record::queued(spec, place, Sequence(0));
         let failed = queued.fail(error, Timestamp::now()).expect("it has not ended");
-        Ok(self.create(&failed).await?)
+        if self.create(&failed).await? == Replaced::Refused
+            && let Some(stored) = self.record(&failed.spec.id).await?
+        {
+            return Ok(stored.record);
+        }
+        Ok(failed)
     }
 }
 

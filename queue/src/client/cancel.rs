@@ -9,7 +9,7 @@ use futures::{Stream, StreamExt};
 use super::topics::Ask;
 use super::{Queue, Replaced, Stored};
 use crate::topic::{Retention, job_subject, jobs_stream};
-use crate::{JobId, PartitionId, QueueError, Record, Sequence, State, Timestamp};
+use crate::{JobId, JobSpec, PartitionId, QueueError, Record, Sequence, State, Timestamp};
 
 /// What became of a wish to call a job off.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,10 +99,14 @@ impl Queue {
         let subject = job_subject(id, partition);
         let message =
             self.last_message("read a job's input", &jobs_stream(id.topic(), partition), subject, true).await?;
-        if let Some(message) = message {
+        // A message that another request left behind is not this job's.
+        if let Some(message) = message.filter(|message| message.sequence == stored.record.sequence) {
             return Ok(Some(message.payload));
         }
-        Ok(self.dead_letter(id).await?.map(|(_, payload)| payload))
+        let sha256 = &stored.record.spec.image.sha256;
+        let is_its = |spec: Option<&JobSpec>| spec.is_none_or(|spec| spec.image.sha256 == *sha256);
+        let letter = self.dead_letter(id).await?.filter(|(letter, _)| is_its(letter.spec.as_ref()));
+        Ok(letter.map(|(_, payload)| payload))
     }
 }
 

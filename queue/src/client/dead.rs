@@ -121,9 +121,10 @@ impl Queue {
         let partition = place(topic, &spec);
         let Some(Stored { record, revision }) = self.record(&spec.id).await? else {
             // Its record has expired: it is a new job under its old id.
-            let (_, sequence) = self.publish_job(topic, &spec, &[partition], payload, None).await?;
+            let placed = self.publish_job(topic, &spec, &[partition], payload, None).await?;
             let id = spec.id.clone();
-            self.create(&Record::queued(spec, partition, sequence)).await?;
+            let spec = placed.theirs.map_or(spec, |theirs| *theirs);
+            self.create(&Record::queued(spec, partition, placed.sequence)).await?;
             self.wake(&id, partition).await;
             return Ok(Redriven::Queued);
         };
@@ -132,8 +133,8 @@ impl Queue {
             State::Queued { .. } | State::Running {} | State::Succeeded { .. } => return Ok(Redriven::AlreadyQueued),
         }
         let again = Some((revision, record.sequence));
-        let (_, sequence) = self.publish_job(topic, &spec, &[partition], payload, again).await?;
-        let queued = record.again(partition, sequence).expect("it has failed or was called off");
+        let placed = self.publish_job(topic, &spec, &[partition], payload, again).await?;
+        let queued = record.again(partition, placed.sequence).expect("it has failed or was called off");
         let written = self.replace(revision, &queued).await?;
         self.wake(&spec.id, partition).await;
         Ok(match written {

@@ -39,13 +39,19 @@ impl Queue {
     /// Queues a job. When this returns a record, the image is durable together with all that the
     /// record says; so is the record, unless the topic has copies and its records no leader now.
     ///
+    /// Another request for the same job may have been first: then the record is of that one, which
+    /// [`JobSpec::is_of_request`] tells.
+    ///
     /// # Errors
     /// [`SubmitError::Full`] and [`SubmitError::TooLarge`] queue nothing. After
     /// [`SubmitError::Queue`] it is not known whether the job will run.
     pub async fn submit(&self, topic: &Arc<Topic>, spec: JobSpec, image: Bytes) -> Result<Record, SubmitError> {
         let topic = &self.with_priority(topic, spec.options.priority).await?;
-        let (partition, sequence) = self.publish_job(topic, &spec, &places(topic, &spec), image, None).await?;
-        let record = Record::queued(spec, partition, sequence);
+        let placed = self.publish_job(topic, &spec, &places(topic, &spec), image, None).await?;
+        let partition = placed.partition;
+        // Where the message of another request for this job stands, its record is written: that image is
+        // what will run.
+        let record = Record::queued(placed.theirs.map_or(spec, |theirs| *theirs), partition, placed.sequence);
         let record = match self.create_soon(topic, &record).await? {
             Some(Replaced::Done(_)) | None => record,
             // A worker was faster than we were: the job is known.
@@ -64,10 +70,18 @@ impl Queue {
         if topic.replicas < 2 {
             return self.create(record).await.map(Some);
         }
-        let (queue, record) = (self.clone(), record.clone());
+        let (queue, record, record_id) = (self.clone(), record.clone(), record.spec.id.clone());
         let mut writing = tokio::spawn(async move { queue.create_in_the_end(&record).await });
-        match tokio::time::timeout(LEADER_PATIENCE, &mut writing).await {
-            Ok(written) => Ok(Some(written.expect("writing a record does not panic"))),
+        // Two requests may be for a job whose id follows from something: only its record decides between them.
+        let is_contested = record_id.age().is_none();
+        let patience = if is_contested { PATIENCE } else { LEADER_PATIENCE };
+        match tokio::time::timeout(patience, &mut writing).await {
+            Ok(Ok(written)) => Ok(Some(written)),
+            Ok(Err(error)) => Err(QueueError::Unavailable { action: "write a record", problem: error.to_string() }),
+            Err(_) if is_contested => {
+                let problem = "its stream has no leader".to_owned();
+                Err(QueueError::Unavailable { action: "write a record", problem })
+            }
             Err(_) => Ok(None),
         }
     }
@@ -172,7 +186,7 @@ impl Queue {
         places: &[PartitionId],
         image: Bytes,
         again: Option<(Revision, Sequence)>,
-    ) -> Result<(PartitionId, Sequence), SubmitError> {
+    ) -> Result<Placed, SubmitError> {
         let header = ascii_json(spec);
         let started = Instant::now();
         // Whether the topic is still there is for its leaders to say, and they take long if they are
@@ -195,15 +209,23 @@ impl Queue {
             }
             let publishing = self.publish_acked(job_subject(&spec.id, partition), message);
             let error = match tokio::time::timeout(patience, publishing).await {
-                Ok(Ok(sequence)) => return Ok((partition, sequence)),
+                Ok(Ok(sequence)) => return Ok(Placed { theirs: None, partition, sequence }),
                 Ok(Err(error)) => error,
                 Err(_) => PublishError::new(PublishErrorKind::TimedOut),
             };
             match refusal(&error) {
                 Some(Refusal::AlreadyThere) => match self.message_there(spec, partition).await? {
-                    // An earlier try was stored, only its answer was lost.
+                    // An earlier try was stored, only its answer was lost; or another request was first.
                     Some(message) if again.is_none_or(|(revision, _)| message.again() == Some(revision)) => {
-                        return Ok((partition, message.sequence));
+                        let sequence = message.sequence;
+                        let stored = message.spec().filter(|stored| stored.id == spec.id);
+                        let stored = stored.ok_or_else(|| QueueError::Damaged {
+                            what: format!("the message of {}", spec.id),
+                            problem: "it does not say whose it is".into(),
+                        })?;
+                        let is_ours = again.is_some() || stored.is_of_request(spec);
+                        let theirs = (!is_ours).then(|| Box::new(stored));
+                        return Ok(Placed { theirs, partition, sequence });
                     }
                     // The message of the run that this one is to take back: nobody needs it any more.
                     Some(message) if topic.settings.retention == Retention::Work => {
@@ -302,6 +324,14 @@ fn places(topic: &Topic, spec: &JobSpec) -> Vec<PartitionId> {
         return vec![own];
     }
     (0..count).map(|step| PartitionId::new((own.index() + step) % count, own.priority())).take(PLACES_MAX).collect()
+}
+
+/// Where a job's message is.
+pub(super) struct Placed {
+    /// What the message says of itself, if another request has published it.
+    pub(super) theirs: Option<Box<JobSpec>>,
+    pub(super) partition: PartitionId,
+    pub(super) sequence: Sequence,
 }
 
 enum Refusal {
