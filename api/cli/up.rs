@@ -96,7 +96,7 @@ async fn serve(
         // It ends before it is told to only if something is wrong with it.
         ended = &mut serving => {
             served = Some(ended);
-            Err(anyhow!("the API has ended"))
+            if stop.is_cancelled() { Ok(()) } else { Err(anyhow!("the API has ended")) }
         }
         () = engine.keep_room(args, &queue, data.path(), models.names.len()) => Ok(()),
     };

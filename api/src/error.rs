@@ -197,6 +197,9 @@ pub(crate) enum ApiError {
     /// The key is not known, was revoked, or has expired.
     #[error("invalid API key: unknown, revoked or expired; create one with sightline keys create")]
     KeyWrong,
+    /// Its address has sent too many of those.
+    #[error("too many requests with an invalid API key came from this address; check the key and try again shortly")]
+    WrongKeys,
     /// The key does not allow this.
     #[error("this key does not allow that: it needs the scope {0:?}")]
     KeyScope(Scope),
@@ -214,6 +217,9 @@ pub(crate) enum ApiError {
         /// Seconds.
         wait: u32,
     },
+    /// No such receiver among those that are not called.
+    #[error("`{0}` did not answer 410: it is called as always")]
+    ReceiverUnknown(String),
     /// No such route.
     #[error("there is nothing at {0}")]
     RouteUnknown(String),
@@ -313,11 +319,13 @@ impl ApiError {
             Self::CustomIdChanged(_) => (StatusCode::UNPROCESSABLE_ENTITY, "custom_id_changed"),
             Self::KeyMissing => (StatusCode::UNAUTHORIZED, "key_missing"),
             Self::KeyWrong => (StatusCode::UNAUTHORIZED, "key_invalid"),
+            Self::WrongKeys => (StatusCode::TOO_MANY_REQUESTS, "key_invalid_too_often"),
             Self::KeyFirst => (StatusCode::FORBIDDEN, "key_first"),
             Self::KeyScope(_) => (StatusCode::FORBIDDEN, "key_scope"),
             Self::KeyUnknown(_) => (StatusCode::NOT_FOUND, "key_unknown"),
             Self::KeyLast(_) => (StatusCode::CONFLICT, "key_last"),
             Self::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit_reached"),
+            Self::ReceiverUnknown(_) => (StatusCode::NOT_FOUND, "receiver_unknown"),
             Self::RouteUnknown(_) => (StatusCode::NOT_FOUND, "route_unknown"),
             Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Host(_) => (StatusCode::FORBIDDEN, "host_forbidden"),

@@ -9,6 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
+use crate::index::SetAside;
 use crate::state::Shared;
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -54,4 +55,20 @@ pub(crate) async fn ready(State(state): State<Shared>) -> Result<Json<Ready>, Ap
     let tasks = health.into_iter().filter_map(|task| Some((task.name, task.problem?))).collect();
     let workers = state.repository.iter().map(|model| (model.name().to_owned(), state.roster.workers_of(model.name())));
     Ok(Json(Ready { status: "ready", workers: workers.collect(), tasks }))
+}
+
+/// What the job index could not take in.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct IndexHealth {
+    /// Jobs that are in no list, because the database cannot hold them; each is found by its id all the same.
+    set_aside: Vec<SetAside>,
+}
+
+/// How the job index is.
+#[utoipa::path(
+    get, path = "/v1/index", tag = "operations", operation_id = "showIndex",
+    responses((status = 200, description = "What it could not take in.", body = IndexHealth)),
+)]
+pub(crate) async fn index(State(state): State<Shared>) -> Result<Json<IndexHealth>, ApiError> {
+    Ok(Json(IndexHealth { set_aside: state.index.all_set_aside().await? }))
 }

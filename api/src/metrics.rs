@@ -21,6 +21,7 @@ const ACCEPTED: &str = "api_jobs_accepted_total";
 const REFUSED: &str = "api_jobs_refused_total";
 const REQUEST_SECONDS: &str = "api_request_duration_seconds";
 
+const CALLS: &str = "webhook_calls_total";
 const CONNECTIONS_REFUSED: &str = "api_connections_refused_total";
 /// How often old observations are let go.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -45,6 +46,7 @@ impl Metrics {
             }
             describe_counter!(ACCEPTED, "Jobs taken in, by model.");
             describe_counter!(REFUSED, "Uploads refused, by reason.");
+            describe_counter!(CALLS, "Calls of webhooks, by how they ended.");
             describe_counter!(CONNECTIONS_REFUSED, "Connections refused because their address had too many.");
             describe_histogram!(REQUEST_SECONDS, "Time from a request's head to its answer's head.");
             handle
@@ -69,6 +71,11 @@ pub(crate) fn accepted(model: &str) {
 /// An upload was refused.
 pub(crate) fn refused(reason: &'static str) {
     counter!(REFUSED, "reason" => reason).increment(1);
+}
+
+/// A webhook was called, or given up.
+pub(crate) fn called(outcome: String) {
+    counter!(CALLS, "outcome" => outcome).increment(1);
 }
 
 /// An address had too many connections.
@@ -98,6 +105,7 @@ pub(crate) async fn show(State(state): State<Shared>) -> Response {
     render_queue(&state, &mut text).await;
     render_workers(&state, &mut text);
     render_tasks(&state, &mut text);
+    render_index(&state, &mut text).await;
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
@@ -160,6 +168,16 @@ fn render_workers(state: &Inner, text: &mut String) {
         }
     }
     stages.finish(text);
+}
+
+async fn render_index(state: &Inner, text: &mut String) {
+    let mut set_aside =
+        Series::new("index_set_aside_jobs", "gauge", "Jobs that the job index cannot hold; see /v1/index.");
+    match state.index.all_set_aside().await {
+        Ok(jobs) => set_aside.sample("", &[], jobs.len() as f64),
+        Err(error) => tracing::warn!(%error, "the job index did not answer"),
+    }
+    set_aside.finish(text);
 }
 
 fn render_tasks(state: &Inner, text: &mut String) {

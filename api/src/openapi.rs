@@ -34,7 +34,7 @@ const ALWAYS: [(&str, &str); 5] = [
         "403",
         "`key_scope`: the key does not allow this. `host_forbidden`, `origin_forbidden`: another site's page asks.",
     ),
-    ("429", "`limit_reached`: this key's limit. Try again after `Retry-After` seconds."),
+    ("429", "`limit_reached`: this key's limit; `key_invalid_too_often`. Try again after `Retry-After` seconds."),
     ("500", "`internal`: our mistake; the log has more under the answer's `x-request-id`."),
     ("503", "`queue_unavailable`, `index_unavailable`: try again after `Retry-After` seconds; nothing is lost."),
 ];

@@ -33,6 +33,7 @@ pub(crate) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(batches::results::results))
         .routes(routes!(batches::manage::verify, batches::manage::verify_expected))
         .routes(routes!(webhooks::send::batch_deliveries))
+        .routes(routes!(webhooks::gone::list, webhooks::gone::restore))
         .routes(routes!(catalog::list))
         .routes(routes!(catalog::show))
         .routes(routes!(roster::list))
@@ -50,6 +51,7 @@ pub(crate) fn routes() -> OpenApiRouter<Shared> {
         .routes(routes!(keys::manage::revoke))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
+        .routes(routes!(health::index))
         .routes(routes!(metrics::show))
         .routes(routes!(openapi::show))
 }

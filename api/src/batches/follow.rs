@@ -149,7 +149,8 @@ impl Follower {
             let (about, url) = (About::Batch(batch.id.clone()), url.clone());
             // A batch that grows after its end ends once more.
             let size = batch.total.unwrap_or_default();
-            self.queue.owe(&Hook { about, state: "finished".into(), revision: size, url }).await?;
+            let owner = batch.owner.clone();
+            self.queue.owe(&Hook { about, state: "finished".into(), revision: size, url, owner }).await?;
         }
         let next = Batch { finished_at: Some(Timestamp::now()), ..batch.clone() };
         self.queue.write_batch(revision, &next).await.map(drop)

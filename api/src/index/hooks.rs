@@ -3,9 +3,11 @@
 use queue::Timestamp;
 use queue::client::About;
 use sqlx::Row;
+use sqlx::any::AnyRow;
 
+use super::statement::{Statement, Value};
 use super::{Index, IndexError};
-use crate::webhooks::Delivery;
+use crate::webhooks::{Delivery, Gone};
 
 impl Index {
     /// Notes a try.
@@ -47,17 +49,52 @@ impl Index {
         Ok(rows.iter().map(read).collect())
     }
 
-    /// Whether a receiver has said that it wants no more.
-    pub(crate) async fn is_gone(&self, url: &str) -> Result<bool, IndexError> {
-        let row =
-            sqlx::query("SELECT 1 FROM gone WHERE url = $1").bind(url.to_owned()).fetch_optional(&self.pool).await?;
+    /// Whether a receiver has said that it wants no more calls for this owner.
+    pub(crate) async fn is_gone(&self, owner: Option<&str>, url: &str) -> Result<bool, IndexError> {
+        let row = sqlx::query("SELECT 1 FROM gone_of WHERE owner = $1 AND url = $2")
+            .bind(owner.unwrap_or_default().to_owned())
+            .bind(url.to_owned())
+            .fetch_optional(&self.pool)
+            .await?;
         Ok(row.is_some())
     }
 
     /// Notes that it has.
-    pub(crate) async fn note_gone(&self, url: &str) -> Result<(), IndexError> {
-        let insert = sqlx::query("INSERT INTO gone (url) VALUES ($1) ON CONFLICT DO NOTHING").bind(url.to_owned());
-        insert.execute(&self.pool).await?;
+    pub(crate) async fn note_gone(&self, owner: Option<&str>, url: &str) -> Result<(), IndexError> {
+        sqlx::query("INSERT INTO gone_of (owner, url, at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+            .bind(owner.unwrap_or_default().to_owned())
+            .bind(url.to_owned())
+            .bind(Timestamp::now().as_millis())
+            .execute(&self.pool)
+            .await?;
         Ok(())
+    }
+
+    /// Receivers that want no more calls; of all owners, or of one.
+    pub(crate) async fn gone(&self, only: Option<&str>) -> Result<Vec<Gone>, IndexError> {
+        let mut statement = Statement::new("SELECT owner, url, at FROM gone_of");
+        if let Some(owner) = only {
+            statement.words(" WHERE owner = ");
+            statement.value(Value::Text(owner.to_owned()));
+        }
+        statement.words(" ORDER BY at, url LIMIT 1000");
+        let rows = statement.fetch(&self.pool).await?;
+        let read = |row: &AnyRow| Gone {
+            owner: Some(row.get::<String, _>(0)).filter(|owner| !owner.is_empty()),
+            url: row.get(1),
+            at: Timestamp::from_millis(row.get(2)),
+        };
+        Ok(rows.iter().map(read).collect())
+    }
+
+    /// Has a receiver called again, for all owners or for one. Whether it was not called before.
+    pub(crate) async fn forget_gone(&self, only: Option<&str>, url: &str) -> Result<bool, IndexError> {
+        let removed = match only {
+            None => sqlx::query("DELETE FROM gone_of WHERE url = $1").bind(url.to_owned()),
+            Some(owner) => sqlx::query("DELETE FROM gone_of WHERE url = $1 AND owner = $2")
+                .bind(url.to_owned())
+                .bind(owner.to_owned()),
+        };
+        Ok(removed.execute(&self.pool).await?.rows_affected() > 0)
     }
 }

@@ -22,6 +22,7 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::{AnyPool, Executor};
 
 pub(crate) use list::{Counts, Filter};
+pub(crate) use project::SetAside;
 
 /// Connections to the database at a time.
 const CONNECTIONS_MAX: u32 = 8;

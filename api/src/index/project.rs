@@ -5,8 +5,11 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use queue::client::{BATCHES_KEPT, Revision};
 use queue::{JobId, Queue, QueueError, Record, Timestamp, Topic, TopicName};
+use serde::Serialize;
+use sqlx::any::AnyRow;
 use sqlx::{Any, Row, Transaction};
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 use super::{Index, IndexError};
 use crate::webhooks;
@@ -50,15 +53,21 @@ impl Index {
     /// Takes over every record that is newer than what is known.
     ///
     /// # Errors
-    /// [`IndexError`]; doing it again goes on.
+    /// [`IndexError`]; doing it again goes on. One topic that cannot be followed keeps no other back.
     pub async fn catch_up(&self, queue: &Queue) -> Result<(), IndexError> {
         let topics = queue.topics().await?;
+        let mut caught_up = Ok(());
         for topic in topics.iter().filter(|topic| topic.settings.model.is_some()) {
-            // One that vanishes meanwhile is forgotten next time.
-            if let Some((stream, last)) = queue.records_end(topic.name()).await? {
-                self.catch_up_with(queue, topic, &stream, last).await?;
-            }
+            let followed = async {
+                // One that vanishes meanwhile is forgotten next time.
+                match queue.records_end(topic.name()).await? {
+                    Some((stream, last)) => self.catch_up_with(queue, topic, &stream, last).await,
+                    None => Ok(()),
+                }
+            };
+            caught_up = caught_up.and(followed.await);
         }
+        caught_up?;
         let known = sqlx::query("SELECT topic FROM positions").fetch_all(&self.pool).await?;
         for row in known {
             let name: String = row.get(0);
@@ -82,25 +91,18 @@ impl Index {
             return Ok(());
         }
         let records = queue.records_after(name, position).await?;
-        let mut batches = std::pin::pin!(records.try_ready_chunks(BATCH));
-        while let Some(batch) = batches.next().await {
-            let batch = batch.map_err(|error| error.1)?;
-            // Before it is noted how far we have come: whoever comes after a crash notes it again.
-            for (revision, record) in &batch {
-                let hook = record.as_ref().and_then(|record| webhooks::owed(record, *revision, Timestamp::now()));
-                if let Some(hook) = hook {
-                    queue.owe(&hook).await?;
-                }
+        let mut chunks = std::pin::pin!(records.try_ready_chunks(BATCH));
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| error.1)?;
+            // Before it is noted how far we have come: a process that comes after a crash notes it again.
+            owe(queue, name, position, &chunk).await?;
+            let written = self.write_chunk(topic, stream, &chunk).await;
+            match written {
+                Ok(()) => {}
+                Err(error) if is_about_data(&error) => self.write_singly(topic, stream, &chunk).await?,
+                Err(error) => return Err(error.into()),
             }
-            let mut transaction = self.pool.begin().await?;
-            for (revision, record) in &batch {
-                position = position.max(*revision);
-                if let Some(record) = record {
-                    write(&mut transaction, topic, *revision, record).await?;
-                }
-            }
-            write_position(&mut transaction, name, stream, position).await?;
-            transaction.commit().await?;
+            position = chunk.iter().map(|(revision, _)| *revision).fold(position, Revision::max);
         }
         if position < last {
             // The newest ones have expired already.
@@ -109,6 +111,71 @@ impl Index {
             transaction.commit().await?;
         }
         Ok(())
+    }
+
+    /// Writes rows, and that they are written.
+    async fn write_chunk(&self, topic: &Topic, stream: &str, chunk: &[Change]) -> Result<(), sqlx::Error> {
+        let mut transaction = self.pool.begin().await?;
+        let mut position = Revision::default();
+        for (revision, record) in chunk {
+            position = position.max(*revision);
+            if let Some(record) = record {
+                write(&mut transaction, topic, *revision, record).await?;
+            }
+        }
+        write_position(&mut transaction, topic.name(), stream, position).await?;
+        transaction.commit().await
+    }
+
+    /// Writes rows one by one; one that the database cannot hold is set aside, so that those behind it are
+    /// known.
+    async fn write_singly(&self, topic: &Topic, stream: &str, chunk: &[Change]) -> Result<(), IndexError> {
+        for change in chunk {
+            let written = self.write_chunk(topic, stream, std::slice::from_ref(change)).await;
+            match (written, &change.1) {
+                (Ok(()), _) => {}
+                (Err(error), Some(record)) if is_about_data(&error) => {
+                    let id = record.spec.id.to_string();
+                    tracing::error!(job_id = id, %error, "the job index cannot hold this job; it is set aside");
+                    self.set_aside(topic, stream, &id, change.0, &error).await?;
+                }
+                (Err(error), _) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn set_aside(
+        &self,
+        topic: &Topic,
+        stream: &str,
+        id: &str,
+        revision: Revision,
+        error: &sqlx::Error,
+    ) -> Result<(), sqlx::Error> {
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query(
+            "INSERT INTO set_aside (id, topic, at, problem) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (id) DO UPDATE SET at = excluded.at, problem = excluded.problem",
+        )
+        .bind(id.to_owned())
+        .bind(topic.name().as_str().to_owned())
+        .bind(Timestamp::now().as_millis())
+        .bind(error.to_string().replace('\0', " "))
+        .execute(&mut *transaction)
+        .await?;
+        write_position(&mut transaction, topic.name(), stream, revision).await?;
+        transaction.commit().await
+    }
+
+    /// Jobs that the database cannot hold, the latest first.
+    pub(crate) async fn all_set_aside(&self) -> Result<Vec<SetAside>, IndexError> {
+        let rows = sqlx::query("SELECT id, at, problem FROM set_aside ORDER BY at DESC LIMIT 1000")
+            .fetch_all(&self.pool)
+            .await?;
+        let read =
+            |row: &AnyRow| SetAside { id: row.get(0), at: Timestamp::from_millis(row.get(1)), problem: row.get(2) };
+        Ok(rows.iter().map(read).collect())
     }
 
     /// How far a topic's records are known. One of the same name that was made anew begins anew.
@@ -135,6 +202,7 @@ impl Index {
         for statement in [
             "DELETE FROM metadata WHERE id IN (SELECT id FROM jobs WHERE topic = $1)",
             "DELETE FROM jobs WHERE topic = $1",
+            "DELETE FROM set_aside WHERE topic = $1",
             "DELETE FROM positions WHERE topic = $1",
         ] {
             sqlx::query(statement).bind(topic.to_owned()).execute(&mut *transaction).await?;
@@ -148,7 +216,8 @@ impl Index {
     /// [`IndexError`]; doing it again begins anew.
     pub async fn rebuild(&self, queue: &Queue) -> Result<u64, IndexError> {
         let mut transaction = self.pool.begin().await?;
-        for statement in ["DELETE FROM metadata", "DELETE FROM jobs", "DELETE FROM positions"] {
+        for statement in ["DELETE FROM metadata", "DELETE FROM jobs", "DELETE FROM set_aside", "DELETE FROM positions"]
+        {
             sqlx::query(statement).execute(&mut *transaction).await?;
         }
         transaction.commit().await?;
@@ -183,6 +252,55 @@ impl Index {
         sqlx::query(of_batches).bind(old).execute(&mut *transaction).await?;
         Ok(transaction.commit().await?)
     }
+}
+
+/// A record that is new, with what a change of it must name; `None` if it has expired.
+type Change = (Revision, Option<Record>);
+
+/// A job that the database cannot hold. The queue has it all the same.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = SetAsideJob)]
+pub(crate) struct SetAside {
+    /// Its id.
+    pub(crate) id: String,
+    /// When that was found.
+    pub(crate) at: Timestamp,
+    /// What the database said.
+    pub(crate) problem: String,
+}
+
+/// Whether a database refuses what it was given, rather than doing anything at all now.
+fn is_about_data(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else { return false };
+    let Some(code) = error.code() else { return false };
+    // PostgreSQL: data exceptions, violated constraints, program limits. SQLite: too big, constraint, mismatch.
+    let is_of_class = |class: &str| code.len() == 5 && code.starts_with(class);
+    ["22", "23", "54"].iter().any(|class| is_of_class(class))
+        || code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 18..=20) && code < 10_000)
+}
+
+/// Notes the calls that these changes owe and that were not noted before.
+async fn owe(queue: &Queue, topic: &TopicName, position: Revision, chunk: &[Change]) -> Result<(), IndexError> {
+    let owed = chunk.iter().filter_map(|(revision, record)| {
+        let record = record.as_ref()?;
+        Some((*revision, record, webhooks::owed(record, *revision)?))
+    });
+    let owed: Vec<_> = owed.collect();
+    let Some(last) = owed.iter().map(|(revision, ..)| *revision).max() else { return Ok(()) };
+    let told = queue.told(topic).await?;
+    let now = Timestamp::now();
+    for (revision, record, hook) in &owed {
+        let is_news = match told {
+            Some(told) => *revision > told,
+            // What this index has seen was told; of what it has not, that cannot be known.
+            None => position > Revision::default() || webhooks::is_recent(record, now),
+        };
+        if is_news {
+            queue.owe(hook).await?;
+        }
+    }
+    queue.note_told(topic, last).await?;
+    Ok(())
 }
 
 async fn write_position(

@@ -3,7 +3,7 @@
 use sqlx::{AnyPool, Connection, Executor, Row};
 
 /// Steps, oldest first; never changed once they are released. Both databases take these words.
-const STEPS: [&[&str]; 5] = [
+const STEPS: [&[&str]; 6] = [
     &[
         "CREATE TABLE jobs (
         id TEXT PRIMARY KEY, topic TEXT NOT NULL, model TEXT NOT NULL, state TEXT NOT NULL, owner TEXT, batch TEXT,
@@ -40,6 +40,12 @@ const STEPS: [&[&str]; 5] = [
         "DELETE FROM metadata",
         "DELETE FROM jobs",
         "DELETE FROM positions",
+    ],
+    &[
+        "CREATE TABLE set_aside (id TEXT PRIMARY KEY, topic TEXT NOT NULL, at BIGINT NOT NULL, problem TEXT NOT NULL)",
+        // An owner's word is for that owner's calls.
+        "CREATE TABLE gone_of (owner TEXT NOT NULL, url TEXT NOT NULL, at BIGINT NOT NULL, PRIMARY KEY (owner, url))",
+        "DROP TABLE gone",
     ],
 ];
 

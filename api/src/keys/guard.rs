@@ -40,16 +40,11 @@ async fn admit(
     route: &str,
     request: &mut Request,
 ) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, ApiError> {
-    let key = match bearer(request)
-        .ok_or(ApiError::KeyMissing)
-        .and_then(|sent| state.keys.find(sent).ok_or(ApiError::KeyWrong))
-    {
-        Ok(key) => key,
-        Err(refused) => {
-            // A right key is always let in: clients behind one proxy share an address.
-            state.keys.strangers.knock(client_address(state, request), Instant::now())?;
-            return Err(refused);
-        }
+    let sent = bearer(request).ok_or(ApiError::KeyMissing)?;
+    let Some(key) = state.keys.find(sent) else {
+        // A right key is always let in: clients behind one proxy share an address.
+        state.keys.strangers.knock(client_address(state, request), Instant::now())?;
+        return Err(ApiError::KeyWrong);
     };
     let allowance = Some(state.keys.limiter.allowance(&key));
     let caller = Caller { owner: Some(key.name.clone()), scopes: key.scopes.clone(), allowance };
@@ -96,9 +91,9 @@ fn needed(method: &Method, route: &str) -> Scope {
         return Scope::Admin;
     }
     match reads {
-        true if ["/metrics", "/v1/members", "/v1/webhooks"].iter().any(|prefix| is_under(prefix)) => Scope::Operate,
+        true if ["/metrics", "/v1/members", "/v1/index"].iter().any(|prefix| is_under(prefix)) => Scope::Operate,
         true => Scope::Read,
-        false if is_under("/v1/jobs") || is_under("/v1/batches") => Scope::Submit,
+        false if ["/v1/jobs", "/v1/batches", "/v1/webhooks"].iter().any(|prefix| is_under(prefix)) => Scope::Submit,
         false => Scope::Admin,
     }
 }

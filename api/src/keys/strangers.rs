@@ -1,4 +1,4 @@
-//! Requests without a good key: each address may send a few, then one a second.
+//! Requests with a wrong key: each address may send some, then a few a second.
 //!
 //! Guessing a key of 256 random bits is hopeless at any rate; this keeps guessers from costing anything.
 
@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use crate::connections::network_of;
 use crate::error::ApiError;
 
-/// Refusals at once, before one a second is all.
-const BURST: u32 = 20;
-const INTERVAL: Duration = Duration::from_secs(1);
+/// Refusals at once, and the pause after each when they are used up.
+const BURST: u32 = 100;
+const INTERVAL: Duration = Duration::from_millis(200);
 /// Addresses that are remembered; when there are more, all are forgotten.
 const ADDRESSES_MAX: usize = 10_000;
 
@@ -24,7 +24,7 @@ impl Strangers {
     /// Counts a request that is to be refused.
     ///
     /// # Errors
-    /// [`ApiError::TooMany`] when its address has sent too many.
+    /// [`ApiError::WrongKeys`] when its address has sent too many.
     pub(super) fn knock(&self, address: Option<IpAddr>, now: Instant) -> Result<(), ApiError> {
         let Some(address) = address.map(network_of) else { return Ok(()) };
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -37,7 +37,7 @@ impl Strangers {
         let forgiven = known.entry(address).or_insert(now);
         let next = (*forgiven).max(now) + INTERVAL;
         if next > now + INTERVAL * BURST {
-            return Err(ApiError::TooMany { what: "20 requests without a valid key".into(), wait: 1 });
+            return Err(ApiError::WrongKeys);
         }
         *forgiven = next;
         Ok(())
@@ -52,7 +52,7 @@ mod tests {
     fn a_guesser_is_slowed_down_and_others_are_not() {
         let (strangers, now) = (Strangers::default(), Instant::now());
         let [one, other] = ["192.0.2.1", "192.0.2.2"].map(|address| address.parse().ok());
-        let let_in = (0..100).filter(|_| strangers.knock(one, now).is_ok()).count();
+        let let_in = (0..1000).filter(|_| strangers.knock(one, now).is_ok()).count();
         assert_eq!(let_in, BURST as usize);
         assert!(strangers.knock(other, now).is_ok());
         assert!(strangers.knock(one, now + INTERVAL).is_ok());

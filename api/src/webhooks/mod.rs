@@ -6,8 +6,11 @@
 //! it (<https://www.standardwebhooks.com>), and every try stands in the delivery log.
 
 mod guard;
+mod receivers;
 pub(crate) mod send;
+pub(crate) mod gone;
 
+pub(crate) use gone::Gone;
 pub(crate) use send::{Delivery, Sender};
 
 use std::time::Duration;
@@ -17,24 +20,30 @@ use queue::{Record, Timestamp};
 
 use crate::error::ApiError;
 
-/// Changes that are older are not told any more: an index that is made anew is no news.
+/// See [`is_recent`].
 const NEWS_MAX: Duration = Duration::from_secs(60 * 60);
 /// Length of a URL.
 const URL_MAX: usize = 2_048;
 
 /// The call that a record's change owes, if any. Pure.
-pub(crate) fn owed(record: &Record, revision: Revision, now: Timestamp) -> Option<Hook> {
+pub(crate) fn owed(record: &Record, revision: Revision) -> Option<Hook> {
     let wish = record.spec.options.webhook.as_ref()?;
     let state = record.state.name();
     let is_wanted = if wish.events.is_empty() { record.is_terminal() } else { wish.events.iter().any(|e| e == state) };
-    let changed_at = record.state.finished_at().or(record.started_at()).unwrap_or(record.spec.created_at);
-    let is_news = u128::from(now.millis_since(changed_at)) < NEWS_MAX.as_millis();
-    (is_wanted && is_news).then(|| Hook {
+    is_wanted.then(|| Hook {
         about: About::Job(record.spec.id.clone()),
         state: state.to_owned(),
         revision: revision.into(),
         url: wish.url.clone(),
+        owner: record.spec.origin.owner.clone(),
     })
+}
+
+/// Whether a change is recent. Only of topics that an older version made it is not known otherwise what was
+/// told of them: an index that is made anew is no news.
+pub(crate) fn is_recent(record: &Record, now: Timestamp) -> bool {
+    let changed_at = record.state.finished_at().or(record.started_at()).unwrap_or(record.spec.created_at);
+    u128::from(now.millis_since(changed_at)) < NEWS_MAX.as_millis()
 }
 
 /// A URL that may be called, as far as its text shows.

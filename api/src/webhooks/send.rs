@@ -1,7 +1,7 @@
 //! Calls on their way.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
@@ -11,15 +11,17 @@ use reqwest::StatusCode;
 use serde::Serialize;
 use serde_json::json;
 use standardwebhooks::Webhook;
-use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use utoipa::ToSchema;
 
 use super::guard;
+use super::receivers::{CALLS_MAX, Receiver, Receivers, Turn};
 use crate::batches;
 use crate::dead::{Named, named};
 use crate::error::ApiError;
 use crate::index::Index;
 use crate::jobs::{Job, JobPath, NoJob};
+use crate::metrics;
 use crate::state::Shared;
 
 /// Pauses before the second and later tries: eight hours in all.
@@ -36,8 +38,8 @@ const PAUSES: [Duration; 9] = [
 ];
 /// How long a receiver may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
-/// Calls of this process at a time.
-const WIDTH: usize = 16;
+/// A call that is older than this is given up while its receiver has failed for as long.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(8 * 60 * 60);
 /// Pause when nothing is due.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
@@ -65,74 +67,119 @@ pub(crate) struct Sender {
     secret: Arc<str>,
     /// Hosts that may be called although they are not public.
     allowed: Arc<[String]>,
+    receivers: Receivers,
 }
 
 impl Sender {
     pub(crate) fn new(queue: Queue, index: Index, secret: &str, allowed: &[String]) -> Self {
         // Only fails if somebody was first, with the same one.
         drop(rustls::crypto::ring::default_provider().install_default());
-        Self { queue, index, secret: secret.into(), allowed: allowed.into() }
+        Self { queue, index, secret: secret.into(), allowed: allowed.into(), receivers: Receivers::default() }
     }
 
     /// Delivers what is due, for as long as it is awaited.
     pub(crate) async fn keep(self) -> Result<(), QueueError> {
-        let room = Arc::new(Semaphore::new(WIDTH));
-        loop {
-            if let Err(error) = self.work(&room).await {
-                tracing::debug!(%error, "calls wait");
-            }
-            tokio::time::sleep(LOOK_PAUSE).await;
-        }
-    }
-
-    async fn work(&self, room: &Arc<Semaphore>) -> Result<(), QueueError> {
         let senders = self.queue.senders().await?;
+        let mut calls = JoinSet::new();
         loop {
-            let permit = room.clone().acquire_owned().await.expect("this semaphore is never closed");
+            while calls.try_join_next().is_some() {}
+            if calls.len() >= CALLS_MAX {
+                drop(calls.join_next().await);
+            }
             let Some(call) = self.queue.next_call(&senders).await? else {
-                drop(permit);
                 tokio::time::sleep(LOOK_PAUSE).await;
                 continue;
             };
-            let sender = self.clone();
-            tokio::spawn(async move {
-                sender.deliver(&call).await;
-                drop(permit);
-            });
+            // One that cannot be read fails as a call, with its reason.
+            let receiver = receiver_of(&call.hook);
+            match self.receivers.turn(&receiver, Instant::now()) {
+                Turn::Now(place) => {
+                    let sender = self.clone();
+                    calls.spawn(async move {
+                        sender.deliver(&call, &receiver).await;
+                        drop(place);
+                    });
+                }
+                Turn::Later(_) if self.is_given_up(&call, &receiver) => {
+                    let error = "its receiver has failed for eight hours".to_owned();
+                    self.conclude(&call, self.attempt(&call).await, Err(error), "given_up", None).await;
+                }
+                Turn::Later(pause) => {
+                    if let Err(error) = call.later(pause).await {
+                        tracing::debug!(about = %call.hook.about, %error, "a call was not put off; it is back by itself");
+                    }
+                }
+            }
         }
     }
 
-    async fn deliver(&self, call: &OwedCall) {
-        let hook = &call.hook;
-        let url = &hook.url;
-        let answer = match self.index.is_gone(url).await {
-            Ok(true) => Err("the receiver said 410 before: it wants no more calls".to_owned()),
+    /// Whether a call has waited for a receiver that fails for as long as calls are tried.
+    fn is_given_up(&self, call: &OwedCall, receiver: &Receiver) -> bool {
+        let age = Duration::from_millis(Timestamp::now().millis_since(call.noted_at));
+        age >= GIVE_UP_AFTER && self.receivers.failing_for(receiver, Instant::now()) >= GIVE_UP_AFTER
+    }
+
+    /// Which try of a call this is: one that was put off was not made.
+    async fn attempt(&self, call: &OwedCall) -> u32 {
+        let (hook, event) = (&call.hook, event(&call.hook));
+        match self.index.deliveries(&hook.about).await {
+            Ok(made) => {
+                let is_its = |made: &&Delivery| made.event == event && made.url == hook.url && made.at >= call.noted_at;
+                made.iter().filter(is_its).count() as u32 + 1
+            }
+            Err(_) => call.handed_out,
+        }
+    }
+
+    async fn deliver(&self, call: &OwedCall, receiver: &Receiver) {
+        let (hook, attempt) = (&call.hook, self.attempt(call).await);
+        let answer = match self.index.is_gone(hook.owner.as_deref(), &hook.url).await {
+            Ok(true) => {
+                let error = "the receiver answered 410 before: it wants no more calls".to_owned();
+                return self.conclude(call, attempt, Err(error), "disabled", None).await;
+            }
             _ => self.try_call(call).await,
         };
-        let pause = PAUSES.get(call.attempt.saturating_sub(1) as usize);
+        // Of a receiver that does not answer, or cannot now, other calls would fare no better.
+        let is_well = answer.as_ref().is_ok_and(|status| !is_receivers_fault(*status));
+        self.receivers.note(receiver, is_well, Instant::now());
+        let pause = PAUSES.get(attempt.saturating_sub(1) as usize);
         let outcome = match &answer {
             Ok(status) if status.is_success() => "delivered",
             Ok(StatusCode::GONE) => "disabled",
-            Err(error) if error.starts_with("the receiver said 410") => "disabled",
             _ if pause.is_some() => "retrying",
             _ => "given_up",
         };
+        self.conclude(call, attempt, answer, outcome, pause.copied().filter(|_| outcome == "retrying")).await;
+    }
+
+    /// Notes how a try has ended; `pause` is the time until the next one.
+    async fn conclude(
+        &self,
+        call: &OwedCall,
+        attempt: u32,
+        answer: Result<StatusCode, String>,
+        outcome: &str,
+        pause: Option<Duration>,
+    ) {
+        let hook = &call.hook;
         let delivery = Delivery {
             event: event(hook),
-            url: url.clone(),
-            attempt: call.attempt,
+            url: hook.url.clone(),
+            attempt,
             at: Timestamp::now(),
             status: answer.as_ref().ok().map(|status| status.as_u16()),
             outcome: outcome.to_owned(),
             error: answer.err(),
         };
-        tracing::debug!(about = %hook.about, outcome, attempt = call.attempt, "webhook");
+        metrics::called(outcome.to_owned());
+        tracing::debug!(about = %hook.about, outcome, attempt, "webhook");
         if let Err(error) = self.index.log_delivery(&hook.about, &delivery).await {
             tracing::warn!(about = %hook.about, %error, "a call is not in the delivery log");
         }
-        let settled = match (outcome, pause) {
-            ("retrying", Some(pause)) => call.later(pause.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await,
-            _ => call.done().await,
+        let settled = match pause {
+            Some(pause) => call.later(pause.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await,
+            None => call.done().await,
         };
         if let Err(error) = settled {
             tracing::warn!(about = %hook.about, %error, "a call may be made twice");
@@ -194,12 +241,25 @@ impl Sender {
         let answer = request.send().await.map_err(|error| error.without_url().to_string())?;
         let status = answer.status();
         if status == StatusCode::GONE
-            && let Err(error) = self.index.note_gone(&hook.url).await
+            && let Err(error) = self.index.note_gone(hook.owner.as_deref(), &hook.url).await
         {
             tracing::warn!(%error, "a receiver that wants no more calls is not noted");
         }
         Ok(status)
     }
+}
+
+/// Whom a call is for.
+fn receiver_of(hook: &Hook) -> Receiver {
+    let url = reqwest::Url::parse(&hook.url).ok();
+    let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or_default().to_owned();
+    let port = url.as_ref().and_then(reqwest::Url::port_or_known_default).unwrap_or_default();
+    Receiver { owner: hook.owner.clone(), host, port }
+}
+
+/// Whether an answer says that the receiver can take no calls now, whatever they are about.
+fn is_receivers_fault(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 
 /// What a call is about, in a word.

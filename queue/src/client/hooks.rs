@@ -12,14 +12,15 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{LIMIT_REACHED, Queue, bounded, server_error};
-use crate::{JobId, QueueError};
+use crate::{JobId, QueueError, Timestamp};
 
 const STREAM: &str = "hooks";
 const SENDERS: &str = "senders";
 /// How long a call is its sender's.
 const CALL_MAX: Duration = Duration::from_secs(90);
-/// Calls that are on their way, over all senders.
-const UNDER_WAY_MAX: i64 = 256;
+/// No bound on calls that are on their way: those that are put off count as such, and must not keep others
+/// from being made.
+const UNDER_WAY_MAX: i64 = -1;
 /// How long a second message for the same change is known to be one.
 const DUPLICATES: Duration = Duration::from_secs(2 * 60 * 60);
 
@@ -35,6 +36,9 @@ pub struct Hook {
     pub revision: u64,
     /// Whom to call.
     pub url: String,
+    /// Whose job or batch it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// What a call tells of.
@@ -70,8 +74,10 @@ impl fmt::Display for About {
 pub struct OwedCall {
     /// What is owed.
     pub hook: Hook,
-    /// Counts from 1.
-    pub attempt: u32,
+    /// How often it was handed out, this time included; it may have been put off each time.
+    pub handed_out: u32,
+    /// When it was noted.
+    pub noted_at: Timestamp,
     raw: jetstream::Message,
 }
 
@@ -111,8 +117,14 @@ impl Queue {
         let subject = format!("{STREAM}.{tokens}.{revision}");
         match self.publish_acked(subject, message).await {
             Ok(_) => Ok(()),
-            // It is there already.
-            Err(error) if server_error(&error).is_some_and(|refusal| refusal.error_code() == LIMIT_REACHED) => Ok(()),
+            // It is there already. A full queue has the same code.
+            Err(error)
+                if server_error(&error).is_some_and(|refusal| {
+                    refusal.error_code() == LIMIT_REACHED && refusal.to_string().contains("per subject")
+                }) =>
+            {
+                Ok(())
+            }
             Err(error) => Err(QueueError::unavailable(ACTION)(error)),
         }
     }
@@ -123,9 +135,13 @@ impl Queue {
     /// [`QueueError`] when the queue does not answer.
     pub async fn next_call(&self, senders: &PullConsumer) -> Result<Option<OwedCall>, QueueError> {
         let Some(raw) = Self::fetch_one("ask for a call", senders).await? else { return Ok(None) };
-        let delivered = raw.info().map_or(1, |info| info.delivered);
+        let info = raw.info().ok();
+        let handed_out = info.as_ref().and_then(|info| u32::try_from(info.delivered).ok()).unwrap_or(1);
+        let noted_at = info.map_or_else(Timestamp::now, |info| {
+            Timestamp::from_millis((info.published.unix_timestamp_nanos() / 1_000_000) as i64)
+        });
         match serde_json::from_slice(&raw.payload) {
-            Ok(hook) => Ok(Some(OwedCall { hook, attempt: u32::try_from(delivered).unwrap_or(1), raw })),
+            Ok(hook) => Ok(Some(OwedCall { hook, handed_out, noted_at, raw })),
             Err(error) => {
                 tracing::error!(%error, "a call that nobody can read is dropped");
                 drop(bounded(raw.double_ack()).await);

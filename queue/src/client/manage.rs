@@ -69,6 +69,7 @@ impl Queue {
             lease.keep().await?;
             self.make_partition(&settings, partition, replicas).await?;
         }
+        self.begin_told(name).await?;
         lease.must_hold()?;
         self.make_stream(records_config(&settings, replicas)).await?;
         tracing::info!(topic = %name, partitions = settings.partitions, "topic created");

@@ -12,6 +12,7 @@ mod records;
 mod wait;
 mod batches;
 mod keys;
+mod told;
 mod cancel;
 mod hooks;
 mod dead;

@@ -1,0 +1,189 @@
+//! Who is called next: receivers share the calls of this process fairly, and one that fails waits alone.
+//!
+//! A receiver is a host and port, for one owner. A healthy one may be in a few calls at a time; what comes beyond
+//! that is put off by about as long as the calls before it will take. One that fails is tried with one call
+//! after a pause that grows, and all other calls to it are put off until then. A call that is put off is back in
+//! the queue: it takes no slot, and nothing of it is lost if this process ends.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Calls of this process at a time, of one owner, and to one receiver.
+pub(super) const CALLS_MAX: usize = 128;
+const OWNER_CALLS_MAX: usize = 32;
+const RECEIVER_CALLS_MAX: usize = 8;
+/// Pauses before a receiver that fails is tried again; the last one from then on.
+const PAUSES: [Duration; 4] =
+    [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(2 * 60), Duration::from_secs(10 * 60)];
+/// Between two calls that are put off, so that they do not come back as one wall.
+const GAP: Duration = Duration::from_millis(20);
+/// How far ahead a call is put off at most.
+const PUT_OFF_MAX: Duration = Duration::from_secs(60 * 60);
+/// Receivers that are remembered.
+const RECEIVERS_MAX: usize = 10_000;
+
+/// A host and port, for one owner.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Receiver {
+    pub(super) owner: Option<String>,
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+/// What is to be done with a call.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// It is made now; the place is kept while it is.
+    Now(Place),
+    /// It is put off.
+    Later(Duration),
+}
+
+/// All receivers; clones share them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Receivers(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    receivers: HashMap<Receiver, Health>,
+    calls: usize,
+    of_owner: HashMap<Option<String>, usize>,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    calls: usize,
+    /// Calls that failed in a row.
+    failures: usize,
+    failing_since: Option<Instant>,
+    /// When it may be tried again.
+    next_at: Option<Instant>,
+    /// Up to when calls are put off.
+    put_off_until: Option<Instant>,
+}
+
+/// A call's place, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    receivers: Receivers,
+    receiver: Receiver,
+}
+
+impl Receivers {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a call may be made now.
+    pub(super) fn turn(&self, receiver: &Receiver, now: Instant) -> Turn {
+        let mut state = self.lock();
+        let state = &mut *state;
+        if state.receivers.len() >= RECEIVERS_MAX && !state.receivers.contains_key(receiver) {
+            state.receivers.retain(|_, health| health.calls > 0 || health.failures > 0);
+        }
+        let of_owner = state.of_owner.entry(receiver.owner.clone()).or_default();
+        let health = state.receivers.entry(receiver.clone()).or_default();
+        let most = if health.failures > 0 { 1 } else { RECEIVER_CALLS_MAX };
+        let is_due = health.next_at.is_none_or(|at| at <= now);
+        if is_due && health.calls < most && *of_owner < OWNER_CALLS_MAX && state.calls < CALLS_MAX {
+            (health.calls, *of_owner, state.calls) = (health.calls + 1, *of_owner + 1, state.calls + 1);
+            return Turn::Now(Place { receivers: self.clone(), receiver: receiver.clone() });
+        }
+        let earliest = health.next_at.filter(|at| *at > now).unwrap_or(now + PAUSES[0] / 5);
+        let at = health.put_off_until.map_or(earliest, |until| until.max(earliest)) + GAP;
+        health.put_off_until = Some(at);
+        Turn::Later((at - now).min(PUT_OFF_MAX))
+    }
+
+    /// How a call has ended: whether the receiver is well.
+    pub(super) fn note(&self, receiver: &Receiver, is_well: bool, now: Instant) {
+        let mut state = self.lock();
+        let Some(health) = state.receivers.get_mut(receiver) else { return };
+        if is_well {
+            let calls = health.calls;
+            *health = Health { calls, ..Health::default() };
+            return;
+        }
+        let pause = PAUSES[health.failures.min(PAUSES.len() - 1)];
+        health.failures += 1;
+        health.failing_since.get_or_insert(now);
+        health.next_at = Some(now + pause);
+    }
+
+    /// For how long a receiver has failed without a break.
+    pub(super) fn failing_for(&self, receiver: &Receiver, now: Instant) -> Duration {
+        let state = self.lock();
+        state
+            .receivers
+            .get(receiver)
+            .and_then(|health| health.failing_since)
+            .map_or(Duration::ZERO, |since| now - since)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.receivers.lock();
+        state.calls -= 1;
+        if let Some(of_owner) = state.of_owner.get_mut(&self.receiver.owner) {
+            *of_owner -= 1;
+            if *of_owner == 0 {
+                state.of_owner.remove(&self.receiver.owner);
+            }
+        }
+        if let Some(health) = state.receivers.get_mut(&self.receiver) {
+            health.calls -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receiver(owner: &str, host: &str) -> Receiver {
+        Receiver { owner: Some(owner.into()), host: host.into(), port: 443 }
+    }
+
+    #[test]
+    fn a_receiver_that_hangs_leaves_slots_to_others() {
+        let (receivers, now) = (Receivers::default(), Instant::now());
+        let turns: Vec<Turn> = (0..300).map(|_| receivers.turn(&receiver("ann", "hangs"), now)).collect();
+        let going = turns.iter().filter(|turn| matches!(turn, Turn::Now(_))).count();
+        assert_eq!(going, RECEIVER_CALLS_MAX);
+        let longest = turns.iter().filter_map(|turn| if let Turn::Later(pause) = turn { Some(*pause) } else { None });
+        assert!(longest.max().expect("some") > GAP * 200, "they come back one after the other");
+        assert!(matches!(receivers.turn(&receiver("ann", "other"), now), Turn::Now(_)));
+        assert!(matches!(receivers.turn(&receiver("ben", "hangs"), now), Turn::Now(_)));
+    }
+
+    #[test]
+    fn an_owner_with_many_receivers_leaves_slots_to_others() {
+        let (receivers, now) = (Receivers::default(), Instant::now());
+        let host = |number: usize| receiver("ann", &format!("host{number}"));
+        let held: Vec<Turn> = (0..CALLS_MAX).map(|number| receivers.turn(&host(number), now)).collect();
+        assert_eq!(held.iter().filter(|turn| matches!(turn, Turn::Now(_))).count(), OWNER_CALLS_MAX);
+        assert!(matches!(receivers.turn(&receiver("ben", "host"), now), Turn::Now(_)));
+        drop(held);
+        assert!(receivers.lock().of_owner.is_empty() && receivers.lock().calls == 0);
+    }
+
+    #[test]
+    fn one_that_fails_is_tried_alone_and_less_and_less_often_until_it_is_well() {
+        let (receivers, mut now, down) = (Receivers::default(), Instant::now(), receiver("ann", "down"));
+        for pause in [5, 30, 120, 600, 600] {
+            let Turn::Now(place) = receivers.turn(&down, now) else { panic!("it is due") };
+            assert!(!matches!(receivers.turn(&down, now), Turn::Now(_)) || pause == 5, "one at a time");
+            receivers.note(&down, false, now);
+            drop(place);
+            let Turn::Later(put_off) = receivers.turn(&down, now) else { panic!("it failed just now") };
+            assert!(put_off >= Duration::from_secs(pause), "{put_off:?}");
+            now += Duration::from_secs(pause);
+        }
+        assert_eq!(receivers.failing_for(&down, now), Duration::from_secs(5 + 30 + 120 + 600 + 600));
+        receivers.note(&down, true, now);
+        assert!(matches!(receivers.turn(&down, now), Turn::Now(_)));
+        assert_eq!(receivers.failing_for(&down, now), Duration::ZERO);
+    }
+}

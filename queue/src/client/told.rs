@@ -1,0 +1,84 @@
+//! How far the changes of a topic's records have been told to those who asked for calls.
+//!
+//! The job index notes which calls are owed as it follows the records, and it may be made anew from them: what
+//! was told once must not be told again, however old or new it is. So how far it has come is kept in the
+//! queue, and not by the index's own position or by any clock. One small record a topic, written with the
+//! topic and after that only when something was owed.
+
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Queue, Replaced, Revision};
+use crate::{QueueError, TopicName};
+
+const STREAM: &str = "told";
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Told {
+    /// Of the topic's records: calls for this one and those before it are owed, or were.
+    revision: u64,
+}
+
+impl Queue {
+    /// Up to which of a topic's records calls have been noted. `None` of topics that an older version made.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn told(&self, topic: &TopicName) -> Result<Option<Revision>, QueueError> {
+        Ok(self.read_told(topic).await?.map(|(told, _)| told.revision.into()))
+    }
+
+    async fn read_told(&self, topic: &TopicName) -> Result<Option<(Told, Revision)>, QueueError> {
+        const ACTION: &str = "read how far calls are noted";
+        self.ensure_stream_once(config(self.defaults.replicas)).await?;
+        let Some(message) = self.last_message(ACTION, STREAM, subject(topic), true).await? else { return Ok(None) };
+        let damaged =
+            |error: serde_json::Error| QueueError::Damaged { what: subject(topic), problem: error.to_string() };
+        Ok(Some((serde_json::from_slice(&message.payload).map_err(damaged)?, message.sequence.0.into())))
+    }
+
+    /// Notes that calls for all records up to this one are owed. It never goes back.
+    ///
+    /// # Errors
+    /// [`QueueError`] when it is not known what became of it.
+    pub async fn note_told(&self, topic: &TopicName, up_to: Revision) -> Result<(), QueueError> {
+        loop {
+            let (told, over) = self.read_told(topic).await?.unwrap_or_default();
+            if told.revision >= u64::from(up_to) {
+                return Ok(());
+            }
+            let next = Told { revision: up_to.into() };
+            if self.write_over("note how far calls are noted", subject(topic), over, &next).await? != Replaced::Refused
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Begins with a topic that is made just now: nothing of it was told, whatever one of its name had.
+    pub(super) async fn begin_told(&self, topic: &TopicName) -> Result<(), QueueError> {
+        self.ensure_stream_once(config(self.defaults.replicas)).await?;
+        let payload = Bytes::from(serde_json::to_vec(&Told::default()).expect("a number is JSON"));
+        let written = self.publish_acked(subject(topic), PublishMessage::build().payload(payload)).await;
+        written.map(drop).map_err(QueueError::unavailable("note how far calls are noted"))
+    }
+}
+
+fn subject(topic: &TopicName) -> String {
+    format!("{STREAM}.{topic}")
+}
+
+fn config(replicas: usize) -> stream::Config {
+    stream::Config {
+        name: STREAM.into(),
+        subjects: vec![format!("{STREAM}.*")],
+        storage: StorageType::File,
+        num_replicas: replicas,
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::Old,
+        allow_direct: true,
+        ..stream::Config::default()
+    }
+}
