@@ -14,6 +14,7 @@ use crate::{data, stop};
 /// Serves until told to stop.
 pub(crate) async fn run(args: ApiArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
+    stop::in_time(&stop);
     let models = Models::open(&args.models)?;
     let listener = setup::bind(&args.http).await?;
     // A queue that runs elsewhere bounds its streams one by one; so each topic gets its share.

@@ -67,6 +67,8 @@ impl Engine {
                     // Whoever else is there would hold up the end of all.
                     lame_duck: Duration::ZERO,
                     connections_max: bounds.broker_connections(),
+                    // Workers of `up` end with it.
+                    release_at_start: true,
                     config: FileSettings::read(args.broker_config.as_deref())?,
                 };
                 let (broker, address) = broker::start(data, settings).await?;

@@ -21,7 +21,7 @@ use crate::{stop, supervisor};
 const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// How long the program may take to end.
-const END_PATIENCE: Duration = Duration::from_secs(10);
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs the program until it ends or standard input closes.
 pub(crate) async fn run(args: GuardArgs) -> anyhow::Result<ExitCode> {

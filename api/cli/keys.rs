@@ -142,6 +142,7 @@ async fn start_if_nothing_runs(data: &DataArgs) -> anyhow::Result<Option<(Broker
         sync: true,
         lame_duck: Duration::ZERO,
         connections_max: Bounds::of_this_process().connections_alone(),
+        release_at_start: false,
         config: FileSettings::default(),
     };
     let (broker, address) = broker::start(&held, settings).await?;

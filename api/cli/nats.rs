@@ -22,7 +22,7 @@ use crate::supervisor::{self, Backoff};
 const START_PATIENCE: Duration = Duration::from_secs(30);
 const START_PAUSE: Duration = Duration::from_millis(50);
 /// How long the guard may take to end the server.
-const END_PATIENCE: Duration = Duration::from_secs(15);
+const END_PATIENCE: Duration = Duration::from_secs(3);
 
 /// When the server syncs what it writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

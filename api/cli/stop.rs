@@ -7,9 +7,13 @@ use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::output::note;
+
 /// How long a child has to end in order once its supervisor is gone. Not long: with the
 /// supervisor the queue has gone too, most likely.
-const ORPHAN_GRACE: Duration = Duration::from_secs(3);
+const ORPHAN_GRACE: Duration = Duration::from_secs(1);
+/// How long a process may take to end in order. Container runtimes kill after ten seconds.
+const STOP_MAX: Duration = Duration::from_millis(7_500);
 
 /// A token that is pulled by SIGINT or SIGTERM. The second signal ends the process at once.
 pub(crate) fn on_signal() -> anyhow::Result<CancellationToken> {
@@ -43,8 +47,31 @@ pub(crate) fn with_supervisor(stop: &CancellationToken) {
         while matches!(std::io::Read::read(&mut std::io::stdin(), &mut sink), Ok(read) if read > 0) {}
         stop.cancel();
         std::thread::sleep(ORPHAN_GRACE);
-        std::process::exit(1);
+        end_now();
     });
+}
+
+/// Ends the process if it has not ended by itself some seconds after `stop` was pulled. What was acknowledged is
+/// durable, so nothing is lost by that.
+pub(crate) fn in_time(stop: &CancellationToken) {
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        stop.cancelled().await;
+        // A thread of its own: the runtime may be what does not end.
+        std::thread::spawn(|| {
+            std::thread::sleep(STOP_MAX);
+            note!("stopping takes too long; what was accepted stays in the data folder");
+            end_now();
+        });
+    });
+}
+
+/// Ends this process without running anything more in it: libraries take seconds to tidy up.
+fn end_now() -> ! {
+    if let Err(error) = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL) {
+        tracing::debug!(%error, "ending in another way");
+    }
+    std::process::exit(1);
 }
 
 /// Ends when the other end of `pipe` is closed.

@@ -7,16 +7,19 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::worker::report::Report;
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::ValueEnum;
+use futures::FutureExt;
 use queue::client::AckSubject;
 use queue::members::{Announcement, Role};
+use queue::tasks::words_of;
 use queue::{JobId, PartitionId, Queue};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -28,8 +31,8 @@ use tokio_util::sync::CancellationToken;
 use crate::config::LogArgs;
 use crate::setup::Models;
 
-/// How long a worker has to finish and hand back.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a worker has to finish and hand back; after three seconds it gives up what it runs.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// First and longest pause before a dead child is replaced.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -193,7 +196,11 @@ impl Keeper {
         loop {
             let started = Instant::now();
             let mut held = HeldJobs::default();
-            match self.live(&mut held, &mut was_ready).await {
+            // A fault of ours here must not leave a worker unwatched: it counts as the worker's death.
+            let life = AssertUnwindSafe(self.live(&mut held, &mut was_ready)).catch_unwind().await;
+            let life =
+                life.unwrap_or_else(|panic| Err(anyhow!("its supervisor panicked: {}", words_of(panic.as_ref()))));
+            match life {
                 Ok(_) if self.stop.is_cancelled() => {}
                 Ok(status) => tracing::error!(%status, "a worker died; starting another"),
                 Err(error) => tracing::error!(error = format!("{error:#}"), "a worker cannot be started"),

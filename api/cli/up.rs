@@ -19,6 +19,7 @@ use crate::{autoscale, stop};
 /// Starts everything, waits to be told to stop, and stops it in the opposite order.
 pub(crate) async fn run(args: UpArgs, log: &LogArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
+    stop::in_time(&stop);
     if args.supervised {
         stop::with_supervisor(&stop);
     }

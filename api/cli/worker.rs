@@ -15,6 +15,7 @@ use crate::{autoscale, data, stop};
 /// Works until told to stop.
 pub(crate) async fn run(args: WorkerArgs, log: &LogArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
+    stop::in_time(&stop);
     if args.supervised {
         stop::with_supervisor(&stop);
     }

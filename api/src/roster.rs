@@ -1,6 +1,6 @@
 //! `GET /v1/members`: the processes that were heard lately.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use axum::Json;
@@ -59,7 +59,7 @@ impl Roster {
     }
 
     fn with<T>(&self, look: impl FnOnce(&Table) -> T) -> T {
-        let mut table = self.0.lock().expect("no panic holds this lock");
+        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         table.expire(Instant::now());
         look(&table)
     }
@@ -73,7 +73,7 @@ impl Roster {
             tokio::select! {
                 _ = due.tick() => queue.announce(&own).await,
                 Some(announcement) = heard.next() => {
-                    self.0.lock().expect("no panic holds this lock").hear(announcement, Instant::now());
+                    self.0.lock().unwrap_or_else(PoisonError::into_inner).hear(announcement, Instant::now());
                 }
             }
         }

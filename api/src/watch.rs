@@ -5,9 +5,10 @@
 //! time has passed by: of logs whose inputs were dropped, and those that had to begin by now.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::StreamExt;
 use queue::balance::Move;
 use queue::client::Description;
 use queue::watchdog::{Stall, Watchdog};
@@ -19,6 +20,8 @@ use crate::roster::Roster;
 
 /// How often to look.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// Jobs that are late and looked at, at a time.
+const OVERDUE_WIDTH: usize = 16;
 
 /// What was seen last; clones share it.
 #[derive(Clone)]
@@ -36,12 +39,12 @@ impl Default for Watch {
 impl Watch {
     /// Stalled partitions.
     pub(crate) fn stalls(&self) -> Vec<Stall> {
-        self.stalls.lock().expect("no panic holds this lock").clone()
+        self.stalls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All topics, as they were a moment ago.
     pub(crate) fn topics(&self) -> Arc<[Description]> {
-        self.topics.lock().expect("no panic holds this lock").clone()
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Stalled partitions of one topic.
@@ -64,9 +67,10 @@ impl Watch {
                     continue;
                 }
             };
-            *self.topics.lock().expect("no panic holds this lock") = topics.clone().into();
+            *self.topics.lock().unwrap_or_else(PoisonError::into_inner) = topics.clone().into();
             let stalls = watchdog.look(&topics, &roster.members(), Instant::now());
-            let known = std::mem::replace(&mut *self.stalls.lock().expect("no panic holds this lock"), stalls.clone());
+            let known =
+                std::mem::replace(&mut *self.stalls.lock().unwrap_or_else(PoisonError::into_inner), stalls.clone());
             for stall in &stalls {
                 if !known.iter().any(|old| {
                     (&old.topic, old.partition, &old.reason) == (&stall.topic, stall.partition, &stall.reason)
@@ -130,14 +134,15 @@ impl Sweeper {
 
 /// Fails jobs that should have begun by now.
 async fn fail_overdue(queue: &Queue, index: &Index) -> Result<(), IndexError> {
-    for id in index.overdue().await? {
+    let looks = futures::stream::iter(index.overdue().await?).map(|id| async move {
         match queue.fail_overdue(&id).await {
             Ok(true) => tracing::info!(job_id = %id, "failed: no worker began it in time"),
             Ok(false) => {}
-            // One that cannot be dealt with now keeps no other waiting.
-            Err(error) => tracing::debug!(job_id = %id, %error, "a job that is late was not looked at"),
+            Err(error) => tracing::warn!(job_id = %id, %error, "a job that is late was not failed"),
         }
-    }
+    });
+    // One that cannot be dealt with now keeps no other waiting.
+    looks.buffer_unordered(OVERDUE_WIDTH).collect::<()>().await;
     Ok(())
 }
 

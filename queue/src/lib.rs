@@ -29,6 +29,7 @@ pub mod watchdog;
 pub mod balance;
 pub mod members;
 pub mod tasks;
+mod calendar;
 pub mod broker;
 pub mod bench;
 #[cfg(feature = "fuzz")]
@@ -40,6 +41,7 @@ mod platform;
 mod error;
 mod timestamp;
 
+pub use calendar::Calendar;
 pub use client::Queue;
 pub use error::{ConnectError, FetchError, QueueError, SettleError, SubmitError, TopicError};
 pub use job::{IdError, JobId, PartitionId, Priority, Sequence, TopicName};

@@ -159,8 +159,8 @@ pub struct Record {
     /// Every attempt so far, oldest first.
     #[serde(default)]
     pub attempts: Vec<Attempt>,
-    /// How many of them were made before somebody last asked for the job to run again; these do not
-    /// count against the topic's limit.
+    /// How many of them do not count against the topic's limit: those before the job was last asked for again,
+    /// and those that a worker gave up because it was told to end.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub attempts_forgiven: u32,
     /// How it stands.
@@ -351,6 +351,19 @@ impl Record {
         self.must_run("retry")?;
         let mut next = self.step("retry", now, Outcome::Failed { error })?;
         next.state = State::Queued { retry_at: Some(retry_at) };
+        Ok(next)
+    }
+
+    /// The running attempt was given up for no fault of the job's: it does not count against the limit, and the job
+    /// waits for no pause.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`] unless running.
+    pub fn hand_back(&self, error: JobError, now: Timestamp) -> Result<Self, InvalidTransition> {
+        self.must_run("hand back")?;
+        let mut next = self.step("hand back", now, Outcome::Failed { error })?;
+        next.attempts_forgiven += 1;
+        next.state = State::Queued { retry_at: None };
         Ok(next)
     }
 

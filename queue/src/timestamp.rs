@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -11,6 +12,13 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use utoipa::{PartialSchema, ToSchema};
 
+/// How far the clock of the queue's server is ahead of this machine's.
+static AHEAD_MILLIS: AtomicI64 = AtomicI64::new(0);
+/// A comparison that took longer says too little, milliseconds.
+const COMPARED_WITHIN: i64 = 500;
+/// Clocks that are apart by no more than this agree.
+const AGREE_WITHIN: i64 = 250;
+
 /// Milliseconds since 1970 in UTC; written as RFC 3339 (`2026-11-23T17:00:00.123Z`).
 ///
 /// Wall clocks jump: timestamps are shown and compared by people, never used for leases.
@@ -18,10 +26,29 @@ use utoipa::{PartialSchema, ToSchema};
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// This moment by the system's clock.
+    /// This moment by the clock of the queue's server, as far as this process knows it: spans between moments
+    /// that different machines have written are true then. The system's own clock before it is known.
     pub fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+        let own = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+        Self::from_millis(own.saturating_add(AHEAD_MILLIS.load(Ordering::Relaxed)))
+    }
+
+    /// Takes note of what the queue's server's clock showed between two moments of the system's own.
+    pub(crate) fn compare(server: Self, asked: SystemTime, answered: SystemTime) {
+        let millis = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let (asked, answered) = (millis(asked), millis(answered));
+        let took = answered - asked;
+        if !(0..=COMPARED_WITHIN).contains(&took) {
+            return;
+        }
+        let ahead = server.0 - (asked + took / 2);
+        // Small differences are what clocks have that are set over a network.
+        let ahead = if ahead.abs() <= took / 2 + AGREE_WITHIN { 0 } else { ahead };
+        let before = AHEAD_MILLIS.swap(ahead, Ordering::Relaxed);
+        if (ahead == 0) != (before == 0) {
+            tracing::warn!(ahead_ms = ahead, "the clock of the queue's server and this machine's differ");
+        }
     }
 
     /// A moment by its distance from 1970, kept within the years 0 to 9999, which RFC 3339 can say.

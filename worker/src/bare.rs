@@ -65,7 +65,7 @@ impl Bare {
                     }
                     let request = Request { image: images[turn % images.len()].clone(), ..request.clone() };
                     let answer = engine
-                        .run(request, std::future::pending())
+                        .run(request, std::future::pending(), std::future::pending())
                         .await
                         .map_err(|_| "the engine is stuck".to_owned())?;
                     answer.map_err(|error| error.to_string())?;

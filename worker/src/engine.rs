@@ -97,13 +97,14 @@ impl Engine {
         Ok(Self { requests })
     }
 
-    /// Runs one request within its time, unless it is called off.
+    /// Runs one request within its time, unless it is canceled or this process has to leave.
     ///
     /// `Err(Stuck)` when even the stop did not end it.
     pub(crate) async fn run(
         &self,
         request: Request,
         canceled: impl Future<Output = ()>,
+        leaving: impl Future<Output = ()>,
     ) -> Result<Result<Answer, RunError>, Stuck> {
         let stop = match Stop::new() {
             Ok(stop) => stop,
@@ -116,9 +117,13 @@ impl Engine {
             result = &mut answered => return result.map_err(|_| Stuck),
             () = tokio::time::sleep(timeout) => RunError::Timeout(timeout),
             () = canceled => RunError::Canceled,
+            () = leaving => RunError::Leaving,
         };
         stop.pull();
-        match tokio::time::timeout(STOP_GRACE, answered).await {
+        // The end of this process ends the run too.
+        let grace = if matches!(stopped, RunError::Leaving) { Duration::ZERO } else { STOP_GRACE };
+        match tokio::time::timeout(grace, answered).await {
+            Err(_) if grace.is_zero() => Ok(Err(stopped)),
             Ok(Ok(_)) => Ok(Err(stopped)),
             Ok(Err(_)) | Err(_) => Err(Stuck),
         }

@@ -55,9 +55,12 @@ pub(crate) enum RunError {
     /// The run took longer than it may.
     #[error("the run took longer than {0:?}")]
     Timeout(std::time::Duration),
-    /// Somebody called the job off.
-    #[error("it was called off")]
+    /// The job was canceled.
+    #[error("the job was canceled")]
     Canceled,
+    /// This process ends before the run does.
+    #[error("the worker was told to end before the run was over")]
+    Leaving,
     /// This worker cannot run this model; another one may.
     #[error("{0}")]
     Model(String),
@@ -74,6 +77,7 @@ impl RunError {
             Self::Output(_) => "model_output",
             Self::Timeout(_) => "timeout",
             Self::Canceled => "canceled",
+            Self::Leaving => "worker_left",
             Self::Model(_) => "model_unavailable",
             Self::Runtime(_) => "inference_failed",
         }
@@ -83,7 +87,7 @@ impl RunError {
     pub(crate) fn is_retryable(&self) -> bool {
         match self {
             Self::Image(_) | Self::Output(_) | Self::Canceled => false,
-            Self::Timeout(_) | Self::Model(_) | Self::Runtime(_) => true,
+            Self::Timeout(_) | Self::Leaving | Self::Model(_) | Self::Runtime(_) => true,
         }
     }
 }

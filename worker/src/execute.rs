@@ -13,6 +13,7 @@ use queue::client::{Delivery, Replaced, Revision, Stored};
 use queue::members::Stage;
 use queue::{JobError, Queue, QueueError, Record, SettleError, State, Timestamp, Topic};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Engine, Request};
 use crate::error::{RunError, WorkerError};
@@ -38,8 +39,10 @@ pub(crate) struct Bench {
     pub(crate) settling: Arc<Semaphore>,
     /// Held while a job is on its way to this worker.
     pub(crate) arriving: Arc<Mutex<()>>,
-    /// Jobs in hand that may be called off.
+    /// Jobs in hand that may be canceled.
     pub(crate) runs: Runs,
+    /// Pulled when runs that are not over must be given up: this process is about to end.
+    pub(crate) leaving: CancellationToken,
 }
 
 /// A job in hand: its lease is kept until this is dropped.
@@ -129,7 +132,7 @@ impl InHand {
         // A run may end this process. Whoever hands back what it had in hand knows of that by its
         // reports, and what is just on its way here is not reported yet.
         drop(tokio::time::timeout(ARRIVAL_MAX, bench.arriving.lock()).await);
-        let (run, stuck) = match bench.engine.run(request, canceled.canceled()).await {
+        let (run, stuck) = match bench.engine.run(request, canceled.canceled(), bench.leaving.cancelled()).await {
             // Its record says so; whoever wrote that has removed the message.
             Ok(Err(RunError::Canceled)) => {
                 bench.status.count(&running, &Err(RunError::Canceled), "canceled");

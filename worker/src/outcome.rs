@@ -64,6 +64,12 @@ pub(crate) fn decide(
     };
     let reason = JobError::new(error.code(), error.to_string());
     let tries = running.tries();
+    if matches!(error, RunError::Leaving) {
+        return Ok(Outcome {
+            record: running.hand_back(reason, now)?,
+            settlement: Settlement::Nak { delay: Duration::ZERO },
+        });
+    }
     if error.is_retryable() && tries < attempts_max {
         let delay = retry.pause(tries, chance);
         let record = running.retry(reason, now, now.plus(delay))?;

@@ -1,13 +1,15 @@
 //! A worker process: start, take jobs until told to stop, finish, end.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{FutureExt, Stream, StreamExt};
 use models::{Cache, Repository};
 use queue::Queue;
 use queue::members::{ANNOUNCE_INTERVAL, Idle};
+use queue::tasks::Tasks;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -24,6 +26,9 @@ use crate::status::Status;
 /// How long a job may be in hand while another one is in the model. Longer, and another worker may
 /// do it sooner.
 const HOLD_MAX: Duration = Duration::from_secs(2);
+
+/// How long a run may go on once the worker was told to end. Longer ones are given back, and begin anew elsewhere.
+const LEAVE_AFTER: Duration = Duration::from_secs(3);
 
 /// What a worker is started with.
 #[derive(Debug, Clone)]
@@ -50,9 +55,15 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
     let status = Status::new(&config.models);
     let member = status.snapshot().id;
     // Ends with this function: a worker that is gone must not go on announcing itself.
-    let announcing = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(announce(queue.clone(), status.clone())));
-    let runs = Runs::default();
-    let canceling = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(runs.clone().keep(queue.clone())));
+    let (tasks, runs) = (Tasks::default(), Runs::default());
+    let announcing = tasks.keep("announcements", {
+        let (queue, status) = (queue.clone(), status.clone());
+        move || announce(queue.clone(), status.clone())
+    });
+    let canceling = tasks.keep("cancels", {
+        let (queue, runs) = (queue.clone(), runs.clone());
+        move || runs.clone().keep(queue.clone())
+    });
     let engine =
         Engine::start(config.repository, config.cache, config.models.clone(), config.runtime, config.threads).await?;
     let start = member.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
@@ -68,14 +79,23 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
         settling,
         arriving: Arc::default(),
         runs: runs.clone(),
+        leaving: CancellationToken::new(),
     };
+    let leaving = tokio_util::task::AbortOnDropHandle::new({
+        let (stop, leaving) = (stop.clone(), bench.leaving.clone());
+        tokio::spawn(async move {
+            stop.cancelled().await;
+            tokio::time::sleep(LEAVE_AFTER).await;
+            leaving.cancel();
+        })
+    });
     status.update(|member| member.state = "ready".into());
     queue.announce(&status.snapshot()).await;
     reporter.send(&Report::Ready { member: member.clone() });
     tracing::info!(%member, models = config.models.join(","), "worker ready");
 
     let result = take_jobs(&mut intake, &bench, &stop).await;
-    drop((announcing, canceling));
+    drop((announcing, canceling, leaving));
     queue.announce_gone(status.snapshot()).await;
     queue.flush().await;
     tracing::info!(%member, "worker ends");
@@ -112,18 +132,29 @@ async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken)
             continue;
         };
         // Forget the ones that have ended, so that the set does not grow.
-        while jobs.try_join_next().is_some() {}
+        while let Some(ended) = jobs.try_join_next() {
+            note_panic(ended);
+        }
         let (bench, halt, failure) = (bench.clone(), halt.clone(), failure.clone());
         jobs.spawn(async move {
             if let Err(error) = job.execute(&bench, permit).await {
-                *failure.lock().expect("no panic holds this lock") = Some(error);
+                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 halt.cancel();
             }
         });
     }
     bench.status.update(|member| member.state = "draining".into());
-    while jobs.join_next().await.is_some() {}
-    failure.lock().expect("no panic holds this lock").take().map_or(Ok(()), Err)
+    while let Some(ended) = jobs.join_next().await {
+        note_panic(ended);
+    }
+    failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+}
+
+/// A job whose handling panicked is redelivered when its lease ends.
+fn note_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "a job was dropped; it is redelivered when its lease ends");
+    }
 }
 
 /// Waits until another worker that could run this job has nothing to do.
@@ -137,7 +168,7 @@ async fn somebody_is_free(idle: &mut (impl Stream<Item = Idle> + Unpin), job: &I
     std::future::pending().await
 }
 
-async fn announce(queue: Queue, status: Status) {
+async fn announce(queue: Queue, status: Status) -> Result<(), Infallible> {
     let mut due = tokio::time::interval(ANNOUNCE_INTERVAL);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -1,7 +1,7 @@
 //! Jobs in hand, so that one can be stopped when it is called off.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use queue::{JobId, Queue, QueueError, State};
@@ -22,7 +22,7 @@ impl Runs {
     /// Enters a job; what it returns says when the job is called off.
     pub(crate) fn enter(&self, id: &JobId) -> Entry {
         let canceled = CancellationToken::new();
-        self.0.lock().expect("no panic holds this lock").insert(id.clone(), canceled.clone());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), canceled.clone());
         Entry { id: id.clone(), runs: self.clone(), canceled }
     }
 
@@ -31,7 +31,7 @@ impl Runs {
     pub(crate) async fn keep(self, queue: Queue) -> Result<(), QueueError> {
         let mut cancels = queue.cancels().await?;
         while let Some(id) = cancels.next().await {
-            let Some(token) = self.0.lock().expect("no panic holds this lock").get(&id).cloned() else { continue };
+            let Some(token) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned() else { continue };
             match queue.record(&id).await {
                 Ok(Some(stored)) if matches!(stored.record.state, State::Canceled { .. }) => token.cancel(),
                 Ok(_) => {}
@@ -51,6 +51,6 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.runs.0.lock().expect("no panic holds this lock").remove(&self.id);
+        self.runs.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
     }
 }

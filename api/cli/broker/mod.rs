@@ -36,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) sync: bool,
     pub(crate) lame_duck: Duration,
     pub(crate) connections_max: usize,
+    /// See [`Options::release_at_start`].
+    pub(crate) release_at_start: bool,
     pub(crate) config: settings::Settings,
 }
 
@@ -78,6 +80,8 @@ async fn serve(args: BrokerServeArgs) -> anyhow::Result<ExitCode> {
         sync: !args.no_sync,
         lame_duck: args.lame_duck,
         connections_max: Bounds::of_this_process().connections_alone(),
+        // Workers are elsewhere, and live on when this process is started again.
+        release_at_start: false,
         config,
     };
     let (broker, address) = start(&data, settings).await?;
@@ -188,7 +192,8 @@ fn check(journal: &Path) -> anyhow::Result<ExitCode> {
 
 /// Starts a broker on a data folder. The address has the token.
 pub(crate) async fn start(data: &DataDir, settings: Settings) -> anyhow::Result<(Broker, Address)> {
-    let Settings { listen, open, queue_bytes, max_payload, sync, lame_duck, connections_max, config } = settings;
+    let Settings { listen, open, queue_bytes, max_payload, sync, lame_duck, connections_max, release_at_start, config } =
+        settings;
     let is_local = listen.ip().is_loopback();
     if open && !is_local {
         bail!("--broker-open is for loopback only: on {listen} everybody who reaches it could take and lose jobs");
@@ -225,6 +230,7 @@ pub(crate) async fn start(data: &DataDir, settings: Settings) -> anyhow::Result<
         sync,
         lame_duck,
         connections_max,
+        release_at_start,
         ..Options::new(data.path().join(JOURNAL))
     };
     config.apply(&mut options)?;

@@ -3,7 +3,7 @@
 //! A cursor names the last job of a page by its time and id, so pages stay where they are while jobs
 //! come: what is new comes before the first page.
 
-use queue::{Record, Timestamp};
+use queue::Record;
 use sqlx::Row;
 
 use super::statement::{Statement, Value};
@@ -59,7 +59,7 @@ impl Index {
     pub(crate) async fn list(&self, filter: &Filter, limit: usize) -> Result<Page, IndexError> {
         let mut query =
             Statement::new("SELECT record, created_at, id FROM jobs WHERE (expires_at IS NULL OR expires_at >= ");
-        query.value(Value::Number(Timestamp::now().as_millis()));
+        query.value(Value::Number(self.date().as_millis()));
         query.words(")");
         for (column, value) in [
             ("owner", &filter.owner),

@@ -16,10 +16,12 @@ mod schema;
 mod statement;
 
 use std::str::FromStr;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use queue::{Calendar, Timestamp};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{AnyPool, Executor};
+use sqlx::{AnyPool, Executor, Row};
 
 pub(crate) use list::{Counts, Filter};
 pub(crate) use project::SetAside;
@@ -28,6 +30,12 @@ pub(crate) use project::SetAside;
 const CONNECTIONS_MAX: u32 = 8;
 /// How long to wait for one.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+const NANOS_PER_MILLI: i64 = 1_000_000;
+
+fn nanos(millis: i64) -> i64 {
+    millis.saturating_mul(NANOS_PER_MILLI)
+}
 
 /// The index cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +63,8 @@ pub enum IndexError {
 #[derive(Debug, Clone)]
 pub struct Index {
     pool: AnyPool,
+    /// What expires goes by this date.
+    calendar: Arc<Mutex<Calendar>>,
 }
 
 impl Index {
@@ -90,7 +100,21 @@ impl Index {
             .await
             .map_err(|error| broken(error.to_string()))?;
         schema::migrate(&pool).await.map_err(|error| broken(error.to_string()))?;
-        Ok(Self { pool })
+        let newest = sqlx::query("SELECT COALESCE(MAX(created_at), 0), COALESCE(MAX(finished_at), 0) FROM jobs")
+            .fetch_one(&pool)
+            .await?;
+        let newest = newest.get::<i64, _>(0).max(newest.get::<i64, _>(1));
+        let (wall, clock) = (Timestamp::now().as_millis(), Instant::now());
+        let calendar = Calendar::since(nanos(newest), nanos(wall), clock);
+        Ok(Self { pool, calendar: Arc::new(Mutex::new(calendar)) })
+    }
+
+    /// The date that expiry goes by: rows of records that the queue still has stay, also while the clock is
+    /// wrong.
+    fn date(&self) -> Timestamp {
+        let mut calendar = self.calendar.lock().unwrap_or_else(PoisonError::into_inner);
+        let believed = calendar.look(nanos(Timestamp::now().as_millis()), Instant::now());
+        Timestamp::from_millis(believed / NANOS_PER_MILLI)
     }
 
     /// The address of a database in a file.

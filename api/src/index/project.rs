@@ -237,7 +237,7 @@ impl Index {
 
     /// Removes rows whose records have expired.
     async fn sweep(&self) -> Result<(), IndexError> {
-        let now = Timestamp::now().as_millis();
+        let now = self.date().as_millis();
         let mut transaction = self.pool.begin().await?;
         for statement in [
             "DELETE FROM metadata WHERE id IN (SELECT id FROM jobs WHERE expires_at < $1)",

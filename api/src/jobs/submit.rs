@@ -15,7 +15,9 @@ use axum::{Extension, Json};
 use bytes::Bytes;
 use models::{ImageError, Limits, Model, ModelVersion, decode};
 use queue::client::Waited;
-use queue::{ImageFacts, JobId, JobOptions, JobSpec, Record, Timestamp, Topic, TopicError, TopicName};
+use queue::{
+    ImageFacts, JobId, JobOptions, JobSpec, QueueError, Record, SubmitError, Timestamp, Topic, TopicError, TopicName,
+};
 
 use super::options::{Form, Options};
 use super::wire::Job;
@@ -30,6 +32,9 @@ use crate::state::{Shared, State as Inner};
 /// The longest time that a request may wait for its job.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// How long an upload waits for the queue once it has come, and for one that may be choosing a leader.
+const QUEUE_PATIENCE: Duration = Duration::from_millis(2_500);
+const CLUSTER_PATIENCE: Duration = Duration::from_secs(30);
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_KEY_MAX: usize = 255;
 /// Says that an answer is about a job that was there already.
@@ -111,6 +116,24 @@ async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, 
     if image.len() > limit {
         return Err(ApiError::BodyTooLarge { limit });
     }
+    // A cluster may be choosing a leader, which takes seconds and then goes well.
+    let patience = if state.queue.defaults().replicas > 1 { CLUSTER_PATIENCE } else { QUEUE_PATIENCE };
+    let queued = tokio::time::timeout(patience, queue_image(state, caller, key, options, image)).await;
+    queued.unwrap_or_else(|_| {
+        let problem = "it did not answer in time".to_owned();
+        Err(SubmitError::Queue(QueueError::Unavailable { action: "take the job", problem }).into())
+    })
+}
+
+/// Queues an image that has come. Dropped at any point, it leaves what a crash would: a worker completes it, or
+/// there is nothing.
+async fn queue_image(
+    state: &Inner,
+    caller: &Caller,
+    key: Option<&str>,
+    mut options: Options,
+    image: Bytes,
+) -> Result<Taken, ApiError> {
     name_model(state, &mut options).await?;
     let (model, version) = find_model(state, &options)?;
     let topic = find_topic(state, &options, model).await?;

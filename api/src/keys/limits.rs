@@ -1,7 +1,7 @@
 //! How much a key may ask for: requests a second, uploads at a time, jobs that wait and their bytes.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -114,7 +114,7 @@ fn burst(rate: f64) -> f64 {
 
 impl Limiter {
     fn with<T>(&self, key: &Key, use_it: impl FnOnce(&mut Usage) -> T) -> T {
-        let mut used = self.0.lock().expect("no panic holds this lock");
+        let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || Usage::new(&key.limits, Instant::now());
         use_it(used.owners.entry(key.name.clone()).or_insert_with(new))
     }
@@ -133,7 +133,7 @@ impl Limiter {
     pub(super) fn upload(&self, key: &Key) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
         let Some(limit) = key.limits.uploads else { return Ok(None) };
         let room = {
-            let mut used = self.0.lock().expect("no panic holds this lock");
+            let mut used = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let new = || Arc::new(Semaphore::new(limit as usize));
             used.uploads.entry(key.id.clone()).or_insert_with(new).clone()
         };

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -41,6 +43,25 @@ pub(super) struct Session {
     pub(super) wants_no_responders: bool,
     /// It may send more than `CONNECT`.
     is_let_in: bool,
+    /// Until then it is counted as one who may not.
+    stranger: Option<Stranger>,
+}
+
+/// A connection whose client has not said who it is, counted until this is dropped.
+#[derive(Debug)]
+struct Stranger(Arc<Shared>);
+
+impl Stranger {
+    fn enter(shared: &Arc<Shared>) -> Self {
+        shared.strangers.fetch_add(1, Ordering::Relaxed);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.0.strangers.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Why a connection ends: what to tell the client, if anything.
@@ -74,6 +95,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
     // Answers are small and awaited.
     drop(socket.set_nodelay(true));
     let client = Client::new(id, peer, super::core::now().wall, shared.options.outbox_bytes_max);
+    let stranger = Stranger::enter(&shared);
     let greeting = greeting(&shared, peer, id, false);
     let opening = timeout(shared.options.auth_timeout, transport::open(&shared, socket, &greeting));
     let Ok(Ok(Some((mut input, mut output)))) = opening.await else { return };
@@ -87,7 +109,11 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
         wants_echo: true,
         wants_no_responders: false,
         is_let_in: !shared.options.auth.is_asked(),
+        stranger: Some(stranger),
     };
+    if session.is_let_in {
+        session.stranger = None;
+    }
     let mut writing = Box::pin(write(&shared, &client, &mut output));
     let mut phase = shared.phase.subscribe();
     let mut is_over = false;
@@ -95,7 +121,10 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
         client.close(Some(err("maximum connections exceeded")));
     } else {
         tokio::select! {
-            goodbye = read(&shared, &mut session, &mut input) => client.close(goodbye.map(err)),
+            // A panic ends this client alone, and in order.
+            goodbye = AssertUnwindSafe(read(&shared, &mut session, &mut input)).catch_unwind() => {
+                client.close(goodbye.unwrap_or(Some("Internal Server Error")).map(err));
+            }
             () = &mut writing => is_over = true,
             () = super::reached(&mut phase, Phase::Stopping) => client.close(None),
         }
@@ -143,7 +172,8 @@ async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Good
     let let_in_by = tokio::time::Instant::now() + shared.options.auth_timeout;
     let mut pings = 0;
     loop {
-        buffer.reserve(parser.missing(buffer.len()).max(READ_BYTES));
+        // Grows with what comes, not with what is announced.
+        buffer.reserve(parser.missing(buffer.len()).min(buffer.len()).max(READ_BYTES));
         let read = if session.is_let_in {
             timeout(shared.options.ping_interval, input.receive(&mut buffer)).await
         } else {
@@ -218,6 +248,7 @@ pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Resu
     // A second CONNECT changes nothing of who it is.
     drop(session.client.about.set(about));
     session.is_let_in = true;
+    session.stranger = None;
     if session.is_verbose {
         session.client.send_now(Bytes::from_static(b"+OK\r\n"));
     }

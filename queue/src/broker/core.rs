@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::Options;
 use super::client::{Body, Handle, Outgoing};
 use super::damage::Loss;
+use crate::Calendar;
 use crate::journal::{Change, Full, Journal, OpenError, Place, Share};
 use crate::nats::SubjectTree;
 use crate::platform::storage::Storage;
@@ -48,6 +49,8 @@ pub(super) struct Core {
     /// Messages and bytes of all streams that refuse when full.
     queued: (u64, u64),
     queue_bytes_max: Option<u64>,
+    /// What expires goes by this date.
+    pub(super) calendar: Calendar,
     /// Counts up, to choose among the members of a queue group.
     turn: usize,
     pub(super) api_requests: u64,
@@ -68,7 +71,7 @@ impl Core {
         on_failure: Box<dyn FnOnce(std::io::Error) + Send>,
     ) -> Result<Self, OpenError> {
         let started = Instant::now();
-        let mut state = Replay { streams: BTreeMap::new(), next_stream: 1, missing: Vec::new(), now: now() };
+        let mut state = Replay { streams: BTreeMap::new(), next_stream: 1, missing: Vec::new(), newest: 0, now: now() };
         let (journal, recovered) = Journal::open(storage, options.segment_bytes, on_failure, &mut |change, place| {
             state.apply(&change, place)
         })?;
@@ -85,12 +88,17 @@ impl Core {
             losses: Vec::new(),
             queued: (0, 0),
             queue_bytes_max: options.queue_bytes_max,
+            calendar: Calendar::since(state.newest, state.now.wall, state.now.clock),
             turn: 0,
             api_requests: 0,
             api_errors: 0,
         };
         for (_, mut stream) in std::mem::take(&mut state.streams) {
             stream.recovered();
+            stream.cap_delays(state.newest, state.now);
+            if options.release_at_start {
+                stream.release_in_hand(state.now.clock);
+            }
             let mut homeless = Vec::new();
             for message in stream.messages.from(0) {
                 if !core.journal.claim(message.place()) {
@@ -371,7 +379,8 @@ impl Core {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let farthest = now.clock + TIMER_MAX;
         let (wanted, scheduled) = if consumer == 0 {
-            let in_ns = stream.next_expiry().map(|when| when.saturating_sub(now.wall).max(0).unsigned_abs());
+            let believed = self.calendar.look(now.wall, now.clock);
+            let in_ns = stream.next_expiry().map(|when| when.saturating_sub(believed).max(0).unsigned_abs());
             (in_ns.map(|ns| now.clock + Duration::from_nanos(ns).min(TIMER_MAX)), &mut stream.scheduled)
         } else {
             let Some(consumer) = stream.consumer_by_id(consumer) else { return };
@@ -415,12 +424,25 @@ fn share(stream: &Stream, payload_bytes: usize) -> Share {
     }
 }
 
+/// When a change was made, Unix time in ns, if it says so; else 0.
+fn written_at(change: &Change<'_>) -> i64 {
+    match change {
+        Change::Stored(stored) => stored.time,
+        Change::Indexed(indexed) => indexed.time,
+        Change::Delivered { time, .. } | Change::Cursor { time, .. } | Change::Registered { time, .. } => *time,
+        Change::Counted { last_time, .. } => *last_time,
+        _ => 0,
+    }
+}
+
 /// The state while it is read from the journal.
 struct Replay {
     streams: BTreeMap<u32, Stream>,
     next_stream: u32,
     /// Sequences that were given and whose messages did not come: stream, first and last.
     missing: Vec<(u32, u64, u64)>,
+    /// The newest date that anything was written at, Unix time in ns.
+    newest: i64,
     now: Now,
 }
 
@@ -445,6 +467,7 @@ impl Replay {
         {
             self.missing.push((id, stream.last + 1, stored.sequence - 1));
         }
+        self.newest = self.newest.max(written_at(change));
         stream.apply(change, place, self.now, &mut Vec::new())
     }
 }

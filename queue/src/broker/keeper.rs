@@ -4,6 +4,7 @@
 //! it dead is durable: else a power cut could bring back a message whose bytes are gone.
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -19,6 +20,7 @@ use crate::journal::segment::{HEADER_BYTES, SEAL, SegmentFile};
 use crate::journal::snapshot::SnapshotWriter;
 use crate::journal::{Haste, Place, Stored};
 use crate::stream::put_id;
+use crate::tasks::words_of;
 
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -63,7 +65,10 @@ impl Keeper {
             let now = Instant::now();
             let mut state = State { mark: 0, snapshot_bytes: 0, snapshot_at: now, swept_at: now };
             while !stopping.load(Ordering::Acquire) {
-                if let Err(error) = worker.look(&mut state) {
+                // A look that panics is one that failed: without the keeper the journal would grow for ever.
+                let looked = std::panic::catch_unwind(AssertUnwindSafe(|| worker.look(&mut state)));
+                let looked = looked.unwrap_or_else(|panic| Err(io::Error::other(words_of(panic.as_ref()))));
+                if let Err(error) = looked {
                     tracing::warn!(%error, "the journal could not be tidied; it is tried again");
                 }
                 std::thread::park_timeout(LOOK_PAUSE);

@@ -36,10 +36,11 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -54,6 +55,7 @@ use crate::journal::Committer;
 pub use crate::journal::Usage as JournalUsage;
 pub use crate::journal::recovery::OpenError;
 use crate::platform::storage::Folder;
+use crate::tasks::words_of;
 use keeper::Keeper;
 
 /// The version of NATS whose protocol this speaks; clients look at it.
@@ -61,6 +63,12 @@ pub(crate) const PROTOCOL_VERSION: &str = "2.14.0";
 
 /// Pause between two looks whether all clients have left.
 const LAME_DUCK_LOOK: Duration = Duration::from_millis(20);
+
+/// Connections beyond the bound that are told so.
+const TOLD_MAX: usize = 16;
+/// Pause after an error of `accept`, and how often that is logged.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_WARNING_PAUSE: Duration = Duration::from_secs(60);
 
 /// How a broker runs.
 #[derive(Clone)]
@@ -88,6 +96,9 @@ pub struct Options {
     pub auth_timeout: Duration,
     /// How long a client may be silent before it is asked for a sign of life.
     pub ping_interval: Duration,
+    /// No client of an earlier run is left: what was in hand is handed out again at the start, without waiting
+    /// for its lease to end. A client that is left all the same may do a job twice.
+    pub release_at_start: bool,
     /// Length of the journal's segments; by default it goes by the size of the disk.
     pub segment_bytes: Option<u64>,
     /// Off, an acknowledgement means nothing. For tests that show what this costs and saves.
@@ -109,6 +120,7 @@ impl Options {
             lame_duck: Duration::ZERO,
             auth_timeout: Duration::from_secs(2),
             ping_interval: Duration::from_secs(120),
+            release_at_start: false,
             segment_bytes: None,
             sync: true,
         }
@@ -130,6 +142,8 @@ pub struct Broker {
     serving: Vec<JoinHandle<()>>,
     keeper: Keeper,
     failed: watch::Receiver<Option<String>>,
+    /// Kept, so that the end of one who may report a failure is not taken for the end of all.
+    _fail: Arc<watch::Sender<Option<String>>>,
 }
 
 /// What connections, timers and keeper share.
@@ -146,6 +160,8 @@ struct Shared {
     phase: watch::Sender<Phase>,
     tls: Option<tls::Acceptor>,
     clients: Mutex<BTreeMap<u64, Arc<Client>>>,
+    /// Connections whose client has not said who it is.
+    strangers: AtomicUsize,
     totals: Totals,
     started: i64,
 }
@@ -183,6 +199,7 @@ impl Shared {
             phase: watch::channel(Phase::Serving).0,
             tls,
             clients: Mutex::default(),
+            strangers: AtomicUsize::new(0),
             totals: Totals::default(),
             started: core::now().wall,
         }
@@ -202,6 +219,11 @@ impl Shared {
     fn enter(&self, client: &Arc<Client>) {
         self.totals.connections.fetch_add(1, Ordering::Relaxed);
         self.clients().insert(client.id, client.clone());
+    }
+
+    /// Whether clients that have not said who they are take half of all places. The rest is for those that do.
+    fn has_many_strangers(&self) -> bool {
+        self.strangers.load(Ordering::Relaxed) >= (self.options.connections_max / 2).max(1)
     }
 
     /// A client is gone; what it did still counts.
@@ -249,11 +271,13 @@ impl Broker {
         })?;
         let address = listener.local_addr().map_err(OpenError::io("listener"))?;
         let (fail, failed) = watch::channel(None);
+        let fail = Arc::new(fail);
+        let failing = fail.clone();
         let on_failure = Box::new(move |error: std::io::Error| {
             // Durability: after a failed write or sync nobody knows what is on disk. Only a fresh
             // start finds out.
             tracing::error!(%error, "the journal cannot be written; the broker stops");
-            fail.send_replace(Some(format!("the journal in {shown} cannot be written: {error}")));
+            failing.send_replace(Some(format!("the journal in {shown} cannot be written: {error}")));
         });
         options.auth.check().map_err(OpenError::Settings)?;
         let tls = options.tls.as_ref().map(Tls::acceptor).transpose().map_err(OpenError::Settings)?;
@@ -270,8 +294,11 @@ impl Broker {
                 }
             }
         };
-        let serving = vec![tokio::spawn(accepting), tokio::spawn(timers::run(shared.clone()))];
-        Ok(Self { shared, serving, keeper, failed })
+        let serving = vec![
+            watched("accepting connections", fail.clone(), accepting),
+            watched("timers", fail.clone(), timers::run(shared.clone())),
+        ];
+        Ok(Self { shared, serving, keeper, failed, _fail: fail })
     }
 
     /// Where it listens.
@@ -327,6 +354,21 @@ impl Broker {
     }
 }
 
+/// Runs a part without which a broker is none: if it panics, the broker has failed.
+fn watched(
+    what: &'static str,
+    fail: Arc<watch::Sender<Option<String>>>,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        if let Err(panic) = std::panic::AssertUnwindSafe(work).catch_unwind().await {
+            let problem = format!("the broker's part for {what} panicked: {}", words_of(panic.as_ref()));
+            tracing::error!(problem, "the broker stops");
+            fail.send_replace(Some(problem));
+        }
+    })
+}
+
 /// Waits until a phase is reached.
 async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
     drop(phase.wait_for(|phase| *phase >= wanted).await);
@@ -337,18 +379,24 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
     let mut phase = shared.phase.subscribe();
     let mut connections = JoinSet::new();
     let mut next_id = 0;
+    let mut warned = None;
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
+                // Each takes a file until it was told that there is no room; those beyond are not even told.
+                Ok(_) if connections.len() >= shared.options.connections_max + TOLD_MAX => {}
                 Ok((socket, peer)) => {
                     next_id += 1;
-                    let is_full = connections.len() >= shared.options.connections_max;
+                    let is_full = connections.len() >= shared.options.connections_max || shared.has_many_strangers();
                     connections.spawn(connection::serve(shared.clone(), socket, peer, next_id, is_full));
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely. The ones there are must go on.
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    if warned.is_none_or(|at: tokio::time::Instant| at.elapsed() >= ACCEPT_WARNING_PAUSE) {
+                        tracing::warn!(%error, open = connections.len(), "connections cannot be accepted; they wait");
+                        warned = Some(tokio::time::Instant::now());
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
             Some(_) = connections.join_next() => {}

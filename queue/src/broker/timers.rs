@@ -58,7 +58,7 @@ impl Core {
             return;
         }
         stream.scheduled = None;
-        let expired = stream.expired(now.wall);
+        let expired = stream.expired(self.calendar.look(now.wall, now.clock));
         let to_be_marked = stream.to_be_marked(&expired);
         // Looked at before they go: what is itself a marker leaves none.
         let marked: Vec<Message> = to_be_marked.into_iter().filter(|message| !self.is_marker(message)).collect();

@@ -75,9 +75,14 @@ impl Queue {
             }
             let text = "its input left the log, by age or by size, before it was run; submit it again";
             let failed = record.fail(JobError::new("input_gone", text), now).expect("it has not ended");
-            match self.replace(Revision::from(message.sequence.0), &failed).await? {
-                Replaced::Done(_) => aged.failed += 1,
-                Replaced::Refused => aged.left += 1,
+            // One that cannot be written now keeps no other waiting.
+            match self.replace(Revision::from(message.sequence.0), &failed).await {
+                Ok(Replaced::Done(_)) => aged.failed += 1,
+                Ok(Replaced::Refused) => aged.left += 1,
+                Err(error) => {
+                    tracing::warn!(job_id = %failed.spec.id, %error, "a job whose input is gone was not failed");
+                    aged.left += 1;
+                }
             }
         }
         Ok(aged)

@@ -148,11 +148,11 @@ impl Queue {
         }
         match answer {
             Ok(message) => {
-                let damaged = |error: serde_json::Error| QueueError::Damaged {
-                    what: format!("lease record {name}"),
-                    problem: error.to_string(),
-                };
-                let record = serde_json::from_slice(&message.payload).map_err(damaged)?;
+                // One that cannot be read would keep everybody from the lease for ever: it is nobody's.
+                let record = serde_json::from_slice(&message.payload).unwrap_or_else(|error| {
+                    tracing::error!(name, %error, "a lease record cannot be read; the lease is free");
+                    LeaseRecord { holder: None }
+                });
                 Ok(Some((message.sequence.into(), record)))
             }
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),

@@ -30,6 +30,8 @@ pub(crate) const AGAIN_HEADER: &str = "Sl-Again";
 
 /// How long a stream with copies may take to acknowledge before its leader is taken for gone.
 const LEADER_PATIENCE: Duration = Duration::from_millis(1_500);
+/// How long a job waits for a connection to the queue.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(2);
 /// Partitions that are asked for a job at a time.
 const LOOKS_AT_ONCE: usize = 16;
 /// Places that a job may be offered to.
@@ -193,6 +195,14 @@ impl Queue {
         // what is missing.
         let (patience, asking_after) =
             if topic.replicas > 1 { (LEADER_PATIENCE, 2 * LEADER_PATIENCE) } else { (PATIENCE, Duration::ZERO) };
+        // Without a connection the client would keep the message and send it later, after all was said.
+        while !self.is_connected() {
+            if started.elapsed() > CONNECTION_PATIENCE {
+                let problem = "there is no connection to it; nothing was taken".to_owned();
+                return Err(QueueError::Unavailable { action: "take the job", problem }.into());
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
         // A message may be stored of which we do not know.
         let mut is_unknown = false;
         // Where the subject's last message lies that this one is to follow, in a log.

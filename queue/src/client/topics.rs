@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{self, Config};
@@ -16,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::{Queue, bounded};
 use crate::topic::{Settings, records_stream, set_settings, topic_subject, workers_config};
-use crate::{Priority, QueueError, Topic, TopicError, TopicName};
+use crate::{Priority, QueueError, Timestamp, Topic, TopicError, TopicName};
 
 /// The stream is there already, with another configuration.
 const NAME_IN_USE: ErrorCode = ErrorCode(10058);
@@ -137,13 +137,24 @@ impl Queue {
         #[derive(Deserialize)]
         struct Page {
             total: usize,
-            streams: Option<Vec<stream::Info>>,
+            streams: Option<Vec<Value>>,
         }
         let mut infos = Vec::new();
         loop {
             let wanted = json!({ "offset": infos.len(), "subject": subject });
+            let asked = SystemTime::now();
             let page: Page = self.ask("list its topics", "STREAM.LIST", &wanted).await?;
-            let streams = page.streams.unwrap_or_default();
+            let listed = page.streams.unwrap_or_default();
+            // Every description says when it was made, by the server's clock.
+            if let Some(server) = listed.first().and_then(|first| first["ts"].as_str()?.parse().ok()) {
+                Timestamp::compare(server, asked, SystemTime::now());
+            }
+            let damaged = |error: serde_json::Error| QueueError::Damaged {
+                what: "the list of streams".into(),
+                problem: error.to_string(),
+            };
+            let streams = listed.into_iter().map(serde_json::from_value).collect::<Result<Vec<stream::Info>, _>>();
+            let streams = streams.map_err(damaged)?;
             let is_last = streams.is_empty();
             infos.extend(streams);
             if is_last || infos.len() >= page.total {

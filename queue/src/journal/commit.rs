@@ -8,6 +8,7 @@
 //! failed write or sync is final: nothing is released any more.
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::segment::{Header, SegmentFile};
+use crate::tasks::words_of;
 
 /// How long written bytes that nobody waits for may stay unsynced.
 const LAZY_SYNC: Duration = Duration::from_millis(100);
@@ -101,7 +103,10 @@ impl<R: Release> Committer<R> {
         });
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
-            if let Err(error) = run(&worker, current) {
+            // A panic here is as final as a failed write: nobody knows what is on disk.
+            let ended = std::panic::catch_unwind(AssertUnwindSafe(|| run(&worker, current)));
+            let ended = ended.unwrap_or_else(|panic| Err(io::Error::other(words_of(panic.as_ref()))));
+            if let Err(error) = ended {
                 let mut state = worker.lock();
                 state.failed = true;
                 state.waiting.clear();

@@ -92,6 +92,11 @@ impl Pending {
         self.until.is_none()
     }
 
+    /// Whether a client has it, rather than having put it off.
+    pub(super) fn is_in_hand(&self) -> bool {
+        self.until.is_some() && self.put_off_until.is_none()
+    }
+
     /// When it comes again; `None` is now.
     #[cfg(test)]
     pub(super) fn until(&self) -> Option<Instant> {

@@ -253,6 +253,31 @@ impl Stream {
         }
     }
 
+    /// After recovery: nothing is put off for longer than it was asked for, even if the clock is behind what it
+    /// was when that was written. `newest` is the latest date that is known to have been.
+    pub(crate) fn cap_delays(&mut self, newest: i64, now: Now) {
+        let wall = now.wall.max(newest);
+        for consumer in self.consumers.values_mut() {
+            let put_off: Vec<(u64, i64)> =
+                consumer.pending.iter().filter_map(|(s, pending)| Some((*s, pending.put_off_until?))).collect();
+            for (sequence, until) in put_off {
+                let left = u64::try_from(until.saturating_sub(wall)).ok().filter(|left| *left > 0);
+                let at = left.map(|left| now.clock + Duration::from_nanos(left));
+                consumer.postpone(sequence, at, at.map(|_| until));
+            }
+        }
+    }
+
+    /// After recovery, where those who had something in hand are known to be gone: it is handed out again at
+    /// once, and not when its lease would have ended.
+    pub(crate) fn release_in_hand(&mut self, now: Instant) {
+        for consumer in self.consumers.values_mut() {
+            let in_hand: Vec<u64> = consumer.pending.iter().filter(|(_, p)| p.is_in_hand()).map(|(s, _)| *s).collect();
+            // By a deadline, so that what was handed out too often is still given up.
+            in_hand.into_iter().for_each(|sequence| consumer.postpone(sequence, Some(now), None));
+        }
+    }
+
     /// Those of some messages that no consumer needs any more, as ranges of sequences; none where
     /// messages stay without consumers.
     pub(crate) fn unneeded(&self, sequences: impl IntoIterator<Item = u64>) -> Vec<(u64, u64)> {
