@@ -162,7 +162,7 @@ async fn a_job_is_followed_by_events_until_it_ends() {
     assert_eq!(all.last().expect("one").1, stack.get(&format!("/v1/jobs/{id}")).await.json);
     let (before_last, last) = (&all[all.len() - 2].0, &all[all.len() - 1].0);
     assert_eq!(events(&stack, &id, Some(before_last)).await.len(), 1, "only what is newer");
-    let again = stack.http.get(stack.url(&format!("/v1/jobs/{id}/events"))).header("last-event-id", last);
+    let again = stack.request(reqwest::Method::GET, &format!("/v1/jobs/{id}/events")).header("last-event-id", last);
     assert_eq!(
         again.send().await.expect("answers").status(),
         204,

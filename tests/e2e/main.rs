@@ -13,8 +13,12 @@ mod http;
 mod insight;
 /// One job: accepted, looked at, waited for, refused.
 mod jobs;
+/// What strangers must never get.
+mod doors;
 /// Keys: who may do what, and what is whose.
 mod keys;
+/// What happens on an ordinary bad day.
+mod ordinary;
 /// Receivers that are told.
 mod webhooks;
 /// The API and its description.

@@ -13,14 +13,14 @@ use standardwebhooks::Webhook;
 use super::harness::{Stack, eventually, photo, send};
 
 /// A client's server: notes what it is told and answers as it is told to.
-struct Receiver {
-    url: String,
+pub(crate) struct Receiver {
+    pub(crate) url: String,
     heard: Arc<Mutex<Vec<(HeaderMap, Bytes)>>>,
     answers: Arc<Mutex<Vec<StatusCode>>>,
 }
 
 impl Receiver {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}/told", listener.local_addr().expect("bound"));
         let (heard, answers) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Mutex<Vec<StatusCode>>>::default());
@@ -35,16 +35,16 @@ impl Receiver {
     }
 
     /// Answers of the next calls, first to last.
-    fn answer(&self, answers: &[u16]) {
+    pub(crate) fn answer(&self, answers: &[u16]) {
         let codes = answers.iter().rev().map(|code| StatusCode::from_u16(*code).expect("a status"));
         *self.answers.lock().expect("no panic") = codes.collect();
     }
 
-    fn calls(&self) -> Vec<(HeaderMap, Bytes)> {
+    pub(crate) fn calls(&self) -> Vec<(HeaderMap, Bytes)> {
         self.heard.lock().expect("no panic").clone()
     }
 
-    async fn wait_for(&self, count: usize) -> Vec<(HeaderMap, Bytes)> {
+    pub(crate) async fn wait_for(&self, count: usize) -> Vec<(HeaderMap, Bytes)> {
         eventually("the calls come", async || Some(self.calls()).filter(|calls| calls.len() >= count)).await
     }
 }

@@ -113,11 +113,27 @@ impl Stack {
         stack
     }
 
+    /// The same where it may refuse to start: what it said then.
+    pub(crate) fn try_start_at(data: PathBuf, flags: &[&str]) -> Result<Self, String> {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
+        let folder = temporary_folder();
+        let mut stack = Self { up: None, flags, queue: None, _cluster: None, folder, data, http };
+        stack.try_restart(None).map(|()| stack)
+    }
+
     /// Starts it (again) on the same data folder.
     pub(crate) fn restart(&mut self) {
+        if let Err(log) = self.try_restart(None) {
+            panic!("`up` ended before it was ready: {log}");
+        }
+    }
+
+    /// Starts it (again), with this for its standard error if it is given.
+    pub(crate) fn try_restart(&mut self, stderr: Option<Stdio>) -> Result<(), String> {
         drop(self.up.take());
-        let stderr =
-            File::options().create(true).append(true).open(self.folder.path().join("stderr")).expect("a log file");
+        let log = || File::options().create(true).append(true).open(self.folder.path().join("stderr"));
+        let stderr = stderr.unwrap_or_else(|| log().expect("a log file").into());
         let mut command = sightline();
         command.args(["up", "--supervised", "--listen", "127.0.0.1:0"]);
         match &self.queue {
@@ -137,7 +153,7 @@ impl Stack {
         let mut lines = BufReader::new(child.stdout.take().expect("it has an output")).lines();
         let ready = lines.by_ref().map_while(Result::ok).any(|line| line.contains("is ready."));
         self.up = Some(Up { child, _pipe: pipe });
-        assert!(ready, "`up` ended before it was ready: {}", self.log());
+        if ready { Ok(()) } else { Err(self.log()) }
     }
 
     /// The database that it was told to use.
@@ -175,6 +191,23 @@ impl Stack {
         up.child.wait().expect("it ends").success()
     }
 
+    /// Tells `up` to end as a container's runtime does: it is killed after ten seconds. Whether it ended well
+    /// before that.
+    pub(crate) fn stop_container(&mut self) -> bool {
+        let mut up = self.up.take().expect("it runs");
+        signal(up.child.id(), "TERM");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if let Some(status) = up.child.try_wait().expect("it can be asked") {
+                return status.success();
+            }
+            std::thread::sleep(LOOK_PAUSE);
+        }
+        up.child.kill().expect("it can be killed");
+        up.child.wait().expect("it is gone");
+        false
+    }
+
     /// A URL of its API.
     pub(crate) fn url(&self, path: &str) -> String {
         let base = std::fs::read_to_string(self.data().join("api.url")).expect("`up` leaves its address");
@@ -189,6 +222,11 @@ impl Stack {
     /// `GET path`.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         send(self.http.get(self.url(path))).await
+    }
+
+    /// Any request.
+    pub(crate) fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
+        self.http.request(method, self.url(path))
     }
 
     /// A request to upload one image.
@@ -422,7 +460,7 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Opt
 }
 
 /// A folder that goes with the test; what a killed test leaves goes with `target/`.
-fn temporary_folder() -> TempDir {
+pub(crate) fn temporary_folder() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder")
 }
 

@@ -8,7 +8,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,7 +41,8 @@ pub struct Inventory {
 /// What could not be read or written. Nothing is left at `to` then.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to.parent().unwrap_or(Path::new("")))?;
-    fs::create_dir(to)?;
+    // Uploads are in it.
+    fs::DirBuilder::new().mode(0o700).create(to)?;
     let copied = copy_pinned(from, to);
     if copied.is_err() {
         fs::remove_dir_all(to)?;
@@ -61,7 +63,7 @@ impl Drop for Pinned {
 
 fn copy_pinned(from: &Path, to: &Path) -> io::Result<()> {
     let folder = from.with_file_name(format!("journal-copy-{}", std::process::id()));
-    if fs::create_dir(&folder).is_err() {
+    if fs::DirBuilder::new().mode(0o700).create(&folder).is_err() {
         // Read only, most likely, and then nobody changes it.
         return copy_consistently(from, to, &|one, other| copy_whole(one, other));
     }
@@ -125,8 +127,9 @@ fn copy_whole(from: &Path, to: &Path) -> io::Result<()> {
     if let Some(end) = base.and_then(|base| torn_at(base, &bytes)) {
         bytes[end..].fill(0);
     }
-    fs::write(to, bytes)?;
-    fs::File::open(to)?.sync_all()
+    let mut copy = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(to)?;
+    copy.write_all(&bytes)?;
+    copy.sync_all()
 }
 
 fn names(folder: &Path) -> io::Result<BTreeSet<String>> {
