@@ -34,19 +34,20 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             uploads,
             queued_jobs,
             queued_bytes,
+            priority,
             json,
             local,
             api,
         } => {
             let limits = json!({
                 "requests_per_second": requests_per_second, "uploads": uploads, "queued_jobs": queued_jobs,
-                "queued_bytes": queued_bytes.map(|bytes| bytes.as_u64()),
+                "queued_bytes": queued_bytes.map(|bytes| bytes.as_u64()), "priority": priority,
             });
             let wish = json!({ "name": name, "scopes": scopes, "expires": expires, "limits": limits });
             let made = if is_local(&local, &api) {
                 let new = serde_json::from_value(wish).map_err(|error| anyhow!("--scopes: {error}"))?;
                 let owner = Owner::open(&local, &api.data).await?;
-                let made = ::api::create_local(&owner.queue, &new).await;
+                let made = ::api::create_local(&owner.queue, &new, &api.data.data).await;
                 owner.close().await;
                 made.map_err(|problem| anyhow!(problem))?
             } else {

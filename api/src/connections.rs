@@ -94,7 +94,9 @@ pub(crate) async fn serve<S>(
                 continue;
             }
         };
-        let most = if limits.behind_proxy { usize::MAX } else { (limits.connections_max / 4).max(PER_ADDRESS_MIN) };
+        // Programs on this machine are its owner's; they leave others a quarter all the same.
+        let share = if peer.is_loopback() { limits.connections_max / 4 * 3 } else { limits.connections_max / 4 };
+        let most = if limits.behind_proxy { usize::MAX } else { share.max(PER_ADDRESS_MIN) };
         let Some(place) = addresses.enter(peer, most) else {
             metrics::connection_refused();
             continue;

@@ -203,6 +203,17 @@ pub(crate) enum ApiError {
     /// The key does not allow this.
     #[error("this key does not allow that: it needs the scope {0:?}")]
     KeyScope(Scope),
+    /// Only a job's owner may have this.
+    #[error("only the job's owner gets the original image, with its metadata; ask without `original`")]
+    NotOwner,
+    /// The key may not ask for so high a priority.
+    #[error("this key may not ask for priority {asked}; at most {most}")]
+    Priority {
+        /// What was asked for.
+        asked: queue::Priority,
+        /// What the key may ask for.
+        most: queue::Priority,
+    },
     /// No such key.
     #[error("there is no key `{0}`")]
     KeyUnknown(String),
@@ -322,6 +333,8 @@ impl ApiError {
             Self::WrongKeys => (StatusCode::TOO_MANY_REQUESTS, "key_invalid_too_often"),
             Self::KeyFirst => (StatusCode::FORBIDDEN, "key_first"),
             Self::KeyScope(_) => (StatusCode::FORBIDDEN, "key_scope"),
+            Self::NotOwner => (StatusCode::FORBIDDEN, "owner_only"),
+            Self::Priority { .. } => (StatusCode::FORBIDDEN, "priority_forbidden"),
             Self::KeyUnknown(_) => (StatusCode::NOT_FOUND, "key_unknown"),
             Self::KeyLast(_) => (StatusCode::CONFLICT, "key_last"),
             Self::TooMany { .. } => (StatusCode::TOO_MANY_REQUESTS, "limit_reached"),

@@ -13,6 +13,10 @@ mod http;
 mod insight;
 /// One job: accepted, looked at, waited for, refused.
 mod jobs;
+/// Clients that mean no good.
+mod strangers;
+/// Behind a proxy.
+mod nginx;
 /// What strangers must never get.
 mod doors;
 /// Keys: who may do what, and what is whose.

@@ -49,6 +49,8 @@ pub(crate) struct Stack {
     folder: TempDir,
     data: PathBuf,
     http: reqwest::Client,
+    /// Its limit of open files.
+    files: Option<u32>,
 }
 
 struct Up {
@@ -108,7 +110,7 @@ impl Stack {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         // A kept connection belongs to the runtime of the test that opened it, and ends with it.
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
-        let mut stack = Self { up: None, flags, queue, _cluster: cluster, folder, data, http };
+        let mut stack = Self { up: None, flags, queue, _cluster: cluster, folder, data, http, files: None };
         stack.restart();
         stack
     }
@@ -118,8 +120,19 @@ impl Stack {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
         let folder = temporary_folder();
-        let mut stack = Self { up: None, flags, queue: None, _cluster: None, folder, data, http };
+        let mut stack = Self { up: None, flags, queue: None, _cluster: None, folder, data, http, files: None };
         stack.try_restart(None).map(|()| stack)
+    }
+
+    /// `sightline up` that may open no more files than this.
+    pub(crate) fn start_with_files(files: u32, flags: &[&str]) -> Self {
+        let folder = temporary_folder();
+        let data = folder.path().join("data");
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
+        let mut stack = Self { up: None, flags, queue: None, _cluster: None, folder, data, http, files: Some(files) };
+        stack.restart();
+        stack
     }
 
     /// Starts it (again) on the same data folder.
@@ -134,7 +147,15 @@ impl Stack {
         drop(self.up.take());
         let log = || File::options().create(true).append(true).open(self.folder.path().join("stderr"));
         let stderr = stderr.unwrap_or_else(|| log().expect("a log file").into());
-        let mut command = sightline();
+        let mut command = match self.files {
+            None => sightline(),
+            Some(files) => {
+                let mut shell = Command::new("sh");
+                let limited = format!("ulimit -n {files}; exec \"$0\" \"$@\"");
+                shell.args(["-c", &limited, env!("CARGO_BIN_EXE_sightline")]);
+                shell
+            }
+        };
         command.args(["up", "--supervised", "--listen", "127.0.0.1:0"]);
         match &self.queue {
             Some(queue) => command.env("SIGHTLINE_QUEUE", queue),
@@ -403,6 +424,18 @@ pub(crate) fn photo(name: &str) -> Vec<u8> {
 /// The folder of test models: `slow` takes about a second, `endless` never ends by itself.
 pub(crate) fn test_models() -> String {
     format!("{}/tests/models/", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A program that a test needs and no package manager of ours brings. Where CI lacks it, that is a fault.
+pub(crate) fn tool(name: &str) -> Option<PathBuf> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let more = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];
+    let found = std::env::split_paths(&paths).chain(more).map(|folder| folder.join(name)).find(|path| path.is_file());
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "{name} is not installed");
+        eprintln!("SKIPPED: {name} is not installed");
+    }
+    found
 }
 
 /// Sends a signal to one process.

@@ -124,6 +124,8 @@ impl Engine {
         let grace = if matches!(stopped, RunError::Leaving) { Duration::ZERO } else { STOP_GRACE };
         match tokio::time::timeout(grace, answered).await {
             Err(_) if grace.is_zero() => Ok(Err(stopped)),
+            // Only a time that is over is told apart: a cancel wins over whatever the run says.
+            Ok(Ok(Err(slow @ RunError::SlowImage(_)))) if matches!(stopped, RunError::Timeout(_)) => Ok(Err(slow)),
             Ok(Ok(_)) => Ok(Err(stopped)),
             Ok(Err(_)) | Err(_) => Err(Stuck),
         }
@@ -201,10 +203,11 @@ fn stages(model: &Model, loaded: &mut LoadedModel, request: &Request, stop: &Sto
     let mut stages = Stages::default();
     let image = timed(&mut stages.decode, || {
         decode::decode(&request.image, &Limits::default(), Some(short_side_needed(input)))
-    })?;
+    });
     if stop.is_pulled() {
-        return Err(RunError::Timeout(request.timeout));
+        return Err(RunError::SlowImage(request.timeout));
     }
+    let image = image?;
     let (tensor, placement) = timed(&mut stages.preprocess, || preprocess(&image, input));
     let frame = Frame { width: image.full_width, height: image.full_height, placement };
     drop(image);

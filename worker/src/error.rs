@@ -55,6 +55,9 @@ pub(crate) enum RunError {
     /// The run took longer than it may.
     #[error("the run took longer than {0:?}")]
     Timeout(std::time::Duration),
+    /// The time was over when the image was decoded; another try would take as long.
+    #[error("decoding alone took longer than the {0:?} that the run may take")]
+    SlowImage(std::time::Duration),
     /// The job was canceled.
     #[error("the job was canceled")]
     Canceled,
@@ -75,7 +78,7 @@ impl RunError {
         match self {
             Self::Image(error) => error.code(),
             Self::Output(_) => "model_output",
-            Self::Timeout(_) => "timeout",
+            Self::Timeout(_) | Self::SlowImage(_) => "timeout",
             Self::Canceled => "canceled",
             Self::Leaving => "worker_left",
             Self::Model(_) => "model_unavailable",
@@ -86,7 +89,7 @@ impl RunError {
     /// Whether another attempt may succeed.
     pub(crate) fn is_retryable(&self) -> bool {
         match self {
-            Self::Image(_) | Self::Output(_) | Self::Canceled => false,
+            Self::Image(_) | Self::Output(_) | Self::SlowImage(_) | Self::Canceled => false,
             Self::Timeout(_) | Self::Leaving | Self::Model(_) | Self::Runtime(_) => true,
         }
     }

@@ -145,6 +145,9 @@ pub(crate) enum KeysAction {
         /// Bytes of the images of these, such as 500MB
         #[arg(long, value_name = "BYTES")]
         queued_bytes: Option<ByteSize>,
+        /// The highest priority its jobs may have: high, normal or low
+        #[arg(long, value_name = "PRIORITY")]
+        priority: Option<queue::Priority>,
         /// Print JSON
         #[arg(long)]
         json: bool,

@@ -2,18 +2,23 @@
 
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use models::decode::without_metadata;
 use queue::client::{Canceled, RedriveError, Redriven};
 use queue::{JobId, State as JobState};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::wire;
 use super::wire::Job;
 use super::{JobPath, NoJob};
 use crate::dead::{Named, named};
 use crate::error::ApiError;
+use crate::keys::Caller;
 use crate::openapi::Binary;
 use crate::state::Shared;
 
@@ -85,23 +90,51 @@ fn is_failed(state: &JobState) -> bool {
     matches!(state, JobState::Failed { .. })
 }
 
+/// How an input is given back.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Copy {
+    /// With all that the file says beside its pixels, such as where it was taken. For the job's owner only.
+    #[serde(default)]
+    original: bool,
+}
+
 /// A job's input, while it is kept.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/image", tag = "jobs", operation_id = "getJobImage",
-    params(JobPath),
+    params(JobPath, Copy),
     responses(
-        (status = 200, description = "The bytes as they came.", content(
+        (status = 200, description = "The image, without metadata unless its owner asks for the original.", content(
             (Binary = "image/jpeg"), (Binary = "image/png"), (Binary = "image/webp"), (Binary = "image/gif"),
             (Binary = "image/bmp"), (Binary = "application/octet-stream"),
         )),
         NoJob,
+        (status = 400, description = "`option_invalid`."),
+        (status = 403, description = "`owner_only`: only the job's owner gets the original."),
         (status = 409, description = "`input_gone`."),
+        (status = 422, description = "`image_truncated`: ask for the original."),
     ),
 )]
-pub(crate) async fn image(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
+pub(crate) async fn image(
+    State(state): State<Shared>,
+    Extension(caller): Extension<Caller>,
+    id: Named,
+    copy: Result<Query<Copy>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(copy) = copy.map_err(|_| ApiError::Option {
+        name: "original".into(),
+        problem: "it must be true or false, and is the only option here".into(),
+    })?;
     let id: JobId = named(id)?;
     let stored = state.queue.find(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
-    let input = state.queue.input(&stored).await?.ok_or(ApiError::InputGone(id))?;
+    if copy.original && caller.owner != stored.record.spec.origin.owner {
+        return Err(ApiError::NotOwner);
+    }
+    let mut input = state.queue.input(&stored).await?.ok_or(ApiError::InputGone(id))?;
+    if !copy.original {
+        input = without_metadata(&input)?.into();
+    }
     let mut headers = HeaderMap::new();
     let kind = HeaderValue::from_str(&format!("image/{}", stored.record.spec.image.format));
     headers.insert(header::CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/octet-stream")));

@@ -86,6 +86,11 @@ impl Options {
         if twice { Err(refuse(name, "it is given twice")) } else { Ok(()) }
     }
 
+    /// The priority that was asked for.
+    pub(crate) fn priority(&self) -> Priority {
+        self.job.priority
+    }
+
     /// Takes out whom to tell, for a batch that has a webhook of its own.
     pub(crate) fn take_webhook(&mut self) -> Option<String> {
         self.job.webhook = None;

@@ -32,9 +32,9 @@ use crate::state::{Shared, State as Inner};
 /// The longest time that a request may wait for its job.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// How long an upload waits for the queue once it has come, and for one that may be choosing a leader.
-const QUEUE_PATIENCE: Duration = Duration::from_millis(2_500);
-const CLUSTER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long an upload that has come waits for the queue before it asks for a sign of life, and how long for that.
+const QUEUE_PATIENCE: Duration = Duration::from_millis(1_500);
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_KEY_MAX: usize = 255;
 /// Says that an answer is about a job that was there already.
@@ -116,13 +116,24 @@ async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, 
     if image.len() > limit {
         return Err(ApiError::BodyTooLarge { limit });
     }
-    // A cluster may be choosing a leader, which takes seconds and then goes well.
-    let patience = if state.queue.defaults().replicas > 1 { CLUSTER_PATIENCE } else { QUEUE_PATIENCE };
-    let queued = tokio::time::timeout(patience, queue_image(state, caller, key, options, image)).await;
-    queued.unwrap_or_else(|_| {
-        let problem = "it did not answer in time".to_owned();
-        Err(SubmitError::Queue(QueueError::Unavailable { action: "take the job", problem }).into())
-    })
+    tokio::select! {
+        queued = queue_image(state, caller, key, options, image) => queued,
+        () = queue_is_dead(state) => {
+            let problem = "it does not answer".to_owned();
+            Err(SubmitError::Queue(QueueError::Unavailable { action: "take the job", problem }).into())
+        }
+    }
+}
+
+/// Resolves when an upload has waited for some time and the queue's server gives no sign of life. One that lives may
+/// be waiting for its disk, or for a leader to be elected, which ends well.
+async fn queue_is_dead(state: &Inner) {
+    loop {
+        tokio::time::sleep(QUEUE_PATIENCE).await;
+        if !state.queue.is_alive(SIGN_OF_LIFE).await {
+            return;
+        }
+    }
 }
 
 /// Queues an image that has come. Dropped at any point, it leaves what a crash would: a worker completes it, or
@@ -145,6 +156,7 @@ async fn queue_image(
         Some(key) => JobId::derived(topic.name().clone(), &[caller.owner.as_deref().unwrap_or(""), key]),
         None => JobId::random(topic.name().clone()),
     };
+    caller.check_priority(options.job.priority)?;
     let (version_asked, wait) = (options.version, options.wait);
     let mut spec = spec(state, caller, model, version, options, id, image_facts(&image)?);
     if key.is_some()

@@ -156,6 +156,11 @@ pub(super) struct Allowance {
 }
 
 impl Allowance {
+    /// The highest priority that the key's jobs may have, if it is limited.
+    pub(super) fn priority_max(&self) -> Option<queue::Priority> {
+        self.key.limits.priority
+    }
+
     pub(super) async fn charge(&self, state: &State, bytes: u64) -> Result<Charge, ApiError> {
         let limits = &self.key.limits;
         let mut charge = Charge { allowance: self.clone(), bytes: None };

@@ -20,7 +20,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use futures::StreamExt;
-use queue::{Queue, QueueError, Record, Timestamp};
+use queue::{Priority, Queue, QueueError, Record, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -87,6 +87,9 @@ pub(crate) struct Limits {
     #[schema(minimum = 1, maximum = 4_294_967_295_u32)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) uploads: Option<u32>,
+    /// The highest priority that its jobs may have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) priority: Option<Priority>,
     /// Jobs that wait.
     #[schema(minimum = 1, maximum = 1_000_000_000_000_u64)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -121,6 +124,16 @@ pub(crate) struct Caller {
 impl Caller {
     fn anybody() -> Self {
         Self { owner: None, scopes: [Scope::Admin].into(), allowance: None }
+    }
+
+    /// Checks that the owner's jobs may go before others like this.
+    ///
+    /// # Errors
+    /// [`ApiError::Priority`].
+    pub(crate) fn check_priority(&self, asked: Priority) -> Result<(), ApiError> {
+        let most = self.allowance.as_ref().and_then(Allowance::priority_max).unwrap_or(Priority::High);
+        // The most urgent is the least.
+        if asked < most { Err(ApiError::Priority { asked, most }) } else { Ok(()) }
     }
 
     /// Counts one more job that is to wait, with an image of so many bytes.

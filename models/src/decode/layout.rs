@@ -163,7 +163,7 @@ fn jpeg(bytes: &[u8]) -> Option<Walked<'_>> {
 
 fn png(bytes: &[u8]) -> Option<Walked<'_>> {
     let announced = (be32(bytes, 16)?, be32(bytes, 20)?);
-    let deep = bytes.get(24).is_some_and(|bits| *bits == 16);
+    let is_interlaced = bytes.get(28).is_some_and(|method| *method != 0);
     let mut exif = None;
     let mut at = 8;
     let complete = loop {
@@ -180,8 +180,9 @@ fn png(bytes: &[u8]) -> Option<Walked<'_>> {
         }
         at = next;
     };
-    // 16 bits in four channels, and their 8-bit copy.
-    let bytes_a_pixel = if deep { 12 } else { 7 };
+    // Rows become RGB one by one, but an interlaced image is decoded whole before that; one that is turned
+    // upright has a copy.
+    let bytes_a_pixel = if is_interlaced { 7 } else { 6 };
     Some(Walked { shown: announced, announced, bytes_a_pixel, passes: 1, exif, complete })
 }
 
@@ -295,10 +296,10 @@ fn bmp(bytes: &[u8]) -> Option<Walked<'_>> {
     Some(Walked { shown: announced, announced, bytes_a_pixel: 7, passes: 1, exif: None, complete })
 }
 
-fn be16(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().map(|b| u16::from_be_bytes(*b))
 }
-fn be32(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|b| u32::from_be_bytes(*b))
 }
 fn le16(bytes: &[u8], at: usize) -> Option<u16> {
@@ -307,6 +308,6 @@ fn le16(bytes: &[u8], at: usize) -> Option<u16> {
 fn le24(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|[a, b, c]| u32::from_le_bytes([*a, *b, *c, 0]))
 }
-fn le32(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn le32(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|b| u32::from_le_bytes(*b))
 }

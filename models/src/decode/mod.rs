@@ -10,18 +10,25 @@
 
 mod layout;
 mod jpeg;
+mod png;
 mod raster;
+mod strip;
 
 use image::metadata::Orientation;
 
 use layout::FileLayout;
 pub use layout::Format;
+pub use strip::without_metadata;
 
 use crate::ImageError;
 
 /// Passes over an image. Progressive JPEGs have about ten; each pass costs as much as a decode, and
 /// a hostile file holds a hundred thousand of them.
 const PASSES_MAX: u32 = 100;
+
+/// Passes times pixels: two seconds of work on a slow core. A decode cannot be stopped, so what it may cost is
+/// known before it begins.
+const WORK_MAX: u64 = 1_500_000_000;
 
 /// What is accepted. Checked on the header, before any decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +98,7 @@ pub fn decode(bytes: &[u8], limits: &Limits, short_side: Option<u32>) -> Result<
     // A decoder's panic is our bug or its author's, but the worker must outlive it.
     let decoded = std::panic::catch_unwind(|| match layout.format {
         Format::Jpeg => jpeg::decode(bytes, &layout, short_side),
+        Format::Png => png::decode(bytes, limits),
         _ => raster::decode(bytes, layout.format, limits),
     })
     .unwrap_or_else(|_| Err(corrupt(layout.format, "the decoder gave up")))?;
@@ -114,8 +122,10 @@ fn checked_layout(bytes: &[u8], limits: &Limits) -> Result<FileLayout, ImageErro
     {
         return Err(ImageError::TooLarge { width, height, side_max: limits.side_max, pixels_max: limits.pixels_max });
     }
-    if layout.passes > PASSES_MAX {
-        return Err(corrupt(layout.format, format_args!("it asks for {} passes", layout.passes)));
+    if layout.passes > PASSES_MAX || u64::from(layout.passes).saturating_mul(pixels) > WORK_MAX {
+        let problem =
+            format!("it asks for {} passes over {width}x{height} pixels, more than is decoded", layout.passes);
+        return Err(corrupt(layout.format, problem));
     }
     if width == 0 || height == 0 || layout.shown.0 == 0 || layout.shown.1 == 0 {
         return Err(corrupt(layout.format, "it announces a side of 0 pixels"));

@@ -1,11 +1,12 @@
-//! PNG, WebP, GIF and BMP through the `image` crate, flattened to opaque RGB.
+//! WebP, GIF and BMP through the `image` crate, flattened to opaque RGB.
 
 use std::io::{Cursor, ErrorKind};
 
-use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, webp::WebPDecoder};
 use image::{DynamicImage, ImageDecoder, RgbImage};
 
 use super::layout::Format;
+use super::png::over_white;
 use super::{Limits, corrupt};
 use crate::ImageError;
 
@@ -17,10 +18,11 @@ pub(super) fn decode(bytes: &[u8], format: Format, limits: &Limits) -> Result<Rg
 
     let source = Cursor::new(bytes);
     let image = match format {
-        Format::Png => PngDecoder::with_limits(source, allowed).and_then(DynamicImage::from_decoder),
         Format::WebP => WebPDecoder::new(source).and_then(|decoder| limited(decoder, allowed)),
         Format::Gif => GifDecoder::new(source).and_then(|decoder| limited(decoder, allowed)),
-        Format::Bmp | Format::Jpeg => BmpDecoder::new(source).and_then(|decoder| limited(decoder, allowed)),
+        Format::Bmp | Format::Png | Format::Jpeg => {
+            BmpDecoder::new(source).and_then(|decoder| limited(decoder, allowed))
+        }
     };
     image.map(flatten).map_err(|error| refusal(format, &error))
 }
@@ -37,10 +39,6 @@ fn flatten(image: DynamicImage) -> RgbImage {
     }
     let image = image.into_rgba8();
     let (width, height) = image.dimensions();
-    let over_white = |color: u8, alpha: u8| {
-        let (color, alpha) = (u32::from(color), u32::from(alpha));
-        ((color * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-    };
     let pixels = image.pixels().flat_map(|p| [0, 1, 2].map(|i| over_white(p[i], p[3]))).collect();
     RgbImage::from_raw(width, height, pixels).expect("three bytes were made for each pixel")
 }
