@@ -248,3 +248,62 @@ fn of_a_gif_the_screen_is_what_is_shown() {
     assert_eq!((image.width, image.height, image.full_width, image.full_height), (20, 40, 20, 40));
     shows(&image, (4, 8), LEFT, 3);
 }
+
+/// What must not be found in a stripped file.
+const SECRETS: [&[u8]; 4] = [b"48 deg 51", b"a comment", b"Exif", b"another picture"];
+
+/// `china.jpg` with a place, a comment, a thumbnail's block and a second picture behind its end.
+fn telling_jpeg(orientation: u8) -> Vec<u8> {
+    let segment = |code: u8, data: &[u8]| {
+        let length = u16::try_from(data.len() + 2).expect("short").to_be_bytes();
+        [&[0xFF, code][..], &length, data].concat()
+    };
+    let photo = turned(orientation);
+    let told = [segment(0xE1, b"http://ns.adobe.com/xap/1.0/\048 deg 51"), segment(0xFE, b"a comment")].concat();
+    [&photo[..2], &told, &photo[2..], b"\xFF\xD8another picture"].concat()
+}
+
+#[test]
+fn a_stripped_image_shows_the_same_and_tells_nothing() {
+    for orientation in 1..=8 {
+        let told = telling_jpeg(orientation);
+        let stripped = without_metadata(&told).expect("an image");
+        assert_eq!(good(&stripped), good(&told), "orientation {orientation}");
+        // An orientation needs a block of its own, with nothing else in it.
+        let secrets = if orientation == 1 { &SECRETS[..] } else { &[SECRETS[0], SECRETS[1], SECRETS[3]] };
+        for secret in secrets {
+            assert!(memchr::memmem::find(&stripped, secret).is_none(), "{}", String::from_utf8_lossy(secret));
+        }
+    }
+    let png = encoded(DynamicImage::ImageRgb8(halves()), ImageFormat::Png);
+    let chunk = |kind: &[u8], data: &[u8]| {
+        let body = [kind, data].concat();
+        [&u32::try_from(data.len()).expect("short").to_be_bytes()[..], &body, &crc32fast::hash(&body).to_be_bytes()]
+            .concat()
+    };
+    let told = [
+        &png[..33],
+        &chunk(b"tEXt", b"Comment\0a comment"),
+        &chunk(b"eXIf", b"II*\0\x08\0\0\0\0\0"),
+        &png[33..],
+        b"another picture",
+    ]
+    .concat();
+    let stripped = without_metadata(&told).expect("an image");
+    assert_eq!(stripped, png);
+    let mut gif = Vec::new();
+    image::codecs::gif::GifEncoder::new(&mut gif)
+        .encode_frame(image::Frame::new(DynamicImage::ImageRgb8(halves()).into_rgba8()))
+        .expect("encodes");
+    let end = gif.len() - 1;
+    let told = [&gif[..end], b"\x21\xFE\x09a comment\0", &gif[end..], b"another picture"].concat();
+    assert_eq!(without_metadata(&told).expect("an image"), gif);
+    let webp = encoded(DynamicImage::ImageRgb8(halves()), ImageFormat::WebP);
+    let mut told = [&webp[..], b"EXIF\x0A\0\0\0Exif\0\0II*\0"].concat();
+    let length = u32::try_from(told.len() - 8).expect("short").to_le_bytes();
+    told[4..8].copy_from_slice(&length);
+    assert_eq!(without_metadata(&told).expect("an image"), webp);
+    for cut in [10, 100, png.len() / 2] {
+        assert!(without_metadata(&png[..cut.min(png.len() - 1)]).is_err(), "what cannot be read is not passed on");
+    }
+}
