@@ -14,12 +14,12 @@ use tokio::time::{Instant, Sleep};
 /// Credit that a client has at first, and has at most.
 const CREDIT_MAX: Duration = Duration::from_secs(20);
 /// The same while memory is short.
-const CREDIT_SHORT: Duration = Duration::from_secs(2);
+const CREDIT_SHORT: Duration = Duration::from_secs(1);
 /// Bytes that earn a second, and while memory is short.
 const PACE_MIN: u64 = 16 * 1024;
 const PACE_SHORT: u64 = 256 * 1024;
 /// How often a client that keeps us waiting is looked at anew.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// One direction of one client.
 #[derive(Debug)]
@@ -41,12 +41,16 @@ impl Pace {
     pub(crate) fn poll_waiting(&mut self, is_short: bool, context: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
         let since = *self.waiting_since.get_or_insert(now);
-        let cap = if is_short { CREDIT_SHORT } else { CREDIT_MAX };
-        if now - since >= self.credit.min(cap).min(self.pause_max) {
+        if is_short {
+            // What was saved in better times does not count any more.
+            self.credit = self.credit.min(now - since + CREDIT_SHORT);
+        }
+        let left = self.credit.min(self.pause_max).saturating_sub(now - since);
+        if left.is_zero() {
             return Poll::Ready(());
         }
-        self.timer.as_mut().reset(now + LOOK);
-        // Registers the waker; a second is never over at once.
+        self.timer.as_mut().reset(now + left.min(LOOK));
+        // Registers the waker; the time has not come.
         let _ = self.timer.as_mut().poll(context);
         Poll::Pending
     }
@@ -56,7 +60,8 @@ impl Pace {
         let waited = self.waiting_since.take().map_or(Duration::ZERO, |since| since.elapsed());
         let pace = if is_short { PACE_SHORT } else { PACE_MIN };
         let earned = Duration::from_secs_f64(bytes as f64 / pace as f64);
-        self.credit = self.credit.saturating_sub(waited).saturating_add(earned).min(CREDIT_MAX);
+        let most = if is_short { CREDIT_SHORT } else { CREDIT_MAX };
+        self.credit = self.credit.saturating_sub(waited).saturating_add(earned).min(most);
     }
 }
 
@@ -98,6 +103,12 @@ mod tests {
             pace.moved(16 * 1024, false);
             tokio::time::sleep(Duration::from_secs(60)).await;
         }
-        assert_eq!(wait(&mut pace, true).await, Duration::from_secs(2), "while memory is short");
+        assert_eq!(wait(&mut pace, true).await, CREDIT_SHORT, "while memory is short");
+        // Dripping does not help then.
+        let (mut pace, started) = (Pace::new(Duration::from_secs(10)), Instant::now());
+        while tokio::time::timeout(Duration::from_millis(400), wait(&mut pace, true)).await.is_err() {
+            pace.moved(1, true);
+        }
+        assert!(started.elapsed() <= 2 * CREDIT_SHORT, "{:?}", started.elapsed());
     }
 }

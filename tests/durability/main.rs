@@ -12,6 +12,10 @@ mod disk;
 mod kills;
 /// The power is cut, with and without syncs.
 mod power;
+/// The power is cut before anything was ever done.
+mod first_start;
+/// One system call fails.
+mod shim;
 /// The disk is full, and drains.
 mod full;
 /// Room comes back.

@@ -1,13 +1,17 @@
 //! Room on the disk comes back, and little is written twice.
 
 use std::path::Path;
+use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::stream::Config;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
+use queue::bench::journal::{Load, Sample, journal};
+
 use super::harness::{Broker, eventually};
+use super::rounds;
 
 const MIB: u64 = 1 << 20;
 
@@ -89,4 +93,35 @@ async fn with_a_tenth_that_stays_no_byte_is_written_twice_on_average() {
     let amplification = (written() - before) as f64 / (count * bytes as u64) as f64;
     println!("write amplification {amplification:.2}");
     assert!(amplification <= 2.0, "{amplification}");
+}
+
+/// Jobs at full speed: images come and go, and of each a record stays. The folder must follow what lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_journal_follows_what_lives_at_full_speed() {
+    let folder = super::harness::temporary_folder();
+    for image_bytes in [800_000, 3_000] {
+        let load = Load {
+            image_bytes,
+            in_flight: 64,
+            backlog: 256,
+            // Half an hour of each in the long form.
+            span: Duration::from_secs(rounds(40, 1_800) as u64),
+            sample_every: Duration::from_secs(2),
+        };
+        let mut worst = (i64::MIN, 0);
+        let data = folder.path().join(image_bytes.to_string());
+        let mut look = |sample: &Sample| {
+            let excess = sample.folder_bytes.cast_signed() - 2 * sample.journal.live_bytes.cast_signed();
+            worst = (worst.0.max(excess), worst.1.max(sample.open_files));
+        };
+        journal(&data, load, &mut look).await.expect("all is acknowledged");
+        println!(
+            "images of {image_bytes} bytes: at most {} MiB beyond twice what lives, {} open files",
+            worst.0 >> 20,
+            worst.1
+        );
+        assert!(worst.0 <= 512 << 20, "{} MiB beyond twice what lives", worst.0 >> 20);
+        assert!(worst.1 <= 200, "{} open files", worst.1);
+        std::fs::remove_dir_all(data).expect("removed");
+    }
 }

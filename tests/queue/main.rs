@@ -7,6 +7,8 @@ mod harness;
 mod delivering;
 /// Streams and consumers, for any client.
 mod protocol;
+/// Whose a job is, and what is kept beside jobs.
+mod identity;
 /// Records, compare-and-set, waiting.
 mod recording;
 /// From an image to a durable job.

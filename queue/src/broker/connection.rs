@@ -47,20 +47,16 @@ pub(super) struct Session {
     stranger: Option<Stranger>,
 }
 
-/// A connection whose client has not said who it is, counted until this is dropped.
+/// A connection whose client has not said who it is, until this is dropped.
 #[derive(Debug)]
-struct Stranger(Arc<Shared>);
-
-impl Stranger {
-    fn enter(shared: &Arc<Shared>) -> Self {
-        shared.strangers.fetch_add(1, Ordering::Relaxed);
-        Self(shared.clone())
-    }
+struct Stranger {
+    shared: Arc<Shared>,
+    id: u64,
 }
 
 impl Drop for Stranger {
     fn drop(&mut self) {
-        self.0.strangers.fetch_sub(1, Ordering::Relaxed);
+        self.shared.strangers().remove(&self.id);
     }
 }
 
@@ -95,10 +91,15 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
     // Answers are small and awaited.
     drop(socket.set_nodelay(true));
     let client = Client::new(id, peer, super::core::now().wall, shared.options.outbox_bytes_max);
-    let stranger = Stranger::enter(&shared);
+    let cut = shared.enter_stranger(id);
+    let stranger = Stranger { shared: shared.clone(), id };
     let greeting = greeting(&shared, peer, id, false);
     let opening = timeout(shared.options.auth_timeout, transport::open(&shared, socket, &greeting));
-    let Ok(Ok(Some((mut input, mut output)))) = opening.await else { return };
+    let opened = tokio::select! {
+        opened = opening => opened,
+        () = cut.cancelled() => return,
+    };
+    let Ok(Ok(Some((mut input, mut output)))) = opened else { return };
     client.attach(output.socket());
     shared.enter(&client);
     let mut session = Session {
@@ -126,6 +127,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
                 client.close(goodbye.unwrap_or(Some("Internal Server Error")).map(err));
             }
             () = &mut writing => is_over = true,
+            () = cut.cancelled() => client.close(None),
             () = super::reached(&mut phase, Phase::Stopping) => client.close(None),
         }
     }

@@ -36,7 +36,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -44,6 +44,7 @@ use futures::FutureExt;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 pub use self::auth::{Auth, Permissions, Responses, Rules, User};
 use self::client::{Client, Outgoing};
@@ -160,8 +161,8 @@ struct Shared {
     phase: watch::Sender<Phase>,
     tls: Option<tls::Acceptor>,
     clients: Mutex<BTreeMap<u64, Arc<Client>>>,
-    /// Connections whose client has not said who it is.
-    strangers: AtomicUsize,
+    /// Connections whose client has not said who it is, and what cuts each.
+    strangers: Mutex<BTreeMap<u64, CancellationToken>>,
     totals: Totals,
     started: i64,
 }
@@ -199,7 +200,7 @@ impl Shared {
             phase: watch::channel(Phase::Serving).0,
             tls,
             clients: Mutex::default(),
-            strangers: AtomicUsize::new(0),
+            strangers: Mutex::default(),
             totals: Totals::default(),
             started: core::now().wall,
         }
@@ -221,9 +222,22 @@ impl Shared {
         self.clients().insert(client.id, client.clone());
     }
 
-    /// Whether clients that have not said who they are take half of all places. The rest is for those that do.
-    fn has_many_strangers(&self) -> bool {
-        self.strangers.load(Ordering::Relaxed) >= (self.options.connections_max / 2).max(1)
+    fn strangers(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a client in that has not said who it is. Such clients get half of all places; beyond that the one
+    /// that has been silent the longest is cut, so that one who speaks at once is always heard.
+    fn enter_stranger(&self, id: u64) -> CancellationToken {
+        let cut = CancellationToken::new();
+        let mut strangers = self.strangers();
+        strangers.insert(id, cut.clone());
+        while strangers.len() > (self.options.connections_max / 2).max(1) {
+            if let Some((_, oldest)) = strangers.pop_first() {
+                oldest.cancel();
+            }
+        }
+        cut
     }
 
     /// A client is gone; what it did still counts.
@@ -387,7 +401,7 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
                 Ok(_) if connections.len() >= shared.options.connections_max + TOLD_MAX => {}
                 Ok((socket, peer)) => {
                     next_id += 1;
-                    let is_full = connections.len() >= shared.options.connections_max || shared.has_many_strangers();
+                    let is_full = connections.len() >= shared.options.connections_max;
                     connections.spawn(connection::serve(shared.clone(), socket, peer, next_id, is_full));
                 }
                 Err(error) => {

@@ -1,0 +1,169 @@
+//! One system call fails, whichever it is: what was acknowledged before, and what is acknowledged after it, is
+//! there after the next start.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
+
+use async_nats::jetstream;
+use async_nats::jetstream::stream::Config;
+use bytes::Bytes;
+
+use super::harness::{root, sightline, temporary_folder};
+use super::{Dice, rounds};
+
+/// Linux numbers of the errors; 0 is a write of which only half is written.
+const SHORT: i32 = 0;
+const EINTR: i32 = 4;
+const EIO: i32 = 5;
+const EMFILE: i32 = 24;
+const ENOSPC: i32 = 28;
+
+/// Calls, and what may become of them.
+const FAULTS: [(&str, &[i32]); 5] = [
+    ("write", &[EIO, ENOSPC, EINTR, SHORT]),
+    ("sync", &[EIO, ENOSPC]),
+    ("open", &[EIO, EMFILE, ENOSPC, EINTR]),
+    ("rename", &[EIO, ENOSPC]),
+    ("accept", &[EMFILE, EINTR]),
+];
+/// Calls of a kind that may be the one.
+const CALLS: u64 = 200;
+/// Messages that are published, some of them large, so that segments fill.
+const MESSAGES: u64 = 120;
+
+fn compile(folder: &Path) -> PathBuf {
+    let library = folder.join("libshim.so");
+    let mut compile = Command::new("cc");
+    compile
+        .args(["-O1", "-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(root().join("tests/durability/shim.c"))
+        .arg("-ldl");
+    assert!(compile.status().expect("a C compiler is there").success());
+    library
+}
+
+/// A broker of our own, ended by its pipe.
+struct Own {
+    child: Child,
+    _pipe: ChildStdin,
+    address: String,
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Starts a broker; an error if it ends instead, with what it said.
+fn start(data: &Path, shim: Option<(&Path, &str, i32, u64)>) -> Result<Own, String> {
+    let mut command = sightline();
+    command.args(["broker", "--supervised", "--broker-open", "--lame-duck", "0s", "--listen", "127.0.0.1:0", "--data"]);
+    command.arg(data).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Its own start anew, to turn telemetry off, would count calls twice.
+    command.env("ORT_DISABLE_TELEMETRY", "1");
+    if let Some((library, call, errno, at)) = shim {
+        command.env("LD_PRELOAD", library).env("SHIM_CALL", call).env("SHIM_ERRNO", errno.to_string());
+        command.env("SHIM_AT", at.to_string());
+    }
+    let mut child = command.spawn().expect("it starts");
+    let pipe = child.stdin.take().expect("piped");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let line = lines.by_ref().map_while(Result::ok).find(|line| line.starts_with("queue on "));
+    match line {
+        Some(line) => {
+            let address = line.split([' ', ',']).nth(2).expect("an address").to_owned();
+            Ok(Own { child, _pipe: pipe, address })
+        }
+        None => {
+            let mut said = String::new();
+            std::io::Read::read_to_string(&mut child.stderr.take().expect("piped"), &mut said).expect("read");
+            drop(child.wait());
+            Err(said)
+        }
+    }
+}
+
+fn payload(number: u64) -> Bytes {
+    let bytes = if number.is_multiple_of(4) { 600_000 } else { 300 };
+    vec![number as u8; bytes].into()
+}
+
+async fn context(broker: &Own) -> Option<jetstream::Context> {
+    let connecting = async_nats::ConnectOptions::new().retry_on_initial_connect().connect(broker.address.clone());
+    let client = tokio::time::timeout(Duration::from_secs(10), connecting).await.ok()?.ok()?;
+    Some(jetstream::ContextBuilder::new().timeout(Duration::from_secs(3)).build(client))
+}
+
+/// Publishes until all are acknowledged or one is not; what was acknowledged, by sequence.
+async fn publish(broker: &mut Own) -> BTreeMap<u64, u64> {
+    let mut acknowledged = BTreeMap::new();
+    let Some(context) = context(broker).await else { return acknowledged };
+    let config = Config { name: "s".into(), subjects: vec!["s.*".into()], ..Config::default() };
+    let Ok(stream) = context.get_or_create_stream(config).await else { return acknowledged };
+    for number in 0..MESSAGES {
+        if matches!(broker.child.try_wait(), Ok(Some(_))) {
+            break;
+        }
+        let Ok(sent) = context.publish(format!("s.{number}"), payload(number)).await else { continue };
+        if let Ok(ack) = sent.await {
+            acknowledged.insert(ack.sequence, number);
+        }
+        // Some go, so that segments are emptied and snapshots taken.
+        if number % 10 == 9
+            && let Some((sequence, _)) = acknowledged.pop_first()
+        {
+            drop(stream.delete_message(sequence).await);
+        }
+    }
+    acknowledged
+}
+
+async fn check(library: &Path, call: &str, errno: i32, at: u64) {
+    let folder = temporary_folder();
+    let data = folder.path().join("data");
+    let what = format!("{call} {at} fails with {errno}");
+    let acknowledged = match start(&data, Some((library, call, errno, at))) {
+        Ok(mut broker) => publish(&mut broker).await,
+        Err(said) => {
+            assert!(!said.contains("panicked"), "{what}: {said}");
+            BTreeMap::new()
+        }
+    };
+    let broker = start(&data, None).unwrap_or_else(|said| panic!("{what}: it does not start again: {said}"));
+    if acknowledged.is_empty() {
+        return;
+    }
+    let stream = context(&broker).await.expect("it answers").get_stream("s").await;
+    let stream = stream.unwrap_or_else(|error| panic!("{what}: the stream is gone: {error}"));
+    for (sequence, number) in acknowledged {
+        let message =
+            stream.get_raw_message(sequence).await.unwrap_or_else(|error| panic!("{what}: {sequence}: {error}"));
+        assert!(message.payload == payload(number), "{what}: {sequence} is another message");
+    }
+}
+
+#[tokio::test]
+async fn one_call_that_fails_loses_nothing() {
+    if !cfg!(target_os = "linux") {
+        eprintln!("SKIPPED: LD_PRELOAD is Linux's");
+        return;
+    }
+    let folder = temporary_folder();
+    let library = compile(folder.path());
+    let mut dice = Dice(0x5eed);
+    for (call, errors) in FAULTS {
+        for errno in errors {
+            // In the long form each call of them.
+            for turn in 0..rounds(3, CALLS as usize) as u64 {
+                let at = if rounds(0, 1) == 1 { turn + 1 } else { 1 + dice.roll(if turn == 0 { 10 } else { CALLS }) };
+                check(&library, call, *errno, at).await;
+            }
+        }
+    }
+}
