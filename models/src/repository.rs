@@ -211,9 +211,14 @@ fn version_digest(folder: &Path, manifest: &str, labels: &str) -> Result<String,
     let mut parts = vec![manifest.as_bytes().to_vec(), labels.as_bytes().to_vec()];
     let mut has_graph = false;
     for path in sorted_entries(folder)? {
-        let kind = path.symlink_metadata().map_err(unreadable(&path))?.file_type();
-        if !kind.is_file() {
+        let about = path.symlink_metadata().map_err(unreadable(&path))?;
+        if !about.is_file() {
             return Err(layout(&path, "a version folder holds plain files only, no folders and no links".into()));
+        }
+        // It may be any file of this disk, and may be changed under its other name.
+        #[cfg(unix)]
+        if std::os::unix::fs::MetadataExt::nlink(&about) > 1 {
+            return Err(layout(&path, "the file has another name elsewhere (a hard link); copy it here with cp".into()));
         }
         let name = path.file_name().unwrap_or_default();
         has_graph |= name == "model.onnx";
@@ -320,5 +325,9 @@ mod tests {
         std::os::unix::fs::symlink("/etc/hostname", root.path().join("tiny/1/weights.bin")).expect("link");
         let error = Repository::open(&[root.path().to_owned()]).expect_err("must be refused").to_string();
         assert!(error.contains("no links"), "{error}");
+        std::fs::remove_file(root.path().join("tiny/1/weights.bin")).expect("removed");
+        std::fs::hard_link(root.path().join("tiny/model.toml"), root.path().join("tiny/1/weights.bin")).expect("link");
+        let error = Repository::open(&[root.path().to_owned()]).expect_err("must be refused").to_string();
+        assert!(error.contains("hard link"), "{error}");
     }
 }

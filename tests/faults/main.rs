@@ -10,6 +10,8 @@ pub(crate) mod harness;
 mod between_steps;
 /// What `sightline drill` finds.
 mod drill;
+/// Ordinary load for hours.
+mod soak;
 /// Pictures that kill their worker.
 mod poison;
 /// The whole system, and the queue's server.

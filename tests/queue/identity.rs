@@ -45,7 +45,8 @@ async fn publish_message(broker: &Broker, topic: &Topic, (spec, image): &(JobSpe
     // In ASCII, as ours are.
     let json = serde_json::to_string(&JobSpec { metadata: Default::default(), ..spec.clone() }).expect("JSON");
     headers.insert("Sl-Job", json.as_str());
-    let sent = broker.bare().await.publish_with_headers(subject, headers, image.clone()).await.expect("sent");
+    let context = broker.bare().await;
+    let sent = context.publish_with_headers(subject, headers, image.clone()).await.expect("sent");
     sent.await.expect("acknowledged");
 }
 
