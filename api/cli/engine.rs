@@ -35,6 +35,7 @@ pub(crate) struct Engine {
     running: Running,
     address: Address,
     topic_bytes_max: Option<u64>,
+    bounds: Bounds,
 }
 
 enum Running {
@@ -45,16 +46,12 @@ enum Running {
 
 impl Engine {
     /// Starts the queue that was asked for, or none if it runs elsewhere.
-    pub(crate) async fn start(
-        args: &UpArgs,
-        data: &DataDir,
-        models: &Arc<Models>,
-        bounds: Bounds,
-    ) -> anyhow::Result<Self> {
+    pub(crate) async fn start(args: &UpArgs, data: &DataDir, models: &Arc<Models>) -> anyhow::Result<Self> {
+        let bounds = Bounds::of_this_process();
         let topics = models.repository.iter().count();
         if let Some(url) = &args.queue {
             let topic_bytes_max = Some(setup::topic_share(args.topics.queue_bytes, None, 0, topics)?);
-            return Ok(Self { running: Running::Elsewhere, address: Address::parse(url)?, topic_bytes_max });
+            return Ok(Self { running: Running::Elsewhere, address: Address::parse(url)?, topic_bytes_max, bounds });
         }
         match args.engine {
             EngineKind::Own => {
@@ -73,7 +70,7 @@ impl Engine {
                 };
                 let (broker, address) = broker::start(data, settings).await?;
                 // The broker bounds all topics together; none has a share of its own.
-                Ok(Self { running: Running::Own(broker), address, topic_bytes_max: None })
+                Ok(Self { running: Running::Own(broker), address, topic_bytes_max: None, bounds })
             }
             EngineKind::Nats => {
                 let fetching = models.clone();
@@ -83,9 +80,19 @@ impl Engine {
                 let address = server.address().clone();
                 // A NATS server bounds its streams one by one; so each topic gets its share.
                 let topic_bytes_max = Some(setup::topic_share(args.topics.queue_bytes, Some(data.path()), 0, topics)?);
-                Ok(Self { running: Running::Nats(server), address, topic_bytes_max })
+                Ok(Self { running: Running::Nats(server), address, topic_bytes_max, bounds })
             }
         }
+    }
+
+    /// Connections of the API in this process, and memory for what they send, bytes.
+    pub(crate) fn bounds_of_api(&self) -> (usize, usize) {
+        let connections = match self.running {
+            Running::Own(_) => self.bounds.api_connections(),
+            // What is in another process takes no files of this one.
+            Running::Nats(_) | Running::Elsewhere => self.bounds.connections_alone(),
+        };
+        (connections, self.bounds.bodies_bytes())
     }
 
     /// Where it listens, with its token.

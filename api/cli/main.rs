@@ -1,5 +1,8 @@
 //! The command line: parse, start, wait, stop.
 
+// What nothing reads must not end a process: see `output`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod config;
 mod output;
 mod bounds;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow, bail};
 use queue::Queue;
 
-use crate::bounds::Bounds;
 use crate::config::{LogArgs, UpArgs, Workers};
 use crate::data::DataDir;
 use crate::engine::Engine;
@@ -29,10 +28,9 @@ pub(crate) async fn run(args: UpArgs, log: &LogArgs) -> anyhow::Result<ExitCode>
     let data = DataDir::open(&args.data)?;
     let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| Arc::new(models))).await??;
 
-    let bounds = Bounds::of_this_process();
-    let engine = Engine::start(&args, &data, &models, bounds).await?;
+    let engine = Engine::start(&args, &data, &models).await?;
     let failed = {
-        let serving = serve(&args, &data, &models, listener, &engine, bounds, log, &stop);
+        let serving = serve(&args, &data, &models, listener, &engine, log, &stop);
         tokio::pin!(serving);
         tokio::select! {
             result = &mut serving => result,
@@ -54,7 +52,6 @@ async fn serve(
     models: &Models,
     listener: tokio::net::TcpListener,
     engine: &Engine,
-    bounds: Bounds,
     log: &LogArgs,
     stop: &tokio_util::sync::CancellationToken,
 ) -> anyhow::Result<()> {
@@ -62,12 +59,8 @@ async fn serve(
     let defaults = setup::topic_defaults(&args.topics, engine.topic_bytes_max());
     let queue = Queue::connect(address, "sightline up", defaults).await?;
     let config = setup::http_config(&args.http, queue.max_payload(), data.path())?;
-    // A queue that runs elsewhere takes no files of this process.
-    let connections_max = match args.queue {
-        None => bounds.api_connections(),
-        Some(_) => bounds.connections_alone(),
-    };
-    let config = ::api::Config { connections_max, bodies_bytes_max: bounds.bodies_bytes(), ..config };
+    let (connections_max, bodies_bytes_max) = engine.bounds_of_api();
+    let config = ::api::Config { connections_max, bodies_bytes_max, ..config };
     if args.queue.is_some() {
         setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     }

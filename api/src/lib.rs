@@ -5,6 +5,8 @@
 //! [`queue::Queue::wait`], and any process of this kind can answer for any job. Lists and batches
 //! come from the [`Index`], which follows the records.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod config;
 pub mod serve;
 mod router;

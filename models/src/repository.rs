@@ -218,7 +218,10 @@ fn version_digest(folder: &Path, manifest: &str, labels: &str) -> Result<String,
         // It may be any file of this disk, and may be changed under its other name.
         #[cfg(unix)]
         if std::os::unix::fs::MetadataExt::nlink(&about) > 1 {
-            return Err(layout(&path, "the file has another name elsewhere (a hard link); copy it here with cp".into()));
+            return Err(layout(
+                &path,
+                "the file has another name elsewhere (a hard link); copy it here with cp".into(),
+            ));
         }
         let name = path.file_name().unwrap_or_default();
         has_graph |= name == "model.onnx";

@@ -19,6 +19,8 @@
 //! assert!(PartitionId::of_job(&id, None, 3, Priority::Normal).index() < 3);
 //! ```
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod job;
 pub mod record;
 pub mod topic;

@@ -291,5 +291,6 @@ async fn nothing_is_told_to_anybody_outside() {
     let abroad: Vec<&str> = calls.filter(|line| !line.contains("127.0.0.1") && !line.contains("::1")).collect();
     assert_eq!(abroad, [""; 0], "somebody outside was called");
     assert!(!trace.contains("resolv.conf"), "a name was looked up");
-    assert_eq!(walk(&home), [PathBuf::new(); 0], "something was left in the user's home");
+    let left = walk(&home);
+    assert!(left.is_empty(), "something was left in the user's home: {left:?}");
 }

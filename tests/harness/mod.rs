@@ -106,21 +106,24 @@ impl Stack {
         queue: Option<String>,
         cluster: Option<Cluster>,
     ) -> Self {
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        // A kept connection belongs to the runtime of the test that opened it, and ends with it.
-        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
-        let mut stack = Self { up: None, flags, queue, _cluster: cluster, folder, data, http, files: None };
+        let mut stack = Self::prepared(folder, data, flags);
+        (stack.queue, stack._cluster) = (queue, cluster);
         stack.restart();
         stack
     }
 
+    /// Not yet started.
+    fn prepared(folder: TempDir, data: PathBuf, flags: &[&str]) -> Self {
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        // A kept connection belongs to the runtime of the test that opened it, and ends with it.
+        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
+        Self { up: None, flags, queue: None, _cluster: None, folder, data, http, files: None }
+    }
+
     /// The same where it may refuse to start: what it said then.
     pub(crate) fn try_start_at(data: PathBuf, flags: &[&str]) -> Result<Self, String> {
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
-        let folder = temporary_folder();
-        let mut stack = Self { up: None, flags, queue: None, _cluster: None, folder, data, http, files: None };
+        let mut stack = Self::prepared(temporary_folder(), data, flags);
         stack.try_restart(None).map(|()| stack)
     }
 
@@ -128,9 +131,8 @@ impl Stack {
     pub(crate) fn start_with_files(files: u32, flags: &[&str]) -> Self {
         let folder = temporary_folder();
         let data = folder.path().join("data");
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
-        let mut stack = Self { up: None, flags, queue: None, _cluster: None, folder, data, http, files: Some(files) };
+        let mut stack = Self::prepared(folder, data, flags);
+        stack.files = Some(files);
         stack.restart();
         stack
     }

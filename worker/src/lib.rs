@@ -8,6 +8,8 @@
 //! What may kill the process (a decoder, the runtime, a model) costs one attempt of one job: the
 //! job in hand is not `running` yet, and comes again without one.
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod run;
 mod rounds;
 mod intake;

@@ -421,7 +421,7 @@ pub(crate) struct HttpArgs {
     /// All requests come through a proxy, which encrypts and says from where they come
     #[arg(long, env = "SIGHTLINE_BEHIND_PROXY")]
     pub(crate) behind_proxy: bool,
-    /// Where clients reach it, such as https://example.org/vision, if not at its own address
+    /// Where clients reach it, such as `https://example.org/vision`, if not at its own address
     #[arg(long, env = "SIGHTLINE_PUBLIC_URL", value_name = "URL")]
     pub(crate) public_url: Option<reqwest::Url>,
     /// Listen on an address that other machines reach, without keys or encryption

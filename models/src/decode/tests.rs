@@ -259,7 +259,7 @@ fn telling_jpeg(orientation: u8) -> Vec<u8> {
         [&[0xFF, code][..], &length, data].concat()
     };
     let photo = turned(orientation);
-    let told = [segment(0xE1, b"http://ns.adobe.com/xap/1.0/\048 deg 51"), segment(0xFE, b"a comment")].concat();
+    let told = [segment(0xE1, b"http://ns.adobe.com/xap/1.0/\x0048 deg 51"), segment(0xFE, b"a comment")].concat();
     [&photo[..2], &told, &photo[2..], b"\xFF\xD8another picture"].concat()
 }
 
