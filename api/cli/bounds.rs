@@ -7,9 +7,9 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Files that connections never take: spares, segments and snapshots of the journal, some 40; the database,
-/// up to 24; three pipes a worker; calls of webhooks, 64; what libraries open for a moment.
-const RESERVE: u64 = 192;
+/// Files that connections never take: spares, segments and snapshots of the journal, some 48; the database,
+/// up to 24; calls of webhooks, 128; three pipes a worker, and what libraries open for a moment.
+const RESERVE: u64 = 320;
 /// More connections than this are of no use to one process.
 const CONNECTIONS_MAX: u64 = 16_384;
 /// Memory for request bodies when there is plenty.

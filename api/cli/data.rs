@@ -3,7 +3,7 @@
 //! `up` leaves three small files for them: the broker's token, and the addresses of broker and
 //! API, which are not the usual ones when those ports were taken.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,8 @@ const TOKEN: &str = "broker.token";
 const BROKER_URL: &str = "broker.url";
 const API_URL: &str = "api.url";
 const DEFAULT_BROKER: &str = "nats://127.0.0.1:4222";
+/// Held while a secret is made up.
+const SECRETS_LOCK: &str = "secrets.lock";
 /// A shorter token was cut, or is too weak.
 const TOKEN_CHARS_MIN: usize = 8;
 /// The least that Standard Webhooks asks of a key.
@@ -47,15 +49,25 @@ pub(crate) struct DataDir {
 impl DataDir {
     /// Makes the folder if it is missing, and takes it.
     pub(crate) fn open(args: &DataArgs) -> anyhow::Result<Self> {
+        let taken = Self::try_open(args)?;
+        taken.with_context(|| {
+            let shown = args.data.display();
+            format!("data folder {shown} is in use by another sightline; stop that one, or choose another with --data")
+        })
+    }
+
+    /// The same; `None` if another process has it.
+    pub(crate) fn try_open(args: &DataArgs) -> anyhow::Result<Option<Self>> {
         let path = std::path::absolute(&args.data).context("find the data folder")?;
         let shown = path.display();
         let cannot = || format!("data folder {shown} cannot be written; choose another one with --data");
         private_folder(&path).with_context(cannot)?;
         let lock = private().create(true).truncate(false).write(true).open(path.join("lock")).with_context(cannot)?;
-        if lock.try_lock().is_err() {
-            bail!("data folder {shown} is in use by another sightline; stop that one, or choose another with --data");
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(Self { path, _lock: lock })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock data folder {shown}")),
         }
-        Ok(Self { path, _lock: lock })
     }
 
     /// Its absolute path.
@@ -141,7 +153,13 @@ fn secret(
 ) -> anyhow::Result<String> {
     let path = folder.join(name);
     // Several processes may be given the same folder: one makes it up, the others read it.
-    let lock = File::open(folder).with_context(|| format!("open {}", folder.display()))?;
+    let lock = folder.join(SECRETS_LOCK);
+    let lock = private()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock)
+        .with_context(|| format!("open {}", lock.display()))?;
     lock.lock().with_context(|| format!("lock {}", folder.display()))?;
     if let Some(secret) = read_line(&path)? {
         if !is_strong(&secret) {

@@ -64,8 +64,8 @@ impl Engine {
                     // Whoever else is there would hold up the end of all.
                     lame_duck: Duration::ZERO,
                     connections_max: bounds.broker_connections(),
-                    // Workers of `up` end with it.
-                    release_at_start: true,
+                    // Workers of `up` end with it, and others do not come where no other machine does.
+                    release_at_start: args.broker_listen.ip().is_loopback(),
                     config: FileSettings::read(args.broker_config.as_deref())?,
                 };
                 let (broker, address) = broker::start(data, settings).await?;

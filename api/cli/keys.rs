@@ -4,6 +4,7 @@
 //! whoever may read that is the owner of all that is in it. So the first key is created, and one in place of a
 //! last key that was lost, also while nothing runs.
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             let made = if is_local(&local, &api) {
                 let new = serde_json::from_value(wish).map_err(|error| anyhow!("--scopes: {error}"))?;
                 let owner = Owner::open(&local, &api.data).await?;
-                let made = ::api::create_local(&owner.queue, &new, &api.data.data).await;
+                let made = ::api::create_local(&owner.queue, &new, owner.folder()).await;
                 owner.close().await;
                 made.map_err(|problem| anyhow!(problem))?
             } else {
@@ -99,6 +100,8 @@ fn is_local(local: &LocalArgs, api: &ApiAddressArgs) -> bool {
 /// A way to the queue of a data folder, for its owner.
 struct Owner {
     queue: Queue,
+    /// The queue's own data folder, unless it was named.
+    folder: Option<PathBuf>,
     /// Started for this command alone, because nothing ran.
     broker: Option<(Broker, DataDir)>,
 }
@@ -114,7 +117,12 @@ impl Owner {
         let queue = Queue::connect(&address, "sightline keys", Defaults::default()).await;
         let queue =
             queue.context("reach the queue; it is found through the data folder (--data), or named with --queue")?;
-        Ok(Self { queue, broker: broker.map(|(broker, data, _)| (broker, data)) })
+        let folder = local.queue.is_none().then(|| data.data.clone());
+        Ok(Self { queue, folder, broker: broker.map(|(broker, data, _)| (broker, data)) })
+    }
+
+    fn folder(&self) -> Option<&Path> {
+        self.folder.as_deref()
     }
 
     async fn close(self) {
@@ -128,12 +136,19 @@ impl Owner {
 
 /// A broker on a data folder that nothing uses; `None` if something runs there.
 async fn start_if_nothing_runs(data: &DataArgs) -> anyhow::Result<Option<(Broker, DataDir, queue::client::Address)>> {
-    if !data.data.exists() {
-        bail!("there is no data folder {}; name it with --data, or start sightline once", data.data.display());
+    let (folder, has) = (&data.data, |name: &str| data.data.join(name).exists());
+    if !has("journal") {
+        let is_new = std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());
+        if has("nats") && !has("broker.url") {
+            bail!("the queue of {} is a NATS server that does not run: start sightline on it first", folder.display());
+        }
+        if !is_new && !has("nats") {
+            bail!("{} holds no queue; name the queue with --queue, or its data folder with --data", folder.display());
+        }
     }
-    let Ok(held) = DataDir::open(data) else { return Ok(None) };
-    if held.path().join("nats").exists() && !held.path().join("journal").exists() {
-        bail!("the queue of {} is a NATS server that does not run: start sightline on it first", held.path().display());
+    let Some(held) = DataDir::try_open(data)? else { return Ok(None) };
+    if has("nats") && !has("journal") {
+        bail!("the queue of {} is a NATS server that does not run: start sightline on it first", folder.display());
     }
     let settings = Settings {
         listen: ([127, 0, 0, 1], 0).into(),

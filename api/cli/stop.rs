@@ -14,6 +14,8 @@ use crate::output::note;
 const ORPHAN_GRACE: Duration = Duration::from_secs(1);
 /// How long a process may take to end in order. Container runtimes kill after ten seconds.
 const STOP_MAX: Duration = Duration::from_millis(7_500);
+/// How long the last note may take.
+const NOTE_MAX: Duration = Duration::from_millis(100);
 
 /// A token that is pulled by SIGINT or SIGTERM. The second signal ends the process at once.
 pub(crate) fn on_signal() -> anyhow::Result<CancellationToken> {
@@ -60,7 +62,9 @@ pub(crate) fn in_time(stop: &CancellationToken) {
         // A thread of its own: the runtime may be what does not end.
         std::thread::spawn(|| {
             std::thread::sleep(STOP_MAX);
-            note!("stopping takes too long; what was accepted stays in the data folder");
+            // A reader of the log that hangs may be why.
+            std::thread::spawn(|| note!("stopping takes too long; what was accepted stays in the data folder"));
+            std::thread::sleep(NOTE_MAX);
             end_now();
         });
     });

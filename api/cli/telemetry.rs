@@ -19,9 +19,10 @@ pub(crate) fn turn_off() -> anyhow::Result<()> {
     if std::env::var_os(VARIABLE).as_deref() == Some(OsStr::new("1")) {
         return Ok(());
     }
-    // Also after the file was replaced by a newer build.
-    let linux = Some("/proc/self/exe".into()).filter(|_| cfg!(target_os = "linux"));
-    let program = linux.map_or_else(std::env::current_exe, Ok)?;
+    // By its path, from which the system takes the process's name; if the file was replaced by a newer build,
+    // by what the system still holds.
+    let program = std::env::current_exe().ok().filter(|path| path.is_file());
+    let program = program.unwrap_or_else(|| "/proc/self/exe".into());
     let mut words = std::env::args_os();
     let mut command = Command::new(program);
     if let Some(name) = words.next() {

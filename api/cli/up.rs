@@ -94,7 +94,8 @@ async fn serve(
         }
         () = engine.keep_room(args, &queue, data.path(), models.names.len()) => Ok(()),
     };
-    note!("stopping: requests end, workers finish and hand back");
+    // In a thread of its own: a log that nothing reads must not hold up the end.
+    std::thread::spawn(|| note!("stopping: requests end, workers finish and hand back"));
     stop.cancel();
     let serving = async {
         match served {

@@ -41,7 +41,8 @@ const LAST_BYTES: Duration = Duration::from_secs(2);
 pub(crate) async fn guard(State(state): State<state::Shared>, request: Request, next: Next) -> Response {
     let asks_first = request.headers().contains_key(header::EXPECT);
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let pause_max = if route.starts_with("/v1/batches") { BATCH_PAUSE_MAX } else { PAUSE_MAX };
+    let is_batch = route.starts_with("/v1/batches");
+    let pause_max = if is_batch { BATCH_PAUSE_MAX } else { PAUSE_MAX };
     let (head, body) = request.into_parts();
     if body.is_end_stream() {
         return next.run(Request::from_parts(head, body)).await;
@@ -54,6 +55,7 @@ pub(crate) async fn guard(State(state): State<state::Shared>, request: Request, 
         stop: Box::pin(stop.clone().cancelled_owned()),
         last: None,
         ended: None,
+        is_batch,
         state,
     })));
     let response = next.run(Request::from_parts(head, Body::new(incoming.clone()))).await;
@@ -95,13 +97,18 @@ pub(crate) fn error_of(error: axum::Error) -> ApiError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
     Slow,
+    /// Too slow for the little memory that is left.
+    Busy,
     Stopping,
 }
 
 impl Ended {
     fn error(self) -> ApiError {
         match self {
-            Self::Slow => ApiError::BodyTimeout("send at least 16 KiB a second and do not pause for 10 s"),
+            Self::Slow => {
+                ApiError::BodyTimeout("send at least 16 KiB a second and do not pause for 10 s (30 s in a batch)")
+            }
+            Self::Busy => ApiError::UploadsBusy,
             Self::Stopping => ApiError::Stopping,
         }
     }
@@ -120,6 +127,7 @@ struct Inner {
     /// Runs once this process is to end.
     last: Option<Pin<Box<tokio::time::Sleep>>>,
     ended: Option<Ended>,
+    is_batch: bool,
     state: state::Shared,
 }
 
@@ -153,7 +161,7 @@ impl Inner {
         if self.last.as_mut().is_some_and(|last| last.as_mut().poll(context).is_ready()) {
             return Poll::Ready(Ended::Stopping);
         }
-        self.pace.poll_waiting(is_short, context).map(|()| Ended::Slow)
+        self.pace.poll_waiting(is_short, context).map(|()| if is_short { Ended::Busy } else { Ended::Slow })
     }
 }
 
@@ -167,7 +175,7 @@ impl HttpBody for Incoming {
         if let Some(ended) = inner.ended {
             return Poll::Ready(Some(Err(axum::Error::new(ended.error()))));
         }
-        let is_short = inner.state.is_short_of_memory();
+        let is_short = inner.state.is_short_of_memory(inner.is_batch);
         match Pin::new(&mut inner.body).poll_frame(context) {
             Poll::Ready(frame) => {
                 let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref().map(Bytes::len));

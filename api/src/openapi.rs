@@ -28,11 +28,12 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
 const KEY: &str = "key";
 
 /// What every request can meet, whatever it asks for: status and meaning.
-const ALWAYS: [(&str, &str); 5] = [
+const ALWAYS: [(&str, &str); 6] = [
+    ("400", "`header_twice`, `text_invalid`: the address holds a NUL character."),
     ("401", "`key_missing`, `key_invalid`: this server has keys, and none, or no good one, was sent."),
     (
         "403",
-        "`key_scope`: the key does not allow this. `host_forbidden`, `origin_forbidden`: another site's page asks.",
+        "`key_scope`, `priority_forbidden`: the key does not allow this. `host_forbidden`, `origin_forbidden`: another site's page asks.",
     ),
     ("429", "`limit_reached`: this key's limit; `key_invalid_too_often`. Try again after `Retry-After` seconds."),
     ("500", "`internal`: our mistake; the log has more under the answer's `x-request-id`."),

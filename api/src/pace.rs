@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// Credit that a client has at first, and has at most.
+/// Credit that a client has at first, and has at most, unless it may be silent for longer.
 const CREDIT_MAX: Duration = Duration::from_secs(20);
 /// The same while memory is short.
 const CREDIT_SHORT: Duration = Duration::from_secs(1);
@@ -25,6 +25,7 @@ const LOOK: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(crate) struct Pace {
     credit: Duration,
+    credit_max: Duration,
     /// How long it may be silent at a time.
     pause_max: Duration,
     waiting_since: Option<Instant>,
@@ -34,7 +35,8 @@ pub(crate) struct Pace {
 impl Pace {
     pub(crate) fn new(pause_max: Duration) -> Self {
         let timer = Box::pin(tokio::time::sleep(LOOK));
-        Self { credit: CREDIT_MAX, pause_max, waiting_since: None, timer }
+        let credit_max = CREDIT_MAX.max(pause_max);
+        Self { credit: credit_max, credit_max, pause_max, waiting_since: None, timer }
     }
 
     /// The client keeps us waiting: ready once it has done so for too long.
@@ -60,7 +62,7 @@ impl Pace {
         let waited = self.waiting_since.take().map_or(Duration::ZERO, |since| since.elapsed());
         let pace = if is_short { PACE_SHORT } else { PACE_MIN };
         let earned = Duration::from_secs_f64(bytes as f64 / pace as f64);
-        let most = if is_short { CREDIT_SHORT } else { CREDIT_MAX };
+        let most = if is_short { CREDIT_SHORT } else { self.credit_max };
         self.credit = self.credit.saturating_sub(waited).saturating_add(earned).min(most);
     }
 }

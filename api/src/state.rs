@@ -46,8 +46,9 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// Whether little is left of the memory for bodies, so that those who have some must be quick.
-    pub(crate) fn is_short_of_memory(&self) -> bool {
-        self.bodies.available_permits() < self.bodies_units / 8 || self.batch_bodies.is_short()
+    /// Whether little is left of the memory for uploads, or for items of batches, so that those who have some must
+    /// be quick. Neither suffers from the other.
+    pub(crate) fn is_short_of_memory(&self, is_batch: bool) -> bool {
+        if is_batch { self.batch_bodies.is_short() } else { self.bodies.available_permits() < self.bodies_units / 8 }
     }
 }

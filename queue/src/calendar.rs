@@ -35,8 +35,8 @@ impl Calendar {
         let nanos = |span: Duration| i64::try_from(span.as_nanos()).unwrap_or(i64::MAX);
         let expected = self.believed.saturating_add(nanos(passed)).saturating_add(STEP_MAX);
         let is_leap = wall > expected;
-        if is_leap && !self.is_behind {
-            let days = (wall - self.believed) / 86_400_000_000_000;
+        let days = (wall - self.believed) / 86_400_000_000_000;
+        if is_leap && !self.is_behind && days > 0 {
             tracing::warn!(
                 days,
                 "the clock is far ahead of what was known; what expires is deleted slowly until it agrees"

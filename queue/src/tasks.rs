@@ -87,6 +87,7 @@ impl Tasks {
         if task.started.is_some_and(|started| started.elapsed() >= WELL_AFTER) {
             task.failures = 0;
         }
+        task.started = None;
         task.restarts += 1;
         task.failures += 1;
         let pause = PAUSE.saturating_mul(1 << (task.failures - 1).min(5)).min(PAUSE_MAX);

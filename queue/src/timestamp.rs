@@ -43,9 +43,14 @@ impl Timestamp {
             return;
         }
         let ahead = server.0 - (asked + took / 2);
-        // Small differences are what clocks have that are set over a network.
+        // Small differences are what clocks have that are set over a network, and what a slow answer makes: what was
+        // known stays until a measurement contradicts it.
+        let before = AHEAD_MILLIS.load(Ordering::Relaxed);
+        if (ahead - before).abs() <= took / 2 + AGREE_WITHIN {
+            return;
+        }
         let ahead = if ahead.abs() <= took / 2 + AGREE_WITHIN { 0 } else { ahead };
-        let before = AHEAD_MILLIS.swap(ahead, Ordering::Relaxed);
+        AHEAD_MILLIS.store(ahead, Ordering::Relaxed);
         if (ahead == 0) != (before == 0) {
             tracing::warn!(ahead_ms = ahead, "the clock of the queue's server and this machine's differ");
         }

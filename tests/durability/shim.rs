@@ -21,16 +21,14 @@ const EIO: i32 = 5;
 const EMFILE: i32 = 24;
 const ENOSPC: i32 = 28;
 
-/// Calls, and what may become of them.
-const FAULTS: [(&str, &[i32]); 5] = [
-    ("write", &[EIO, ENOSPC, EINTR, SHORT]),
-    ("sync", &[EIO, ENOSPC]),
-    ("open", &[EIO, EMFILE, ENOSPC, EINTR]),
-    ("rename", &[EIO, ENOSPC]),
-    ("accept", &[EMFILE, EINTR]),
+/// Calls, how many of them a run makes or more, and what may become of one.
+const FAULTS: [(&str, u64, &[i32]); 5] = [
+    ("write", 200, &[EIO, ENOSPC, EINTR, SHORT]),
+    ("sync", 120, &[EIO, ENOSPC]),
+    ("open", 60, &[EIO, EMFILE, ENOSPC, EINTR]),
+    ("rename", 10, &[EIO, ENOSPC]),
+    ("accept", 2, &[EMFILE, EINTR]),
 ];
-/// Calls of a kind that may be the one.
-const CALLS: u64 = 200;
 /// Messages that are published, some of them large, so that segments fill.
 const MESSAGES: u64 = 120;
 
@@ -69,7 +67,7 @@ fn start(data: &Path, shim: Option<(&Path, &str, i32, u64)>) -> Result<Own, Stri
     command.env("ORT_DISABLE_TELEMETRY", "1");
     if let Some((library, call, errno, at)) = shim {
         command.env("LD_PRELOAD", library).env("SHIM_CALL", call).env("SHIM_ERRNO", errno.to_string());
-        command.env("SHIM_AT", at.to_string());
+        command.env("SHIM_AT", at.to_string()).env("SHIM_MARK", data.with_extension("struck"));
     }
     let mut child = command.spawn().expect("it starts");
     let pipe = child.stdin.take().expect("piped");
@@ -124,7 +122,8 @@ async fn publish(broker: &mut Own) -> BTreeMap<u64, u64> {
     acknowledged
 }
 
-async fn check(library: &Path, call: &str, errno: i32, at: u64) {
+/// Whether the call that was to fail was made at all.
+async fn check(library: &Path, call: &str, errno: i32, at: u64) -> bool {
     let folder = temporary_folder();
     let data = folder.path().join("data");
     let what = format!("{call} {at} fails with {errno}");
@@ -135,9 +134,10 @@ async fn check(library: &Path, call: &str, errno: i32, at: u64) {
             BTreeMap::new()
         }
     };
+    let was_struck = data.with_extension("struck").exists();
     let broker = start(&data, None).unwrap_or_else(|said| panic!("{what}: it does not start again: {said}"));
     if acknowledged.is_empty() {
-        return;
+        return was_struck;
     }
     let stream = context(&broker).await.expect("it answers").get_stream("s").await;
     let stream = stream.unwrap_or_else(|error| panic!("{what}: the stream is gone: {error}"));
@@ -146,6 +146,7 @@ async fn check(library: &Path, call: &str, errno: i32, at: u64) {
             stream.get_raw_message(sequence).await.unwrap_or_else(|error| panic!("{what}: {sequence}: {error}"));
         assert!(message.payload == payload(number), "{what}: {sequence} is another message");
     }
+    was_struck
 }
 
 #[tokio::test]
@@ -157,13 +158,17 @@ async fn one_call_that_fails_loses_nothing() {
     let folder = temporary_folder();
     let library = compile(folder.path());
     let mut dice = Dice(0x5eed);
-    for (call, errors) in FAULTS {
+    for (call, calls, errors) in FAULTS {
+        let (mut struck, mut turns) = (0, 0);
         for errno in errors {
             // In the long form each call of them.
-            for turn in 0..rounds(3, CALLS as usize) as u64 {
-                let at = if rounds(0, 1) == 1 { turn + 1 } else { 1 + dice.roll(if turn == 0 { 10 } else { CALLS }) };
-                check(&library, call, *errno, at).await;
+            for turn in 0..rounds(3, calls as usize) as u64 {
+                let at = if rounds(0, 1) == 1 { turn + 1 } else { 1 + dice.roll(calls) };
+                struck += u64::from(check(&library, call, *errno, at).await);
+                turns += 1;
             }
         }
+        println!("{call}: {struck} of {turns} runs had one that failed");
+        assert!(struck > 0, "no {call} ever failed");
     }
 }

@@ -108,11 +108,12 @@ async fn the_journal_follows_what_lives_at_full_speed() {
             span: Duration::from_secs(rounds(40, 1_800) as u64),
             sample_every: Duration::from_secs(2),
         };
-        let mut worst = (i64::MIN, 0);
+        let (mut worst, mut amplification) = ((i64::MIN, 0), 0.0);
         let data = folder.path().join(image_bytes.to_string());
         let mut look = |sample: &Sample| {
             let excess = sample.folder_bytes.cast_signed() - 2 * sample.journal.live_bytes.cast_signed();
             worst = (worst.0.max(excess), worst.1.max(sample.open_files));
+            amplification = sample.amplification();
         };
         journal(&data, load, &mut look).await.expect("all is acknowledged");
         println!(
@@ -121,7 +122,9 @@ async fn the_journal_follows_what_lives_at_full_speed() {
             worst.1
         );
         assert!(worst.0 <= 512 << 20, "{} MiB beyond twice what lives", worst.0 >> 20);
-        assert!(worst.1 <= 200, "{} open files", worst.1);
+        // Other tests of this process have files too.
+        assert!(worst.1 <= 400, "{} open files", worst.1);
+        assert!(amplification < 2.0, "{amplification} bytes written for each that had to be");
         std::fs::remove_dir_all(data).expect("removed");
     }
 }

@@ -283,6 +283,9 @@ async fn nothing_is_told_to_anybody_outside() {
     .await;
     let id = stack.accept("efficientnet-lite0", photo("rocket.jpg")).await;
     assert_eq!(stack.finish(&id).await["state"], "succeeded");
+    // What is traced outlives its tracer.
+    let traced = super::harness::descendants(worker.0.id());
+    traced.iter().for_each(|(pid, _)| super::harness::signal(*pid, "KILL"));
     stack.kill();
     drop(worker);
     let trace = fs::read_to_string(&trace).expect("a trace");

@@ -56,6 +56,7 @@ async fn what_is_somebody_elses_is_not_there() {
     let early = stack.accept("efficientnet-lite0", photo("rocket.jpg")).await;
     let refused = stack.command(&["keys", "create", "--name", "a", "--scopes", "read"]);
     assert!(!refused.status.success(), "the first key is an admin's");
+    assert_eq!(stack.get("/v1/jobs").await.status, 200, "a key that was refused closes nothing");
     let admin = make(&stack, None, &["--name", "boss", "--scopes", "admin"]);
     let without = stack.get("/v1/jobs").await;
     assert_eq!((without.status, without.text("code").as_str()), (401, "key_missing"));

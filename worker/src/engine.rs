@@ -205,7 +205,9 @@ fn stages(model: &Model, loaded: &mut LoadedModel, request: &Request, stop: &Sto
         decode::decode(&request.image, &Limits::default(), Some(short_side_needed(input)))
     });
     if stop.is_pulled() {
-        return Err(RunError::SlowImage(request.timeout));
+        // Loading a model may have taken the time, and is done with then.
+        let is_slow = stages.decode >= request.timeout;
+        return Err(if is_slow { RunError::SlowImage } else { RunError::Timeout }(request.timeout));
     }
     let image = image?;
     let (tensor, placement) = timed(&mut stages.preprocess, || preprocess(&image, input));

@@ -92,8 +92,10 @@ pub(super) fn read(
         *noted.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
         io::Error::other(words)
     });
-    let chunks: Chunks = Box::pin(chunks.fuse());
     let (send, items) = mpsc::channel(AHEAD);
+    // Once nobody takes items, the rest of the body is no reader's any more, and its memory is free.
+    let untaken = send.clone();
+    let chunks: Chunks = Box::pin(chunks.take_until(async move { untaken.closed().await }).fuse());
     match essence.as_str() {
         "application/x-tar" | "application/tar" => {
             blocking(chunks, send, fault, &bounds.clone(), move |reader, send| tar(reader, &bounds, send))?;
@@ -195,6 +197,10 @@ fn tar(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Result<(), ApiE
         let mut entry = entry.map_err(broken)?;
         any = true;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        // It may claim any length, none of which has to be sent.
+        if entry.header().entry_type().is_gnu_sparse() {
+            return Err(ApiError::Archive(format!("`{name}` is a sparse file; pack it without --sparse")));
+        }
         if entry.header().entry_type().is_file() && !is_litter(&name) {
             let name = checked(&name)?;
             let size = usize::try_from(entry.size()).unwrap_or(usize::MAX);
@@ -254,7 +260,7 @@ fn content(
     (&mut *file).take(room.bytes() as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > room.bytes() && room.bytes() < limit {
         let gone = || io::Error::other("nobody takes the items any more");
-        room = wait(bounds.rooms.lend(limit), send).ok_or_else(gone)?;
+        room = wait(bounds.rooms.grow(room, limit), send).ok_or_else(gone)?;
         bytes.reserve_exact(limit + 1 - bytes.len());
         file.take((limit + 1 - bytes.len()) as u64).read_to_end(&mut bytes)?;
     }
@@ -347,7 +353,7 @@ async fn form(chunks: Chunks, boundary: String, bounds: &Bounds, send: &Sender) 
                 continue;
             }
             if bytes.len() + chunk.len() > room.bytes() {
-                let Some(larger) = unless_closed(bounds.rooms.lend(limit), send).await else { return Ok(()) };
+                let Some(larger) = unless_closed(bounds.rooms.grow(room, limit), send).await else { return Ok(()) };
                 room = larger;
             }
             bytes.extend_from_slice(&chunk);
@@ -416,6 +422,8 @@ async fn lines(mut chunks: Chunks, bounds: &Bounds, send: &Sender) -> Result<(),
                     let needed = (rest.len() + chunk.len()) * LINE_COPIES;
                     let wanted = if needed <= SMALL_BYTES { SMALL_BYTES } else { line_max * LINE_COPIES };
                     if room.as_ref().is_none_or(|room| room.bytes() < needed.min(wanted)) {
+                        // Given back before more is waited for.
+                        drop(room.take());
                         let Some(lent) = unless_closed(bounds.rooms.lend(wanted), send).await else { return Ok(()) };
                         room = Some(lent);
                     }
@@ -472,8 +480,7 @@ mod tests {
     use super::*;
 
     async fn all(kind: &str, body: Vec<u8>) -> Result<Vec<(String, Option<usize>)>, String> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, kind.parse().expect("a header"));
+        let headers = headers(kind);
         let bounds = Bounds { limit: 10, rooms: Memory::new(64).of_one_batch(), archives: Arc::new(Semaphore::new(1)) };
         let mut items = read(&headers, Body::from(body), bounds).map_err(|error| error.to_string())?;
         let mut found = Vec::new();
@@ -495,6 +502,92 @@ mod tests {
             builder.append(&header, &vec![7; *size][..]).expect("written");
         }
         builder.into_inner().expect("finished")
+    }
+
+    /// A body of each kind with one image of these bytes.
+    fn bodies(image: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+        use std::io::Write;
+        let line = serde_json::json!({"custom_id": "a", "image": BASE64_STANDARD.encode(image)}).to_string();
+        let mut form = b"--b\r\nContent-Disposition: form-data; name=\"f\"; filename=\"a\"\r\n\r\n".to_vec();
+        form.extend(image);
+        form.extend(b"\r\n--b--\r\n");
+        let mut zip = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
+        let options = zip::write::SimpleFileOptions::default();
+        zip.start_file("a", options).and_then(|()| Ok(zip.write_all(image)?)).expect("written");
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(image.len() as u64);
+        header.set_cksum();
+        tar.append_data(&mut header, "a", image).expect("written");
+        vec![
+            ("application/x-tar", tar.into_inner().expect("finished")),
+            ("application/zip", zip.finish().expect("finished").into_inner()),
+            ("application/x-ndjson", line.into_bytes()),
+            ("multipart/form-data; boundary=b", form),
+        ]
+    }
+
+    fn headers(kind: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::CONTENT_TYPE, kind.parse().expect("a header"))])
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_image_of_the_largest_size_comes_in_each_kind_and_its_memory_is_given_back() {
+        // Noise, which does not compress.
+        let limit = 4 << 20;
+        let mut state = 1_u64;
+        let image: Vec<u8> = (0..limit)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) as u8
+            })
+            .collect();
+        // As much as a server has, and little.
+        for units in [4096, 256] {
+            let memory = Memory::new(units);
+            for (kind, body) in bodies(&image) {
+                let bounds = Bounds { limit, rooms: memory.of_one_batch(), archives: Arc::new(Semaphore::new(1)) };
+                let mut items = read(&headers(kind), Body::from(body), bounds).expect("read");
+                let item = tokio::time::timeout(std::time::Duration::from_secs(60), items.recv()).await;
+                let item = item.unwrap_or_else(|_| panic!("{kind} hangs")).expect("an item").expect("good");
+                assert_eq!(item.content.expect("an image").len(), limit, "{kind}");
+                assert!(items.recv().await.is_none(), "{kind}");
+            }
+            while memory.is_used() {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_reader_whose_items_nobody_takes_gives_back_what_it_has_although_its_body_never_ends() {
+        let memory = Memory::new(1024);
+        let archives = Arc::new(Semaphore::new(1));
+        for (kind, body) in bodies(&[7; 3 << 20]) {
+            let bounds = Bounds { limit: 4 << 20, rooms: memory.of_one_batch(), archives: archives.clone() };
+            let half = Bytes::from(body[..body.len() / 2].to_vec());
+            let endless = futures::stream::iter([Ok::<_, io::Error>(half)]).chain(futures::stream::pending());
+            let items = read(&headers(kind), Body::from_stream(endless), bounds).expect("read");
+            drop(items);
+            while memory.is_used() || archives.available_permits() == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sparse_file_that_claims_much_and_holds_nothing_is_refused() {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::GNUSparse);
+        header.set_path("a").expect("a path");
+        header.set_size(0);
+        let gnu = header.as_gnu_mut().expect("gnu");
+        gnu.set_real_size(1 << 60);
+        gnu.sparse[0].set_offset(1 << 60);
+        gnu.sparse[0].set_length(0);
+        header.set_cksum();
+        let error = all("application/x-tar", [header.as_bytes(), &[0; 1024][..]].concat()).await.expect_err("refused");
+        assert!(error.contains("sparse"), "{error}");
     }
 
     #[tokio::test]

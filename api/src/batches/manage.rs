@@ -246,6 +246,7 @@ async fn read_expected(rooms: &Rooms, body: Body) -> Result<(Vec<u8>, Room), Api
             return Err(ApiError::ListTooLarge { limit: EXPECTED_BYTES_MAX });
         }
         if list.len() + chunk.len() > room.bytes() {
+            drop(room);
             room = lend(EXPECTED_BYTES_MAX).await?;
         }
         list.extend_from_slice(&chunk);

@@ -43,6 +43,9 @@ impl BatchOptions {
                         return Err(refuse(name, "it is given twice".into()));
                     }
                 }
+                "wait" => {
+                    return Err(refuse(name, "a batch is not waited for; give it a webhook, or look at it".into()));
+                }
                 _ => options.jobs.set(name, value)?,
             }
         }

@@ -156,7 +156,7 @@ async fn receive(
     name_model(state, &mut options.jobs).await?;
     let (model, version) = find_model(state, &options.jobs)?;
     let topic = find_topic(state, &options.jobs, model).await?;
-    caller.check_priority(options.jobs.priority())?;
+    options.jobs.settle_priority(|asked| caller.priority(asked))?;
     let bounds = Bounds {
         limit: state.config.upload_bytes_max,
         rooms: state.batch_bodies.of_one_batch(),

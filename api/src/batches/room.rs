@@ -40,6 +40,12 @@ impl Memory {
         is_short(&self.small, self.small_units) || is_short(&self.large, self.large_units)
     }
 
+    /// Whether anything of it is lent.
+    #[cfg(test)]
+    pub(super) fn is_used(&self) -> bool {
+        self.small.available_permits() < self.small_units || self.large.available_permits() < self.large_units
+    }
+
     /// The share of one batch.
     pub(super) fn of_one_batch(&self) -> Rooms {
         let units = BATCH_BYTES_MAX.div_ceil(BODY_UNIT).min(self.large_units);
@@ -64,6 +70,13 @@ pub(super) struct Room {
 }
 
 impl Rooms {
+    /// Exchanges a room for a larger one. What is held is given back first: to wait for room while holding some
+    /// is what makes all wait for each other.
+    pub(super) async fn grow(&self, room: Room, bytes: usize) -> Room {
+        drop(room);
+        self.lend(bytes).await
+    }
+
     /// Waits until there is room for this many bytes.
     pub(super) async fn lend(&self, bytes: usize) -> Room {
         let units = bytes.div_ceil(BODY_UNIT).max(1);

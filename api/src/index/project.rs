@@ -20,6 +20,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const GATHER: Duration = Duration::from_millis(100);
 /// How often rows are removed whose records have expired.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// How long it is shown that a job was set aside.
+const SET_ASIDE_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Rows of one transaction.
 const BATCH: usize = 500;
 
@@ -246,6 +248,11 @@ impl Index {
         ] {
             sqlx::query(statement).bind(now).execute(&mut *transaction).await?;
         }
+        // What was set aside is shown for as long as a job's result is by default.
+        sqlx::query("DELETE FROM set_aside WHERE at < $1")
+            .bind(now - i64::try_from(SET_ASIDE_KEPT.as_millis()).unwrap_or(i64::MAX))
+            .execute(&mut *transaction)
+            .await?;
         // Those of batches go with the batches' records.
         let old = now - i64::try_from(BATCHES_KEPT.as_millis()).unwrap_or(i64::MAX);
         let of_batches = "DELETE FROM deliveries WHERE at < $1 AND job LIKE 'batch %'";

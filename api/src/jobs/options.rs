@@ -86,9 +86,13 @@ impl Options {
         if twice { Err(refuse(name, "it is given twice")) } else { Ok(()) }
     }
 
-    /// The priority that was asked for.
-    pub(crate) fn priority(&self) -> Priority {
-        self.job.priority
+    /// Gives the job the priority that its caller may have, out of the one that was asked for.
+    pub(crate) fn settle_priority(
+        &mut self,
+        settle: impl FnOnce(Option<Priority>) -> Result<Priority, ApiError>,
+    ) -> Result<(), ApiError> {
+        self.job.priority = settle(self.priority)?;
+        Ok(())
     }
 
     /// Takes out whom to tell, for a batch that has a webhook of its own.

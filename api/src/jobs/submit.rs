@@ -156,7 +156,7 @@ async fn queue_image(
         Some(key) => JobId::derived(topic.name().clone(), &[caller.owner.as_deref().unwrap_or(""), key]),
         None => JobId::random(topic.name().clone()),
     };
-    caller.check_priority(options.job.priority)?;
+    options.settle_priority(|asked| caller.priority(asked))?;
     let (version_asked, wait) = (options.version, options.wait);
     let mut spec = spec(state, caller, model, version, options, id, image_facts(&image)?);
     if key.is_some()

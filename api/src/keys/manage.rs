@@ -111,13 +111,18 @@ pub(crate) async fn revoke(State(state): State<Shared>, Path(id): Path<String>) 
 /// Makes a key without the API, for an operator who may read the data folder: the first one, or one in place of
 /// the last admin's that was lost.
 ///
-/// `folder` is the data folder, where it is noted that there are keys.
+/// `folder` is the data folder of that queue, if it is known: there it is noted that there are keys.
 ///
 /// # Errors
 /// What is wrong with the wish, or that the queue does not answer.
-pub async fn create_local(queue: &Queue, new: &NewKey, folder: &std::path::Path) -> Result<serde_json::Value, String> {
-    store::Witness::of(Some(folder)).set().map_err(|error| format!("note that there are keys: {error}"))?;
+pub async fn create_local(
+    queue: &Queue,
+    new: &NewKey,
+    folder: Option<&std::path::Path>,
+) -> Result<serde_json::Value, String> {
     let made = make(queue, new, true).await.map_err(|error| error.to_string())?;
+    // Durability: before the key is shown, and not for a key that was refused.
+    store::Witness::of(folder).set().map_err(|error| format!("note that there are keys: {error}"))?;
     Ok(serde_json::to_value(made).expect("a key is JSON"))
 }
 

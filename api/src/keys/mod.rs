@@ -126,14 +126,18 @@ impl Caller {
         Self { owner: None, scopes: [Scope::Admin].into(), allowance: None }
     }
 
-    /// Checks that the owner's jobs may go before others like this.
+    /// The priority of a job for which this one, or none, was asked.
     ///
     /// # Errors
     /// [`ApiError::Priority`].
-    pub(crate) fn check_priority(&self, asked: Priority) -> Result<(), ApiError> {
+    pub(crate) fn priority(&self, asked: Option<Priority>) -> Result<Priority, ApiError> {
         let most = self.allowance.as_ref().and_then(Allowance::priority_max).unwrap_or(Priority::High);
         // The most urgent is the least.
-        if asked < most { Err(ApiError::Priority { asked, most }) } else { Ok(()) }
+        match asked {
+            Some(asked) if asked < most => Err(ApiError::Priority { asked, most }),
+            Some(asked) => Ok(asked),
+            None => Ok(most.max(Priority::Normal)),
+        }
     }
 
     /// Counts one more job that is to wait, with an image of so many bytes.
@@ -215,14 +219,14 @@ impl Keys {
             if (had_keys || !known.keys.is_empty()) && !known.lost {
                 known.lost = true;
                 tracing::error!(
-                    "the keys are gone; every request is refused until one is made: sightline keys create --local"
+                    "the keys are gone from the queue; those that were known stay in force; create one with sightline keys create --local"
                 );
             }
             return Ok(());
         }
-        self.witness.set().map_err(|error| unreadable("keys.required", error))?;
+        // In force first: a folder that cannot be written must not keep the door open.
         *self.write() = Known { keys, lost: false };
-        Ok(())
+        self.witness.set().map_err(|error| unreadable("keys.required", error))
     }
 
     /// Follows changes, of this process and of others, for as long as it is awaited.

@@ -105,6 +105,10 @@ impl Receivers {
             *health = Health { calls, ..Health::default() };
             return;
         }
+        // Calls that were made at the same time fail for the same reason.
+        if health.next_at.is_some_and(|at| at > now) {
+            return;
+        }
         let pause = PAUSES[health.failures.min(PAUSES.len() - 1)];
         health.failures += 1;
         health.failing_since.get_or_insert(now);

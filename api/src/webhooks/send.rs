@@ -19,7 +19,7 @@ use super::receivers::{CALLS_MAX, Receiver, Receivers, Turn};
 use crate::batches;
 use crate::dead::{Named, named};
 use crate::error::ApiError;
-use crate::index::Index;
+use crate::index::{Index, IndexError};
 use crate::jobs::{Job, JobPath, NoJob};
 use crate::metrics;
 use crate::state::Shared;
@@ -40,6 +40,8 @@ const PAUSES: [Duration; 9] = [
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 /// A call that is older than this is given up while its receiver has failed for as long.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(8 * 60 * 60);
+/// Pause when it cannot be found out what is to be told.
+const OWN_FAULT_PAUSE: Duration = Duration::from_secs(5);
 /// Pause when nothing is due.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
@@ -79,8 +81,17 @@ impl Sender {
 
     /// Delivers what is due, for as long as it is awaited.
     pub(crate) async fn keep(self) -> Result<(), QueueError> {
-        let senders = self.queue.senders().await?;
         let mut calls = JoinSet::new();
+        loop {
+            if let Err(error) = self.work(&mut calls).await {
+                tracing::warn!(%error, "calls of webhooks wait until the queue answers");
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+    }
+
+    async fn work(&self, calls: &mut JoinSet<()>) -> Result<(), QueueError> {
+        let senders = self.queue.senders().await?;
         loop {
             while calls.try_join_next().is_some() {}
             if calls.len() >= CALLS_MAX {
@@ -100,15 +111,14 @@ impl Sender {
                         drop(place);
                     });
                 }
-                Turn::Later(_) if self.is_given_up(&call, &receiver) => {
+                Turn::Later(pause) if self.is_given_up(&call, &receiver) => {
                     let error = "its receiver has failed for eight hours".to_owned();
-                    self.conclude(&call, self.attempt(&call).await, Err(error), "given_up", None).await;
-                }
-                Turn::Later(pause) => {
-                    if let Err(error) = call.later(pause).await {
-                        tracing::debug!(about = %call.hook.about, %error, "a call was not put off; it is back by itself");
+                    match self.attempt(&call).await {
+                        Ok(attempt) => self.conclude(&call, attempt, Err(error), "given_up", None).await,
+                        Err(_) => put_off(&call, pause).await,
                     }
                 }
+                Turn::Later(pause) => put_off(&call, pause).await,
             }
         }
     }
@@ -119,27 +129,35 @@ impl Sender {
         age >= GIVE_UP_AFTER && self.receivers.failing_for(receiver, Instant::now()) >= GIVE_UP_AFTER
     }
 
-    /// Which try of a call this is: one that was put off was not made.
-    async fn attempt(&self, call: &OwedCall) -> u32 {
+    /// Which try of a call this is, by the delivery log: one that was put off was not made.
+    async fn attempt(&self, call: &OwedCall) -> Result<u32, IndexError> {
         let (hook, event) = (&call.hook, event(&call.hook));
-        match self.index.deliveries(&hook.about).await {
-            Ok(made) => {
-                let is_its = |made: &&Delivery| made.event == event && made.url == hook.url && made.at >= call.noted_at;
-                made.iter().filter(is_its).count() as u32 + 1
-            }
-            Err(_) => call.handed_out,
-        }
+        let made = self.index.deliveries(&hook.about).await?;
+        let is_its = |made: &&Delivery| made.event == event && made.url == hook.url && made.at >= call.noted_at;
+        Ok(made.iter().filter(is_its).count() as u32 + 1)
     }
 
     async fn deliver(&self, call: &OwedCall, receiver: &Receiver) {
-        let (hook, attempt) = (&call.hook, self.attempt(call).await);
-        let answer = match self.index.is_gone(hook.owner.as_deref(), &hook.url).await {
-            Ok(true) => {
-                let error = "the receiver answered 410 before: it wants no more calls".to_owned();
-                return self.conclude(call, attempt, Err(error), "disabled", None).await;
-            }
-            _ => self.try_call(call).await,
+        let hook = &call.hook;
+        // What is told, and how often it was tried. If that cannot be found out, it is no fault of the receiver's.
+        let known = async {
+            let attempt = self.attempt(call).await.map_err(|error| error.to_string())?;
+            let is_gone =
+                self.index.is_gone(hook.owner.as_deref(), &hook.url).await.map_err(|error| error.to_string())?;
+            Ok::<_, String>((attempt, is_gone, self.data(&hook.about).await?))
         };
+        let (attempt, is_gone, data) = match known.await {
+            Ok(known) => known,
+            Err(problem) => {
+                tracing::warn!(about = %hook.about, problem, "a call is put off");
+                return put_off(call, OWN_FAULT_PAUSE).await;
+            }
+        };
+        if is_gone {
+            let error = "the receiver answered 410 before: it wants no more calls".to_owned();
+            return self.conclude(call, attempt, Err(error), "disabled", None).await;
+        }
+        let answer = self.try_call(call, data).await;
         // Of a receiver that does not answer, or cannot now, other calls would fare no better.
         let is_well = answer.as_ref().is_ok_and(|status| !is_receivers_fault(*status));
         self.receivers.note(receiver, is_well, Instant::now());
@@ -206,10 +224,10 @@ impl Sender {
         }
     }
 
-    async fn try_call(&self, call: &OwedCall) -> Result<StatusCode, String> {
+    async fn try_call(&self, call: &OwedCall, data: serde_json::Value) -> Result<StatusCode, String> {
         let hook = &call.hook;
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
-        let body = json!({"type": event(hook), "timestamp": Timestamp::now(), "data": self.data(&hook.about).await?});
+        let body = json!({"type": event(hook), "timestamp": Timestamp::now(), "data": data});
         let body = body.to_string();
         // The same for all tries of one call, so that the receiver can tell a second one.
         let of = match &hook.about {
@@ -246,6 +264,13 @@ impl Sender {
             tracing::warn!(%error, "a receiver that wants no more calls is not noted");
         }
         Ok(status)
+    }
+}
+
+/// Puts a call back into the queue for a while.
+async fn put_off(call: &OwedCall, pause: Duration) {
+    if let Err(error) = call.later(pause).await {
+        tracing::debug!(about = %call.hook.about, %error, "a call was not put off; it is back by itself");
     }
 }
 

@@ -20,8 +20,7 @@ pub fn without_metadata(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
         Format::Png => png(bytes, layout.orientation),
         Format::WebP => webp(bytes, layout.orientation),
         Format::Gif => gif(bytes),
-        // Has nothing but pixels.
-        Format::Bmp => Some(bytes.to_vec()),
+        Format::Bmp => bmp(bytes),
     };
     stripped.ok_or(broken)
 }
@@ -37,6 +36,8 @@ fn exif_of(orientation: Orientation) -> Option<Vec<u8>> {
 }
 
 fn jpeg(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
+    /// Length of a JFIF segment without a thumbnail, its own two bytes included.
+    const JFIF_BYTES: usize = 16;
     let mut kept = bytes.get(..2)?.to_vec();
     if let Some(exif) = exif_of(orientation) {
         let length = u16::try_from(exif.len() + 8).ok()?;
@@ -63,11 +64,18 @@ fn jpeg(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
         }
         let length = usize::from(be16(bytes, at)?).max(2);
         let segment = bytes.get(at..at + length)?;
+        let is_of = |name: &[u8]| segment.get(2..).is_some_and(|data| data.starts_with(name));
         let is_needed = match code {
-            // Of APP segments: JFIF, a colour profile, Adobe's colour transform.
-            0xE0 | 0xEE => true,
-            0xE2 => segment.get(2..).is_some_and(|data| data.starts_with(b"ICC_PROFILE\0")),
-            0xE1..=0xEF | 0xFE => false,
+            // Of APP segments a colour profile, Adobe's colour transform, and JFIF without its thumbnail.
+            0xE0 if is_of(b"JFIF\0") && segment.len() >= JFIF_BYTES => {
+                kept.extend([0xFF, 0xE0, 0, JFIF_BYTES as u8]);
+                kept.extend(&segment[2..JFIF_BYTES - 2]);
+                kept.extend([0, 0]);
+                false
+            }
+            0xEE => is_of(b"Adobe"),
+            0xE2 => is_of(b"ICC_PROFILE\0"),
+            0xE0..=0xEF | 0xFE => false,
             _ => true,
         };
         if is_needed {
@@ -86,6 +94,13 @@ fn jpeg(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
     }
 }
 
+/// Chunks that are needed to show the pixels right.
+const PNG_CHUNKS: [&[u8]; 15] = [
+    b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"sBIT", b"pHYs",
+    b"acTL", b"fcTL", b"fdAT",
+];
+const WEBP_CHUNKS: [&[u8]; 7] = [b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"ICCP"];
+
 fn png(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
     let mut kept = bytes.get(..8)?.to_vec();
     let mut at = 8;
@@ -94,7 +109,7 @@ fn png(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
         let kind = bytes.get(at + 4..at + 8)?;
         let chunk = bytes.get(at..at.checked_add(length)?.checked_add(12)?)?;
         at += chunk.len();
-        if matches!(kind, b"eXIf" | b"tEXt" | b"zTXt" | b"iTXt" | b"tIME") {
+        if !PNG_CHUNKS.iter().any(|needed| *needed == kind) {
             continue;
         }
         kept.extend(chunk);
@@ -125,13 +140,15 @@ fn webp(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
     while at + 8 <= end {
         let kind = bytes.get(at..at + 4)?;
         let length = le32(bytes, at + 4)? as usize;
-        let chunk = bytes.get(at..at.checked_add(length)?.checked_add(8 + (length & 1))?)?;
-        at += chunk.len();
-        if matches!(kind, b"EXIF" | b"XMP ") {
+        let chunk = bytes.get(at..at.checked_add(length)?.checked_add(8)?)?;
+        at += chunk.len() + (length & 1);
+        if !WEBP_CHUNKS.iter().any(|needed| *needed == kind) {
             continue;
         }
         let start = kept.len();
         kept.extend(chunk);
+        // Writers leave the last one's padding out.
+        kept.extend(vec![0; length & 1]);
         if kind == b"VP8X" {
             let flags = kept.get_mut(start + 8)?;
             *flags = (*flags & !EXIF_AND_XMP) | if exif.is_some() { EXIF } else { 0 };
@@ -164,11 +181,8 @@ fn gif(bytes: &[u8]) -> Option<Vec<u8>> {
     };
     loop {
         let start = at;
-        let is_needed = match *bytes.get(at)? {
-            0x3B => {
-                kept.push(0x3B);
-                return Some(kept);
-            }
+        // Many writers leave the trailer out, or something behind the pictures.
+        let is_needed = match bytes.get(at).copied().unwrap_or(0x3B) {
             0x2C => {
                 at = end_of_blocks(at + 11 + table(*bytes.get(at + 9)?))?;
                 true
@@ -178,10 +192,20 @@ fn gif(bytes: &[u8]) -> Option<Vec<u8>> {
                 at = end_of_blocks(at + 2)?;
                 label == 0xF9 || (label == 0xFF && bytes.get(start + 3..start + 14) == Some(NETSCAPE))
             }
-            _ => return None,
+            _ => {
+                kept.push(0x3B);
+                return Some(kept);
+            }
         };
         if is_needed {
             kept.extend(bytes.get(start..at)?);
         }
     }
+}
+
+/// The headers and as many bytes behind them as the file says that it has.
+fn bmp(bytes: &[u8]) -> Option<Vec<u8>> {
+    let length = (le32(bytes, 2)? as usize).min(bytes.len());
+    // Some writers say nothing of the length.
+    Some(bytes[..if length > 14 { length } else { bytes.len() }].to_vec())
 }

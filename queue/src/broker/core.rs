@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
-use super::Options;
 use super::client::{Body, Handle, Outgoing};
 use super::damage::Loss;
+use super::{Options, date};
 use crate::Calendar;
 use crate::journal::{Change, Full, Journal, OpenError, Place, Share};
 use crate::nats::SubjectTree;
@@ -72,9 +72,12 @@ impl Core {
     ) -> Result<Self, OpenError> {
         let started = Instant::now();
         let mut state = Replay { streams: BTreeMap::new(), next_stream: 1, missing: Vec::new(), newest: 0, now: now() };
+        // What was believed when this last ran: dates in the journal may be of a clock that had leapt.
+        let believed = date::read(storage.as_ref());
         let (journal, recovered) = Journal::open(storage, options.segment_bytes, on_failure, &mut |change, place| {
             state.apply(&change, place)
         })?;
+        let newest = believed.unwrap_or(state.newest);
         let mut core = Self {
             subscriptions: SubjectTree::default(),
             streams: BTreeMap::new(),
@@ -88,15 +91,15 @@ impl Core {
             losses: Vec::new(),
             queued: (0, 0),
             queue_bytes_max: options.queue_bytes_max,
-            calendar: Calendar::since(state.newest, state.now.wall, state.now.clock),
+            calendar: Calendar::since(newest, state.now.wall, state.now.clock),
             turn: 0,
             api_requests: 0,
             api_errors: 0,
         };
         for (_, mut stream) in std::mem::take(&mut state.streams) {
             stream.recovered();
-            stream.cap_delays(state.newest, state.now);
-            if options.release_at_start {
+            stream.cap_delays(newest, state.now);
+            if options.release_at_start && is_of_our_own(&stream.config.name) {
                 stream.release_in_hand(state.now.clock);
             }
             let mut homeless = Vec::new();
@@ -405,6 +408,12 @@ impl Core {
         let consumers: Vec<u32> = self.streams.get(&id).into_iter().flat_map(|s| s.consumers().map(|c| c.id)).collect();
         consumers.into_iter().for_each(|consumer| self.schedule(id, consumer, now));
     }
+}
+
+/// Whether what is in hand of a stream is in the hands of processes that end with this one: workers, and those
+/// who call webhooks.
+fn is_of_our_own(stream: &str) -> bool {
+    stream.starts_with("jobs_") || stream == "hooks"
 }
 
 /// What a stream counts against the bound over all queues.

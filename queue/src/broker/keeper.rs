@@ -37,6 +37,10 @@ const TURN_MESSAGES: usize = 2048;
 /// Bytes that are carried out of an old segment in one turn with the lock.
 const TURN_BYTES: usize = 1 << 20;
 
+/// Dead bytes before a snapshot, at most.
+const DEAD_BYTES_MAX: u64 = 256 << 20;
+/// Pause between two notes of the date.
+const DATE_PAUSE: Duration = Duration::from_secs(60);
 /// Segments that are emptied in one look, at most.
 const SWEEPS_MAX: usize = 64;
 
@@ -55,6 +59,7 @@ struct State {
     snapshot_bytes: u64,
     snapshot_at: Instant,
     swept_at: Instant,
+    dated_at: Option<Instant>,
 }
 
 impl Keeper {
@@ -63,10 +68,10 @@ impl Keeper {
         let (worker, stopping) = (shared.clone(), stop.clone());
         let thread = std::thread::Builder::new().name("keeper".into()).spawn(move || {
             let now = Instant::now();
-            let mut state = State { mark: 0, snapshot_bytes: 0, snapshot_at: now, swept_at: now };
+            let mut state = State { mark: 0, snapshot_bytes: 0, snapshot_at: now, swept_at: now, dated_at: None };
             while !stopping.load(Ordering::Acquire) {
                 // A look that panics is one that failed: without the keeper the journal would grow for ever.
-                let looked = std::panic::catch_unwind(AssertUnwindSafe(|| worker.look(&mut state)));
+                let looked = std::panic::catch_unwind(AssertUnwindSafe(|| worker.look(&mut state, &stopping)));
                 let looked = looked.unwrap_or_else(|panic| Err(io::Error::other(words_of(panic.as_ref()))));
                 if let Err(error) = looked {
                     tracing::warn!(%error, "the journal could not be tidied; it is tried again");
@@ -104,7 +109,14 @@ impl Drop for Keeper {
 
 impl Shared {
     /// One look at the journal, and what it needs.
-    fn look(&self, state: &mut State) -> io::Result<()> {
+    fn look(&self, state: &mut State, stopping: &AtomicBool) -> io::Result<()> {
+        if state.dated_at.is_none_or(|at| at.elapsed() >= DATE_PAUSE) {
+            // It matters only to a start under a wrong clock; tidying matters now.
+            if let Err(error) = self.note_date() {
+                tracing::debug!(%error, "the date is not noted");
+            }
+            state.dated_at = Some(Instant::now());
+        }
         // Deliveries and such that nobody waits for are on their way to the disk now at the latest.
         self.lock().finish_all();
         let is_short = self.fill_spares()?;
@@ -114,7 +126,13 @@ impl Shared {
         }
         // As fast as the log grows, however fast that is: between two segments others get the lock.
         for _ in 0..SWEEPS_MAX {
-            if !self.lock().journal.is_bloated() || !self.sweep_or_log(Haste::Now) {
+            let (is_bloated, dead) = {
+                let core = self.lock();
+                (core.journal.is_bloated(), core.journal.dead_bytes())
+            };
+            // Emptied segments are given back by a snapshot: not too many of them before it.
+            let is_enough = !is_bloated || dead >= DEAD_BYTES_MAX || stopping.load(Ordering::Acquire);
+            if is_enough || !self.sweep_or_log(Haste::Now) {
                 break;
             }
             self.fill_spares()?;
@@ -129,7 +147,7 @@ impl Shared {
             }
             (core.journal.dead_bytes(), core.journal.mark().0)
         };
-        let is_worth = dead >= WORTH_BYTES.max(4 * state.snapshot_bytes);
+        let is_worth = dead >= WORTH_BYTES.max(4 * state.snapshot_bytes).min(DEAD_BYTES_MAX);
         let is_time = dead > 0 && (is_short || state.snapshot_at.elapsed() >= GIVE_BACK);
         let is_long = head - state.mark >= SNAPSHOT_EVERY.max(4 * state.snapshot_bytes);
         if is_worth || is_time || is_long {
@@ -138,6 +156,16 @@ impl Shared {
             self.drop_dead(state.mark)?;
         }
         Ok(())
+    }
+
+    /// Notes the date that is believed now, for the next start.
+    fn note_date(&self) -> io::Result<()> {
+        let (files, date) = {
+            let mut core = self.lock();
+            let now = now();
+            (core.journal.files().clone(), core.calendar.look(now.wall, now.clock))
+        };
+        super::date::write(files.storage().as_ref(), date)
     }
 
     /// Allocates spares. Whether some are missing all the same.

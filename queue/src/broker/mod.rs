@@ -27,6 +27,7 @@ mod answer;
 mod advise;
 mod timers;
 mod keeper;
+mod date;
 mod damage;
 mod monitor;
 pub mod backup;

@@ -74,8 +74,6 @@ impl fmt::Display for About {
 pub struct OwedCall {
     /// What is owed.
     pub hook: Hook,
-    /// How often it was handed out, this time included; it may have been put off each time.
-    pub handed_out: u32,
     /// When it was noted.
     pub noted_at: Timestamp,
     raw: jetstream::Message,
@@ -136,12 +134,11 @@ impl Queue {
     pub async fn next_call(&self, senders: &PullConsumer) -> Result<Option<OwedCall>, QueueError> {
         let Some(raw) = Self::fetch_one("ask for a call", senders).await? else { return Ok(None) };
         let info = raw.info().ok();
-        let handed_out = info.as_ref().and_then(|info| u32::try_from(info.delivered).ok()).unwrap_or(1);
         let noted_at = info.map_or_else(Timestamp::now, |info| {
             Timestamp::from_millis((info.published.unix_timestamp_nanos() / 1_000_000) as i64)
         });
         match serde_json::from_slice(&raw.payload) {
-            Ok(hook) => Ok(Some(OwedCall { hook, handed_out, noted_at, raw })),
+            Ok(hook) => Ok(Some(OwedCall { hook, noted_at, raw })),
             Err(error) => {
                 tracing::error!(%error, "a call that nobody can read is dropped");
                 drop(bounded(raw.double_ack()).await);

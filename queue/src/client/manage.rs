@@ -161,7 +161,15 @@ impl Queue {
             for partition in topic.settings.partitions_of_all() {
                 let bytes_max = self.bytes_max_of(&topic.settings);
                 let wanted = jobs_config(&topic.settings, partition, bytes_max, topic.replicas);
-                match self.fit_stream(&wanted).await {
+                let fitted = match self.stream_config(&wanted.name).await {
+                    // Nothing else of it: an `alter` may be under way.
+                    Ok(config) if config.max_bytes != wanted.max_bytes => {
+                        self.update_stream(Config { max_bytes: wanted.max_bytes, ..config }).await
+                    }
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(error),
+                };
+                match fitted {
                     // It was removed just now, or is being made.
                     Err(TopicError::Unknown(_)) => {}
                     fitted => fitted?,

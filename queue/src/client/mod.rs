@@ -66,9 +66,6 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Pause between two tries.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// A subject that nobody listens to.
-const SIGN_OF_LIFE: &str = "sightline.sign-of-life";
-
 /// Refused because a stream's limit would be passed; which one is in the text.
 const LIMIT_REACHED: ErrorCode = ErrorCode(10077);
 /// Another write on this subject is in flight; only clusters say so, and it is no verdict.
@@ -219,15 +216,9 @@ impl Queue {
         matches!(answer, Ok(Ok(_)))
     }
 
-    /// Whether the queue's server gives a sign of life within `patience`.
+    /// Whether the queue's server gives a sign of life within `patience`; a refusal is one.
     pub async fn is_alive(&self, patience: Duration) -> bool {
-        // Nobody listens there, which a server says at once.
-        let asked = self.client.request(SIGN_OF_LIFE, Bytes::new());
-        match tokio::time::timeout(patience, asked).await {
-            Ok(Ok(_)) => true,
-            Ok(Err(error)) => error.kind() == async_nats::client::RequestErrorKind::NoResponders,
-            Err(_) => false,
-        }
+        self.is_connected() && tokio::time::timeout(patience, self.jetstream.query_account()).await.is_ok()
     }
 
     /// The largest message that the server takes, bytes.

@@ -121,7 +121,14 @@ impl Files {
         let known = open.iter().position(|(known, _)| known == name).and_then(|at| open.remove(at));
         let (name, file) = match known {
             Some(entry) => entry,
-            None => (name.to_owned(), self.storage.open(name)?),
+            None => {
+                let file = self.storage.open(name).or_else(|error| {
+                    // Out of descriptors, perhaps: those that are only kept are given back.
+                    open.clear();
+                    if error.kind() == io::ErrorKind::NotFound { Err(error) } else { self.storage.open(name) }
+                });
+                (name.to_owned(), file?)
+            }
         };
         if open.len() >= OPEN_FILES_MAX {
             open.pop_front();

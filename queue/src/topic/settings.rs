@@ -44,10 +44,13 @@ pub struct Settings {
     #[serde(default)]
     pub retention: Retention,
     /// Bytes that the inputs of all partitions may take, if that was asked for of this topic; otherwise what the
-    /// system gives each. (Versions before this one wrote what they had worked out from the free disk under
-    /// the field's own name, for good.)
+    /// system gives each.
     #[serde(default, rename = "max_bytes", skip_serializing_if = "Option::is_none")]
     pub bytes_max: Option<u64>,
+    /// The same as versions before this one wrote it: also what they had worked out from the free disk of that
+    /// day, for good. It still bounds logs, which nothing else does.
+    #[serde(default, rename = "bytes_max", skip_serializing_if = "Option::is_none")]
+    pub(crate) bytes_max_before: Option<u64>,
     /// Its workers take nothing; uploads are accepted.
     #[serde(default)]
     pub paused: bool,
@@ -197,6 +200,7 @@ impl Defaults {
             ordered: false,
             retention: Retention::Work,
             bytes_max: None,
+            bytes_max_before: None,
             paused: false,
         }
     }
@@ -332,7 +336,7 @@ mod tests {
         let old = r#"{"topic":"cats","model":"cats","partitions":3,"lease_ms":30000,"attempts_max":5,"bytes_max":1,
             "run_timeout_ms":60000,"result_ttl_secs":604800}"#;
         let read: Settings = serde_json::from_str(old).expect("reads");
-        assert_eq!(read, settings(), "a bound that was worked out from the disk of that day is forgotten");
+        assert_eq!(read, Settings { bytes_max_before: Some(1), ..settings() }, "it bounds logs, and nothing else");
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub(crate) fn streams_of(topic: &TopicName) -> impl Fn(&str) -> bool + use<> {
     }
 }
 
-/// Bytes that a log keeps when nothing else is said: it drops the oldest, and must not fill the disk.
+/// Bytes that a log keeps when nothing else is asked for; then it drops the oldest.
 const LOG_BYTES_MAX: u64 = 32 << 30;
 
 /// The stream of one partition, with at most `bytes_max` bytes for all of them together.
@@ -83,7 +83,8 @@ pub(crate) fn jobs_config(
     replicas: usize,
 ) -> stream::Config {
     let topic = &settings.topic;
-    let bytes_max = bytes_max.or((settings.retention != Retention::Work).then_some(LOG_BYTES_MAX));
+    let of_log = settings.bytes_max_before.unwrap_or(LOG_BYTES_MAX);
+    let bytes_max = bytes_max.or((settings.retention != Retention::Work).then_some(of_log));
     let common = stream::Config {
         name: jobs_stream(topic, partition),
         subjects: vec![job_filter(topic, partition)],
