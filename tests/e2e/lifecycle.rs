@@ -96,10 +96,19 @@ async fn the_input_of_a_waiting_job_is_given_back() {
     ok(&stack, &["topics", "create", "efficientnet-lite0"]);
     ok(&stack, &["topics", "pause", "efficientnet-lite0"]);
     let id = stack.accept("efficientnet-lite0", photo("rocket.jpg")).await;
-    let response = http().get(stack.url(&format!("/v1/jobs/{id}/image"))).send().await.expect("answers");
+    let path = format!("/v1/jobs/{id}/image");
+    let response = http().get(stack.url(&format!("{path}?original=true"))).send().await.expect("answers");
     assert_eq!(response.headers()["content-type"], "image/jpeg");
     assert_eq!(response.headers()["x-content-type-options"], "nosniff");
     assert!(response.bytes().await.expect("whole") == photo("rocket.jpg"));
+    // Otherwise without what it tells beside its pixels: where it was taken, for one.
+    let (before, after) = (photo("rocket.jpg"), photo("rocket.jpg"));
+    let place = [&[0xFF, 0xE1, 0, 16][..], b"Exif", &[0, 0], b"48 deg 5"].concat();
+    let telling = [&before[..2], &place, &after[2..]].concat();
+    let id = stack.accept("efficientnet-lite0", telling).await;
+    let shown = http().get(stack.url(&format!("/v1/jobs/{id}/image"))).send().await.expect("answers");
+    let shown = shown.bytes().await.expect("whole");
+    assert!(shown.starts_with(&[0xFF, 0xD8]) && !shown.windows(6).any(|part| part == b"48 deg"), "it tells where");
 }
 
 #[tokio::test]

@@ -90,9 +90,12 @@ async fn what_no_database_holds_is_refused_at_the_door() {
         .part("image", reqwest::multipart::Part::bytes(photo("rocket.jpg")));
     let refused = send(stack.request(Method::POST, "/v1/jobs").multipart(form)).await;
     assert_eq!((refused.status, refused.text("code").as_str()), (400, "option_invalid"));
-    for path in ["/v1/jobs?metadata.k=%00", "/v1/jobs/%00", "/v1/topics/%00", "/v1/batches/%00", "/v1/jobs?cursor=%00"]
-    {
+    for path in ["/v1/jobs?metadata.k=%00", "/v1/jobs?cursor=%00", "/v1/jobs?batch=%00", "/v1/webhooks/gone?url=%00"] {
         assert_eq!(stack.get(path).await.status, 400, "{path}");
+    }
+    for path in ["/v1/jobs/%00", "/v1/topics/%00", "/v1/batches/%00", "/v1/models/%00", "/v1/dead/%00"] {
+        let status = stack.get(path).await.status;
+        assert!([400, 404].contains(&status), "{path}: {status}");
     }
     let topic = stack.request(Method::POST, "/v1/topics").body(r#"{"name": "nul", "model": "a\u0000b"}"#);
     assert_eq!(send(topic).await.status, 400);

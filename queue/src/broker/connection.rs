@@ -127,7 +127,11 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
                 client.close(goodbye.unwrap_or(Some("Internal Server Error")).map(err));
             }
             () = &mut writing => is_over = true,
-            () = cut.cancelled() => client.close(None),
+            // Its place is needed now, and there is nothing to say to it.
+            () = cut.cancelled() => {
+                client.close(None);
+                is_over = true;
+            }
             () = super::reached(&mut phase, Phase::Stopping) => client.close(None),
         }
     }
