@@ -109,7 +109,7 @@ fn png(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
         let kind = bytes.get(at + 4..at + 8)?;
         let chunk = bytes.get(at..at.checked_add(length)?.checked_add(12)?)?;
         at += chunk.len();
-        if !PNG_CHUNKS.iter().any(|needed| *needed == kind) {
+        if !PNG_CHUNKS.contains(&kind) {
             continue;
         }
         kept.extend(chunk);
@@ -142,7 +142,7 @@ fn webp(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
         let length = le32(bytes, at + 4)? as usize;
         let chunk = bytes.get(at..at.checked_add(length)?.checked_add(8)?)?;
         at += chunk.len() + (length & 1);
-        if !WEBP_CHUNKS.iter().any(|needed| *needed == kind) {
+        if !WEBP_CHUNKS.contains(&kind) {
             continue;
         }
         let start = kept.len();
