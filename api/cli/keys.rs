@@ -1,7 +1,7 @@
 //! `sightline keys`: who may use the API.
 //!
 //! With a key, the API is asked. Without one, or with `--local`, the queue is, through the data folder:
-//! whoever may read that is the owner of all that is in it. So the first key is created, and one in place of a
+//! a user who may read that owns all that is in it. So the first key is created, and one in place of a
 //! last key that was lost, also while nothing runs.
 
 use std::path::{Path, PathBuf};
@@ -47,10 +47,8 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
             let wish = json!({ "name": name, "scopes": scopes, "expires": expires, "limits": limits });
             let made = if is_local(&local, &api) {
                 let new = serde_json::from_value(wish).map_err(|error| anyhow!("--scopes: {error}"))?;
-                let owner = Owner::open(&local, &api.data).await?;
-                let made = ::api::create_local(&owner.queue, &new, owner.folder()).await;
-                owner.close().await;
-                made.map_err(|problem| anyhow!(problem))?
+                let create = async |owner: &Owner| ::api::create_local(&owner.queue, &new, owner.folder()).await;
+                locally(&local, &api.data, create).await?
             } else {
                 Remote::new(&api)?.post("/v1/keys", &wish).await?
             };
@@ -63,10 +61,7 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
         }
         KeysAction::List { json, local, api } => {
             let mut keys = if is_local(&local, &api) {
-                let owner = Owner::open(&local, &api.data).await?;
-                let keys = ::api::list_local(&owner.queue).await;
-                owner.close().await;
-                keys.map_err(|problem| anyhow!(problem))?
+                locally(&local, &api.data, async |owner: &Owner| ::api::list_local(&owner.queue).await).await?
             } else {
                 Remote::new(&api)?.get("/v1/keys").await?
             };
@@ -79,10 +74,7 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
         }
         KeysAction::Revoke { id, local, api } => {
             let key = if is_local(&local, &api) {
-                let owner = Owner::open(&local, &api.data).await?;
-                let key = ::api::revoke_local(&owner.queue, &id).await;
-                owner.close().await;
-                key.map_err(|problem| anyhow!(problem))?
+                locally(&local, &api.data, async |owner: &Owner| ::api::revoke_local(&owner.queue, &id).await).await?
             } else {
                 Remote::new(&api)?.ask(Method::DELETE, &format!("/v1/keys/{}", escaped(&id))).await?
             };
@@ -95,6 +87,18 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
 /// Without a key and without an address of an API, the data folder is what there is.
 fn is_local(local: &LocalArgs, api: &ApiAddressArgs) -> bool {
     local.local || (api.key.is_none() && api.api.is_none())
+}
+
+/// Asks the queue of a data folder.
+async fn locally(
+    local: &LocalArgs,
+    data: &DataArgs,
+    ask: impl AsyncFnOnce(&Owner) -> Result<Value, String>,
+) -> anyhow::Result<Value> {
+    let owner = Owner::open(local, data).await?;
+    let answer = ask(&owner).await;
+    owner.close().await;
+    answer.map_err(|problem| anyhow!(problem))
 }
 
 /// A way to the queue of a data folder, for its owner.
@@ -137,14 +141,9 @@ impl Owner {
 /// A broker on a data folder that nothing uses; `None` if something runs there.
 async fn start_if_nothing_runs(data: &DataArgs) -> anyhow::Result<Option<(Broker, DataDir, queue::client::Address)>> {
     let (folder, has) = (&data.data, |name: &str| data.data.join(name).exists());
-    if !has("journal") {
-        let is_new = std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());
-        if has("nats") && !has("broker.url") {
-            bail!("the queue of {} is a NATS server that does not run: start sightline on it first", folder.display());
-        }
-        if !is_new && !has("nats") {
-            bail!("{} holds no queue; name the queue with --queue, or its data folder with --data", folder.display());
-        }
+    let is_new = std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());
+    if !is_new && !has("journal") && !has("nats") {
+        bail!("{} holds no queue; name the queue with --queue, or its data folder with --data", folder.display());
     }
     let Some(held) = DataDir::try_open(data)? else { return Ok(None) };
     if has("nats") && !has("journal") {

@@ -9,7 +9,6 @@
 //! connection.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
@@ -17,10 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use axum::Router;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -45,6 +46,9 @@ const ACCEPT_WARNING_PAUSE: Duration = Duration::from_secs(60);
 /// Connections that one address may always have.
 const PER_ADDRESS_MIN: usize = 64;
 
+/// What answers requests.
+pub(crate) type Answering = TowerToHyperService<Router>;
+
 /// The address that a request came from, among its extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Peer(pub(crate) IpAddr);
@@ -58,19 +62,13 @@ pub(crate) struct Limits {
 }
 
 /// Serves connections until `stop`; then takes no more and lets requests end.
-pub(crate) async fn serve<S>(
+pub(crate) async fn serve(
     listener: TcpListener,
     encryption: Option<TlsAcceptor>,
-    service: S,
+    service: Answering,
     limits: Limits,
     stop: CancellationToken,
-) where
-    S: Service<hyper::Request<hyper::body::Incoming>, Response = axum::response::Response, Error = Infallible>
-        + Clone
-        + Send
-        + 'static,
-    S::Future: Send + 'static,
-{
+) {
     let graceful = GracefulShutdown::new();
     let addresses = Addresses::default();
     let mut connections = JoinSet::new();
@@ -116,19 +114,13 @@ pub(crate) async fn serve<S>(
     connections.shutdown().await;
 }
 
-async fn begin<S>(
+async fn begin(
     socket: TcpStream,
     peer: IpAddr,
     encryption: Option<TlsAcceptor>,
     watcher: Watcher,
-    service: S,
-) -> Result<(), String>
-where
-    S: Service<hyper::Request<hyper::body::Incoming>, Response = axum::response::Response, Error = Infallible>
-        + Send
-        + 'static,
-    S::Future: Send + 'static,
-{
+    service: Answering,
+) -> Result<(), String> {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "answers on this connection may be delayed");
     }
@@ -143,18 +135,12 @@ where
 }
 
 /// Answers what comes on one connection.
-async fn converse<S>(
+async fn converse(
     socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: IpAddr,
     watcher: Watcher,
-    service: S,
-) -> Result<(), String>
-where
-    S: Service<hyper::Request<hyper::body::Incoming>, Response = axum::response::Response, Error = Infallible>
-        + Send
-        + 'static,
-    S::Future: Send + 'static,
-{
+    service: Answering,
+) -> Result<(), String> {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     builder.max_buf_size(READ_BYTES_MAX);

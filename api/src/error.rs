@@ -423,7 +423,7 @@ pub(crate) struct Problem {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.kind();
-        // What we chose to refuse is counted, and is no fault of ours.
+        // A refusal that we chose is counted, and is not an error.
         let is_chosen = matches!(code, "queue_full" | "uploads_busy" | "stopping");
         if status == StatusCode::SERVICE_UNAVAILABLE && !is_chosen {
             tracing::warn!(code, error = %self, "request failed");

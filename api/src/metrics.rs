@@ -173,8 +173,8 @@ fn render_workers(state: &Inner, text: &mut String) {
 async fn render_index(state: &Inner, text: &mut String) {
     let mut set_aside =
         Series::new("index_set_aside_jobs", "gauge", "Jobs that the job index cannot hold; see /v1/index.");
-    match state.index.all_set_aside().await {
-        Ok(jobs) => set_aside.sample("", &[], jobs.len() as f64),
+    match state.index.count_set_aside().await {
+        Ok(jobs) => set_aside.sample("", &[], jobs as f64),
         Err(error) => tracing::warn!(%error, "the job index did not answer"),
     }
     set_aside.finish(text);

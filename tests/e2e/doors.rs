@@ -226,7 +226,7 @@ fn damage(path: &Path, how: &str) {
         _ => fs::remove_file(path).expect("removed"),
     }
     if how == "unreadable" {
-        // Whoever tests as root may read everything that is a file.
+        // A test that runs as root may read everything that is a file.
         fs::create_dir(path).expect("created");
     }
 }
@@ -292,7 +292,7 @@ async fn nothing_is_told_to_anybody_outside() {
     assert!(trace.contains("libonnxruntime"), "the trace shows the library");
     let calls = trace.lines().filter(|line| line.contains("sin_addr") || line.contains("sin6_addr"));
     let abroad: Vec<&str> = calls.filter(|line| !line.contains("127.0.0.1") && !line.contains("::1")).collect();
-    assert_eq!(abroad, [""; 0], "somebody outside was called");
+    assert_eq!(abroad, [""; 0], "a host outside was called");
     assert!(!trace.contains("resolv.conf"), "a name was looked up");
     let left = walk(&home);
     assert!(left.is_empty(), "something was left in the user's home: {left:?}");

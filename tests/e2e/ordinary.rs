@@ -62,7 +62,7 @@ async fn a_receiver_that_wants_no_more_is_left_alone_until_its_owner_says_otherw
     assert_eq!(gone[0]["url"], receiver.url.as_str());
     let job = stack.run(&query, photo("rocket.jpg")).await;
     let path = format!("/v1/jobs/{}", job["id"].as_str().expect("an id"));
-    let log = eventually("it is said why nobody was called", async || {
+    let log = eventually("the log says why no call was made", async || {
         let log = stack.get(&format!("{path}/deliveries")).await.json["deliveries"].as_array()?.clone();
         (!log.is_empty()).then_some(log)
     })

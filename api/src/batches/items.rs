@@ -93,7 +93,7 @@ pub(super) fn read(
         io::Error::other(words)
     });
     let (send, items) = mpsc::channel(AHEAD);
-    // Once nobody takes items, the rest of the body is no reader's any more, and its memory is free.
+    // Once the receiver of items is gone, no reader holds the rest of the body, and its memory is free.
     let untaken = send.clone();
     let chunks: Chunks = Box::pin(chunks.take_until(async move { untaken.closed().await }).fuse());
     match essence.as_str() {
@@ -259,7 +259,7 @@ fn content(
     let mut bytes = Vec::with_capacity(room.bytes().min(limit) + 1);
     (&mut *file).take(room.bytes() as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > room.bytes() && room.bytes() < limit {
-        let gone = || io::Error::other("nobody takes the items any more");
+        let gone = || io::Error::other("the receiver of items is gone");
         room = wait(bounds.rooms.grow(room, limit), send).ok_or_else(gone)?;
         bytes.reserve_exact(limit + 1 - bytes.len());
         file.take((limit + 1 - bytes.len()) as u64).read_to_end(&mut bytes)?;
@@ -275,7 +275,7 @@ fn too_large(limit: usize) -> JobError {
     JobError::new("image_too_large", format!("it is larger than {limit} bytes, the limit for one image"))
 }
 
-/// Waits in a thread of its own; `None` once nobody takes items any more.
+/// Waits in a thread of its own; `None` once the receiver of items is gone.
 fn wait<T>(something: impl Future<Output = T>, send: &Sender) -> Option<T> {
     tokio::runtime::Handle::current().block_on(unless_closed(something, send))
 }
@@ -292,7 +292,7 @@ fn wait_to_hand_over(send: &Sender, room: Room, custom_id: String, content: Resu
     tokio::runtime::Handle::current().block_on(item)
 }
 
-/// Sends an item; `false`: nobody takes items any more.
+/// Sends an item; `false`: the receiver of items is gone.
 async fn hand_over(
     send: &Sender,
     mut room: Room,

@@ -236,9 +236,7 @@ pub(crate) async fn verify_expected(
 
 /// Reads a list, in memory that is lent as it comes: a little at first, then all that it may need.
 async fn read_expected(rooms: &Rooms, body: Body) -> Result<(Vec<u8>, Room), ApiError> {
-    let lend =
-        async |bytes| tokio::time::timeout(BUSY_PATIENCE, rooms.lend(bytes)).await.map_err(|_| ApiError::UploadsBusy);
-    let (mut list, mut room) = (Vec::new(), lend(SMALL_BYTES).await?);
+    let (mut list, mut room) = (Vec::new(), soon(rooms.lend(SMALL_BYTES)).await?);
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(incoming::error_of)?;
@@ -246,12 +244,16 @@ async fn read_expected(rooms: &Rooms, body: Body) -> Result<(Vec<u8>, Room), Api
             return Err(ApiError::ListTooLarge { limit: EXPECTED_BYTES_MAX });
         }
         if list.len() + chunk.len() > room.bytes() {
-            drop(room);
-            room = lend(EXPECTED_BYTES_MAX).await?;
+            room = soon(rooms.grow(room, EXPECTED_BYTES_MAX)).await?;
         }
         list.extend_from_slice(&chunk);
     }
     Ok((list, room))
+}
+
+/// Waits for memory, but not for long.
+async fn soon(room: impl Future<Output = Room>) -> Result<Room, ApiError> {
+    tokio::time::timeout(BUSY_PATIENCE, room).await.map_err(|_| ApiError::UploadsBusy)
 }
 
 impl Verdict {

@@ -1,7 +1,7 @@
 //! Memory for items of batches, lent before the bytes are read.
 //!
 //! Small items are lent from a part of their own, so that they never wait behind large ones. A large item is lent
-//! all that it can need in one piece, and only while its reader holds no other large one: so nobody waits for
+//! all that it can need in one piece, and only while its reader holds no other large one: so no reader waits for
 //! room while holding what others wait for. One batch gets a share, whatever it sends.
 
 use std::sync::Arc;

@@ -170,6 +170,11 @@ impl Index {
         transaction.commit().await
     }
 
+    /// How many jobs the database cannot hold.
+    pub(crate) async fn count_set_aside(&self) -> Result<i64, IndexError> {
+        Ok(sqlx::query("SELECT COUNT(*) FROM set_aside").fetch_one(&self.pool).await?.get(0))
+    }
+
     /// Jobs that the database cannot hold, the latest first.
     pub(crate) async fn all_set_aside(&self) -> Result<Vec<SetAside>, IndexError> {
         let rows = sqlx::query("SELECT id, at, problem FROM set_aside ORDER BY at DESC LIMIT 1000")

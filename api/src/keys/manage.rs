@@ -73,7 +73,7 @@ pub(crate) struct List {
 pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<Response, ApiError> {
     let new: NewKey = json::parse(&body)?;
     state.keys.refresh(&state.queue).await?;
-    // Without keys every client is let in, and the first key would make its owner of whoever came first.
+    // Without keys every client is let in, and the first client to create a key would own the server.
     if !state.keys.are_needed() {
         return Err(ApiError::KeyFirst);
     }
@@ -181,11 +181,9 @@ async fn end(queue: &Queue, id: &str) -> Result<Key, ApiError> {
             return Err(ApiError::KeyLast(id.to_owned()));
         }
         key.revoked_at.get_or_insert(now);
-        Ok(())
+        Ok(key.clone().shown())
     })
-    .await?;
-    let keys = store::read(queue).await?;
-    keys.into_iter().find(|key| key.id == id).map(Key::shown).ok_or_else(|| ApiError::KeyUnknown(id.to_owned()))
+    .await
 }
 
 impl NewKey {

@@ -4,7 +4,7 @@
 //! process that has seen a key. Losing a file must never open an API that had keys: where there is a
 //! witness and no key, every request is refused until a key is made on the machine itself.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -29,17 +29,17 @@ pub(super) async fn read(queue: &Queue) -> Result<Vec<Key>, QueueError> {
 }
 
 /// Changes the keys as `decide` says, which sees those that there are; it is asked again when another
-/// process was faster.
-pub(super) async fn change<E: From<QueueError>>(
+/// process was faster. Returns what it returned.
+pub(super) async fn change<T, E: From<QueueError>>(
     queue: &Queue,
-    decide: impl Fn(&mut Vec<Key>) -> Result<(), E>,
-) -> Result<(), E> {
+    decide: impl Fn(&mut Vec<Key>) -> Result<T, E>,
+) -> Result<T, E> {
     loop {
         let (mut document, revision) =
             queue.keys::<Document>().await?.unwrap_or((Document::default(), Revision::default()));
-        decide(&mut document.keys)?;
+        let decided = decide(&mut document.keys)?;
         if let Replaced::Done(_) = queue.write_keys(revision, &document).await? {
-            return Ok(());
+            return Ok(decided);
         }
     }
 }
@@ -101,7 +101,7 @@ impl Witness {
         }
         File::create(path)?.sync_all()?;
         match path.parent() {
-            Some(folder) => fs::File::open(folder)?.sync_all(),
+            Some(folder) => File::open(folder)?.sync_all(),
             None => Ok(()),
         }
     }

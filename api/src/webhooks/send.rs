@@ -139,7 +139,7 @@ impl Sender {
 
     async fn deliver(&self, call: &OwedCall, receiver: &Receiver) {
         let hook = &call.hook;
-        // What is told, and how often it was tried. If that cannot be found out, it is no fault of the receiver's.
+        // What is told, and how often it was tried. If that cannot be found out, the receiver is not at fault.
         let known = async {
             let attempt = self.attempt(call).await.map_err(|error| error.to_string())?;
             let is_gone =

@@ -7,16 +7,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, RetentionPolicy};
 use bytes::Bytes;
 
-use super::{STREAM, connect};
+use super::{STREAM, connect, records};
 use crate::broker::{Broker, JournalUsage, Options};
 use crate::client::Address;
 use crate::error::chain;
@@ -89,22 +87,15 @@ pub async fn journal(folder: &Path, load: Load, show: &mut dyn FnMut(&Sample)) -
         discard: jetstream::stream::DiscardPolicy::New,
         ..Config::default()
     };
-    let records = format!("{STREAM}-records");
-    let records = Config {
-        subjects: vec![format!("{records}.>")],
-        name: records,
-        max_messages_per_subject: 1,
-        ..Config::default()
-    };
     let images = context.create_stream(images).await.map_err(|error| chain(&error))?;
-    context.create_stream(records).await.map_err(|error| chain(&error))?;
+    let records = records(&context).await?;
 
     let started = Instant::now();
     let times = Arc::new(Mutex::new(Vec::new()));
     let mut jobs = tokio::task::JoinSet::new();
     for _ in 0..load.in_flight {
-        let (context, images, times) = (context.clone(), images.clone(), times.clone());
-        jobs.spawn(async move { run(&context, &images, load, started + load.span, &times).await });
+        let (context, images, records, times) = (context.clone(), images.clone(), records.clone(), times.clone());
+        jobs.spawn(async move { run(&context, &images, &records, load, started + load.span, &times).await });
     }
     let mut sampled = started;
     let mut total = 0;
@@ -140,6 +131,7 @@ pub async fn journal(folder: &Path, load: Load, show: &mut dyn FnMut(&Sample)) -
 async fn run(
     context: &jetstream::Context,
     images: &jetstream::stream::Stream,
+    records: &str,
     load: Load,
     deadline: Instant,
     times: &Mutex<Vec<f64>>,
@@ -152,7 +144,7 @@ async fn run(
         let sequence = publish(context, format!("{STREAM}.{id}"), image.clone()).await?;
         times.lock().unwrap_or_else(PoisonError::into_inner).push(begun.elapsed().as_secs_f64() * 1e3);
         for _ in 0..RECORDS {
-            publish(context, format!("{STREAM}-records.{id}"), record.clone()).await?;
+            publish(context, format!("{records}.{id}"), record.clone()).await?;
         }
         waiting.push_back(sequence);
         if waiting.len() > load.backlog / load.in_flight

@@ -74,6 +74,18 @@ async fn work_queue(context: &jetstream::Context) -> Result<jetstream::stream::S
     context.create_stream(config).await.map_err(|error| chain(&error))
 }
 
+/// Makes a stream that keeps the last message of each subject; returns its name.
+async fn records(context: &jetstream::Context) -> Result<String, String> {
+    let name = format!("{STREAM}-records");
+    let config = Config {
+        name: name.clone(),
+        subjects: vec![format!("{name}.>")],
+        max_messages_per_subject: 1,
+        ..Config::default()
+    };
+    context.create_stream(config).await.map(|_| name).map_err(|error| chain(&error))
+}
+
 async fn workers(stream: &jetstream::stream::Stream) -> Result<PullConsumer, String> {
     let config =
         pull::Config { durable_name: Some("bench".into()), ack_policy: AckPolicy::Explicit, ..pull::Config::default() };
@@ -141,14 +153,7 @@ pub async fn latency(address: &Address, bytes: usize, per_second: f64, count: us
 pub async fn fill(address: &Address, jobs: usize) -> Result<(), String> {
     let context = connect(address).await?;
     work_queue(&context).await?;
-    let records = format!("{STREAM}-records");
-    let config = Config {
-        name: records.clone(),
-        subjects: vec![format!("{records}.>")],
-        max_messages_per_subject: 1,
-        ..Config::default()
-    };
-    context.create_stream(config).await.map_err(|error| chain(&error))?;
+    let records = records(&context).await?;
     let payload = Bytes::from(vec![b'x'; 200]);
     let publishing = futures::stream::iter(0..jobs).map(|_| {
         let (payload, context, records) = (payload.clone(), &context, &records);

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::{Loss, Options};
 use crate::journal::entry::{Step, Walk};
 use crate::journal::segment::{HEADER_BYTES, SEAL};
 use crate::journal::{OpenError, snapshot};
-use crate::platform::storage::Folder;
+use crate::platform::storage::{Folder, private};
 
 /// How often a copy is begun before it is given up: each time the journal was tidied in between.
 const TRIES: usize = 20;
@@ -127,7 +127,7 @@ fn copy_whole(from: &Path, to: &Path) -> io::Result<()> {
     if let Some(end) = base.and_then(|base| torn_at(base, &bytes)) {
         bytes[end..].fill(0);
     }
-    let mut copy = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(to)?;
+    let mut copy = private().write(true).create(true).truncate(true).open(to)?;
     copy.write_all(&bytes)?;
     copy.sync_all()
 }

@@ -41,10 +41,15 @@ pub(super) struct Session {
     pub(super) is_verbose: bool,
     pub(super) wants_echo: bool,
     pub(super) wants_no_responders: bool,
-    /// It may send more than `CONNECT`.
-    is_let_in: bool,
-    /// Until then it is counted as one who may not.
+    /// Until it is let in, a client may send `CONNECT` only, and is counted as a stranger.
     stranger: Option<Stranger>,
+}
+
+impl Session {
+    /// Whether it may send more than `CONNECT`.
+    fn is_let_in(&self) -> bool {
+        self.stranger.is_none()
+    }
 }
 
 /// A connection whose client has not said who it is, until this is dropped.
@@ -109,12 +114,8 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
         is_verbose: true,
         wants_echo: true,
         wants_no_responders: false,
-        is_let_in: !shared.options.auth.is_asked(),
-        stranger: Some(stranger),
+        stranger: shared.options.auth.is_asked().then_some(stranger),
     };
-    if session.is_let_in {
-        session.stranger = None;
-    }
     let mut writing = Box::pin(write(&shared, &client, &mut output));
     let mut phase = shared.phase.subscribe();
     let mut is_over = false;
@@ -173,14 +174,14 @@ pub(super) fn greeting(shared: &Shared, peer: SocketAddr, id: u64, is_leaving: b
 /// Reads commands until the connection ends.
 async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Goodbye {
     let payload_max = shared.options.max_payload;
-    let mut parser = Parser::new(if session.is_let_in { payload_max } else { STRANGER_PAYLOAD_MAX });
+    let mut parser = Parser::new(if session.is_let_in() { payload_max } else { STRANGER_PAYLOAD_MAX });
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
     let let_in_by = tokio::time::Instant::now() + shared.options.auth_timeout;
     let mut pings = 0;
     loop {
         // Grows with what comes, not with what is announced.
         buffer.reserve(parser.missing(buffer.len()).min(buffer.len()).max(READ_BYTES));
-        let read = if session.is_let_in {
+        let read = if session.is_let_in() {
             timeout(shared.options.ping_interval, input.receive(&mut buffer)).await
         } else {
             tokio::time::timeout_at(let_in_by, input.receive(&mut buffer)).await
@@ -188,7 +189,7 @@ async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Good
         match read {
             Ok(Ok(0) | Err(_)) => return None,
             Ok(Ok(_)) => pings = 0,
-            Err(_) if !session.is_let_in => return Some("Authentication Timeout"),
+            Err(_) if !session.is_let_in() => return Some("Authentication Timeout"),
             Err(_) if pings >= PINGS_MAX => return Some("Stale Connection"),
             Err(_) => {
                 pings += 1;
@@ -199,7 +200,7 @@ async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Good
         let mut commands = Vec::new();
         loop {
             match parser.next(&mut buffer) {
-                Ok(Some(command)) if session.is_let_in => commands.push(command),
+                Ok(Some(command)) if session.is_let_in() => commands.push(command),
                 // Whoever is not let in is heard one command at a time, and only to say who it is.
                 Ok(Some(Command::Connect(json))) => {
                     if let Err(goodbye) = greet(shared, session, &json) {
@@ -218,7 +219,7 @@ async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Good
                     return Some(match error {
                         crate::nats::ParseError::UnknownOperation => "Unknown Protocol Operation",
                         crate::nats::ParseError::LineTooLong => "maximum control line exceeded",
-                        crate::nats::ParseError::PayloadTooLarge if session.is_let_in => "Maximum Payload Violation",
+                        crate::nats::ParseError::PayloadTooLarge if session.is_let_in() => "Maximum Payload Violation",
                         crate::nats::ParseError::PayloadTooLarge => "Authorization Violation",
                     });
                 }
@@ -253,7 +254,6 @@ pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Resu
         About { name: said(connect.name), language: said(connect.lang), version: said(connect.version), permissions };
     // A second CONNECT changes nothing of who it is.
     drop(session.client.about.set(about));
-    session.is_let_in = true;
     session.stranger = None;
     if session.is_verbose {
         session.client.send_now(Bytes::from_static(b"+OK\r\n"));

@@ -128,7 +128,8 @@ impl Shared {
         for _ in 0..SWEEPS_MAX {
             let (is_bloated, dead) = {
                 let core = self.lock();
-                (core.journal.is_bloated(), core.journal.dead_bytes())
+                let usage = core.journal.usage();
+                (core.journal.is_bloated(&usage), usage.dead_bytes)
             };
             // Emptied segments are given back by a snapshot: not too many of them before it.
             let is_enough = !is_bloated || dead >= DEAD_BYTES_MAX || stopping.load(Ordering::Acquire);

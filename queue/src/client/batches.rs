@@ -59,13 +59,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn batch(&self, id: &str) -> Result<Option<(Batch, Revision)>, QueueError> {
-        const ACTION: &str = "read a batch";
-        self.ensure_stream_once(config(self.defaults.replicas)).await?;
-        let Some(message) = self.last_message(ACTION, STREAM, subject(id), true).await? else { return Ok(None) };
-        let damaged =
-            |error: serde_json::Error| QueueError::Damaged { what: format!("batch {id}"), problem: error.to_string() };
-        let batch = serde_json::from_slice(&message.payload).map_err(damaged)?;
-        Ok(Some((batch, message.sequence.0.into())))
+        let what = format!("batch {id}");
+        self.read_document("read a batch", config(self.defaults.replicas), subject(id), &what).await
     }
 
     /// All batches that were changed after a revision, oldest change first, each with what a change of it

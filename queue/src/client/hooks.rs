@@ -11,6 +11,7 @@ use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, Storag
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::read::timestamp;
 use super::{LIMIT_REACHED, Queue, bounded, server_error};
 use crate::{JobId, QueueError, Timestamp};
 
@@ -134,9 +135,7 @@ impl Queue {
     pub async fn next_call(&self, senders: &PullConsumer) -> Result<Option<OwedCall>, QueueError> {
         let Some(raw) = Self::fetch_one("ask for a call", senders).await? else { return Ok(None) };
         let info = raw.info().ok();
-        let noted_at = info.map_or_else(Timestamp::now, |info| {
-            Timestamp::from_millis((info.published.unix_timestamp_nanos() / 1_000_000) as i64)
-        });
+        let noted_at = info.map_or_else(Timestamp::now, |info| timestamp(info.published));
         match serde_json::from_slice(&raw.payload) {
             Ok(hook) => Ok(Some(OwedCall { hook, noted_at, raw })),
             Err(error) => {

@@ -22,13 +22,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the queue does not answer, or the document cannot be read.
     pub async fn keys<T: DeserializeOwned>(&self) -> Result<Option<(T, Revision)>, QueueError> {
-        self.ensure_stream_once(config(self.defaults.replicas)).await?;
-        let Some(message) = self.last_message("read the keys", STREAM, SUBJECT.into(), true).await? else {
-            return Ok(None);
-        };
-        let damaged =
-            |error: serde_json::Error| QueueError::Damaged { what: "the keys".into(), problem: error.to_string() };
-        Ok(Some((serde_json::from_slice(&message.payload).map_err(damaged)?, message.sequence.0.into())))
+        self.read_document("read the keys", config(self.defaults.replicas), SUBJECT.into(), "the keys").await
     }
 
     /// Replaces exactly the document that was read as `over`; 0 where there is none.

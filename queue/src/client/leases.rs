@@ -148,7 +148,7 @@ impl Queue {
         }
         match answer {
             Ok(message) => {
-                // One that cannot be read would keep everybody from the lease for ever: it is nobody's.
+                // One that cannot be read would block the lease for ever: it counts as free.
                 let record = serde_json::from_slice(&message.payload).unwrap_or_else(|error| {
                     tracing::error!(name, %error, "a lease record cannot be read; the lease is free");
                     LeaseRecord { holder: None }

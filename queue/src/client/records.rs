@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream;
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 
@@ -203,6 +204,24 @@ impl Queue {
 }
 
 impl Queue {
+    /// The document under a subject of a stream that is made if it is missing, and what a change of it must
+    /// name; `None` if there is none. `what` names it in an error.
+    pub(super) async fn read_document<T: serde::de::DeserializeOwned>(
+        &self,
+        action: &'static str,
+        config: stream::Config,
+        subject: String,
+        what: &str,
+    ) -> Result<Option<(T, Revision)>, QueueError> {
+        let name = config.name.clone();
+        self.ensure_stream_once(config).await?;
+        let Some(message) = self.last_message(action, &name, subject, true).await? else { return Ok(None) };
+        let document = serde_json::from_slice(&message.payload);
+        let document =
+            document.map_err(|error| QueueError::Damaged { what: what.to_owned(), problem: error.to_string() })?;
+        Ok(Some((document, Revision(message.sequence.0))))
+    }
+
     /// Writes a small record over exactly the one that was read as `over`, with one try.
     pub(super) async fn write_over(
         &self,

@@ -72,10 +72,10 @@ impl Queue {
         if topic.replicas < 2 {
             return self.create(record).await.map(Some);
         }
-        let (queue, record, record_id) = (self.clone(), record.clone(), record.spec.id.clone());
-        let mut writing = tokio::spawn(async move { queue.create_in_the_end(&record).await });
         // Two requests may be for a job whose id follows from something: only its record decides between them.
-        let is_contested = record_id.age().is_none();
+        let is_contested = record.spec.id.age().is_none();
+        let (queue, record) = (self.clone(), record.clone());
+        let mut writing = tokio::spawn(async move { queue.create_in_the_end(&record).await });
         let patience = if is_contested { PATIENCE } else { LEADER_PATIENCE };
         match tokio::time::timeout(patience, &mut writing).await {
             Ok(Ok(written)) => Ok(Some(written)),

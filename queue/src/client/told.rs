@@ -32,11 +32,8 @@ impl Queue {
 
     async fn read_told(&self, topic: &TopicName) -> Result<Option<(Told, Revision)>, QueueError> {
         const ACTION: &str = "read how far calls are noted";
-        self.ensure_stream_once(config(self.defaults.replicas)).await?;
-        let Some(message) = self.last_message(ACTION, STREAM, subject(topic), true).await? else { return Ok(None) };
-        let damaged =
-            |error: serde_json::Error| QueueError::Damaged { what: subject(topic), problem: error.to_string() };
-        Ok(Some((serde_json::from_slice(&message.payload).map_err(damaged)?, message.sequence.0.into())))
+        let subject = subject(topic);
+        self.read_document(ACTION, config(self.defaults.replicas), subject.clone(), &subject).await
     }
 
     /// Notes that calls for all records up to this one are owed. It never goes back.

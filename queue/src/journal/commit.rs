@@ -103,7 +103,7 @@ impl<R: Release> Committer<R> {
         });
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
-            // A panic here is as final as a failed write: nobody knows what is on disk.
+            // A panic here is as final as a failed write: what is on disk is unknown.
             let ended = std::panic::catch_unwind(AssertUnwindSafe(|| run(&worker, current)));
             let ended = ended.unwrap_or_else(|panic| Err(io::Error::other(words_of(panic.as_ref()))));
             if let Err(error) = ended {

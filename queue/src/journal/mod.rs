@@ -285,8 +285,7 @@ impl<R: Release> Journal<R> {
 
     /// Bytes of sealed segments that hold nothing.
     pub(crate) fn dead_bytes(&self) -> u64 {
-        let sealed = self.segments.iter().filter(|(base, _)| **base != self.active);
-        sealed.filter(|(_, segment)| segment.live == 0).map(|(_, segment)| segment.span).sum()
+        self.usage().dead_bytes
     }
 
     /// What the log takes on disk.
@@ -304,8 +303,8 @@ impl<R: Release> Journal<R> {
     }
 
     /// Whether the log takes so much more room than what lives in it that segments must be emptied now.
-    pub(crate) fn is_bloated(&self) -> bool {
-        let Usage { bytes, live_bytes, dead_bytes, .. } = self.usage();
+    pub(crate) fn is_bloated(&self, usage: &Usage) -> bool {
+        let Usage { bytes, live_bytes, dead_bytes, .. } = *usage;
         bytes - dead_bytes > live_bytes + live_bytes / 2 + BLOAT_SEGMENTS_MAX * self.space.segment_bytes
     }
 

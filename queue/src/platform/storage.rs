@@ -149,7 +149,7 @@ impl Storage for Folder {
 }
 
 /// Uploads are in these files: other users of the machine must not read them.
-fn private() -> std::fs::OpenOptions {
+pub(crate) fn private() -> std::fs::OpenOptions {
     let mut options = std::fs::OpenOptions::new();
     options.mode(0o600);
     options
