@@ -22,6 +22,7 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use queue::accept::AcceptErrors;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -39,10 +40,6 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a client may take nothing of its answer.
 const WRITE_PAUSE_MAX: Duration = Duration::from_secs(20);
-/// Pause after an error of `accept`, which mostly means that file descriptors ran out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often that is logged.
-const ACCEPT_WARNING_PAUSE: Duration = Duration::from_secs(60);
 /// Connections that one address may always have.
 const PER_ADDRESS_MIN: usize = 64;
 
@@ -72,7 +69,7 @@ pub(crate) async fn serve(
     let graceful = GracefulShutdown::new();
     let addresses = Addresses::default();
     let mut connections = JoinSet::new();
-    let mut warned: Option<tokio::time::Instant> = None;
+    let mut errors = AcceptErrors::default();
     loop {
         // At the bound clients wait in the system's queue, until some connection ends.
         let is_full = connections.len() >= limits.connections_max;
@@ -84,11 +81,7 @@ pub(crate) async fn serve(
         let (socket, peer) = match accepted {
             Ok((socket, peer)) => (socket, peer.ip()),
             Err(error) => {
-                if warned.is_none_or(|at| at.elapsed() >= ACCEPT_WARNING_PAUSE) {
-                    tracing::warn!(%error, open = connections.len(), "connections cannot be accepted; they wait");
-                    warned = Some(tokio::time::Instant::now());
-                }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                errors.pause(&error, connections.len()).await;
                 continue;
             }
         };

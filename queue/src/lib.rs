@@ -30,6 +30,7 @@ pub mod singleton;
 pub mod watchdog;
 pub mod balance;
 pub mod members;
+pub mod accept;
 pub mod tasks;
 mod calendar;
 pub mod broker;

@@ -293,19 +293,14 @@ async fn a_large_batch_needs_little_memory() {
 
 /// What the process of the API holds now, bytes.
 fn memory(stack: &Stack) -> usize {
-    status(stack, "VmRSS:")
+    assert!(!descendants(stack.pid()).is_empty());
+    stack.memory("VmRSS")
 }
 
 /// The most that it has ever held.
 fn peak(stack: &Stack) -> usize {
-    status(stack, "VmHWM:")
-}
-
-fn status(stack: &Stack, field: &str) -> usize {
-    let text = std::fs::read_to_string(format!("/proc/{}/status", stack.pid())).expect("it runs");
-    let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("the field is there");
     assert!(!descendants(stack.pid()).is_empty());
-    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
+    stack.memory("VmHWM")
 }
 
 #[tokio::test]

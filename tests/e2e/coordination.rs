@@ -12,17 +12,6 @@ use serde_json::Value;
 use super::harness::{Running, Stack, eventually, photo, send, test_models};
 use super::topics::{json_of, ok, rocket};
 
-/// The queue's servers, without our own client around them.
-async fn bare(stack: &Stack) -> jetstream::Context {
-    let mut options = async_nats::ConnectOptions::new();
-    if let Ok(token) = std::fs::read_to_string(stack.data().join("broker.token")) {
-        options = options.token(token.trim().to_owned());
-    }
-    let url = std::fs::read_to_string(stack.data().join("broker.url")).expect("`up` leaves this file");
-    let servers: Vec<String> = url.trim().split(',').map(str::to_owned).collect();
-    jetstream::new(options.connect(servers).await.expect("the queue is there"))
-}
-
 /// Who ran each job last.
 async fn workers_of(stack: &Stack, ids: &[String]) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
@@ -125,7 +114,7 @@ async fn a_consumer_that_somebody_removed_is_made_anew() {
     let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
     ok(&stack, &["topics", "create", "bent", "--model", "efficientnet-lite0", "--partitions", "1"]);
     assert_eq!(stack.run("topic=bent", photo("rocket.jpg")).await["state"], "succeeded");
-    let stream = bare(&stack).await.get_stream("jobs_bent_0").await.expect("there");
+    let stream = stack.bare().await.get_stream("jobs_bent_0").await.expect("there");
     assert!(stream.delete_consumer("workers").await.expect("removed").success);
     let job = stack.run("topic=bent", photo("rocket.jpg")).await;
     assert_eq!(job["state"], "succeeded", "{job}");
@@ -139,7 +128,7 @@ async fn a_lease_that_never_ends_is_noticed() {
     ok(&stack, &["topics", "pause", "held"]);
     let id = send(stack.upload("topic=held", photo("rocket.jpg"))).await.text("id");
     // Somebody takes the job, says again and again that it works on it, and never ends.
-    let stream = bare(&stack).await.get_stream("jobs_held_0").await.expect("there");
+    let stream = stack.bare().await.get_stream("jobs_held_0").await.expect("there");
     let consumer: jetstream::consumer::PullConsumer = stream.get_consumer("workers").await.expect("there");
     let mut messages = consumer.fetch().max_messages(1).messages().await.expect("asked");
     let message = messages.next().await.expect("the job").expect("read");

@@ -17,7 +17,7 @@ use super::harness::{ENGINE, Stack, eventually, photo, rounds, send};
 /// Clients of a kind at a time.
 const CLIENTS: usize = 600;
 /// Resident memory of `up` at any time, MiB: two times 256 MiB for bodies, and what it has without them.
-const MEMORY_MIB_MAX: u64 = 900;
+const MEMORY_MIB_MAX: usize = 900;
 
 /// What a client sends at once, and then again and again.
 struct Kind {
@@ -124,18 +124,8 @@ fn p99(times: &[Duration]) -> Duration {
     times[times.len() * 99 / 100]
 }
 
-fn resident_mib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
-    line.trim_end_matches("kB").trim().parse::<u64>().expect("a number") / 1024
-}
-
-fn open_files(pid: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count()
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn strangers_hold_up_nobody() {
+async fn strangers_hold_up_no_other_client() {
     if !cfg!(target_os = "linux") {
         eprintln!("SKIPPED: open files and memory are read from /proc");
         return;
@@ -144,7 +134,7 @@ async fn strangers_hold_up_nobody() {
     let count = rounds(30, 300);
     bystander(&stack, 5).await;
     let alone = p99(&bystander(&stack, count).await);
-    let at_rest = open_files(stack.pid());
+    let at_rest = stack.open_files();
     for kind in kinds() {
         let (kind, over) = (Arc::new(kind), Arc::new(AtomicBool::new(false)));
         let mut clients = JoinSet::new();
@@ -154,7 +144,7 @@ async fn strangers_hold_up_nobody() {
         let mut most = 0;
         let beside = p99(&bystander(&stack, count).await);
         for _ in 0..10 {
-            most = most.max(resident_mib(stack.pid()));
+            most = most.max(stack.memory("VmRSS") >> 20);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         println!(
@@ -166,7 +156,7 @@ async fn strangers_hold_up_nobody() {
         over.store(true, Ordering::Relaxed);
         while clients.join_next().await.is_some() {}
     }
-    eventually("what they held is given back", async || (open_files(stack.pid()) <= at_rest + 20).then_some(())).await;
+    eventually("what they held is given back", async || (stack.open_files() <= at_rest + 20).then_some(())).await;
     assert_eq!(stack.get("/readyz").await.status, 200);
     let job = stack.run("model=efficientnet-lite0", photo("rocket.jpg")).await;
     assert_eq!(job["state"], "succeeded");

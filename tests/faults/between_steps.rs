@@ -4,7 +4,6 @@
 //! border between two of them the state that a crash leaves there is written into a live system
 //! while its worker is paused; then the worker goes on, and the job must end as it should.
 
-use async_nats::jetstream;
 use bytes::Bytes;
 use queue::client::{RedriveError, Redriven, Replaced};
 use queue::{
@@ -18,14 +17,6 @@ use super::worker_pids;
 use super::workers::dead_letter;
 
 const MODEL: &str = "efficientnet-lite0";
-
-/// The queue's server, without our own client around it.
-pub(crate) async fn bare(stack: &Stack) -> jetstream::Context {
-    let token = std::fs::read_to_string(stack.data().join("broker.token")).expect("there");
-    let url = std::fs::read_to_string(stack.data().join("broker.url")).expect("there");
-    let client = async_nats::ConnectOptions::with_token(token.trim().into()).connect(url.trim()).await;
-    jetstream::new(client.expect("the server is there"))
-}
 
 /// A system whose worker is paused, with a job's message in its queue and nothing else.
 struct Crash {
@@ -45,7 +36,7 @@ impl Crash {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Sl-Job", serde_json::to_string(&spec).expect("writes").as_str());
         let subject = format!("jobs.{MODEL}.{partition}.{}", id.uuid());
-        let bare = bare(&stack).await;
+        let bare = stack.bare().await;
         let published = bare.publish_with_headers(subject, headers, Bytes::copy_from_slice(image)).await;
         let ack = published.expect("sent").await.expect("stored");
         let record = Record::queued(spec, partition, Sequence(ack.sequence));
@@ -194,7 +185,7 @@ async fn a_message_that_nobody_of_us_wrote_is_put_aside() {
     stack.run(&format!("model={MODEL}"), photo("china.jpg")).await;
     let id = JobId::random(TopicName::new(MODEL).expect("valid"));
     let subject = format!("jobs.{MODEL}.0.{}", id.uuid());
-    let bare = bare(&stack).await;
+    let bare = stack.bare().await;
     let published = bare.publish(subject, "garbage".into()).await;
     published.expect("sent").await.expect("stored");
     let kept = eventually("it is put aside", async || dead_letter(&stack, &id.to_string()).await).await;
@@ -239,7 +230,7 @@ async fn after_the_message_of_a_redrive_the_worker_takes_the_job_back_itself() {
     headers.insert("Sl-Again", u64::from(stored.revision).to_string().as_str());
     let subject = format!("jobs.{MODEL}.0.{}", id.uuid());
     let message = Bytes::from(photo("coffee.png"));
-    let bare = bare(&crash.stack).await;
+    let bare = crash.stack.bare().await;
     let published = bare.publish_with_headers(subject, headers, message).await;
     published.expect("sent").await.expect("stored");
     succeeds_again(&crash).await;
@@ -284,7 +275,7 @@ async fn a_growth_that_was_interrupted_is_completed_by_the_next() {
     };
     topics(&["create", "torn", "--model", MODEL, "--partitions", "2"]);
     // One of two new streams is there, with no consumer; the settings say nothing of it.
-    let bare = bare(&stack).await;
+    let bare = stack.bare().await;
     let mut config = bare.get_stream("jobs_torn_1").await.expect("there").cached_info().config.clone();
     config.name = "jobs_torn_2".into();
     config.subjects = vec!["jobs.torn.2.*".into()];
@@ -317,7 +308,7 @@ async fn a_redrive_does_not_take_the_message_of_the_run_before_for_its_own() {
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Sl-Job", serde_json::to_string(&crash.record.spec).expect("writes").as_str());
     let subject = format!("dead.{MODEL}.{}", id.uuid());
-    let bare = bare(&crash.stack).await;
+    let bare = crash.stack.bare().await;
     let letter = bare.publish_with_headers(subject, headers, Bytes::from(photo("coffee.png"))).await;
     letter.expect("sent").await.expect("stored");
     assert_eq!(crash.queue.redrive(id).await.expect("answered"), Redriven::Queued);

@@ -15,16 +15,6 @@ const MODEL: &str = "efficientnet-lite0";
 /// Beyond twice what lives.
 const SLACK_BYTES: u64 = 512 << 20;
 
-fn memory_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
-    line.trim_end_matches("kB").trim().parse().expect("a number")
-}
-
-fn open_files(pid: u32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count()
-}
-
 /// Bytes of the files of a folder, without those that are removed just now.
 fn folder_bytes(folder: &std::path::Path) -> u64 {
     let files = std::fs::read_dir(folder).expect("a folder").flatten();
@@ -33,13 +23,7 @@ fn folder_bytes(folder: &std::path::Path) -> u64 {
 
 /// Bytes of all messages that the queue holds.
 async fn live_bytes(stack: &Stack) -> u64 {
-    let options = async_nats::ConnectOptions::with_token(
-        std::fs::read_to_string(stack.data().join("broker.token")).expect("left there").trim().to_owned(),
-    );
-    let url = std::fs::read_to_string(stack.data().join("broker.url")).expect("left there");
-    let address = url.trim().rsplit(['/', '@']).next().expect("an address").to_owned();
-    let context = async_nats::jetstream::new(options.connect(address).await.expect("it is there"));
-    let streams: Vec<_> = context.streams().try_collect().await.expect("listed");
+    let streams: Vec<_> = stack.bare().await.streams().try_collect().await.expect("listed");
     streams.iter().map(|stream| stream.state.bytes).sum()
 }
 
@@ -138,16 +122,17 @@ async fn room_files_and_memory_follow_what_lives() {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let (taken, live) = (folder_bytes(&journal), live_bytes(&stack).await);
         assert!(taken <= 2 * live + SLACK_BYTES, "{} MiB for {} MiB that live", taken >> 20, live >> 20);
-        files.push(open_files(stack.pid()));
+        files.push(stack.open_files());
         if settled.is_none() && began.elapsed() > span / 3 {
-            settled = Some((Instant::now(), memory_kib(stack.pid())));
+            settled = Some((Instant::now(), stack.memory("VmRSS")));
         }
         if let Some(Err(error)) = clients.try_join_next() {
             panic!("{error}");
         }
     }
     let (since, before) = settled.expect("some looks");
-    let slope = (memory_kib(stack.pid()) as f64 - before as f64) / 1024.0 / since.elapsed().as_secs_f64() * 3600.0;
+    let slope =
+        (stack.memory("VmRSS") as f64 - before as f64) / (1 << 20) as f64 / since.elapsed().as_secs_f64() * 3600.0;
     println!(
         "{} accepted, {} refused; {} MiB of journal for {} MiB that live; at most {} open files; memory {slope:.0} MiB/h",
         tally.accepted.load(Ordering::Relaxed),

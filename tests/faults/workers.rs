@@ -168,7 +168,7 @@ async fn an_ordered_topic_keeps_its_order_through_worker_deaths() {
 /// The dead letter of a job.
 pub(crate) async fn dead_letter(stack: &Stack, id: &str) -> Option<Vec<u8>> {
     let (topic, uuid) = id.split_once('.').expect("an id");
-    let stream = super::between_steps::bare(stack).await.get_stream(format!("dead_{topic}")).await.ok()?;
+    let stream = stack.bare().await.get_stream(format!("dead_{topic}")).await.ok()?;
     let letter = stream.get_last_raw_message_by_subject(&format!("dead.{topic}.{uuid}")).await.ok()?;
     Some(letter.payload.to_vec())
 }

@@ -53,6 +53,7 @@ use self::core::Core;
 pub use self::damage::Loss;
 pub use self::monitor::Monitor;
 pub use self::tls::{Tls, server_config};
+use crate::accept::AcceptErrors;
 use crate::journal::Committer;
 pub use crate::journal::Usage as JournalUsage;
 pub use crate::journal::recovery::OpenError;
@@ -68,9 +69,6 @@ const LAME_DUCK_LOOK: Duration = Duration::from_millis(20);
 
 /// Connections beyond the bound that are told so.
 const TOLD_MAX: usize = 16;
-/// Pause after an error of `accept`, and how often that is logged.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const ACCEPT_WARNING_PAUSE: Duration = Duration::from_secs(60);
 
 /// How a broker runs.
 #[derive(Clone)]
@@ -394,7 +392,7 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
     let mut phase = shared.phase.subscribe();
     let mut connections = JoinSet::new();
     let mut next_id = 0;
-    let mut warned = None;
+    let mut errors = AcceptErrors::default();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -407,11 +405,7 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely. The ones there are must go on.
-                    if warned.is_none_or(|at: tokio::time::Instant| at.elapsed() >= ACCEPT_WARNING_PAUSE) {
-                        tracing::warn!(%error, open = connections.len(), "connections cannot be accepted; they wait");
-                        warned = Some(tokio::time::Instant::now());
-                    }
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    errors.pause(&error, connections.len()).await;
                 }
             },
             Some(_) = connections.join_next() => {}

@@ -1,14 +1,15 @@
 //! A body as items, one after another: a form with many files, a tar, a zip, or lines of JSON.
 //!
-//! Nothing is held but the item at hand: whoever takes the items slowly makes the sender wait. Names
-//! are never paths here, but one that tries to be a trick is refused all the same, since somebody
-//! may write results under it one day.
+//! Nothing is held but the item at hand: a slow receiver of items makes the sender wait. Names
+//! are never paths here, but one that tries to be a trick is refused all the same, since results
+//! may be written under it one day.
 
-use std::cell::Cell;
+mod archive;
+mod form;
+
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Body;
@@ -20,35 +21,23 @@ use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use queue::JobError;
 use serde::Deserialize;
 use tokio::sync::{Semaphore, mpsc};
-use tokio_util::io::{StreamReader, SyncIoBridge};
-use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema};
-use utoipa::{PartialSchema, ToSchema};
+use utoipa::ToSchema;
+
+pub(super) use form::Files;
 
 use super::room::{Room, Rooms, SMALL_BYTES};
 use crate::error::ApiError;
 use crate::incoming;
 use crate::json::Object;
-use crate::openapi::Binary;
 
 /// Items that are read ahead.
 const AHEAD: usize = 4;
 /// Length of a custom id, bytes.
 const CUSTOM_ID_MAX: usize = 512;
-/// What may stand before a file of an archive: names, links and what describes them.
-const ARCHIVE_HEADER_MAX: u64 = 1 << 20;
-/// What may stand before a file of a form, the preamble included.
-const FORM_HEADER_MAX: u64 = 64 * 1024;
-/// Bytes that a form's reader gets at a time.
-const FORM_PIECE: usize = 16 * 1024;
-/// Stack of a thread that reads an archive.
-const ARCHIVE_STACK_BYTES: usize = 1 << 20;
 /// How often a line is in memory: as it came, as base64, decoded.
 const LINE_COPIES: usize = 3;
 /// Room in a line beside its image.
 const LINE_OVERHEAD: usize = 64 * 1024;
-/// What file managers leave in archives.
-const LITTER: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
 
 /// One image of a batch.
 #[derive(Debug)]
@@ -98,17 +87,17 @@ pub(super) fn read(
     let chunks: Chunks = Box::pin(chunks.take_until(async move { untaken.closed().await }).fuse());
     match essence.as_str() {
         "application/x-tar" | "application/tar" => {
-            blocking(chunks, send, fault, &bounds.clone(), move |reader, send| tar(reader, &bounds, send))?;
+            archive::read(chunks, send, fault, bounds, archive::tar)?;
         }
         "application/zip" | "application/x-zip-compressed" => {
-            blocking(chunks, send, fault, &bounds.clone(), move |reader, send| zip(reader, &bounds, send))?;
+            archive::read(chunks, send, fault, bounds, archive::zip)?;
         }
         "application/x-ndjson" | "application/jsonl" | "application/json-lines" => {
             spawn(send.clone(), fault, async move { lines(chunks, &bounds, &send).await });
         }
         "multipart/form-data" => {
             let boundary = multer::parse_boundary(&kind).map_err(|error| ApiError::Form(error.to_string()))?;
-            spawn(send.clone(), fault, async move { form(chunks, boundary, &bounds, &send).await });
+            spawn(send.clone(), fault, async move { form::read(chunks, boundary, &bounds, &send).await });
         }
         _ => return Err(ApiError::BatchKind(essence.chars().take(80).collect())),
     }
@@ -139,145 +128,8 @@ fn spawn(send: Sender, fault: Fault, reading: impl Future<Output = Result<(), Ap
     });
 }
 
-/// Archives are read by libraries that block, and they wait for their senders: each has a thread of its own,
-/// since those of the runtime are needed by all others.
-fn blocking(
-    chunks: Chunks,
-    send: Sender,
-    fault: Fault,
-    bounds: &Bounds,
-    read: impl FnOnce(&mut dyn Read, &Sender) -> Result<(), ApiError> + Send + 'static,
-) -> Result<(), ApiError> {
-    let permit = bounds.archives.clone().try_acquire_owned().map_err(|_| ApiError::UploadsBusy)?;
-    let mut reader = SyncIoBridge::new(StreamReader::new(chunks));
-    let runtime = tokio::runtime::Handle::current();
-    let thread = std::thread::Builder::new().name("archive".into()).stack_size(ARCHIVE_STACK_BYTES);
-    let started = thread.spawn(move || {
-        let _runtime = runtime.enter();
-        let read = std::panic::catch_unwind(AssertUnwindSafe(|| read(&mut reader, &send)));
-        if let Err(error) = read.unwrap_or(Err(ApiError::Internal)) {
-            drop(send.blocking_send(Err(fault.or(error))));
-        }
-        drop(permit);
-    });
-    started.map(drop).map_err(|error| {
-        tracing::warn!(%error, "no thread for an archive");
-        ApiError::UploadsBusy
-    })
-}
-
-/// What an archive's reader may read: little between two files, where a library keeps all that it reads.
-struct Metered<'a> {
-    reader: &'a mut dyn Read,
-    left: &'a Cell<u64>,
-}
-
-impl Read for Metered<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left.get() == 0 {
-            return Err(io::Error::other(format!("a header in it is above {ARCHIVE_HEADER_MAX} bytes")));
-        }
-        let most = usize::try_from(self.left.get()).unwrap_or(usize::MAX).min(buffer.len());
-        let read = self.reader.read(&mut buffer[..most])?;
-        self.left.set(self.left.get() - read as u64);
-        Ok(read)
-    }
-}
-
-fn tar(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Result<(), ApiError> {
-    let broken = |error: io::Error| ApiError::Archive(format!("the tar cannot be read to its end: {error}"));
-    let left = Cell::new(ARCHIVE_HEADER_MAX);
-    let mut archive = tar::Archive::new(Metered { reader, left: &left });
-    let mut entries = archive.entries().map_err(broken)?;
-    let mut any = false;
-    loop {
-        left.set(ARCHIVE_HEADER_MAX);
-        let Some(entry) = entries.next() else { break };
-        left.set(u64::MAX);
-        let mut entry = entry.map_err(broken)?;
-        any = true;
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        // It may claim any length, none of which has to be sent.
-        if entry.header().entry_type().is_gnu_sparse() {
-            return Err(ApiError::Archive(format!("`{name}` is a sparse file; pack it without --sparse")));
-        }
-        if entry.header().entry_type().is_file() && !is_litter(&name) {
-            let name = checked(&name)?;
-            let size = usize::try_from(entry.size()).unwrap_or(usize::MAX);
-            let Some(room) = wait(bounds.rooms.lend(size.min(bounds.limit)), send) else { return Ok(()) };
-            let (content, room) = content(&mut entry, room, bounds, send).map_err(broken)?;
-            if !wait_to_hand_over(send, room, name, content) {
-                return Ok(());
-            }
-        }
-        // What is left of it is read here, and not as a part of the next header.
-        io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
-    }
-    if any { Ok(()) } else { Err(ApiError::Archive("the tar is empty".into())) }
-}
-
-fn zip(mut reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Result<(), ApiError> {
-    let broken = |error: &dyn std::fmt::Display| {
-        ApiError::Archive(format!("the zip cannot be read from its beginning to its end: {error}; a tar always can"))
-    };
-    let limit = bounds.limit;
-    let mut any = false;
-    while let Some(mut file) = zip::read::read_zipfile_from_stream(&mut reader).map_err(|error| broken(&error))? {
-        any = true;
-        let name = file.name().map_err(|error| broken(&error))?.into_owned();
-        // The rest of a file might be without end, be it an image or not.
-        let too_large = || ApiError::Archive(format!("`{name}` is larger than {limit} bytes, the limit for one image"));
-        if file.is_dir() || is_litter(&name) {
-            let most = limit as u64 + 1;
-            if io::copy(&mut (&mut file).take(most), &mut io::sink()).map_err(|error| broken(&error))? == most {
-                return Err(too_large());
-            }
-            continue;
-        }
-        let custom_id = checked(&name)?;
-        let Some(room) = wait(bounds.rooms.lend(SMALL_BYTES.min(limit)), send) else { return Ok(()) };
-        let (content, room) = content(&mut file, room, bounds, send).map_err(|error| broken(&error))?;
-        if content.is_err() {
-            return Err(too_large());
-        }
-        if !wait_to_hand_over(send, room, custom_id, content) {
-            return Ok(());
-        }
-    }
-    if any { Ok(()) } else { Err(ApiError::Archive("the zip is empty".into())) }
-}
-
-/// An archive's file, unless it is larger than an image may be, with the room that it needs. `room` is what
-/// it has to begin with.
-fn content(
-    file: &mut dyn Read,
-    mut room: Room,
-    bounds: &Bounds,
-    send: &Sender,
-) -> io::Result<(Result<Bytes, JobError>, Room)> {
-    let limit = bounds.limit;
-    let mut bytes = Vec::with_capacity(room.bytes().min(limit) + 1);
-    (&mut *file).take(room.bytes() as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > room.bytes() && room.bytes() < limit {
-        let gone = || io::Error::other("the receiver of items is gone");
-        room = wait(bounds.rooms.grow(room, limit), send).ok_or_else(gone)?;
-        bytes.reserve_exact(limit + 1 - bytes.len());
-        file.take((limit + 1 - bytes.len()) as u64).read_to_end(&mut bytes)?;
-    }
-    if bytes.len() > limit {
-        return Ok((Err(too_large(limit)), room));
-    }
-    bytes.shrink_to_fit();
-    Ok((Ok(Bytes::from(bytes)), room))
-}
-
 fn too_large(limit: usize) -> JobError {
     JobError::new("image_too_large", format!("it is larger than {limit} bytes, the limit for one image"))
-}
-
-/// Waits in a thread of its own; `None` once the receiver of items is gone.
-fn wait<T>(something: impl Future<Output = T>, send: &Sender) -> Option<T> {
-    tokio::runtime::Handle::current().block_on(unless_closed(something, send))
 }
 
 async fn unless_closed<T>(something: impl Future<Output = T>, send: &Sender) -> Option<T> {
@@ -285,11 +137,6 @@ async fn unless_closed<T>(something: impl Future<Output = T>, send: &Sender) -> 
         done = something => Some(done),
         () = send.closed() => None,
     }
-}
-
-fn wait_to_hand_over(send: &Sender, room: Room, custom_id: String, content: Result<Bytes, JobError>) -> bool {
-    let item = hand_over(send, room, custom_id, content, BTreeMap::new());
-    tokio::runtime::Handle::current().block_on(item)
 }
 
 /// Sends an item; `false`: the receiver of items is gone.
@@ -303,93 +150,6 @@ async fn hand_over(
     room.shrink(content.as_ref().map_or(0, Bytes::len));
     send.send(Ok(Item { custom_id, content, metadata, _room: room })).await.is_ok()
 }
-
-/// Chunks in small pieces, counted down: between two parts of a form, its reader keeps all that it reads and
-/// looks through it again with each piece, so there must not be much.
-fn metered(chunks: Chunks, left: Arc<AtomicU64>) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
-    let pieces = futures::stream::unfold((chunks, Bytes::new()), |(mut chunks, mut rest)| async move {
-        while rest.is_empty() {
-            match chunks.next().await? {
-                Ok(chunk) => rest = chunk,
-                Err(error) => return Some((Err(error), (chunks, rest))),
-            }
-        }
-        let piece = rest.split_to(rest.len().min(FORM_PIECE));
-        // Its reader takes as much as is ready before it looks at it.
-        tokio::task::yield_now().await;
-        Some((Ok(piece), (chunks, rest)))
-    });
-    pieces.map(move |piece| {
-        let piece = piece?;
-        let before = left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(piece.len() as u64)));
-        if before.is_ok_and(|before| before == 0) {
-            return Err(io::Error::other(format!("what is before a file of it is above {FORM_HEADER_MAX} bytes")));
-        }
-        Ok(piece)
-    })
-}
-
-async fn form(chunks: Chunks, boundary: String, bounds: &Bounds, send: &Sender) -> Result<(), ApiError> {
-    let broken = |error: multer::Error| ApiError::Form(chain(&error));
-    let limit = bounds.limit;
-    let left = Arc::new(AtomicU64::new(FORM_HEADER_MAX));
-    let mut form = multer::Multipart::new(metered(chunks, left.clone()), boundary);
-    while let Some(mut field) = form.next_field().await.map_err(broken)? {
-        left.store(u64::MAX, Ordering::Relaxed);
-        let Some(name) = field.file_name().map(str::to_owned) else {
-            let name = field.name().unwrap_or("").to_owned();
-            return Err(ApiError::Form(format!("field `{name}` is no file; options of a batch stand in the query")));
-        };
-        let custom_id = checked(&name)?;
-        let Some(mut room) = unless_closed(bounds.rooms.lend(SMALL_BYTES.min(limit)), send).await else {
-            return Ok(());
-        };
-        let mut bytes = BytesMut::new();
-        let mut is_too_large = false;
-        while let Some(chunk) = field.chunk().await.map_err(broken)? {
-            is_too_large |= bytes.len() + chunk.len() > limit;
-            if is_too_large {
-                continue;
-            }
-            if bytes.len() + chunk.len() > room.bytes() {
-                let Some(larger) = unless_closed(bounds.rooms.grow(room, limit), send).await else { return Ok(()) };
-                room = larger;
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        // The next one's header may be here already, but not much more.
-        left.store(FORM_HEADER_MAX, Ordering::Relaxed);
-        let content = if is_too_large { Err(too_large(limit)) } else { Ok(bytes.freeze()) };
-        if !hand_over(send, room, custom_id, content, BTreeMap::new()).await {
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-/// An error with what it rests on.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        words = format!("{words}: {cause}");
-        source = cause.source();
-    }
-    words
-}
-
-/// A form of files, as the API's description has it: the name of each is its custom id.
-pub(super) struct Files;
-
-impl PartialSchema for Files {
-    fn schema() -> RefOr<Schema> {
-        let files = ArrayBuilder::new().items(Binary::schema()).min_items(Some(1));
-        ObjectBuilder::new().property("files", files).required("files").into()
-    }
-}
-
-impl ToSchema for Files {}
 
 /// A line of JSON lines.
 #[derive(Deserialize, ToSchema)]
@@ -457,11 +217,6 @@ async fn lines(mut chunks: Chunks, bounds: &Bounds, send: &Sender) -> Result<(),
             return Ok(());
         }
     }
-}
-
-fn is_litter(name: &str) -> bool {
-    let last = name.rsplit('/').next().unwrap_or(name);
-    last.starts_with("._") || LITTER.contains(&last) || name.starts_with("__MACOSX/")
 }
 
 /// A name that can be a custom id.

@@ -1,0 +1,109 @@
+//! Forms of files.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::{Bounds, Chunks, Sender, checked, hand_over, too_large, unless_closed};
+use crate::batches::room::SMALL_BYTES;
+use crate::error::ApiError;
+use crate::openapi::Binary;
+
+/// What may stand before a file of a form, the preamble included.
+const HEADER_MAX: u64 = 64 * 1024;
+/// Bytes that a form's reader gets at a time.
+const PIECE: usize = 16 * 1024;
+
+/// Chunks in small pieces, counted down: between two parts of a form, its reader keeps all that it reads and
+/// looks through it again with each piece, so there must not be much.
+fn metered(chunks: Chunks, left: Arc<AtomicU64>) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
+    let pieces = futures::stream::unfold((chunks, Bytes::new()), |(mut chunks, mut rest)| async move {
+        while rest.is_empty() {
+            match chunks.next().await? {
+                Ok(chunk) => rest = chunk,
+                Err(error) => return Some((Err(error), (chunks, rest))),
+            }
+        }
+        let piece = rest.split_to(rest.len().min(PIECE));
+        // Its reader takes as much as is ready before it looks at it.
+        tokio::task::yield_now().await;
+        Some((Ok(piece), (chunks, rest)))
+    });
+    pieces.map(move |piece| {
+        let piece = piece?;
+        let before = left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(piece.len() as u64)));
+        if before.is_ok_and(|before| before == 0) {
+            return Err(io::Error::other(format!("what is before a file of it is above {HEADER_MAX} bytes")));
+        }
+        Ok(piece)
+    })
+}
+
+pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send: &Sender) -> Result<(), ApiError> {
+    let broken = |error: multer::Error| ApiError::Form(chain(&error));
+    let limit = bounds.limit;
+    let left = Arc::new(AtomicU64::new(HEADER_MAX));
+    let mut form = multer::Multipart::new(metered(chunks, left.clone()), boundary);
+    while let Some(mut field) = form.next_field().await.map_err(broken)? {
+        left.store(u64::MAX, Ordering::Relaxed);
+        let Some(name) = field.file_name().map(str::to_owned) else {
+            let name = field.name().unwrap_or("").to_owned();
+            return Err(ApiError::Form(format!("field `{name}` is no file; options of a batch stand in the query")));
+        };
+        let custom_id = checked(&name)?;
+        let Some(mut room) = unless_closed(bounds.rooms.lend(SMALL_BYTES.min(limit)), send).await else {
+            return Ok(());
+        };
+        let mut bytes = BytesMut::new();
+        let mut is_too_large = false;
+        while let Some(chunk) = field.chunk().await.map_err(broken)? {
+            is_too_large |= bytes.len() + chunk.len() > limit;
+            if is_too_large {
+                continue;
+            }
+            if bytes.len() + chunk.len() > room.bytes() {
+                let Some(larger) = unless_closed(bounds.rooms.grow(room, limit), send).await else { return Ok(()) };
+                room = larger;
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        // The next one's header may be here already, but not much more.
+        left.store(HEADER_MAX, Ordering::Relaxed);
+        let content = if is_too_large { Err(too_large(limit)) } else { Ok(bytes.freeze()) };
+        if !hand_over(send, room, custom_id, content, BTreeMap::new()).await {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// An error with what it rests on.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        words = format!("{words}: {cause}");
+        source = cause.source();
+    }
+    words
+}
+
+/// A form of files, as the API's description has it: the name of each is its custom id.
+pub(in crate::batches) struct Files;
+
+impl PartialSchema for Files {
+    fn schema() -> RefOr<Schema> {
+        let files = ArrayBuilder::new().items(Binary::schema()).min_items(Some(1));
+        ObjectBuilder::new().property("files", files).required("files").into()
+    }
+}
+
+impl ToSchema for Files {}
