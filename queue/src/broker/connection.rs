@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::client::{About, Chunk, Client, Part, StoredMessage, Subscription};
+use super::places::Place;
 use super::transport::{self, Input, Output};
 use super::{PROTOCOL_VERSION, Phase, Shared};
 use crate::nats::{Command, Parser, err, info};
@@ -41,28 +42,8 @@ pub(super) struct Session {
     pub(super) is_verbose: bool,
     pub(super) wants_echo: bool,
     pub(super) wants_no_responders: bool,
-    /// Until it is let in, a client may send `CONNECT` only, and is counted as a stranger.
-    stranger: Option<Stranger>,
-}
-
-impl Session {
-    /// Whether it may send more than `CONNECT`.
-    fn is_let_in(&self) -> bool {
-        self.stranger.is_none()
-    }
-}
-
-/// A connection whose client has not said who it is, until this is dropped.
-#[derive(Debug)]
-struct Stranger {
-    shared: Arc<Shared>,
-    id: u64,
-}
-
-impl Drop for Stranger {
-    fn drop(&mut self) {
-        self.shared.strangers().remove(&self.id);
-    }
+    /// None if all are taken.
+    place: Option<Place>,
 }
 
 /// Why a connection ends: what to tell the client, if anything.
@@ -89,15 +70,25 @@ impl Session {
     pub(super) fn name(&self) -> &str {
         self.client.about.get().map_or("", |about| &about.name)
     }
+
+    /// Whether it may send more than `CONNECT`.
+    fn is_let_in(&self) -> bool {
+        self.place.as_ref().is_some_and(Place::is_known)
+    }
+
+    fn let_in(&mut self) {
+        if let Some(place) = &mut self.place {
+            place.make_known();
+        }
+    }
 }
 
 /// Serves a client until it goes or has to.
-pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, id: u64, is_full: bool) {
+pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, id: u64, place: Option<Place>) {
     // Answers are small and awaited.
     drop(socket.set_nodelay(true));
     let client = Client::new(id, peer, super::core::now().wall, shared.options.outbox_bytes_max);
-    let cut = shared.enter_stranger(id);
-    let stranger = Stranger { shared: shared.clone(), id };
+    let cut = place.as_ref().map(Place::cut).unwrap_or_default();
     let greeting = greeting(&shared, peer, id, false);
     let opening = timeout(shared.options.auth_timeout, transport::open(&shared, socket, &greeting));
     let opened = tokio::select! {
@@ -114,12 +105,15 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
         is_verbose: true,
         wants_echo: true,
         wants_no_responders: false,
-        stranger: shared.options.auth.is_asked().then_some(stranger),
+        place,
     };
+    if !shared.options.auth.is_asked() {
+        session.let_in();
+    }
     let mut writing = Box::pin(write(&shared, &client, &mut output));
     let mut phase = shared.phase.subscribe();
     let mut is_over = false;
-    if is_full {
+    if session.place.is_none() {
         client.close(Some(err("maximum connections exceeded")));
     } else {
         tokio::select! {
@@ -254,7 +248,7 @@ pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Resu
         About { name: said(connect.name), language: said(connect.lang), version: said(connect.version), permissions };
     // A second CONNECT changes nothing of who it is.
     drop(session.client.about.set(about));
-    session.stranger = None;
+    session.let_in();
     if session.is_verbose {
         session.client.send_now(Bytes::from_static(b"+OK\r\n"));
     }

@@ -9,6 +9,7 @@
 //! Files stand in the order in which a job meets them.
 
 mod client;
+mod places;
 mod connection;
 mod transport;
 mod tls;
@@ -45,7 +46,6 @@ use futures::FutureExt;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
 
 pub use self::auth::{Auth, Permissions, Responses, Rules, User};
 use self::client::{Client, Outgoing};
@@ -67,8 +67,8 @@ pub(crate) const PROTOCOL_VERSION: &str = "2.14.0";
 /// Pause between two looks whether all clients have left.
 const LAME_DUCK_LOOK: Duration = Duration::from_millis(20);
 
-/// Connections beyond the bound that are told so.
-const TOLD_MAX: usize = 16;
+/// Connections beyond the bound that are on their way out: cut, or told that there is no room.
+const LEAVING_MAX: usize = 16;
 
 /// How a broker runs.
 #[derive(Clone)]
@@ -160,8 +160,7 @@ struct Shared {
     phase: watch::Sender<Phase>,
     tls: Option<tls::Acceptor>,
     clients: Mutex<BTreeMap<u64, Arc<Client>>>,
-    /// Connections whose client has not said who it is, and what cuts each.
-    strangers: Mutex<BTreeMap<u64, CancellationToken>>,
+    places: Mutex<places::Places>,
     totals: Totals,
     started: i64,
 }
@@ -199,7 +198,7 @@ impl Shared {
             phase: watch::channel(Phase::Serving).0,
             tls,
             clients: Mutex::default(),
-            strangers: Mutex::default(),
+            places: Mutex::default(),
             totals: Totals::default(),
             started: core::now().wall,
         }
@@ -219,24 +218,6 @@ impl Shared {
     fn enter(&self, client: &Arc<Client>) {
         self.totals.connections.fetch_add(1, Ordering::Relaxed);
         self.clients().insert(client.id, client.clone());
-    }
-
-    fn strangers(&self) -> MutexGuard<'_, BTreeMap<u64, CancellationToken>> {
-        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts a client in that has not said who it is. Such clients get half of all places; beyond that the one
-    /// that has been silent the longest is cut, so that one who speaks at once is always heard.
-    fn enter_stranger(&self, id: u64) -> CancellationToken {
-        let cut = CancellationToken::new();
-        let mut strangers = self.strangers();
-        strangers.insert(id, cut.clone());
-        while strangers.len() > (self.options.connections_max / 2).max(1) {
-            if let Some((_, oldest)) = strangers.pop_first() {
-                oldest.cancel();
-            }
-        }
-        cut
     }
 
     /// A client is gone; what it did still counts.
@@ -396,12 +377,18 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                // Each takes a file until it was told that there is no room; those beyond are not even told.
-                Ok(_) if connections.len() >= shared.options.connections_max + TOLD_MAX => {}
                 Ok((socket, peer)) => {
                     next_id += 1;
-                    let is_full = connections.len() >= shared.options.connections_max;
-                    connections.spawn(connection::serve(shared.clone(), socket, peer, next_id, is_full));
+                    let place = places::enter(shared, next_id);
+                    // Those that were cut, or were told that there is no room, still hold a file until they end,
+                    // which is soon.
+                    while connections.len() >= shared.options.connections_max + LEAVING_MAX && place.is_some() {
+                        connections.join_next().await;
+                    }
+                    // Beyond that, those for whom there is no room are not even told.
+                    if connections.len() < shared.options.connections_max + LEAVING_MAX {
+                        connections.spawn(connection::serve(shared.clone(), socket, peer, next_id, place));
+                    }
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely. The ones there are must go on.

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::core::{Core, now};
-use super::{Options, Shared};
+use super::{Broker, Options, Shared};
 use crate::journal::{Change, Haste, OpenError};
 use crate::nats::Publication;
 use crate::platform::memory::Memory;
@@ -259,4 +261,26 @@ fn a_journal_of_version_1_is_read_as_it_was_left() {
         // The second time it is read from a snapshot of this version.
         shared.snapshot(0).expect("the disk is well");
     }
+}
+
+#[tokio::test]
+async fn a_client_that_speaks_at_once_finds_a_place_in_a_crowd_of_strangers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut options = Options { connections_max: 8, ..Options::new(folder.path().into()) };
+    options.auth.token = Some("t".into());
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let broker = Broker::start(options, listener).expect("starts");
+    // All of them are there before the broker accepts the first: it has the same thread.
+    let connect = |_| std::net::TcpStream::connect(broker.address()).expect("there is a queue of connections");
+    let strangers: Vec<_> = (0..100).map(connect).collect();
+    let mut client = TcpStream::connect(broker.address()).await.expect("connects");
+    client.write_all(b"CONNECT {\"auth_token\":\"t\",\"verbose\":false}\r\nPING\r\n").await.expect("is read");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"PONG\r\n") {
+        let count = client.read_buf(&mut answer).await.expect("an answer");
+        assert_ne!(count, 0, "cut after {:?}", String::from_utf8_lossy(&answer));
+    }
+    assert!(!String::from_utf8_lossy(&answer).contains("-ERR"));
+    drop(strangers);
+    broker.stop().await;
 }

@@ -1,0 +1,81 @@
+//! Places for connections: who may have one, and who has to leave for another.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+
+/// The places that are taken.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    /// Connections whose client has not said who it is, and what cuts each.
+    strangers: BTreeMap<u64, CancellationToken>,
+    /// How many clients have said who they are.
+    known: usize,
+}
+
+/// One connection's place, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    shared: Arc<Shared>,
+    id: u64,
+    cut: CancellationToken,
+    is_known: bool,
+}
+
+/// Gives a new connection a place, if there is one. Strangers get half of all places; beyond that the one that
+/// has been silent the longest is cut, so that a client that speaks at once is always heard.
+pub(super) fn enter(shared: &Arc<Shared>, id: u64) -> Option<Place> {
+    let connections_max = shared.options.connections_max;
+    let cut = CancellationToken::new();
+    let mut places = places(shared);
+    if places.strangers.len() >= (connections_max / 2).max(1)
+        && let Some((_, oldest)) = places.strangers.pop_first()
+    {
+        oldest.cancel();
+    }
+    if places.strangers.len() + places.known >= connections_max {
+        return None;
+    }
+    places.strangers.insert(id, cut.clone());
+    Some(Place { shared: shared.clone(), id, cut, is_known: false })
+}
+
+impl Place {
+    /// Is cancelled when another connection needs this place.
+    pub(super) fn cut(&self) -> CancellationToken {
+        self.cut.clone()
+    }
+
+    /// Whether the client has said who it is.
+    pub(super) fn is_known(&self) -> bool {
+        self.is_known
+    }
+
+    /// The client has said who it is.
+    pub(super) fn make_known(&mut self) {
+        if !self.is_known {
+            self.is_known = true;
+            let mut places = places(&self.shared);
+            places.strangers.remove(&self.id);
+            places.known += 1;
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut places = places(&self.shared);
+        if self.is_known {
+            places.known -= 1;
+        } else {
+            places.strangers.remove(&self.id);
+        }
+    }
+}
+
+fn places(shared: &Shared) -> MutexGuard<'_, Places> {
+    shared.places.lock().unwrap_or_else(PoisonError::into_inner)
+}
