@@ -62,6 +62,12 @@ pub(crate) enum ApiError {
         /// Bytes.
         limit: usize,
     },
+    /// Settings are above the limit.
+    #[error("the request's body is above {limit} bytes, the limit for settings")]
+    SettingsTooLarge {
+        /// Bytes.
+        limit: usize,
+    },
     /// A list of names is above the limit.
     #[error("the request's body is above {limit} bytes; send the names in several requests")]
     ListTooLarge {
@@ -300,7 +306,9 @@ impl ApiError {
             Self::Json(_) => (StatusCode::BAD_REQUEST, "json_invalid"),
             Self::Queue(error) => kind_of_queue(error),
             Self::Index(_) => (StatusCode::SERVICE_UNAVAILABLE, "index_unavailable"),
-            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::BodyTooLarge { .. } | Self::SettingsTooLarge { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large")
+            }
             Self::ListTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "list_too_large"),
             Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
             Self::StayedFull(_) => (StatusCode::SERVICE_UNAVAILABLE, "queue_full"),

@@ -3,13 +3,36 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use axum::body::Bytes;
+use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor};
 
 use crate::error::ApiError;
 
+/// Bodies that are read whole and are not images: settings of topics, of keys, and such; bytes.
+pub(crate) const SETTINGS_BYTES_MAX: usize = 64 * 1024;
+
+/// A body of settings: one JSON object.
+pub(crate) struct Settings<T>(pub(crate) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Settings<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = Bytes::from_request(request, state).await.map_err(|rejection| {
+            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                return ApiError::SettingsTooLarge { limit: SETTINGS_BYTES_MAX };
+            }
+            ApiError::BodyBroken(rejection.body_text())
+        })?;
+        parse(&body).map(Self)
+    }
+}
+
 /// Reads a body that must be one object.
-pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let parsed: Result<Object<T>, _> = serde_json::from_slice(body);
     let Object(value) = parsed.map_err(|error| ApiError::Json(error.to_string()))?;
     if serde_json::from_slice(body).is_ok_and(|value| has_nul(&value)) {

@@ -19,11 +19,10 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 use tracing::Instrument;
 
 use crate::error::ApiError;
+use crate::json::SETTINGS_BYTES_MAX;
 use crate::state::Shared;
 use crate::{incoming, keys, metrics};
 
-/// Bodies that are read whole and are not images: settings of topics, of keys, and such.
-const SMALL_BODY_MAX: usize = 64 * 1024;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Puts the layers around the routes. The last one added is the first to see a request.
@@ -33,7 +32,7 @@ pub(crate) fn around(routes: Router, state: Shared) -> Router {
         .layer(from_fn_with_state(state.clone(), keys::guard))
         .layer(from_fn_with_state(state.clone(), guard))
         .layer(from_fn_with_state(state, incoming::guard))
-        .layer(DefaultBodyLimit::max(SMALL_BODY_MAX))
+        .layer(DefaultBodyLimit::max(SETTINGS_BYTES_MAX))
         .layer(from_fn(observe))
         .layer(CatchPanicLayer::custom(|_| ApiError::Internal.into_response()))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -18,7 +17,7 @@ use utoipa::openapi::schema::Schema;
 use utoipa::{IntoParams, IntoResponses, PartialSchema, ToSchema};
 
 use crate::error::ApiError;
-use crate::json;
+use crate::json::Settings;
 use crate::links;
 use crate::state::{Shared, State as Inner};
 
@@ -159,10 +158,10 @@ pub(crate) async fn describe(State(state): State<Shared>, name: Named) -> Result
         (status = 400, description = "`json_invalid`, `topic_invalid`."),
         (status = 404, description = "`model_unknown`."),
         (status = 409, description = "`topic_exists`, `topic_refused`."),
+        (status = 413, description = "`body_too_large`."),
     ),
 )]
-pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<Response, ApiError> {
-    let wish: Wish = json::parse(&body)?;
+pub(crate) async fn create(State(state): State<Shared>, Settings(wish): Settings<Wish>) -> Result<Response, ApiError> {
     let name = wish.name.clone().ok_or_else(|| ApiError::Json("`name` is missing".into()))?;
     // A model's own topic is its model's, or its jobs would find a topic that runs nothing.
     let own = || state.repository.get(name.as_str()).map(|model| model.name().to_owned());
@@ -191,11 +190,11 @@ pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<R
         (status = 400, description = "`json_invalid`, `topic_invalid`."),
         (status = 404, description = "`topic_unknown`."),
         (status = 409, description = "`topic_refused`: partitions only grow, and more replicas need a cluster."),
+        (status = 413, description = "`body_too_large`."),
     ),
 )]
-pub(crate) async fn alter(State(state): State<Shared>, name: Named, body: Bytes) -> Result<Json<Topic>, ApiError> {
+pub(crate) async fn alter(State(state): State<Shared>, name: Named, Settings(wish): Settings<Wish>) -> Result<Json<Topic>, ApiError> {
     let name = named(name)?;
-    let wish: Wish = json::parse(&body)?;
     if wish.name.is_some() || wish.model.is_some() || wish.ordered.is_some() {
         return Err(ApiError::Json("name, model and ordered are said when a topic is made".into()));
     }

@@ -3,6 +3,8 @@
 
 use std::process::Command;
 
+use reqwest::Method;
+
 use super::harness::{Stack, descendants, photo, send};
 use super::shared;
 
@@ -54,6 +56,18 @@ async fn a_body_without_a_length_is_bounded_too() {
     let answer = send(shared().upload("model=efficientnet-lite0", body)).await;
     assert_eq!((answer.status, answer.json["code"].as_str()), (413, Some("body_too_large")));
     assert!(answer.text("detail").contains("--upload-limit"), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn settings_are_bounded_and_must_be_an_object() {
+    for (method, path) in [(Method::POST, "/v1/topics"), (Method::PATCH, "/v1/topics/x"), (Method::POST, "/v1/keys")] {
+        for (body, status, code) in
+            [(" ".repeat(64 * 1024 + 1), 413, "body_too_large"), ("[]".to_owned(), 400, "json_invalid")]
+        {
+            let answer = send(shared().request(method.clone(), path).body(body)).await;
+            assert_eq!((answer.status, answer.text("code").as_str()), (status, code), "{path}: {}", answer.body);
+        }
+    }
 }
 
 #[tokio::test]

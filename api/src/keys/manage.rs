@@ -5,7 +5,6 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -15,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::{Key, Limits, Scope, hash, store};
 use crate::error::ApiError;
-use crate::json;
+use crate::json::{self, Settings};
 use crate::state::Shared;
 
 /// Length of a name.
@@ -68,10 +67,10 @@ pub(crate) struct List {
         (status = 201, description = "The key, shown this once.", body = Made),
         (status = 400, description = "`json_invalid`."),
         (status = 403, description = "`key_first`: there is no key yet."),
+        (status = 413, description = "`body_too_large`."),
     ),
 )]
-pub(crate) async fn create(State(state): State<Shared>, body: Bytes) -> Result<Response, ApiError> {
-    let new: NewKey = json::parse(&body)?;
+pub(crate) async fn create(State(state): State<Shared>, Settings(new): Settings<NewKey>) -> Result<Response, ApiError> {
     state.keys.refresh(&state.queue).await?;
     // Without keys every client is let in, and the first client to create a key would own the server.
     if !state.keys.are_needed() {
