@@ -284,7 +284,9 @@ impl ApiError {
             Self::Image(error) => (
                 match error {
                     ImageError::Empty => StatusCode::BAD_REQUEST,
-                    ImageError::Unsupported => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    ImageError::Unsupported | ImageError::Foreign { .. } | ImageError::UnsupportedKind { .. } => {
+                        StatusCode::UNSUPPORTED_MEDIA_TYPE
+                    }
                     ImageError::Truncated { .. } | ImageError::TooLarge { .. } | ImageError::Corrupt { .. } => {
                         StatusCode::UNPROCESSABLE_ENTITY
                     }

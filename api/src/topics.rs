@@ -193,7 +193,11 @@ pub(crate) async fn create(State(state): State<Shared>, Settings(wish): Settings
         (status = 413, description = "`body_too_large`."),
     ),
 )]
-pub(crate) async fn alter(State(state): State<Shared>, name: Named, Settings(wish): Settings<Wish>) -> Result<Json<Topic>, ApiError> {
+pub(crate) async fn alter(
+    State(state): State<Shared>,
+    name: Named,
+    Settings(wish): Settings<Wish>,
+) -> Result<Json<Topic>, ApiError> {
     let name = named(name)?;
     if wish.name.is_some() || wish.model.is_some() || wish.ordered.is_some() {
         return Err(ApiError::Json("name, model and ordered are said when a topic is made".into()));

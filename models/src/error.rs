@@ -58,6 +58,20 @@ pub enum ImageError {
     /// The first bytes are of none of the known formats.
     #[error("not a JPEG, PNG, WebP, GIF or BMP file (judged by its first bytes, not by its name or type)")]
     Unsupported,
+    /// A file of another kind, which was recognised.
+    #[error("this is {name}; send a JPEG, PNG, WebP, GIF or BMP file")]
+    Foreign {
+        /// What it is, with its article.
+        name: &'static str,
+    },
+    /// The format is known, but this kind of it is not decoded.
+    #[error("the {format} file is {kind}, which is not decoded; save it anew as an ordinary JPEG or PNG file")]
+    UnsupportedKind {
+        /// The format's name.
+        format: &'static str,
+        /// What is unusual about it.
+        kind: &'static str,
+    },
     /// The file ends before its own end.
     #[error("the {format} file is cut off: it ends before its own end marker")]
     Truncated {
@@ -91,7 +105,7 @@ impl ImageError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Empty => "image_empty",
-            Self::Unsupported => "image_unsupported",
+            Self::Unsupported | Self::Foreign { .. } | Self::UnsupportedKind { .. } => "image_unsupported",
             Self::Truncated { .. } => "image_truncated",
             Self::TooLarge { .. } => "image_too_large",
             Self::Corrupt { .. } => "image_corrupt",

@@ -1,8 +1,11 @@
 //! The structure of an image file: kind, announced sides, orientation, and whether it is all there.
 //!
 //! Each format is walked from mark to mark by the lengths that it states; compressed data is
-//! skipped, never read. The walks follow ITU-T T.81 (JPEG), the PNG specification (third
-//! edition), the GIF89a specification, RFC 9649 (WebP) and the Windows BITMAPINFOHEADER page.
+//! skipped, never read. The walks follow the PNG specification (third edition), the GIF89a specification,
+//! RFC 9649 (WebP) and the Windows BITMAPINFOHEADER page; JPEG has a file of its own.
+
+mod foreign;
+mod jpeg;
 
 use image::metadata::Orientation;
 
@@ -73,15 +76,22 @@ impl FileLayout {
         if bytes.is_empty() {
             return Err(ImageError::Empty);
         }
-        let format = Format::of(bytes).ok_or(ImageError::Unsupported)?;
+        let format = Format::of(bytes).ok_or_else(|| foreign::refusal(bytes))?;
+        if format == Format::Png && bytes.get(12..16) == Some(b"CgBI") {
+            let kind = "of Apple's own variant (CgBI)";
+            return Err(ImageError::UnsupportedKind { format: format.name(), kind });
+        }
         let walked = match format {
-            Format::Jpeg => jpeg(bytes),
+            Format::Jpeg => jpeg::walk(bytes),
             Format::Png => png(bytes),
             Format::WebP => webp(bytes),
             Format::Gif => gif(bytes),
             Format::Bmp => bmp(bytes),
         };
         let walked = walked.ok_or(ImageError::Truncated { format: format.name() })?;
+        if let Some(kind) = walked.unsupported {
+            return Err(ImageError::UnsupportedKind { format: format.name(), kind });
+        }
         Ok(Self {
             format,
             shown: walked.shown,
@@ -112,53 +122,8 @@ struct Walked<'a> {
     passes: u32,
     exif: Option<&'a [u8]>,
     complete: bool,
-}
-
-fn jpeg(bytes: &[u8]) -> Option<Walked<'_>> {
-    let mut announced = None;
-    let mut bytes_a_pixel = 6;
-    let mut passes = 0;
-    let mut exif = None;
-    let mut at = 2;
-    let complete = loop {
-        // A marker is FF, any number of fill bytes FF, and a code that is neither 00 nor FF.
-        let Some(skip) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b != 0xFF)) else { break false };
-        let code = bytes[at + skip];
-        if skip == 0 {
-            // Not at a marker: stray bytes between segments. Go on at the next FF.
-            let Some(next) = memchr::memchr(0xFF, &bytes[at..]) else { break false };
-            at += next;
-            continue;
-        }
-        at += skip + 1;
-        match code {
-            0xD9 => break true,
-            0x00 | 0x01 | 0xD0..=0xD8 => continue,
-            _ => {}
-        }
-        let Some(length) = be16(bytes, at) else { break false };
-        let Some(segment) = bytes.get(at + 2..at + usize::from(length).max(2)) else { break false };
-        match code {
-            0xC0..=0xCF if !matches!(code, 0xC4 | 0xC8 | 0xCC) && announced.is_none() => {
-                announced = be16(segment, 3).zip(be16(segment, 1)).map(|(w, h)| (u32::from(w), u32::from(h)));
-                // A progressive file's coefficients are all kept, 16 bits each, beside its pixels.
-                bytes_a_pixel = if code == 0xC2 { 12 } else { 6 };
-            }
-            0xE1 if exif.is_none() => exif = segment.strip_prefix(b"Exif\0\0"),
-            _ => {}
-        }
-        at += usize::from(length).max(2);
-        if code == 0xDA {
-            passes += 1;
-            // Entropy-coded data: FF 00 is a stuffed byte, FF D0..D7 a restart; others end it.
-            let data = &bytes[at..];
-            at += memchr::memchr_iter(0xFF, data)
-                .find(|i| !matches!(data.get(i + 1), Some(0x00 | 0xD0..=0xD7 | 0xFF)))
-                .unwrap_or(data.len());
-        }
-    };
-    let announced = announced?;
-    Some(Walked { shown: announced, announced, bytes_a_pixel, passes, exif, complete })
+    /// The kind that it is, among those of its format that are not decoded.
+    unsupported: Option<&'static str>,
 }
 
 fn png(bytes: &[u8]) -> Option<Walked<'_>> {
@@ -183,7 +148,7 @@ fn png(bytes: &[u8]) -> Option<Walked<'_>> {
     // Rows become RGB one by one, but an interlaced image is decoded whole before that; one that is turned
     // upright has a copy.
     let bytes_a_pixel = if is_interlaced { 7 } else { 6 };
-    Some(Walked { shown: announced, announced, bytes_a_pixel, passes: 1, exif, complete })
+    Some(Walked { shown: announced, announced, bytes_a_pixel, passes: 1, exif, complete, unsupported: None })
 }
 
 fn webp(bytes: &[u8]) -> Option<Walked<'_>> {
@@ -213,7 +178,7 @@ fn webp(bytes: &[u8]) -> Option<Walked<'_>> {
         at = at.saturating_add(8).saturating_add(length).saturating_add(length & 1);
     }
     let complete = bytes.len() >= end && at >= end;
-    Some(Walked { shown: shown?, announced, bytes_a_pixel: 7, passes: 1, exif, complete })
+    Some(Walked { shown: shown?, announced, bytes_a_pixel: 7, passes: 1, exif, complete, unsupported: None })
 }
 
 /// The sides that one WebP chunk announces.
@@ -232,10 +197,16 @@ fn webp_sides(kind: &[u8], data: &[u8]) -> Option<(u32, u32)> {
 
 fn gif(bytes: &[u8]) -> Option<Walked<'_>> {
     let color_table = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3 << ((flags & 7) + 1) };
-    let screen = (u32::from(le16(bytes, 6)?), u32::from(le16(bytes, 8)?));
-    let walked = |announced, complete| {
-        // A frame is drawn on the screen, and the screen is what is shown.
-        Walked { shown: screen, announced, bytes_a_pixel: 11, passes: 1, exif: None, complete }
+    let mut screen = (u32::from(le16(bytes, 6)?), u32::from(le16(bytes, 8)?));
+    // A frame is drawn on the screen, and the screen is what is shown.
+    let walked = |shown, announced, complete| Walked {
+        shown,
+        announced,
+        bytes_a_pixel: 11,
+        passes: 1,
+        exif: None,
+        complete,
+        unsupported: None,
     };
     let mut announced = screen;
     let mut at = 13 + color_table(*bytes.get(10)?);
@@ -251,6 +222,14 @@ fn gif(bytes: &[u8]) -> Option<Walked<'_>> {
                     break false;
                 };
                 if frames == 0 {
+                    // Some writers leave the screen out; then it is as large as its first frame needs.
+                    let (Some(left), Some(top)) = (le16(bytes, at + 1), le16(bytes, at + 3)) else { break false };
+                    if screen.0 == 0 {
+                        screen.0 = u32::from(left) + u32::from(width);
+                    }
+                    if screen.1 == 0 {
+                        screen.1 = u32::from(top) + u32::from(height);
+                    }
                     announced = (screen.0.max(u32::from(width)), screen.1.max(u32::from(height)));
                 }
                 frames += 1;
@@ -266,12 +245,12 @@ fn gif(bytes: &[u8]) -> Option<Walked<'_>> {
             match bytes.get(at) {
                 Some(0) => break,
                 Some(length) => at += 1 + usize::from(*length),
-                None => return Some(walked(announced, false)),
+                None => return Some(walked(screen, announced, false)),
             }
         }
         at += 1;
     };
-    Some(walked(announced, complete))
+    Some(walked(screen, announced, complete))
 }
 
 fn bmp(bytes: &[u8]) -> Option<Walked<'_>> {
@@ -293,7 +272,7 @@ fn bmp(bytes: &[u8]) -> Option<Walked<'_>> {
         _ => data_offset.saturating_add(row.saturating_mul(u64::from(announced.1))),
     };
     let complete = bytes.len() as u64 >= need;
-    Some(Walked { shown: announced, announced, bytes_a_pixel: 7, passes: 1, exif: None, complete })
+    Some(Walked { shown: announced, announced, bytes_a_pixel: 7, passes: 1, exif: None, complete, unsupported: None })
 }
 
 pub(super) fn be16(bytes: &[u8], at: usize) -> Option<u16> {

@@ -42,9 +42,10 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 16,384 a side, 50 megapixels, and room for those in the most spacious way that there is.
+    /// 16,384 a side, 64 megapixels (2 to the power of 26, since cameras' are a little above 64 million), and 12
+    /// bytes for each of them.
     fn default() -> Self {
-        Self { side_max: 16_384, pixels_max: 50_000_000, output_bytes_max: 600_000_000 }
+        Self { side_max: 16_384, pixels_max: 64 << 20, output_bytes_max: 12 * (64 << 20) }
     }
 }
 
@@ -88,7 +89,7 @@ pub fn inspect(bytes: &[u8], limits: &Limits) -> Result<ImageHeader, ImageError>
 /// Decodes an image, turned upright, alpha laid over white.
 ///
 /// With `short_side`, a JPEG may be decoded at a half, a quarter or an eighth, as long as its
-/// short side stays at least that long; this is for callers that shrink it anyway.
+/// short side stays at least twice that long; this is for callers that shrink it anyway.
 ///
 /// # Errors
 /// As [`inspect`], and `Corrupt` or `Truncated` from the decoder. Never panics.
@@ -99,7 +100,7 @@ pub fn decode(bytes: &[u8], limits: &Limits, short_side: Option<u32>) -> Result<
     let decoded = std::panic::catch_unwind(|| match layout.format {
         Format::Jpeg => jpeg::decode(bytes, &layout, short_side),
         Format::Png => png::decode(bytes, limits),
-        _ => raster::decode(bytes, layout.format, limits),
+        _ => raster::decode(bytes, &layout, limits),
     })
     .unwrap_or_else(|_| Err(corrupt(layout.format, "the decoder gave up")))?;
     let upright = turn_upright(decoded, layout.orientation);

@@ -1,22 +1,25 @@
 //! WebP, GIF and BMP through the `image` crate, flattened to opaque RGB.
 
+use std::borrow::Cow;
 use std::io::{Cursor, ErrorKind};
 
 use image::codecs::{bmp::BmpDecoder, gif::GifDecoder, webp::WebPDecoder};
 use image::{DynamicImage, ImageDecoder, RgbImage};
 
-use super::layout::Format;
+use super::layout::{FileLayout, Format};
 use super::png::over_white;
 use super::{Limits, corrupt};
 use crate::ImageError;
 
-pub(super) fn decode(bytes: &[u8], format: Format, limits: &Limits) -> Result<RgbImage, ImageError> {
+pub(super) fn decode(bytes: &[u8], layout: &FileLayout, limits: &Limits) -> Result<RgbImage, ImageError> {
     let mut allowed = image::Limits::default();
     allowed.max_image_width = Some(limits.side_max);
     allowed.max_image_height = Some(limits.side_max);
     allowed.max_alloc = Some(limits.output_bytes_max);
 
-    let source = Cursor::new(bytes);
+    let format = layout.format;
+    let bytes = mended(bytes, layout);
+    let source = Cursor::new(&*bytes);
     let image = match format {
         Format::WebP => WebPDecoder::new(source).and_then(|decoder| limited(decoder, allowed)),
         Format::Gif => GifDecoder::new(source).and_then(|decoder| limited(decoder, allowed)),
@@ -25,6 +28,27 @@ pub(super) fn decode(bytes: &[u8], format: Format, limits: &Limits) -> Result<Rg
         }
     };
     image.map(flatten).map_err(|error| refusal(format, &error))
+}
+
+/// What the decoders take for damage and others read: a GIF without a screen gets one, and a WebP announces no
+/// metadata, which it may lack.
+fn mended<'a>(bytes: &'a [u8], layout: &FileLayout) -> Cow<'a, [u8]> {
+    let screen = [layout.shown.0, layout.shown.1].map(|side| u16::try_from(side).unwrap_or(u16::MAX).to_le_bytes());
+    match layout.format {
+        Format::Gif if bytes.get(6..10).is_some_and(|stated| *stated != *screen.as_flattened()) => {
+            let mut bytes = bytes.to_vec();
+            bytes[6..10].copy_from_slice(screen.as_flattened());
+            Cow::Owned(bytes)
+        }
+        Format::WebP if bytes.get(12..16) == Some(b"VP8X") && bytes.len() > 20 => {
+            /// A colour profile, EXIF and XMP.
+            const METADATA: u8 = 0b0010_1100;
+            let mut bytes = bytes.to_vec();
+            bytes[20] &= !METADATA;
+            Cow::Owned(bytes)
+        }
+        _ => Cow::Borrowed(bytes),
+    }
 }
 
 fn limited(mut decoder: impl ImageDecoder, allowed: image::Limits) -> image::ImageResult<DynamicImage> {

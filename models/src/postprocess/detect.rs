@@ -5,8 +5,9 @@ use crate::manifest::{Activation, BoxFormat, BoxUnits, Detection, Input};
 use crate::output::{Bounds, Detected};
 use crate::{Output, OutputError};
 
-/// Candidates of one class that take part in suppression, which is quadratic.
-const CANDIDATES_MAX: usize = 1_000;
+/// Candidates of all classes, the best ones, and of one class, that take part in suppression, which is quadratic.
+const CANDIDATES_MAX: usize = 30_000;
+const CANDIDATES_OF_CLASS_MAX: usize = 1_000;
 
 pub(super) fn detect(
     section: &Detection,
@@ -31,22 +32,29 @@ pub(super) fn detect(
         Activation::None | Activation::Softmax => scores.data[row * classes + class],
     };
     let to_pixels = ToPixels::new(section, input, frame);
-    let mut detections = Vec::new();
-    for (class, label) in labels.iter().enumerate().filter(|(_, label)| *label != "?") {
-        let mut candidates: Vec<(f32, Bounds)> = (0..count)
-            .filter_map(|row| Some(score(row, class)).filter(|s| *s >= threshold).map(|s| (s, row)))
-            .map(|(score, row)| (score, to_pixels.bounds(&boxes.data[row * 4..row * 4 + 4])))
-            .collect();
-        candidates.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let used = (0..classes).filter(|class| labels[*class] != "?");
+    let scored = used.flat_map(|class| (0..count).map(move |row| (class, row)));
+    let mut candidates: Vec<_> =
+        scored.map(|(class, row)| (score(row, class), class, row)).filter(|(score, ..)| *score >= threshold).collect();
+    // A job that asks for a threshold of 0 makes a candidate of every box and class.
+    if candidates.len() > CANDIDATES_MAX {
+        candidates.select_nth_unstable_by(CANDIDATES_MAX, |a, b| b.0.total_cmp(&a.0));
         candidates.truncate(CANDIDATES_MAX);
-        let kept = suppress(candidates, section.iou_threshold);
-        let class_id = section.first_class_id + class as u32;
-        detections.extend(kept.into_iter().map(|(score, bounds)| Detected {
-            label: label.clone(),
-            class_id,
-            score,
-            bounds: to_pixels.clip(bounds),
-        }));
+    }
+    candidates.sort_by(|a, b| a.1.cmp(&b.1).then(b.0.total_cmp(&a.0)).then(a.2.cmp(&b.2)));
+    let mut detections = Vec::new();
+    for candidates in candidates.chunk_by(|a, b| a.1 == b.1) {
+        let class = candidates[0].1;
+        let best = candidates.iter().take(CANDIDATES_OF_CLASS_MAX);
+        let best = best.map(|(score, _, row)| (*score, to_pixels.bounds(&boxes.data[row * 4..row * 4 + 4]))).collect();
+        for (score, bounds) in suppress(best, section.iou_threshold) {
+            let bounds = to_pixels.clip(bounds);
+            // Some models see things in the padding around an image, where there is nothing.
+            if bounds.width > 0.0 && bounds.height > 0.0 {
+                let class_id = section.first_class_id + class as u32;
+                detections.push(Detected { label: labels[class].clone(), class_id, score, bounds });
+            }
+        }
     }
     detections.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.class_id.cmp(&b.class_id)));
     detections.truncate(wishes.top_k.unwrap_or(section.top_k) as usize);

@@ -72,7 +72,11 @@ fn doubles_are_suppressed_within_a_class_only() {
     let bounds = found[0].bounds;
     let near = |a: f32, b: f32| (a - b).abs() < 0.01;
     assert!(near(bounds.x, 20.0) && near(bounds.y, 10.0) && near(bounds.width, 84.0) && near(bounds.height, 40.0));
-    assert_eq!(detected(&[([0.0; 4], [0.3, 0.0, 0.0])], &WHOLE, Wishes { top_k: None, threshold: Some(0.2) }).len(), 1);
+    assert_eq!(
+        detected(&[([0.0, 0.0, 0.1, 0.1], [0.3, 0.0, 0.0])], &WHOLE, Wishes { top_k: None, threshold: Some(0.2) })
+            .len(),
+        1
+    );
 }
 
 #[test]
@@ -81,6 +85,30 @@ fn boxes_are_put_back_where_the_input_lay_and_kept_inside() {
     let found = detected(&[([-0.2, 0.0, 0.5, 2.0], [0.9, 0.0, 0.0])], &cropped, Wishes::default());
     let Bounds { x, y, width, height } = found[0].bounds;
     assert!((x - 30.0).abs() < 0.01 && y == 0.0 && (width - 70.0).abs() < 0.01 && height == 100.0, "{found:?}");
+}
+
+#[test]
+fn what_is_seen_in_the_padding_is_left_out() {
+    // A letterboxed image of 200 x 100: the input reaches 50 pixels above and below it.
+    let frame = Frame { placement: Placement { x: 0.0, y: -0.5, width: 1.0, height: 2.0 }, ..WHOLE };
+    let rows = [([0.0, 0.1, 0.2, 0.2], [0.9, 0.0, 0.0]), ([0.3, 0.1, 0.6, 0.4], [0.9, 0.0, 0.0])];
+    let found = detected(&rows, &frame, Wishes::default());
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].bounds.height > 0.0 && found[0].bounds.width > 0.0);
+}
+
+#[test]
+fn of_too_many_candidates_the_best_remain() {
+    // Every box is a candidate of both classes; the best one of all comes last.
+    let row = |n: usize| {
+        let (x, y) = ((n % 200) as f32 / 200.0, (n / 200) as f32 / 200.0);
+        ([y, x, y + 0.001, x + 0.001], [0.5, 0.0, n as f32 / 20_000.0])
+    };
+    let rows: Vec<_> = (0..20_000).map(row).collect();
+    let found = detected(&rows, &WHOLE, Wishes { top_k: Some(100), threshold: Some(0.0) });
+    assert_eq!(found.len(), 100);
+    assert!(found.iter().all(|found| found.label == "cup"), "{found:?}");
+    assert!(found[0].score > 0.999 && found[99].score > 0.99);
 }
 
 #[test]
