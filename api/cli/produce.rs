@@ -12,7 +12,7 @@ use queue::{JobId, JobOptions, JobSpec, PartitionId, Sequence, Timestamp};
 use serde_json::json;
 
 use crate::config::ProduceArgs;
-use crate::output::outln;
+use crate::output::{note, outln};
 use crate::setup::Models;
 use crate::submit::inputs;
 use crate::topics::connect;
@@ -38,7 +38,7 @@ pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
             );
             let models = Models::open(&args.models)?;
             let (model, version) = find(&models, name)?;
-            for path in inputs::collect(&args.paths)? {
+            for path in files(&args.paths)? {
                 let image = Bytes::from(std::fs::read(&path).with_context(|| format!("read {path}"))?);
                 let options =
                     JobOptions { partition_key: args.key.clone(), priority: args.priority, ..JobOptions::default() };
@@ -56,7 +56,7 @@ pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
             }
         }
         None => {
-            for path in inputs::collect(&args.paths)? {
+            for path in files(&args.paths)? {
                 let payload = Bytes::from(std::fs::read(&path).with_context(|| format!("read {path}"))?);
                 let (id, partition, sequence) = queue.append(&topic, args.key.as_deref(), payload).await?;
                 say(&path, &id, partition, sequence);
@@ -98,4 +98,13 @@ pub(crate) fn spec(
         options,
         metadata: std::collections::BTreeMap::new(),
     })
+}
+
+/// The files that are meant; what of a folder is left out is said.
+fn files(paths: &[String]) -> anyhow::Result<Vec<String>> {
+    let (files, skipped) = inputs::collect(paths)?;
+    if skipped.is_any() {
+        note!("{skipped}");
+    }
+    Ok(files)
 }

@@ -181,17 +181,31 @@ pub(crate) enum ApiError {
     )]
     BatchKind(String),
     /// An archive is not as it should be.
-    #[error("{0}; what came before is queued: send it again with PUT, and only what is missing is added")]
+    #[error("{0}")]
     Archive(String),
-    /// An item's name is no good.
-    #[error("`{0}` is no custom id: it has 1 to 512 bytes, no control characters, and does not climb out with ..")]
-    CustomId(String),
-    /// Two items have one name.
-    #[error("custom id `{0}` comes twice in this batch")]
-    CustomIdTwice(String),
-    /// An item came before with other bytes.
-    #[error("custom id `{0}` came before with another image; give the new one another name")]
-    CustomIdChanged(String),
+    /// Items came before with other bytes.
+    #[error(
+        "custom id `{custom_id}` came before with another image, as did {others} more; give the new one another name"
+    )]
+    CustomIdChanged {
+        /// The first.
+        custom_id: String,
+        /// How many more.
+        others: u64,
+    },
+    /// A batch's body could not be taken to its end.
+    #[error("{}", Self::batch(id, *taken, &error.to_string()))]
+    Batch {
+        /// The batch.
+        id: String,
+        /// Its items so far.
+        taken: u64,
+        /// What was wrong.
+        error: Box<ApiError>,
+    },
+    /// It has ended, and stays as it is.
+    #[error("batch `{0}` has finished; there is nothing left to cancel")]
+    BatchFinished(String),
     /// A key is needed.
     #[error("this server needs a key: send Authorization: Bearer sl_…")]
     KeyMissing,
@@ -335,9 +349,9 @@ impl ApiError {
             Self::BatchTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "batch_too_large"),
             Self::BatchKind(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "batch_kind"),
             Self::Archive(_) => (StatusCode::BAD_REQUEST, "archive_invalid"),
-            Self::CustomId(_) => (StatusCode::BAD_REQUEST, "custom_id_invalid"),
-            Self::CustomIdTwice(_) => (StatusCode::CONFLICT, "custom_id_twice"),
-            Self::CustomIdChanged(_) => (StatusCode::UNPROCESSABLE_ENTITY, "custom_id_changed"),
+            Self::Batch { error, .. } => error.kind(),
+            Self::BatchFinished(_) => (StatusCode::CONFLICT, "batch_finished"),
+            Self::CustomIdChanged { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "custom_id_changed"),
             Self::KeyMissing => (StatusCode::UNAUTHORIZED, "key_missing"),
             Self::KeyWrong => (StatusCode::UNAUTHORIZED, "key_invalid"),
             Self::WrongKeys => (StatusCode::TOO_MANY_REQUESTS, "key_invalid_too_often"),
@@ -361,6 +375,12 @@ impl ApiError {
     }
 
     /// What clients read.
+    fn batch(id: &str, taken: u64, problem: &str) -> String {
+        format!(
+            "{problem}; {taken} items of batch `{id}` were taken: send it again with PUT /v1/batches/{id}, and only what is missing is added"
+        )
+    }
+
     fn public_message(&self) -> String {
         match self {
             Self::Submit(SubmitError::Queue(_)) | Self::Redrive(RedriveError::Submit(SubmitError::Queue(_))) => {
@@ -370,6 +390,7 @@ impl ApiError {
             | Self::Topic(TopicError::Queue(QueueError::Unavailable { .. })) => {
                 "the queue does not answer; try again".into()
             }
+            Self::Batch { id, taken, error } => Self::batch(id, *taken, &error.public_message()),
             Self::Index(_) => "the job index does not answer; try again".into(),
             Self::Queue(QueueError::TooLarge { .. } | QueueError::Damaged { .. }) => Self::Internal.to_string(),
             Self::Submit(SubmitError::Full { topic }) => {
@@ -385,6 +406,7 @@ impl ApiError {
             (StatusCode::SERVICE_UNAVAILABLE, "queue_full") => Some(5),
             (StatusCode::SERVICE_UNAVAILABLE, _) => Some(1),
             (StatusCode::TOO_MANY_REQUESTS, _) => match self {
+                Self::Batch { error, .. } => error.retry_after(),
                 Self::TooMany { wait, .. } => Some((*wait).max(1)),
                 _ => Some(1),
             },
@@ -428,6 +450,12 @@ pub(crate) struct Problem {
     code: &'static str,
     /// For people: what is wrong, and what to do.
     detail: String,
+    /// The batch whose body could not be taken to its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch_id: Option<String>,
+    /// How many of its items were taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    items_taken: Option<u64>,
 }
 
 impl IntoResponse for ApiError {
@@ -442,12 +470,18 @@ impl IntoResponse for ApiError {
         } else {
             tracing::debug!(code, error = %self, "request refused");
         }
+        let (batch_id, items_taken) = match &self {
+            Self::Batch { id, taken, .. } => (Some(id.clone()), Some(*taken)),
+            _ => (None, None),
+        };
         let problem = Problem {
             kind: format!("urn:sightline:problem:{code}"),
             title: status.canonical_reason().unwrap_or("error"),
             status: status.as_u16(),
             code,
             detail: self.public_message(),
+            batch_id,
+            items_taken,
         };
         let mut response = (status, Json(problem)).into_response();
         let headers = response.headers_mut();

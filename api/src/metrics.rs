@@ -86,11 +86,12 @@ pub(crate) fn connection_refused() {
 /// A request was answered.
 pub(crate) fn request(route: &str, method: &Method, status: StatusCode, took: Duration) {
     // Methods that nobody serves would make a series each.
-    let method = if [Method::GET, Method::POST, Method::PATCH, Method::DELETE].contains(method) {
-        method.to_string()
-    } else {
-        "other".into()
-    };
+    let method =
+        if [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::HEAD].contains(method) {
+            method.to_string()
+        } else {
+            "other".into()
+        };
     let labels = [("route", route.to_owned()), ("method", method), ("status", status.as_u16().to_string())];
     histogram!(REQUEST_SECONDS, &labels).record(took.as_secs_f64());
 }

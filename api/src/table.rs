@@ -5,6 +5,11 @@ use serde_json::Value;
 /// What a spreadsheet would take for the beginning of a formula, and what we put before that.
 const FORMULA: [char; 5] = ['=', '+', '@', '\t', '\''];
 
+/// A minus begins a formula as well, unless all of it is a number.
+fn is_formula(cell: &str) -> bool {
+    cell.starts_with(FORMULA) || cell.starts_with('-') && cell.parse::<f64>().is_err()
+}
+
 /// Label and score of the best prediction or detection; empty if there is none.
 pub fn best_of(result: &Value) -> (String, String) {
     let best = &result[if result["type"] == "detection" { "detections" } else { "predictions" }][0];
@@ -18,7 +23,7 @@ pub fn table_row(cells: &[String]) -> String {
     let mut writer = csv::WriterBuilder::new().from_writer(Vec::new());
     let guarded = cells.iter().map(|cell| {
         let cell = cell.replace(['\n', '\r'], " ");
-        if cell.starts_with(FORMULA) { format!("'{cell}") } else { cell }
+        if is_formula(&cell) { format!("'{cell}") } else { cell }
     });
     writer.write_record(guarded).expect("memory takes everything");
     String::from_utf8(writer.into_inner().expect("memory takes everything")).expect("it was text")
@@ -26,7 +31,7 @@ pub fn table_row(cells: &[String]) -> String {
 
 /// A cell without the apostrophe that [`table_row`] gave it.
 pub fn unguarded(cell: &str) -> &str {
-    cell.strip_prefix('\'').filter(|rest| rest.starts_with(FORMULA)).unwrap_or(cell)
+    cell.strip_prefix('\'').filter(|rest| is_formula(rest)).unwrap_or(cell)
 }
 
 #[cfg(test)]
@@ -42,11 +47,14 @@ mod tests {
             ("say \"x\"", "\"say \"\"x\"\"\",\n"),
             ("=1+1", "'=1+1,\n"),
             ("-0.5", "-0.5,\n"),
+            ("-2+3+cmd|x", "'-2+3+cmd|x,\n"),
+            ("\t=1", "'\t=1,\n"),
+            ("@x", "'@x,\n"),
             ("'x", "''x,\n"),
             ("two\nlines", "two lines,\n"),
         ] {
             assert_eq!(row(cell), expected);
         }
-        assert_eq!(["'=1+1", "''quoted'", "a"].map(unguarded), ["=1+1", "'quoted'", "a"]);
+        assert_eq!(["'=1+1", "''quoted'", "a", "'-x", "'-1"].map(unguarded), ["=1+1", "'quoted'", "a", "-x", "'-1"]);
     }
 }

@@ -108,23 +108,59 @@ async fn forms_and_lines_are_batches_too_and_nonsense_is_refused() {
         ("x", "application/x-tar", vec![7; 2_000], 400, "archive_invalid"),
         ("x", "application/zip", b"PK".to_vec(), 400, "archive_invalid"),
         ("x", "application/x-tar", tar_of(&[]), 400, "archive_invalid"),
-        ("x", "application/x-ndjson", b"{}".to_vec(), 400, "json_invalid"),
         ("x", "application/x-ndjson", Vec::new(), 400, "archive_invalid"),
         ("x.y", "application/x-ndjson", Vec::new(), 400, "batch_id_invalid"),
-        (
-            "x",
-            "application/x-tar",
-            tar_of(&[("a".into(), photo("rocket.jpg")), ("a".into(), photo("rocket.jpg"))]),
-            409,
-            "custom_id_twice",
-        ),
     ] {
         let answer = put(&stack, id, kind, body).await;
         assert_eq!((answer.status, answer.text("code").as_str()), (status, code), "{kind}: {}", answer.body);
     }
+    // What breaks off says where it is and how far it came; nothing that was read is dropped.
+    let whole = tar_of(&[("a".into(), photo("rocket.jpg")), ("b".into(), photo("rocket.jpg"))]);
+    let broken = put(&stack, "x", "application/x-tar", whole[..whole.len() - 1024].to_vec()).await;
+    assert_eq!((broken.status, broken.text("code").as_str()), (400, "archive_invalid"), "{}", broken.body);
+    assert_eq!((&broken.json["batch_id"], &broken.json["items_taken"]), (&json!("x"), &json!(2)), "{}", broken.body);
     assert_eq!(stack.get("/v1/batches/nope").await.text("code"), "batch_unknown");
     let open = stack.get("/v1/batches/x/verify").await.json;
     assert_eq!(open["complete"], false, "what broke off is not complete: {open}");
+}
+
+#[tokio::test]
+async fn a_bad_item_is_a_failed_item_and_ends_nothing() {
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let case = |name: &str| std::fs::read(format!("{}/tests/cases/{name}", env!("CARGO_MANIFEST_DIR"))).expect(name);
+    let image = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, photo("rocket.jpg"));
+    let lines = format!(
+        "{{\"custom_id\":\"good\",\"image\":\"{image}\"}}\n{{}}\n{{\"custom_id\":\"nul\",\"image\":\"{image}\",\
+         \"metadata\":{{\"a\":\"\\u0000\"}}}}\n{{\"custom_id\":\"good\",\"image\":\"{image}\"}}\n"
+    );
+    let odd =
+        [("a", photo("rocket.jpg")), ("a", photo("rocket.jpg")), ("b\rc", photo("rocket.jpg")), (".DS_Store", vec![0])];
+    let odd = tar_of(&odd.map(|(name, bytes)| (name.to_owned(), bytes)));
+    for (id, kind, body, good, failed, skipped) in [
+        ("lines", "application/x-ndjson", lines.into_bytes(), &["good", "good (2)"][..], &["line 2", "nul"][..], 0),
+        ("urls", "application/x-ndjson", case("dataurl.ndjson"), &["a", "b", "c"], &[], 0),
+        ("odd", "application/x-tar", odd, &["a", "a (2)", "b_c"], &[], 1),
+        ("links", "application/x-tar", case("links.tar"), &["a.png"], &["hard.png", "soft.png"], 0),
+        ("finder", "application/zip", case("finder_like.zip"), &["a.png", "b.png"], &[], 0),
+    ] {
+        let taken = put(&stack, id, kind, body.clone()).await;
+        assert_eq!(taken.status, 202, "{id}: {}", taken.body);
+        assert_eq!(taken.json["counts"]["total"], good.len() + failed.len(), "{id}: {}", taken.body);
+        assert_eq!(taken.json["skipped"]["count"].as_u64().unwrap_or(0), skipped, "{id}: {}", taken.body);
+        finished(&stack, id).await;
+        for (state, names) in [("succeeded", good), ("failed", failed)] {
+            let lines = results(&stack, id, &format!("?state={state}")).await;
+            let have: Vec<&str> = lines.iter().map(|job| job["custom_id"].as_str().expect("a name")).collect();
+            assert_eq!(have, names, "{id}, {state}");
+        }
+        // The same body gives the same names.
+        let again = put(&stack, id, kind, body).await;
+        assert_eq!(again.json["counts"]["total"], good.len() + failed.len(), "{id}: {}", again.body);
+    }
+    // What has finished stays finished.
+    let late = send(http().delete(stack.url("/v1/batches/finder"))).await;
+    assert_eq!((late.status, late.text("code").as_str()), (409, "batch_finished"), "{}", late.body);
+    assert_eq!(stack.get("/v1/batches/finder").await.text("state"), "finished");
 }
 
 #[tokio::test]

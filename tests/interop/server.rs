@@ -137,6 +137,66 @@ fn users_do_what_they_may_and_nothing_else() {
     assert_eq!([a.message().1, a.message().1], ["1", "2"]);
 }
 
+/// Sends a request and returns its answer.
+fn asked(raw: &mut Raw, subject: &str, body: &str) -> serde_json::Value {
+    raw.say(&format!("PUB {subject} answers {}\r\n{body}\r\n", body.len()));
+    let (_, answer) = raw.message();
+    serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{subject}: {error}: {answer}"))
+}
+
+#[test]
+fn null_is_as_if_nothing_was_said_and_wildcards_are_published_as_letters() {
+    let server = Server::start(Settings::default());
+    let mut raw = open(&server);
+    raw.say("SUB answers 1\r\n");
+    let nulls = "\"max_msgs\":null,\"max_age\":null,\"retention\":null,\"num_replicas\":null,\"sealed\":null,\
+                 \"placement\":null,\"consumer_limits\":{\"max_ack_pending\":null}";
+    let stream = format!("{{\"name\":\"s\",\"subjects\":[\"s.>\"],\"allow_direct\":true,{nulls}}}");
+    let made = asked(&mut raw, "$JS.API.STREAM.CREATE.s", &stream);
+    assert_eq!((made["config"]["name"].as_str(), &made["error"]), (Some("s"), &serde_json::Value::Null), "{made}");
+    let consumer = "{\"stream_name\":\"s\",\"action\":null,\"config\":{\"durable_name\":\"c\",\"ack_policy\":\"explicit\",\
+                    \"ack_wait\":null,\"max_deliver\":null,\"backoff\":null,\"filter_subject\":null,\"num_replicas\":null}}";
+    let made = asked(&mut raw, "$JS.API.CONSUMER.DURABLE.CREATE.s.c", consumer);
+    assert_eq!((made["name"].as_str(), &made["error"]), (Some("c"), &serde_json::Value::Null), "{made}");
+    for subject in ["s.*", "s.a.>", "s.*.b"] {
+        let stored = asked(&mut raw, subject, "x");
+        assert_eq!(stored["stream"], "s", "{subject}: {stored}");
+    }
+    let info =
+        asked(&mut raw, "$JS.API.STREAM.INFO.s", "{\"offset\":null,\"subjects_filter\":null,\"deleted_details\":null}");
+    assert_eq!(
+        (&info["state"]["messages"], &info["state"]["subjects"]),
+        (&3.into(), &serde_json::Value::Null),
+        "{info}"
+    );
+    let got = asked(&mut raw, "$JS.API.STREAM.MSG.GET.s", "{\"seq\":2,\"last_by_subj\":null,\"next_by_subj\":null}");
+    assert_eq!(got["message"]["subject"], "s.a.>", "{got}");
+}
+
+#[test]
+fn members_of_a_deliver_group_share() {
+    let server = Server::start(Settings::default());
+    let mut raw = open(&server);
+    raw.say("SUB answers 1\r\n");
+    asked(&mut raw, "$JS.API.STREAM.CREATE.s", "{\"name\":\"s\",\"subjects\":[\"s\"]}");
+    let mut members = [open(&server), open(&server)];
+    for member in &mut members {
+        member.say("SUB pushed group 1\r\nPING\r\n");
+        member.expect("PONG");
+    }
+    let consumer = "{\"stream_name\":\"s\",\"config\":{\"durable_name\":\"c\",\"deliver_subject\":\"pushed\",\
+                    \"deliver_group\":\"group\",\"ack_policy\":\"none\"}}";
+    let made = asked(&mut raw, "$JS.API.CONSUMER.DURABLE.CREATE.s.c", consumer);
+    assert_eq!(made["error"], serde_json::Value::Null, "{made}");
+    for _ in 0..100 {
+        asked(&mut raw, "s", "x");
+    }
+    // Each of them has some: that one of two gets all of a hundred by chance is as good as impossible.
+    for member in &mut members {
+        assert_eq!(member.message().1, "x");
+    }
+}
+
 #[test]
 fn limits_hold_for_connections_subscriptions_and_silence() {
     let server = Server::start(Settings {

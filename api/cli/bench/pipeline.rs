@@ -36,7 +36,7 @@ struct Run {
 /// Measures and prints.
 pub(super) async fn run(args: BenchPipelineArgs) -> anyhow::Result<ExitCode> {
     let paths = if args.paths.is_empty() { vec![DEFAULT_IMAGES.to_owned()] } else { args.paths.clone() };
-    let files = inputs::collect(&paths).context("find images; say which as PATH")?;
+    let (files, _) = inputs::collect(&paths).context("find images; say which as PATH")?;
     ensure!(!files.is_empty(), "there are no images in {}", paths.join(", "));
     let images: Result<Vec<Bytes>, _> = files.iter().map(|file| std::fs::read(file).map(Bytes::from)).collect();
     let images: Arc<[Bytes]> = images.context("read the images")?.into();

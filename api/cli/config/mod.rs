@@ -6,7 +6,7 @@ mod tools;
 
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -112,7 +112,7 @@ pub(crate) struct UpArgs {
     #[arg(long, env = "SIGHTLINE_WORKERS", value_name = "N|MIN..MAX")]
     pub(crate) workers: Option<Workers>,
     /// Where the queue listens; a free port is taken if this one is in use
-    #[arg(long, env = "SIGHTLINE_BROKER_LISTEN", default_value = "127.0.0.1:4222", value_name = "HOST:PORT")]
+    #[arg(long, env = "SIGHTLINE_BROKER_LISTEN", default_value = "127.0.0.1:4222", value_parser = address, value_name = "HOST:PORT")]
     pub(crate) broker_listen: SocketAddr,
     /// Use this queue (`nats://[TOKEN@]host:port,…`) and start none
     #[arg(long, env = "SIGHTLINE_QUEUE", hide_env_values = true, value_name = "URL")]
@@ -188,7 +188,7 @@ pub(crate) enum BrokerAction {
 #[derive(Debug, Args)]
 pub(crate) struct BrokerServeArgs {
     /// Where it listens; a free port is taken if this one is in use
-    #[arg(long, env = "SIGHTLINE_LISTEN", default_value = "127.0.0.1:4222", value_name = "HOST:PORT")]
+    #[arg(long, env = "SIGHTLINE_LISTEN", default_value = "127.0.0.1:4222", value_parser = address, value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,
     /// Let everybody on this machine in, without the token
     #[arg(long, env = "SIGHTLINE_BROKER_OPEN")]
@@ -200,7 +200,7 @@ pub(crate) struct BrokerServeArgs {
     #[arg(long, env = "SIGHTLINE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Serve /varz, /connz, /jsz, /subsz and /healthz there, over plain HTTP
-    #[arg(long, env = "SIGHTLINE_MONITOR_LISTEN", value_name = "HOST:PORT")]
+    #[arg(long, env = "SIGHTLINE_MONITOR_LISTEN", value_parser = address, value_name = "HOST:PORT")]
     pub(crate) monitor_listen: Option<SocketAddr>,
     /// Write the process id to this file
     #[arg(long, env = "SIGHTLINE_PID_FILE", value_name = "FILE")]
@@ -323,7 +323,7 @@ pub(crate) struct CompletionsArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct HttpArgs {
     /// Where the API listens
-    #[arg(long, env = "SIGHTLINE_LISTEN", default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
+    #[arg(long, env = "SIGHTLINE_LISTEN", default_value = "127.0.0.1:8080", value_parser = address, value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,
     /// Encrypt with this certificate (and those above it), PEM; read again when it changes
     #[arg(long, env = "SIGHTLINE_TLS_CERT", requires = "tls_key", value_name = "FILE")]
@@ -433,6 +433,13 @@ impl std::fmt::Display for Workers {
 }
 
 /// A lease that is shorter than a second would run out between two renewals.
+/// An address to listen on. Of a name's addresses the first one of IPv4 is taken, which is what most clients try.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let all: Vec<SocketAddr> = text.to_socket_addrs().map_err(|error| error.to_string())?.collect();
+    let first = all.iter().find(|address| address.is_ipv4()).or(all.first());
+    first.copied().ok_or_else(|| "the name has no address".to_owned())
+}
+
 fn lease(text: &str) -> Result<Duration, String> {
     let lease = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if lease < Duration::from_secs(1) { Err("it must be at least 1s".into()) } else { Ok(lease) }

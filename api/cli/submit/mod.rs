@@ -26,11 +26,14 @@ use crate::stop;
 use client::Client;
 use ledger::Ledger;
 
+/// Exit status when all images that were sent succeeded, and others of the folder cannot be read here.
+const SKIPPED: u8 = 3;
+
 /// Sends all images and waits for their results.
 pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
-    let files = inputs::images(&args.paths)?;
-    anyhow::ensure!(!files.is_empty(), "there are no images in {}", args.paths.join(", "));
+    let (files, skipped) = inputs::images(&args.paths)?;
+    anyhow::ensure!(!files.is_empty(), "there are no images in {}\n{skipped}", args.paths.join(", "));
     let client = Client::new(&args.api, &args.model)?;
     let ledger = Ledger::open(args.out.as_deref(), args.format, &args.model)?;
     client.check_model().await?;
@@ -66,7 +69,14 @@ pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
     let rate = (tally.total() - resumed) as f64 / seconds.max(0.001);
     let before = if resumed > 0 { format!(" ({resumed} of them before)") } else { String::new() };
     note!("{} images{before}: {tally} in {seconds:.1} s, {rate:.1} images/s", tally.total());
-    Ok(if tally.all_succeeded() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if skipped.is_any() {
+        note!("{skipped}");
+    }
+    Ok(match (tally.all_succeeded(), skipped.are_meant) {
+        (false, _) => ExitCode::FAILURE,
+        (true, true) => ExitCode::from(SKIPPED),
+        (true, false) => ExitCode::SUCCESS,
+    })
 }
 
 fn progress_bar(length: u64) -> ProgressBar {

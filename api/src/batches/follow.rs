@@ -172,6 +172,7 @@ mod tests {
             created_at: at(0),
             total: None,
             complete_at: None,
+            skipped: queue::client::Skipped::default(),
             canceled_at: None,
             error: None,
             failures_max: Some(2),

@@ -89,6 +89,7 @@ pub(crate) async fn find(state: &Inner, id: Named) -> Result<Batch, ApiError> {
     params(BatchPath),
     responses(
         (status = 202, description = "Its jobs are being called off.", body = wire::Document),
+        (status = 409, description = "`batch_finished`."),
         NoBatch,
     ),
 )]
@@ -96,6 +97,9 @@ pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Res
     let id = named(id)?;
     let batch = loop {
         let Some((batch, revision)) = state.queue.batch(&id).await? else { return Err(ApiError::BatchUnknown(id)) };
+        if wire::document(&state.index, &batch).await?.is_finished() {
+            return Err(ApiError::BatchFinished(id));
+        }
         let next = Batch { canceled_at: Some(batch.canceled_at.unwrap_or(Timestamp::now())), ..batch.clone() };
         if next == batch || state.queue.write_batch(revision, &next).await? != Replaced::Refused {
             break next;

@@ -4,7 +4,8 @@
 //! under the same id, and what had come is not queued a second time. The batch's record is written
 //! first, open; when all has come, it says how many that were.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -13,14 +14,15 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use models::{Model, ModelVersion};
-use queue::client::{Batch, Replaced};
+use queue::client::{Batch, Replaced, Skipped};
 use queue::{ImageFacts, JobError, Record, SubmitError, Timestamp, Topic};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::mpsc::Receiver;
 use utoipa::IntoResponses;
 
-use super::items::{self, Bounds, Files, Item, Line};
+use super::items::{self, Bounds, Entry, Files, Item, Line};
 use super::options::BatchOptions;
 use super::{BatchPath, wire};
 use crate::dead::Named;
@@ -50,13 +52,13 @@ pub(super) const ITEMS_MAX: usize = 1_000_000;
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "it only says how answers look")]
 enum BatchRefused {
-    /// `archive_invalid`, `custom_id_invalid`, `json_invalid`, `option_invalid`, `form_invalid`, `body_broken`, `batch_id_invalid`, `model_missing`, `topic_plain`. What came before the fault is queued: send it again with `PUT`.
+    /// `archive_invalid`, `option_invalid`, `form_invalid`, `body_broken`, `batch_id_invalid`, `model_missing`, `topic_plain`. What came before the fault is queued, and `batch_id` and `items_taken` say where it is: send the body again with `PUT`.
     #[response(status = 400)]
     Malformed,
     /// `model_unknown`, `version_unknown`, `topic_unknown`; `batch_unknown`: another owner has this id.
     #[response(status = 404)]
     Unknown,
-    /// `batch_canceled`, `batch_model`, `custom_id_twice`, `topic_model`.
+    /// `batch_canceled`, `batch_model`, `topic_model`.
     #[response(status = 409)]
     Conflict,
     /// `batch_too_large`, `body_too_large`.
@@ -65,7 +67,7 @@ enum BatchRefused {
     /// `batch_kind`.
     #[response(status = 415)]
     Kind,
-    /// `custom_id_changed`: it came before with another image.
+    /// `custom_id_changed`: it came before with another image. All other items are queued.
     #[response(status = 422)]
     Changed,
 }
@@ -151,6 +153,18 @@ async fn receive(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
+    let received = take_in(state, caller, id, query, headers, body).await;
+    received.inspect_err(|error| metrics::refused(error.kind().1))
+}
+
+async fn take_in(
+    state: &Inner,
+    caller: &Caller,
+    id: String,
+    query: &str,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     check_encoding(headers)?;
     let mut options = BatchOptions::read(query)?;
     name_model(state, &mut options.jobs).await?;
@@ -164,7 +178,15 @@ async fn receive(
     };
     let mut items = items::read(headers, body, bounds)?;
     // A body that has nothing in it leaves nothing behind.
-    let first = items.recv().await.unwrap_or_else(|| Err(ApiError::Archive("there is no image in it".into())))?;
+    let mut skipped = Skipped::default();
+    let first = loop {
+        match items.recv().await {
+            Some(Ok(Entry::Item(item))) => break item,
+            Some(Ok(Entry::Skipped(name))) => skipped.note(name),
+            Some(Err(error)) => return Err(error),
+            None => return Err(ApiError::Archive(format!("there is no image in it; {} skipped", skipped.count))),
+        }
+    };
     let new = Batch {
         id: id.clone(),
         model: model.name().to_owned(),
@@ -173,6 +195,7 @@ async fn receive(
         created_at: Timestamp::now(),
         total: None,
         complete_at: None,
+        skipped: Skipped::default(),
         canceled_at: None,
         error: None,
         failures_max: options.failures_max,
@@ -181,11 +204,18 @@ async fn receive(
     };
     let batch = open(state, new).await?;
     let target = Target { state, caller, batch: &batch, topic: &topic, model, version, options: &options.jobs };
-    let count = tokio::select! {
-        count = take_all(&target, first, items) => count?,
-        error = interruption(&target) => return Err(error),
+    let tally = Mutex::new(Tally { skipped, ..Tally::default() });
+    let taken = tokio::select! {
+        taken = take_all(&target, first, items, &tally) => taken,
+        error = interruption(&target) => Err(error),
     };
-    let batch = close(state, &id, count).await?;
+    let Tally { taken: count, are_new, skipped, changed } = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let broken = |error| ApiError::Batch { id: id.clone(), taken: count, error: Box::new(error) };
+    taken.map_err(broken)?;
+    let batch = close(state, &id, count, are_new, skipped).await?;
+    if let Some((custom_id, count)) = changed {
+        return Err(broken(ApiError::CustomIdChanged { custom_id, others: count - 1 }));
+    }
     let mut response = (StatusCode::ACCEPTED, Json(wire::document(&state.index, &batch).await?)).into_response();
     let location = HeaderValue::from_str(&wire::batch_url(&id)).expect("ids are ASCII");
     response.headers_mut().insert(header::LOCATION, location);
@@ -224,7 +254,7 @@ async fn open(state: &Inner, new: Batch) -> Result<Batch, ApiError> {
 }
 
 /// Notes that all has come.
-async fn close(state: &Inner, id: &str, count: u64) -> Result<Batch, ApiError> {
+async fn close(state: &Inner, id: &str, count: u64, are_new: bool, skipped: Skipped) -> Result<Batch, ApiError> {
     state.index.catch_up(&state.queue).await?;
     loop {
         let Some((batch, revision)) = state.queue.batch(id).await? else {
@@ -236,11 +266,14 @@ async fn close(state: &Inner, id: &str, count: u64) -> Result<Batch, ApiError> {
         // What was sent before and is not in this body counts as well.
         let known = state.index.counts(id).await?.total();
         let total = Some(count.max(known).max(batch.total.unwrap_or(0)));
-        if total == batch.total {
+        let mut next = Batch { total, skipped: skipped.clone(), ..batch.clone() };
+        // What has grown, or is done anew because its results had expired, has not ended.
+        if total != batch.total || are_new && batch.finished_at.is_some() {
+            next = Batch { complete_at: Some(Timestamp::now()), finished_at: None, ..next };
+        }
+        if next == batch {
             return Ok(batch);
         }
-        // What has grown has not ended.
-        let next = Batch { total, complete_at: Some(Timestamp::now()), finished_at: None, ..batch.clone() };
         if let Replaced::Done(_) = state.queue.write_batch(revision, &next).await? {
             return Ok(next);
         }
@@ -265,29 +298,107 @@ async fn interruption(target: &Target<'_>) -> ApiError {
     }
 }
 
-/// Queues all items; returns how many there were.
+/// How far a batch has come.
+#[derive(Default)]
+struct Tally {
+    /// Items that are queued, or failed on their own.
+    taken: u64,
+    /// Some of them had not come before.
+    are_new: bool,
+    skipped: Skipped,
+    /// The first custom id that came before with another image, and how many there are.
+    changed: Option<(String, u64)>,
+}
+
+impl Tally {
+    fn note(&mut self, taken: Result<bool, ApiError>) -> Result<(), ApiError> {
+        match taken {
+            Ok(is_new) => {
+                self.taken += 1;
+                self.are_new |= is_new;
+            }
+            Err(ApiError::CustomIdChanged { custom_id, .. }) => self.changed.get_or_insert((custom_id, 0)).1 += 1,
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// Queues all items. What ends it ends the reading: what was read before is queued.
 async fn take_all(
     target: &Target<'_>,
     first: Item,
-    items: tokio::sync::mpsc::Receiver<Result<Item, ApiError>>,
-) -> Result<u64, ApiError> {
-    let mut seen = HashSet::new();
-    let new = futures::stream::iter([Ok(first)]).chain(ReceiverStream::new(items)).map(|item| {
-        let item = item?;
-        if !seen.insert(item.custom_id.clone()) {
-            return Err(ApiError::CustomIdTwice(item.custom_id));
+    mut entries: Receiver<Result<Entry, ApiError>>,
+    tally: &Mutex<Tally>,
+) -> Result<(), ApiError> {
+    let tally = || tally.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut names = Names::default();
+    let mut taking = FuturesUnordered::new();
+    let mut next = Some(first);
+    let (mut is_whole, mut fault) = (false, None);
+    loop {
+        if let Some(mut item) = next.take() {
+            item.custom_id = names.unused(item.custom_id);
+            taking.push(take(target, item));
         }
-        if seen.len() > ITEMS_MAX {
-            return Err(ApiError::BatchTooLarge { limit: ITEMS_MAX });
+        tokio::select! {
+            entry = entries.recv(), if !is_whole && taking.len() < WIDTH => match entry {
+                Some(Ok(Entry::Item(item))) if names.len() < ITEMS_MAX => next = Some(item),
+                Some(Ok(Entry::Item(_))) => {
+                    fault = Some(ApiError::BatchTooLarge { limit: ITEMS_MAX });
+                    is_whole = true;
+                }
+                Some(Ok(Entry::Skipped(name))) => tally().skipped.note(name),
+                Some(Err(error)) => {
+                    fault.get_or_insert(error);
+                    is_whole = true;
+                }
+                None => is_whole = true,
+            },
+            Some(taken) = taking.next() => {
+                if let Err(error) = tally().note(taken) {
+                    fault.get_or_insert(error);
+                    is_whole = true;
+                }
+            },
+            else => return fault.map_or(Ok(()), Err),
         }
-        Ok(item)
-    });
-    let taken = new.map(|item| async move { take(target, item?).await }).buffer_unordered(WIDTH);
-    taken.try_fold(0, async |count, ()| Ok(count + 1)).await
+    }
 }
 
-/// Queues one item, or notes why it cannot be.
-async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
+/// The custom ids of one body. One that comes again gets a number, so that nothing is lost; the same body gives the
+/// same ones.
+#[derive(Default)]
+struct Names {
+    /// And the number that comes next.
+    taken: HashMap<String, u32>,
+}
+
+impl Names {
+    fn unused(&mut self, name: String) -> String {
+        let Some(mut number) = self.taken.get(&name).copied() else {
+            self.taken.insert(name.clone(), 2);
+            return name;
+        };
+        let unused = loop {
+            let numbered = format!("{name} ({number})");
+            number += 1;
+            if !self.taken.contains_key(&numbered) {
+                break numbered;
+            }
+        };
+        self.taken.insert(name, number);
+        self.taken.insert(unused.clone(), 2);
+        unused
+    }
+
+    fn len(&self) -> usize {
+        self.taken.len()
+    }
+}
+
+/// Queues one item, or notes why it cannot be; whether it had not come before.
+async fn take(target: &Target<'_>, item: Item) -> Result<bool, ApiError> {
     let Target { state, caller, batch, topic, model, version, options } = *target;
     let id = super::item_id(batch, &item.custom_id);
     let facts = match &item.content {
@@ -300,18 +411,25 @@ async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
     };
     let custom_id = item.custom_id.clone();
     let is_same = move |known: &Record| {
-        if known.spec.image.sha256 == sha256 { Ok(()) } else { Err(ApiError::CustomIdChanged(custom_id)) }
+        if known.spec.image.sha256 == sha256 {
+            Ok(false)
+        } else {
+            Err(ApiError::CustomIdChanged { custom_id, others: 0 })
+        }
     };
     if let Some(known) = state.queue.find(&id).await? {
         return is_same(&known.record);
     }
     let mut options = options.clone();
+    let mut refused = None;
     for (key, value) in &item.metadata {
-        options.set(&format!("metadata.{key}"), value)?;
+        if let Err(error) = options.set(&format!("metadata.{key}"), value) {
+            refused.get_or_insert(JobError::new(error.kind().1, error.to_string()));
+        }
     }
     let bytes = item.content.unwrap_or_default();
     let (facts, problem) = match facts {
-        Ok(facts) => (facts, None),
+        Ok(facts) => (facts, refused),
         Err(problem) => (unknown_facts(&bytes), Some(problem)),
     };
     let mut spec = spec(state, caller, model, version, options, id, facts);
@@ -369,11 +487,24 @@ async fn take(target: &Target<'_>, item: Item) -> Result<(), ApiError> {
         }
         metrics::accepted(model.name());
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Facts of what is no image.
 fn unknown_facts(bytes: &Bytes) -> ImageFacts {
     let sha256 = sha256(bytes);
     ImageFacts { width: 0, height: 0, format: "unknown".into(), bytes: bytes.len() as u64, sha256 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_comes_again_gets_a_number_and_meets_no_other() {
+        let mut names = Names::default();
+        let given = ["a", "a (2)", "a", "a", "a (2)", "b"].map(|name| names.unused(name.to_owned()));
+        assert_eq!(given, ["a", "a (2)", "a (3)", "a (4)", "a (2) (2)", "b"]);
+        assert_eq!(names.len(), 6);
+    }
 }

@@ -1,6 +1,6 @@
 //! A batch as clients see it.
 
-use queue::client::Batch;
+use queue::client::{Batch, Skipped};
 use queue::{JobError, Timestamp, TopicName};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -23,6 +23,9 @@ pub(crate) struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
     counts: Counted,
+    /// Folders, and what file managers leave behind, of the last time that it was sent.
+    #[serde(skip_serializing_if = "Skipped::is_empty")]
+    skipped: Skipped,
     /// Once more jobs than this have failed, it is called off.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_failures: Option<u64>,
@@ -33,6 +36,13 @@ pub(crate) struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]
     eta_seconds: Option<u64>,
     urls: Urls,
+}
+
+impl Document {
+    /// Whether all of it has ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.state == "finished"
+    }
 }
 
 /// Items by state.
@@ -95,6 +105,7 @@ fn describe(batch: &Batch, counts: &Counts, now: Timestamp) -> Document {
         finished_at: batch.finished_at,
         max_failures: batch.failures_max,
         error: batch.error.clone(),
+        skipped: batch.skipped.clone(),
         counts: Counted {
             total: batch.total,
             queued,
@@ -122,6 +133,7 @@ mod tests {
             created_at: Timestamp::from_millis(0),
             total: None,
             complete_at: None,
+            skipped: Skipped::default(),
             canceled_at: None,
             error: None,
             failures_max: None,

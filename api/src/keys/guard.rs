@@ -13,6 +13,7 @@ use axum::{RequestExt, body::Body};
 use super::{Caller, Scope};
 use crate::connections::Peer;
 use crate::error::ApiError;
+use crate::metrics;
 use crate::openapi;
 use crate::state::{Shared, State as Inner};
 
@@ -28,7 +29,12 @@ pub(crate) async fn guard(State(state): State<Shared>, mut request: Request, nex
     }
     let permit = match admit(&state, &route, &mut request).await {
         Ok(permit) => permit,
-        Err(error) => return error.into_response(),
+        Err(error) => {
+            if needed(request.method(), &route) == Scope::Submit {
+                metrics::refused(error.kind().1);
+            }
+            return error.into_response();
+        }
     };
     let response = next.run(request).await;
     drop(permit);

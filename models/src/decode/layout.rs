@@ -39,6 +39,17 @@ impl Format {
         }
     }
 
+    /// The same, or why it is none of them.
+    ///
+    /// # Errors
+    /// [`ImageError`] that names what was recognised instead.
+    pub fn judge(bytes: &[u8]) -> Result<Self, ImageError> {
+        if bytes.is_empty() {
+            return Err(ImageError::Empty);
+        }
+        Self::of(bytes).ok_or_else(|| foreign::refusal(bytes))
+    }
+
     /// The name that clients see.
     pub fn name(self) -> &'static str {
         match self {
@@ -73,10 +84,7 @@ impl FileLayout {
     ///
     /// A file so short that it does not even announce its sides is `Truncated`.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, ImageError> {
-        if bytes.is_empty() {
-            return Err(ImageError::Empty);
-        }
-        let format = Format::of(bytes).ok_or_else(|| foreign::refusal(bytes))?;
+        let format = Format::judge(bytes)?;
         if format == Format::Png && bytes.get(12..16) == Some(b"CgBI") {
             let kind = "of Apple's own variant (CgBI)";
             return Err(ImageError::UnsupportedKind { format: format.name(), kind });

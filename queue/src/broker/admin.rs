@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::answer::{self, API_LEVEL, object};
@@ -39,7 +40,7 @@ impl<'a> Request<'a> {
     }
 
     /// The body; nothing, `null` and `[]` are as if it were `{}`.
-    pub(super) fn read<T: Deserialize<'a> + Default>(&self) -> Result<T, Refusal> {
+    pub(super) fn read<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
         match self.body.trim_ascii() {
             b"" | b"null" | b"[]" => Ok(T::default()),
             body => config::read(body),
@@ -196,7 +197,7 @@ fn stream_info(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
     let stream = core.stream(name).ok_or_else(Refusal::stream_not_found)?;
     let mut answer = answer::stream(stream, request.now);
     let (mut total, mut limit) = (0, 0);
-    if let Some(filter) = &asked.subjects_filter {
+    if let Some(filter) = asked.subjects_filter.as_ref().filter(|filter| !filter.is_empty()) {
         let counts = stream.messages.counts().filter(|(s, _)| matches(filter.as_bytes(), s.as_bytes()));
         let mut counts: Vec<_> = counts.collect();
         counts.sort_unstable();

@@ -42,6 +42,8 @@ pub(super) struct Session {
     pub(super) is_verbose: bool,
     pub(super) wants_echo: bool,
     pub(super) wants_no_responders: bool,
+    /// It wants to hear of subjects with wildcards in what it publishes.
+    pub(super) is_pedantic: bool,
     /// None if all are taken.
     place: Option<Place>,
 }
@@ -54,6 +56,7 @@ pub(super) type Goodbye = Option<&'static str>;
 #[serde(default)]
 struct Connect {
     verbose: Option<bool>,
+    pedantic: Option<bool>,
     echo: Option<bool>,
     headers: Option<bool>,
     no_responders: Option<bool>,
@@ -105,6 +108,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
         is_verbose: true,
         wants_echo: true,
         wants_no_responders: false,
+        is_pedantic: false,
         place,
     };
     if !shared.options.auth.is_asked() {
@@ -243,6 +247,7 @@ pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Resu
     }
     session.client.takes_headers.store(takes_headers, Ordering::Relaxed);
     session.is_verbose = connect.verbose.unwrap_or(false);
+    session.is_pedantic = connect.pedantic.unwrap_or(false);
     session.wants_echo = connect.echo.unwrap_or(true);
     let about =
         About { name: said(connect.name), language: said(connect.lang), version: said(connect.version), permissions };

@@ -51,8 +51,8 @@ pub(super) struct Core {
     queue_bytes_max: Option<u64>,
     /// What expires goes by this date.
     pub(super) calendar: Calendar,
-    /// Counts up, to choose among the members of a queue group.
-    turn: usize,
+    /// Chooses among the members of a queue group.
+    dice: u64,
     pub(super) api_requests: u64,
     pub(super) api_errors: u64,
 }
@@ -92,7 +92,7 @@ impl Core {
             queued: (0, 0),
             queue_bytes_max: options.queue_bytes_max,
             calendar: Calendar::since(newest, state.now.wall, state.now.clock),
-            turn: 0,
+            dice: 0,
             api_requests: 0,
             api_errors: 0,
         };
@@ -346,9 +346,10 @@ impl Core {
             }
         });
         for (_, members) in &groups {
-            deliver(members[self.turn % members.len()]);
+            deliver(members[(self.dice >> 33) as usize % members.len()]);
         }
-        self.turn = self.turn.wrapping_add(1);
+        // Numbers that count up would meet the same member whenever something else is sent in between.
+        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let is_heard = plain > 0 || !groups.is_empty();
         for handle in used_up {
             self.subscriptions.remove(&handle.0.subject, &handle);

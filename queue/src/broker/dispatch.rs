@@ -60,9 +60,11 @@ impl Shared {
                 if !publication.header.is_empty() && !client.takes_headers.load(Ordering::Relaxed) {
                     return Err(Some("message headers not supported"));
                 }
-                // A request for a consumer has its filter in the subject, wildcards and all.
+                // A request for a consumer has its filter in the subject, wildcards and all; elsewhere they are
+                // letters like others, unless the client wants to be told.
                 let subject = &publication.subject;
-                let may_have_wildcards = subject.starts_with(b"$JS.API.CONSUMER.CREATE.") && is_valid(subject);
+                let may_have_wildcards =
+                    is_valid(subject) && (!session.is_pedantic || subject.starts_with(b"$JS.API.CONSUMER.CREATE."));
                 if !(may_have_wildcards || is_literal(subject)) || std::str::from_utf8(subject).is_err() {
                     answer(core, b"-ERR 'Invalid Publish Subject'\r\n");
                     return Ok(());

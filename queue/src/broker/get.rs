@@ -12,7 +12,7 @@ use super::core::Core;
 use crate::journal::change::stored_header_start;
 use crate::journal::entry::FRAME_BYTES;
 use crate::nats::{is_valid, matches, status};
-use crate::stream::{Found, Message, Refusal, Stream, unix_nanos};
+use crate::stream::{Found, Message, Refusal, Stream, config, unix_nanos};
 
 /// Messages that one request may have.
 const BATCH_MAX: usize = 1024;
@@ -161,7 +161,7 @@ impl Core {
             Some(subject) if is_empty => Ok(Get { last_by_subj: Some(subject.to_owned()), ..Get::default() }),
             Some(_) => Err("408 Bad Request"),
             None if is_empty => Err("408 Empty Request"),
-            None => serde_json::from_slice::<Get>(body).map_err(|_| "408 Malformed Request"),
+            None => config::read::<Get>(body).map_err(|_| "408 Malformed Request"),
         };
         let get = get.and_then(|get| get.check().map(|()| get));
         let result = match get {
@@ -236,7 +236,7 @@ impl Core {
     /// `STREAM.MSG.GET`: the message in JSON.
     pub(super) fn message_get(&mut self, stream: &str, body: &[u8]) -> Result<Value, Refusal> {
         let found = self.stream(stream).ok_or_else(Refusal::stream_not_found)?;
-        let get: Get = serde_json::from_slice(body).map_err(|_| Refusal::bad_request())?;
+        let get: Get = config::read(body).map_err(|_| Refusal::bad_request())?;
         if get.batch.is_some() || get.multi_last.is_some() || get.check().is_err() {
             return Err(Refusal::bad_request());
         }

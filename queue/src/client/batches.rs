@@ -6,6 +6,7 @@
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::{Queue, Replaced, Revision};
 use crate::{
@@ -36,6 +37,9 @@ pub struct Batch {
     /// When that was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub complete_at: Option<Timestamp>,
+    /// What it held that is no image on purpose: folders, and what file managers leave behind.
+    #[serde(default, skip_serializing_if = "Skipped::is_empty")]
+    pub skipped: Skipped,
     /// When it was called off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canceled_at: Option<Timestamp>,
@@ -51,6 +55,34 @@ pub struct Batch {
     /// When it was seen that all of it has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
+}
+
+/// What of a batch's body was left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = BatchSkipped)]
+pub struct Skipped {
+    /// How many.
+    pub count: u64,
+    /// The first of them, by name.
+    pub names: Vec<String>,
+}
+
+impl Skipped {
+    /// Names that are kept.
+    const NAMES_MAX: usize = 100;
+
+    /// Whether nothing was left out.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// One more.
+    pub fn note(&mut self, name: String) {
+        self.count += 1;
+        if self.names.len() < Self::NAMES_MAX {
+            self.names.push(name);
+        }
+    }
 }
 
 impl Queue {

@@ -7,7 +7,8 @@
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use serde::Serialize;
+use serde::ser::Error;
+use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::submit::place;
@@ -31,10 +32,18 @@ pub struct DeadLetter {
     /// Bytes of the input.
     pub bytes: u64,
     /// What was asked for; absent if the message was none of ours.
-    #[serde(flatten)]
+    #[serde(flatten, serialize_with = "without_id")]
     pub spec: Option<JobSpec>,
     #[serde(skip)]
     sequence: Sequence,
+}
+
+/// The letter has the job's id already.
+fn without_id<S: Serializer>(spec: &Option<JobSpec>, serializer: S) -> Result<S::Ok, S::Error> {
+    let Some(spec) = spec else { return serializer.serialize_none() };
+    let mut fields = serde_json::to_value(spec).map_err(S::Error::custom)?;
+    fields.as_object_mut().and_then(|fields| fields.remove("id"));
+    fields.serialize(serializer)
 }
 
 /// What became of asking for a job to be run again.

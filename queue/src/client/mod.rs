@@ -36,7 +36,7 @@ use bytes::Bytes;
 
 pub use aged::Aged;
 pub use audit::{Audit, Problem, Wrong};
-pub use batches::{BATCHES_KEPT, Batch};
+pub use batches::{BATCHES_KEPT, Batch, Skipped};
 pub use cancel::Canceled;
 pub use dead::{DeadLetter, RedriveError, Redriven};
 pub use depth::PartitionDepth;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -274,15 +275,30 @@ pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains(is_wrong)
 }
 
-/// Reads a request's JSON in the way the server does: unknown names are refused.
-pub(crate) fn read<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(json).map_err(|error| {
+/// Reads a request's JSON in the way the server does: unknown names are refused, and `null` is as if nothing was said.
+pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {
+    let said = serde_json::from_slice(json).and_then(|mut value| {
+        forget_nulls(&mut value);
+        T::deserialize(value)
+    });
+    said.map_err(|error| {
         let text = error.to_string();
         match text.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next()) {
             Some(field) => Refusal::unknown_field(field),
             None => Refusal::invalid_json(&text),
         }
     })
+}
+
+fn forget_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, value| !value.is_null());
+            fields.values_mut().for_each(forget_nulls);
+        }
+        Value::Array(values) => values.iter_mut().for_each(forget_nulls),
+        _ => {}
+    }
 }
 
 /// Refuses what is not known at all, and what is known, said, and not supported.

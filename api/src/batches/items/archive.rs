@@ -1,4 +1,4 @@
-//! Archives: tar and zip, each read in a thread of its own.
+//! Archives, each read in a thread of its own; and tars.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -9,8 +9,8 @@ use bytes::Bytes;
 use queue::JobError;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::{Bounds, Chunks, Fault, Sender, checked, hand_over, too_large, unless_closed};
-use crate::batches::room::{Room, SMALL_BYTES};
+use super::{Bounds, Chunks, Entry, Fault, Sender, hand_over, named, too_large, unless_closed};
+use crate::batches::room::Room;
 use crate::error::ApiError;
 
 /// What may stand before a file of an archive: names, links and what describes them.
@@ -18,7 +18,9 @@ const HEADER_MAX: u64 = 1 << 20;
 /// Stack of a thread that reads an archive.
 const STACK_BYTES: usize = 1 << 20;
 /// What file managers leave in archives.
-const LITTER: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
+const LITTER: [&str; 4] = [".DS_Store", "Thumbs.db", "desktop.ini", "Icon\r"];
+/// Characters of a name that is only shown.
+const NAME_SHOWN_MAX: usize = 200;
 
 /// Archives are read by libraries that block, and they wait for their senders: each has a thread of its own,
 /// since those of the runtime are needed by all others.
@@ -51,6 +53,8 @@ pub(super) fn read(
 struct Metered<'a> {
     reader: &'a mut dyn Read,
     left: &'a Cell<u64>,
+    /// There is no more.
+    ended: &'a Cell<bool>,
 }
 
 impl Read for Metered<'_> {
@@ -61,76 +65,76 @@ impl Read for Metered<'_> {
         let most = usize::try_from(self.left.get()).unwrap_or(usize::MAX).min(buffer.len());
         let read = self.reader.read(&mut buffer[..most])?;
         self.left.set(self.left.get() - read as u64);
+        self.ended.set(read == 0 && most > 0);
         Ok(read)
     }
 }
 
 pub(super) fn tar(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Result<(), ApiError> {
     let broken = |error: io::Error| ApiError::Archive(format!("the tar cannot be read to its end: {error}"));
-    let left = Cell::new(HEADER_MAX);
-    let mut archive = tar::Archive::new(Metered { reader, left: &left });
+    let (left, ended) = (Cell::new(HEADER_MAX), Cell::new(false));
+    let mut archive = tar::Archive::new(Metered { reader, left: &left, ended: &ended });
     let mut entries = archive.entries().map_err(broken)?;
     let mut any = false;
     loop {
-        left.set(HEADER_MAX);
         let Some(entry) = entries.next() else { break };
         left.set(u64::MAX);
         let mut entry = entry.map_err(broken)?;
         any = true;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        // It may claim any length, none of which has to be sent.
-        if entry.header().entry_type().is_gnu_sparse() {
-            return Err(ApiError::Archive(format!("`{name}` is a sparse file; pack it without --sparse")));
-        }
-        if entry.header().entry_type().is_file() && !is_litter(&name) {
-            let name = checked(&name)?;
-            let size = usize::try_from(entry.size()).unwrap_or(usize::MAX);
-            let Some(room) = wait(bounds.rooms.lend(size.min(bounds.limit)), send) else { return Ok(()) };
-            let (content, room) = content(&mut entry, room, bounds, send).map_err(broken)?;
-            if !wait_to_hand_over(send, room, name, content) {
-                return Ok(());
+        let goes_on = match no_file(&mut entry) {
+            _ if is_litter(&name) || name.ends_with('/') || entry.header().entry_type().is_dir() => skip(send, &name),
+            Some(problem) => {
+                let Some(room) = wait(bounds.rooms.lend(0), send) else { return Ok(()) };
+                let (custom_id, content) = named(&name, Err(problem));
+                wait_to_hand_over(send, room, custom_id, content)
             }
-        }
-        // What is left of it is read here, and not as a part of the next header.
-        io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
-    }
-    if any { Ok(()) } else { Err(ApiError::Archive("the tar is empty".into())) }
-}
-
-pub(super) fn zip(mut reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Result<(), ApiError> {
-    let broken = |error: &dyn std::fmt::Display| {
-        ApiError::Archive(format!("the zip cannot be read from its beginning to its end: {error}; a tar always can"))
-    };
-    let limit = bounds.limit;
-    let mut any = false;
-    while let Some(mut file) = zip::read::read_zipfile_from_stream(&mut reader).map_err(|error| broken(&error))? {
-        any = true;
-        let name = file.name().map_err(|error| broken(&error))?.into_owned();
-        // The rest of a file might be without end, be it an image or not.
-        let too_large = || ApiError::Archive(format!("`{name}` is larger than {limit} bytes, the limit for one image"));
-        if file.is_dir() || is_litter(&name) {
-            let most = limit as u64 + 1;
-            if io::copy(&mut (&mut file).take(most), &mut io::sink()).map_err(|error| broken(&error))? == most {
-                return Err(too_large());
+            None => {
+                let size = usize::try_from(entry.size()).unwrap_or(usize::MAX);
+                let Some(room) = wait(bounds.rooms.lend(size.min(bounds.limit)), send) else { return Ok(()) };
+                let (content, room) = content(&mut entry, room, bounds, send).map_err(broken)?;
+                let (custom_id, content) = named(&name, content);
+                wait_to_hand_over(send, room, custom_id, content)
             }
-            continue;
-        }
-        let custom_id = checked(&name)?;
-        let Some(room) = wait(bounds.rooms.lend(SMALL_BYTES.min(limit)), send) else { return Ok(()) };
-        let (content, room) = content(&mut file, room, bounds, send).map_err(|error| broken(&error))?;
-        if content.is_err() {
-            return Err(too_large());
-        }
-        if !wait_to_hand_over(send, room, custom_id, content) {
+        };
+        if !goes_on {
             return Ok(());
         }
+        // What is left of it comes before the next header. A sparse file may claim any length; what of it is
+        // here is what counts.
+        let rest = entry.header().entry_size().map_err(broken)?;
+        left.set(rest.saturating_add(HEADER_MAX));
     }
-    if any { Ok(()) } else { Err(ApiError::Archive("the zip is empty".into())) }
+    match (any, ended.get()) {
+        (false, _) => Err(ApiError::Archive("the tar is empty".into())),
+        // Two blocks of zeros mark the end.
+        (true, true) => Err(ApiError::Archive("the tar cannot be read to its end: its end marker is missing".into())),
+        (true, false) => Ok(()),
+    }
+}
+
+/// Why an entry of a tar is no file of its own.
+fn no_file(entry: &mut tar::Entry<'_, impl Read>) -> Option<JobError> {
+    let kind = entry.header().entry_type();
+    let target = entry.link_name_bytes().map(|name| String::from_utf8_lossy(&name).into_owned()).unwrap_or_default();
+    if kind.is_gnu_sparse() {
+        return Some(JobError::new("item_sparse", "it is a sparse file; pack it without --sparse"));
+    }
+    if kind.is_hard_link() {
+        let words = format!("it is a hard link to `{target}`; pack it with --hard-dereference");
+        return Some(JobError::new("item_link", words));
+    }
+    if kind.is_symlink() {
+        let words = format!("it is a symbolic link to `{target}`; pack it with --dereference (-h)");
+        return Some(JobError::new("item_link", words));
+    }
+    (!kind.is_file() && !kind.is_contiguous())
+        .then(|| JobError::new("item_kind", "it is no file, but a device or such"))
 }
 
 /// An archive's file, unless it is larger than an image may be, with the room that it needs. `room` is what
 /// it has to begin with.
-fn content(
+pub(super) fn content(
     file: &mut dyn Read,
     mut room: Room,
     bounds: &Bounds,
@@ -153,16 +157,26 @@ fn content(
 }
 
 /// Waits in a thread of its own; `None` once the receiver of items is gone.
-fn wait<T>(something: impl Future<Output = T>, send: &Sender) -> Option<T> {
+pub(super) fn wait<T>(something: impl Future<Output = T>, send: &Sender) -> Option<T> {
     tokio::runtime::Handle::current().block_on(unless_closed(something, send))
 }
 
-fn wait_to_hand_over(send: &Sender, room: Room, custom_id: String, content: Result<Bytes, JobError>) -> bool {
+pub(super) fn wait_to_hand_over(
+    send: &Sender,
+    room: Room,
+    custom_id: String,
+    content: Result<Bytes, JobError>,
+) -> bool {
     let item = hand_over(send, room, custom_id, content, BTreeMap::new());
     tokio::runtime::Handle::current().block_on(item)
 }
 
-fn is_litter(name: &str) -> bool {
+/// Notes what is left out on purpose; `false`: the receiver of items is gone.
+pub(super) fn skip(send: &Sender, name: &str) -> bool {
+    send.blocking_send(Ok(Entry::Skipped(name.chars().take(NAME_SHOWN_MAX).collect()))).is_ok()
+}
+
+pub(super) fn is_litter(name: &str) -> bool {
     let last = name.rsplit('/').next().unwrap_or(name);
     last.starts_with("._") || LITTER.contains(&last) || name.starts_with("__MACOSX/")
 }

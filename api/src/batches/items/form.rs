@@ -5,13 +5,16 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use axum::http::header;
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
+use percent_encoding::percent_decode_str;
+use queue::JobError;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{Bounds, Chunks, Sender, checked, hand_over, too_large, unless_closed};
+use super::{Bounds, Chunks, Entry, Sender, hand_over, named, too_large, unless_closed};
 use crate::batches::room::SMALL_BYTES;
 use crate::error::ApiError;
 use crate::openapi::Binary;
@@ -26,9 +29,14 @@ const PIECE: usize = 16 * 1024;
 fn metered(chunks: Chunks, left: Arc<AtomicU64>) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
     let pieces = futures::stream::unfold((chunks, Bytes::new()), |(mut chunks, mut rest)| async move {
         while rest.is_empty() {
-            match chunks.next().await? {
-                Ok(chunk) => rest = chunk,
-                Err(error) => return Some((Err(error), (chunks, rest))),
+            match chunks.next().await {
+                Some(Ok(chunk)) => rest = chunk,
+                Some(Err(error)) => return Some((Err(error), (chunks, rest))),
+                None => {
+                    // Its reader calls a form incomplete whose beginning and end come in one look.
+                    tokio::task::yield_now().await;
+                    return None;
+                }
             }
         }
         let piece = rest.split_to(rest.len().min(PIECE));
@@ -54,11 +62,7 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
     let mut form = multer::Multipart::new(metered(chunks, left.clone()), boundary);
     while let Some(mut field) = form.next_field().await.map_err(broken)? {
         left.store(u64::MAX, Ordering::Relaxed);
-        let Some(name) = field.file_name().map(str::to_owned) else {
-            let name = field.name().unwrap_or("").to_owned();
-            return Err(ApiError::Form(format!("field `{name}` is no file; options of a batch stand in the query")));
-        };
-        let custom_id = checked(&name)?;
+        let file_name = file_name(&field);
         let Some(mut room) = unless_closed(bounds.rooms.lend(SMALL_BYTES.min(limit)), send).await else {
             return Ok(());
         };
@@ -77,12 +81,34 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
         }
         // The next one's header may be here already, but not much more.
         left.store(HEADER_MAX, Ordering::Relaxed);
-        let content = if is_too_large { Err(too_large(limit)) } else { Ok(bytes.freeze()) };
+        let field_name = || field.name().unwrap_or("").to_owned();
+        if file_name.is_none() && bytes.is_empty() {
+            if send.send(Ok(Entry::Skipped(field_name()))).await.is_err() {
+                return Ok(());
+            }
+            continue;
+        }
+        let content = match file_name {
+            None => Err(JobError::new("item_kind", "it is no file; options of a batch stand in the query")),
+            Some(_) if is_too_large => Err(too_large(limit)),
+            Some(_) => Ok(bytes.freeze()),
+        };
+        let (custom_id, content) = named(&file_name.unwrap_or_else(field_name), content);
         if !hand_over(send, room, custom_id, content, BTreeMap::new()).await {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// The name of a field's file. `filename*` holds any letters, in UTF-8 (RFC 5987); by the standard for forms it is not
+/// sent, by some clients alone.
+fn file_name(field: &multer::Field<'_>) -> Option<String> {
+    let disposition = field.headers().get(header::CONTENT_DISPOSITION)?.to_str().unwrap_or("");
+    let extended = disposition.split(';').find_map(|part| part.trim().strip_prefix("filename*="));
+    let encoded = extended.and_then(|value| value.trim_matches('"').splitn(3, '\'').nth(2));
+    let decoded = encoded.map(|name| percent_decode_str(name).decode_utf8_lossy().into_owned());
+    decoded.or_else(|| field.file_name().map(str::to_owned))
 }
 
 /// An error with what it rests on.

@@ -1,11 +1,12 @@
 //! A body as items, one after another: a form with many files, a tar, a zip, or lines of JSON.
 //!
-//! Nothing is held but the item at hand: a slow receiver of items makes the sender wait. Names
-//! are never paths here, but one that tries to be a trick is refused all the same, since results
-//! may be written under it one day.
+//! Nothing is held but the item at hand: a slow receiver of items makes the sender wait. An item that is wrong is
+//! a failed item and ends nothing. Names are never paths here, but what has one that tries to be a trick fails all
+//! the same, since results may be written under it one day.
 
 mod archive;
 mod form;
+mod zip;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine, alphabet};
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt, Stream, StreamExt, TryStreamExt};
 use queue::JobError;
@@ -32,8 +33,18 @@ use crate::json::Object;
 
 /// Items that are read ahead.
 const AHEAD: usize = 4;
-/// Length of a custom id, bytes.
+/// Length of a custom id, bytes; room is left for a number behind a name that comes several times.
 const CUSTOM_ID_MAX: usize = 512;
+const NAME_BYTES_MAX: usize = 480;
+/// Some editors begin a text with it.
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+/// Padded or not.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 /// How often a line is in memory: as it came, as base64, decoded.
 const LINE_COPIES: usize = 3;
 /// Room in a line beside its image.
@@ -51,7 +62,15 @@ pub(super) struct Item {
     pub(super) _room: Room,
 }
 
-type Sender = mpsc::Sender<Result<Item, ApiError>>;
+/// What a body holds.
+#[derive(Debug)]
+pub(super) enum Entry {
+    Item(Item),
+    /// What is no image on purpose, by name: folders, and what file managers leave behind.
+    Skipped(String),
+}
+
+type Sender = mpsc::Sender<Result<Entry, ApiError>>;
 type Chunks = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, io::Error>> + Send>>;
 
 /// What a body's items are read with.
@@ -69,7 +88,7 @@ pub(super) fn read(
     headers: &HeaderMap,
     body: Body,
     bounds: Bounds,
-) -> Result<mpsc::Receiver<Result<Item, ApiError>>, ApiError> {
+) -> Result<mpsc::Receiver<Result<Entry, ApiError>>, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").trim().to_owned();
     let essence = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     // A library in between passes on what is wrong with a body as words; ours is kept beside it.
@@ -90,7 +109,7 @@ pub(super) fn read(
             archive::read(chunks, send, fault, bounds, archive::tar)?;
         }
         "application/zip" | "application/x-zip-compressed" => {
-            archive::read(chunks, send, fault, bounds, archive::zip)?;
+            archive::read(chunks, send, fault, bounds, zip::read)?;
         }
         "application/x-ndjson" | "application/jsonl" | "application/json-lines" => {
             spawn(send.clone(), fault, async move { lines(chunks, &bounds, &send).await });
@@ -148,7 +167,7 @@ async fn hand_over(
     metadata: BTreeMap<String, String>,
 ) -> bool {
     room.shrink(content.as_ref().map_or(0, Bytes::len));
-    send.send(Ok(Item { custom_id, content, metadata, _room: room })).await.is_ok()
+    send.send(Ok(Entry::Item(Item { custom_id, content, metadata, _room: room }))).await.is_ok()
 }
 
 /// A line of JSON lines.
@@ -170,12 +189,19 @@ async fn lines(mut chunks: Chunks, bounds: &Bounds, send: &Sender) -> Result<(),
     let limit = bounds.limit;
     let line_max = limit / 3 * 4 + LINE_OVERHEAD;
     let (mut rest, mut number, mut searched) = (BytesMut::new(), 0_u64, 0);
+    // Of a line that is too long nothing is kept.
+    let mut is_too_long = false;
     let mut room: Option<Room> = None;
     loop {
-        let end = rest[searched..].iter().position(|byte| *byte == b'\n').map(|at| searched + at);
+        let end = memchr::memchr(b'\n', &rest[searched..]).map(|at| searched + at);
         let line = match end {
             Some(end) => rest.split_to(end + 1),
-            None if rest.len() > line_max => return Err(ApiError::BodyTooLarge { limit }),
+            None if rest.len() > line_max => {
+                is_too_long = true;
+                rest.clear();
+                searched = 0;
+                continue;
+            }
             None => match chunks.try_next().await.map_err(|error| ApiError::BodyBroken(error.to_string()))? {
                 Some(chunk) => {
                     // A line, its image in base64 and the image itself are in memory at a time.
@@ -191,21 +217,23 @@ async fn lines(mut chunks: Chunks, bounds: &Bounds, send: &Sender) -> Result<(),
                     rest.extend_from_slice(&chunk);
                     continue;
                 }
-                None if rest.is_empty() => return Ok(()),
+                None if rest.is_empty() && !is_too_long => return Ok(()),
                 None => rest.split(),
             },
         };
         searched = 0;
         number += 1;
-        if line.trim_ascii().is_empty() {
+        let was_too_long = std::mem::take(&mut is_too_long);
+        let text = line.strip_prefix(BYTE_ORDER_MARK).filter(|_| number == 1).unwrap_or(&line);
+        if text.trim_ascii().is_empty() && !was_too_long {
             continue;
         }
-        let wrong = |problem: String| ApiError::Json(format!("line {number}: {problem}"));
-        let Object(parsed): Object<Line> = serde_json::from_slice(&line).map_err(|error| wrong(error.to_string()))?;
+        let (custom_id, content, metadata) = if was_too_long {
+            (format!("line {number}"), Err(too_large(limit)), BTreeMap::new())
+        } else {
+            read_line(text, number, limit)
+        };
         drop(line);
-        let custom_id = checked(&parsed.custom_id)?;
-        let image = BASE64_STANDARD.decode(&parsed.image).map_err(|error| wrong(format!("`image`: {error}")))?;
-        let content = if image.len() > limit { Err(too_large(limit)) } else { Ok(Bytes::from(image)) };
         let held = match room.take() {
             Some(room) => room,
             None => match unless_closed(bounds.rooms.lend(SMALL_BYTES), send).await {
@@ -213,20 +241,74 @@ async fn lines(mut chunks: Chunks, bounds: &Bounds, send: &Sender) -> Result<(),
                 None => return Ok(()),
             },
         };
-        if !hand_over(send, held, custom_id, content, parsed.metadata).await {
+        if !hand_over(send, held, custom_id, content, metadata).await {
             return Ok(());
         }
     }
 }
 
-/// A name that can be a custom id.
-fn checked(name: &str) -> Result<String, ApiError> {
+type Content = Result<Bytes, JobError>;
+
+/// One line as an item. A line without a name that can be read is named by its number.
+fn read_line(text: &[u8], number: u64, limit: usize) -> (String, Content, BTreeMap<String, String>) {
+    let parsed: Result<Object<Line>, _> = serde_json::from_slice(text);
+    let Object(Line { custom_id, image, metadata }) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let value: serde_json::Value = serde_json::from_slice(text).unwrap_or_default();
+            let own = value["custom_id"].as_str().map_or_else(|| format!("line {number}"), str::to_owned);
+            let problem = JobError::new("line_invalid", format!("line {number}: {error}"));
+            let (custom_id, content) = named(&own, Err(problem));
+            return (custom_id, content, BTreeMap::new());
+        }
+    };
+    let content = match of_base64(image) {
+        Ok(bytes) if bytes.len() > limit => Err(too_large(limit)),
+        Ok(bytes) => Ok(Bytes::from(bytes)),
+        Err(error) => Err(JobError::new("base64_invalid", format!("line {number}: `image` is no base64: {error}"))),
+    };
+    let (custom_id, content) = named(&custom_id, content);
+    (custom_id, content, metadata)
+}
+
+/// Base64 as people's tools write it: of either alphabet, with or without padding, line breaks, or a data URL around it.
+fn of_base64(text: String) -> Result<Vec<u8>, base64::DecodeError> {
+    let start = match text.get(..5) {
+        Some(scheme) if scheme.eq_ignore_ascii_case("data:") => text.find(',').map_or(0, |comma| comma + 1),
+        _ => 0,
+    };
+    let mut bytes = text.into_bytes();
+    bytes.drain(..start);
+    bytes.retain(|byte| !byte.is_ascii_whitespace());
+    for byte in &mut bytes {
+        *byte = match *byte {
+            b'-' => b'+',
+            b'_' => b'/',
+            byte => byte,
+        };
+    }
+    BASE64.decode(bytes)
+}
+
+/// The custom id that a name becomes, and the content, which fails if the name cannot be one.
+fn named(name: &str, content: Content) -> (String, Content) {
     let name = name.strip_prefix("./").unwrap_or(name);
     let is_trick = name.starts_with(['/', '\\']) || name.split(['/', '\\']).any(|part| part == "..");
-    if is_trick || name.is_empty() || name.len() > CUSTOM_ID_MAX || name.chars().any(char::is_control) {
-        return Err(ApiError::CustomId(name.chars().take(80).collect()));
+    let problem = match name.len() {
+        0 => Some("it has no name".to_owned()),
+        length if length > CUSTOM_ID_MAX => Some(format!("its name is longer than {CUSTOM_ID_MAX} bytes")),
+        _ if is_trick => Some("its name is absolute, or leaves the folder with `..`".to_owned()),
+        _ => None,
+    };
+    let mut id: String = name.chars().map(|c| if c.is_control() { '_' } else { c }).collect();
+    if problem.is_some() {
+        id = id.trim_start_matches(['/', '\\']).replace("..", "__");
+        id.truncate(id.floor_char_boundary(NAME_BYTES_MAX));
     }
-    Ok(name.to_owned())
+    if id.is_empty() {
+        id = "unnamed".to_owned();
+    }
+    (id, problem.map_or(content, |problem| Err(JobError::new("custom_id_invalid", problem))))
 }
 
 #[cfg(test)]
@@ -239,9 +321,11 @@ mod tests {
         let bounds = Bounds { limit: 10, rooms: Memory::new(64).of_one_batch(), archives: Arc::new(Semaphore::new(1)) };
         let mut items = read(&headers, Body::from(body), bounds).map_err(|error| error.to_string())?;
         let mut found = Vec::new();
-        while let Some(item) = items.recv().await {
-            let item = item.map_err(|error| error.to_string())?;
-            found.push((item.custom_id, item.content.ok().map(|bytes| bytes.len())));
+        while let Some(entry) = items.recv().await {
+            match entry.map_err(|error| error.to_string())? {
+                Entry::Item(item) => found.push((item.custom_id, item.content.ok().map(|bytes| bytes.len()))),
+                Entry::Skipped(name) => found.push((format!("skipped {name}"), None)),
+            }
         }
         Ok(found)
     }
@@ -262,12 +346,12 @@ mod tests {
     /// A body of each kind with one image of these bytes.
     fn bodies(image: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         use std::io::Write;
-        let line = serde_json::json!({"custom_id": "a", "image": BASE64_STANDARD.encode(image)}).to_string();
+        let line = serde_json::json!({"custom_id": "a", "image": BASE64.encode(image)}).to_string();
         let mut form = b"--b\r\nContent-Disposition: form-data; name=\"f\"; filename=\"a\"\r\n\r\n".to_vec();
         form.extend(image);
         form.extend(b"\r\n--b--\r\n");
-        let mut zip = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
-        let options = zip::write::SimpleFileOptions::default();
+        let mut zip = ::zip::ZipWriter::new(io::Cursor::new(Vec::new()));
+        let options = ::zip::write::SimpleFileOptions::default();
         zip.start_file("a", options).and_then(|()| Ok(zip.write_all(image)?)).expect("written");
         let mut tar = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_gnu();
@@ -305,6 +389,7 @@ mod tests {
                 let mut items = read(&headers(kind), Body::from(body), bounds).expect("read");
                 let item = tokio::time::timeout(std::time::Duration::from_secs(60), items.recv()).await;
                 let item = item.unwrap_or_else(|_| panic!("{kind} hangs")).expect("an item").expect("good");
+                let Entry::Item(item) = item else { panic!("{kind}: {item:?}") };
                 assert_eq!(item.content.expect("an image").len(), limit, "{kind}");
                 assert!(items.recv().await.is_none(), "{kind}");
             }
@@ -330,8 +415,13 @@ mod tests {
         }
     }
 
+    /// What is found, as names and lengths.
+    fn list(found: &[(String, Option<usize>)]) -> Vec<(&str, Option<usize>)> {
+        found.iter().map(|(name, length)| (name.as_str(), *length)).collect()
+    }
+
     #[tokio::test]
-    async fn a_sparse_file_that_claims_much_and_holds_nothing_is_refused() {
+    async fn a_sparse_file_that_claims_much_and_holds_nothing_is_one_bad_item() {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::GNUSparse);
         header.set_path("a").expect("a path");
@@ -341,54 +431,170 @@ mod tests {
         gnu.sparse[0].set_offset(1 << 60);
         gnu.sparse[0].set_length(0);
         header.set_cksum();
-        let error = all("application/x-tar", [header.as_bytes(), &[0; 1024][..]].concat()).await.expect_err("refused");
-        assert!(error.contains("sparse"), "{error}");
+        let body = [header.as_bytes(), &tar_of(&[("b", 2)])[..]].concat();
+        let found = all("application/x-tar", body).await.expect("read");
+        assert_eq!(list(&found), [("a", None), ("b", Some(2))]);
     }
 
     #[tokio::test]
-    async fn a_tar_is_read_to_its_end_and_tricks_are_refused() {
-        let good = tar_of(&[("./a/b.jpg", 3), ("._b.jpg", 1), ("big.png", 11), ("c.jpg", 10)]);
+    async fn a_tar_is_read_to_its_end_and_tricks_are_failed_items() {
+        let good = tar_of(&[("./a/b.jpg", 3), ("._b.jpg", 1), ("big.png", 11), ("d/", 0), ("c.jpg", 10)]);
         let found = all("application/x-tar", good.clone()).await.expect("good");
-        let expected = [("a/b.jpg", Some(3)), ("big.png", None), ("c.jpg", Some(10))];
-        assert_eq!(found, expected.map(|(name, size)| (name.to_owned(), size)));
-        for name in ["/etc/passwd", "a/../../b"] {
-            let error = all("application/x-tar", tar_of(&[(name, 1)])).await.expect_err("refused");
-            assert!(error.contains("custom id"), "{error}");
-        }
+        let expected = [
+            ("a/b.jpg", Some(3)),
+            ("skipped ._b.jpg", None),
+            ("big.png", None),
+            ("skipped d/", None),
+            ("c.jpg", Some(10)),
+        ];
+        assert_eq!(list(&found), expected);
+        let tricks = tar_of(&[("/etc/passwd", 1), ("a/../../b", 1), ("e\rf", 1), ("good", 1)]);
+        let found = all("application/x-tar", tricks).await.expect("read");
+        assert_eq!(list(&found), [("etc/passwd", None), ("a/__/__/b", None), ("e_f", Some(1)), ("good", Some(1))]);
         let cut = good[..good.len() / 2].to_vec();
         assert!(all("application/x-tar", cut).await.expect_err("refused").contains("to its end"));
+        let border = good[..good.len() - 1024].to_vec();
+        assert!(all("application/x-tar", border).await.expect_err("refused").contains("end marker"));
         assert!(all("application/x-tar", Vec::new()).await.expect_err("refused").contains("empty"));
     }
 
     #[tokio::test]
-    async fn a_zip_is_read_and_a_bomb_ends_it() {
+    async fn links_of_a_tar_are_failed_items_that_say_what_they_are() {
+        let body = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/cases/links.tar")).expect("there");
+        let bounds =
+            Bounds { limit: 1 << 20, rooms: Memory::new(64).of_one_batch(), archives: Arc::new(Semaphore::new(1)) };
+        let mut items = read(&headers("application/x-tar"), Body::from(body), bounds).expect("read");
+        let mut found = Vec::new();
+        while let Some(entry) = items.recv().await {
+            let Ok(Entry::Item(item)) = entry else { panic!("{entry:?}") };
+            found.push((item.custom_id, item.content.err().map(|error| error.message).unwrap_or_default()));
+        }
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].1.is_empty() && found[1].1.contains("hard link") && found[2].1.contains("symbolic link"));
+    }
+
+    #[tokio::test]
+    async fn a_zip_is_read_and_a_bomb_in_it_is_one_bad_item() {
         use std::io::Write;
         let zip_of = |files: &[(&str, usize)]| {
-            let mut writer = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
+            let mut writer = ::zip::ZipWriter::new(io::Cursor::new(Vec::new()));
             for (name, size) in files {
-                writer.start_file(*name, zip::write::SimpleFileOptions::default()).expect("begun");
+                writer.start_file(*name, ::zip::write::SimpleFileOptions::default()).expect("begun");
                 writer.write_all(&vec![0; *size]).expect("written");
             }
             writer.finish().expect("finished").into_inner()
         };
-        let found = all("application/zip", zip_of(&[("a.jpg", 3), ("b.jpg", 10)])).await.expect("good");
-        assert_eq!(found.len(), 2);
-        let error = all("application/zip", zip_of(&[("bomb", 1 << 24)])).await.expect_err("refused");
-        assert!(error.contains("larger than 10 bytes"), "{error}");
-        assert!(all("application/zip", zip_of(&[("../x", 1)])).await.expect_err("refused").contains("custom id"));
+        let files = [("a.jpg", 3), ("__MACOSX/x", 1), ("bomb", 1 << 24), ("../x", 1), ("a.jpg/", 0), ("b.jpg", 10)];
+        let good = zip_of(&files);
+        let found = all("application/zip", good.clone()).await.expect("good");
+        let expected = [
+            ("a.jpg", Some(3)),
+            ("skipped __MACOSX/x", None),
+            ("bomb", None),
+            ("__/x", None),
+            ("skipped a.jpg/", None),
+            ("b.jpg", Some(10)),
+        ];
+        assert_eq!(list(&found), expected);
+        for cut in [good.len() - 1, good.len() - 23, good.len() / 2, 40, 3] {
+            let error = all("application/zip", good[..cut].to_vec()).await.expect_err("refused");
+            assert!(error.contains("cut off"), "at {cut}: {error}");
+        }
+        assert!(all("application/zip", Vec::new()).await.expect_err("refused").contains("empty"));
+        let mut damaged = zip_of(&[("a", 5), ("b", 5)]);
+        let at = damaged.windows(1).position(|byte| byte == b"a").expect("a name");
+        damaged[at + 1] ^= 0xFF;
+        let found = all("application/zip", damaged).await.expect("read");
+        assert_eq!(list(&found), [("a", None), ("b", Some(5))]);
     }
 
     #[tokio::test]
-    async fn lines_are_read_one_by_one() {
-        let body = b"{\"custom_id\":\"a\",\"image\":\"AAAA\"}\n\n{\"custom_id\":\"b\",\"image\":\"AA==\"}".to_vec();
-        let found = all("application/x-ndjson", body).await.expect("good");
-        assert_eq!(found, [("a".to_owned(), Some(3)), ("b".to_owned(), Some(1))]);
-        for (body, words) in [("{", "line 1"), ("{\"custom_id\":\"a\",\"image\":\"?\"}", "line 1: `image`")] {
-            let error = all("application/x-ndjson", body.into()).await.expect_err("refused");
-            assert!(error.contains(words), "{error}");
+    async fn a_zip_whose_lengths_stand_behind_its_files_is_read() {
+        let finder = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/cases/finder_like.zip"));
+        let bounds =
+            Bounds { limit: 1 << 20, rooms: Memory::new(64).of_one_batch(), archives: Arc::new(Semaphore::new(1)) };
+        let mut items = read(&headers("application/zip"), Body::from(finder.expect("there")), bounds).expect("read");
+        for name in ["a.png", "b.png"] {
+            let Some(Ok(Entry::Item(item))) = items.recv().await else { panic!("{name}") };
+            assert_eq!((item.custom_id.as_str(), item.content.expect("an image").len()), (name, 140));
         }
-        let endless = all("application/x-ndjson", vec![b'x'; 1 << 20]).await.expect_err("refused");
-        assert!(endless.contains("limit"), "{endless}");
+        assert!(items.recv().await.is_none());
+        // Stored, with a descriptor of each form behind it, and the mark of one in the data.
+        for (marked, longer) in [(true, false), (false, false), (true, true), (false, true)] {
+            let data = b"0PK\x07\x089";
+            let mut zip = Vec::new();
+            for name in [b"a", b"b"] {
+                zip.extend(b"PK\x03\x04\x14\0\x08\0\0\0\0\0\0\0");
+                zip.extend([0; 12]);
+                zip.extend([1, 0, 0, 0, name[0]]);
+                zip.extend(data);
+                // Without its mark the end of stored data cannot be found.
+                zip.extend(&b"PK\x07\x08"[..if marked { 4 } else { 0 }]);
+                zip.extend(crc32fast::hash(data).to_le_bytes());
+                let length = (data.len() as u64).to_le_bytes();
+                let length = &length[..if longer { 8 } else { 4 }];
+                zip.extend([length, length].concat());
+            }
+            zip.extend(b"PK\x05\x06");
+            zip.extend([0; 18]);
+            let found = all("application/zip", zip).await;
+            if marked {
+                assert_eq!(list(&found.expect("read")), [("a", Some(6)), ("b", Some(6))], "{longer}");
+            } else {
+                assert!(found.expect_err("refused").contains("cut off"));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_are_read_one_by_one_and_a_bad_one_is_one_bad_item() {
+        let lines = [
+            "\u{feff}{\"custom_id\":\"a\",\"image\":\"AAAA\"}",
+            "",
+            "{\"custom_id\":\"b\",\"image\":\"AA==\"}",
+            "{\"custom_id\":\"unpadded\",\"image\":\"AA\"}",
+            "{\"custom_id\":\"broken\",\"image\":\"AA\\r\\nAA\"}",
+            "{\"custom_id\":\"url\",\"image\":\"_-8=\"}",
+            "{\"custom_id\":\"data\",\"image\":\"data:image/png;base64,AAAA\"}",
+            "{",
+            "{\"custom_id\":\"no base64\",\"image\":\"?\"}",
+            "{\"custom_id\":\"too much\",\"image\":\"AAAA\",\"color\":1}",
+            "{\"custom_id\":\"\",\"image\":\"AAAA\"}",
+            "[1]",
+        ];
+        let long = format!("{{\"custom_id\":\"long\",\"image\":\"{}\"}}", "A".repeat(1 << 20));
+        let mut body = lines.join("\r\n").into_bytes();
+        body.extend(format!("\n{long}\n{{\"custom_id\":\"last\",\"image\":\"AAAA\"}}").into_bytes());
+        let found = all("application/x-ndjson", body).await.expect("read");
+        let expected = [
+            ("a", Some(3)),
+            ("b", Some(1)),
+            ("unpadded", Some(1)),
+            ("broken", Some(3)),
+            ("url", Some(2)),
+            ("data", Some(3)),
+            ("line 8", None),
+            ("no base64", None),
+            ("too much", None),
+            ("unnamed", None),
+            ("line 12", None),
+            ("long", None),
+            ("last", Some(3)),
+        ];
+        assert_eq!(list(&found), expected);
+        let endless = all("application/x-ndjson", vec![b'x'; 1 << 20]).await.expect("read");
+        assert_eq!(list(&endless), [("line 1", None)]);
         assert!(all("image/jpeg", Vec::new()).await.expect_err("refused").contains("image/jpeg"));
+    }
+
+    #[tokio::test]
+    async fn a_form_takes_names_of_either_kind_and_leaves_empty_fields_out() {
+        let body = b"--b\r\nContent-Disposition: form-data; name=\"f\"; filename*=UTF-8''h%C3%BCtte.jpg\r\n\r\n123\r\n\
+            --b\r\nContent-Disposition: form-data; name=\"note\"\r\n\r\n\r\n\
+            --b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nx\r\n\
+            --b\r\nContent-Disposition: form-data; name=\"f\"; filename=\"b.jpg\"\r\n\r\n12\r\n--b--\r\n";
+        let found = all("multipart/form-data; boundary=b", body.to_vec()).await.expect("read");
+        let expected = [("hütte.jpg", Some(3)), ("skipped note", None), ("model", None), ("b.jpg", Some(2))];
+        assert_eq!(list(&found), expected);
     }
 }
