@@ -139,6 +139,20 @@ fn bad_files_are_lines_too_and_decide_the_exit_code() {
 }
 
 #[test]
+fn images_that_are_not_taken_are_counted_and_have_an_exit_code_of_their_own() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("IMG_1.jfif"), photo("rocket.jpg")).expect("written");
+    fs::write(folder.path().join("IMG_2.HEIC"), b"\0\0\0\x18ftypheic").expect("written");
+    fs::write(folder.path().join("notes.txt"), "no image").expect("written");
+    let folder = folder.path().to_str().expect("UTF-8");
+    let output = shared().command(&["submit", folder, "--model", "efficientnet-lite0"]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    for words in ["1 images: 1 succeeded", "2 files skipped: 1 HEIC image, 1 no image"] {
+        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn members_and_models_are_listed() {
     let output = shared().command(&["members", "--json"]);
     let members: Value = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -149,11 +149,15 @@ fn null_is_as_if_nothing_was_said_and_wildcards_are_published_as_letters() {
     let server = Server::start(Settings::default());
     let mut raw = open(&server);
     raw.say("SUB answers 1\r\n");
-    let nulls = "\"max_msgs\":null,\"max_age\":null,\"retention\":null,\"num_replicas\":null,\"sealed\":null,\
+    let nulls = "\"max_msgs\":null,\"max_age\":null,\"num_replicas\":null,\"sealed\":null,\
                  \"placement\":null,\"consumer_limits\":{\"max_ack_pending\":null}";
     let stream = format!("{{\"name\":\"s\",\"subjects\":[\"s.>\"],\"allow_direct\":true,{nulls}}}");
     let made = asked(&mut raw, "$JS.API.STREAM.CREATE.s", &stream);
     assert_eq!((made["config"]["name"].as_str(), &made["error"]), (Some("s"), &serde_json::Value::Null), "{made}");
+    for name in ["retention", "discard", "storage"] {
+        let refused = asked(&mut raw, "$JS.API.STREAM.CREATE.t", &format!("{{\"name\":\"t\",\"{name}\":null}}"));
+        assert_eq!(refused["error"]["err_code"], 10025, "{name}: {refused}");
+    }
     let consumer = "{\"stream_name\":\"s\",\"action\":null,\"config\":{\"durable_name\":\"c\",\"ack_policy\":\"explicit\",\
                     \"ack_wait\":null,\"max_deliver\":null,\"backoff\":null,\"filter_subject\":null,\"num_replicas\":null}}";
     let made = asked(&mut raw, "$JS.API.CONSUMER.DURABLE.CREATE.s.c", consumer);

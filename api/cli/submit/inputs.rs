@@ -11,8 +11,9 @@ use anyhow::{Context, bail};
 use models::ImageError;
 use models::decode::Format;
 
-/// Bytes by which a file is judged: a file of a folder or tar that begins no image is left out. One that is named
-/// itself always counts.
+/// A file of a folder or tar counts if its name says that it is an image or if its first bytes do; one that is named
+/// itself always counts. What counts and is no image is refused, in a line of its own.
+const ENDINGS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "gif", "bmp"];
 const JUDGED_BYTES: u64 = 512;
 
 /// What was left out, by why.
@@ -34,8 +35,12 @@ impl Skipped {
         self.are_meant |= is_meant;
     }
 
-    /// Whether the file's beginning is that of an image; if not, it is noted.
-    fn judge(&mut self, file: io::Result<impl Read>) -> bool {
+    /// Whether the file counts; if not, it is noted.
+    fn judge(&mut self, name: &str, file: io::Result<impl Read>) -> bool {
+        let ending = name.rsplit(['/', '.']).next().unwrap_or_default().to_ascii_lowercase();
+        if ENDINGS.contains(&ending.as_str()) {
+            return true;
+        }
         let begin = |file: &mut dyn Read| {
             let mut bytes = Vec::new();
             file.take(JUDGED_BYTES).read_to_end(&mut bytes).map(|_| bytes)
@@ -143,7 +148,7 @@ fn entries(path: &str, images: &mut BTreeMap<String, Input>, skipped: &mut Skipp
             continue;
         };
         let (offset, size) = (entry.raw_file_position(), entry.size());
-        if skipped.judge(Ok(&mut entry)) {
+        if skipped.judge(&inside, Ok(&mut entry)) {
             let name = format!("{path}:{inside}");
             // As with tar itself, the last one of a name counts.
             images.insert(name.clone(), Input { name, place: Place::Entry { tar: path.into(), offset, size } });
@@ -188,7 +193,7 @@ fn add(path: &str, files: &mut BTreeSet<String>, skipped: &mut Skipped) -> anyho
                 continue;
             }
             match entry.path().to_str() {
-                Some(name) if skipped.judge(File::open(name)) => drop(files.insert(name.to_owned())),
+                Some(name) if skipped.judge(name, File::open(name)) => drop(files.insert(name.to_owned())),
                 Some(_) => {}
                 None => skipped.note("with a name that is not UTF-8", true),
             }
@@ -232,7 +237,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_folder_is_judged_by_what_is_in_it_and_not_by_names() {
+    fn a_folder_is_judged_by_names_and_by_what_is_in_it() {
         use std::ffi::OsStr;
         use std::os::unix::ffi::OsStrExt;
         let folder = tempfile::tempdir().expect("a folder");
@@ -244,7 +249,8 @@ mod tests {
         write(OsStr::new("IMG_2.HEIC"), b"\0\0\0\x18ftypheic");
         write(OsStr::new("IMG_3.jpg"), b"\0\0\0\x18ftypheic");
         write(OsStr::new("notes.jpg"), b"no image");
-        write(OsStr::new("nothing.jpg"), b"");
+        write(OsStr::new("nothing"), b"");
+        write(OsStr::new("notes.txt"), b"no image");
         write(OsStr::from_bytes(b"caf\xE9.jpg"), jpeg);
         std::os::unix::fs::symlink("IMG_1.jfif", folder.path().join("link.jpg")).expect("linked");
         std::os::unix::fs::symlink("..", folder.path().join("up")).expect("linked");

@@ -275,29 +275,37 @@ pub(crate) fn is_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains(is_wrong)
 }
 
+/// Names of a request whose values nats-server reads by hand, and that may therefore not be `null`.
+const NEVER_NULL: [&str; 6] = ["retention", "discard", "storage", "ack_policy", "deliver_policy", "replay_policy"];
+
 /// Reads a request's JSON in the way the server does: unknown names are refused, and `null` is as if nothing was said.
 pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {
-    let said = serde_json::from_slice(json).and_then(|mut value| {
-        forget_nulls(&mut value);
-        T::deserialize(value)
-    });
-    said.map_err(|error| {
+    let invalid = |error: serde_json::Error| {
         let text = error.to_string();
         match text.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next()) {
             Some(field) => Refusal::unknown_field(field),
             None => Refusal::invalid_json(&text),
         }
-    })
+    };
+    let mut value = serde_json::from_slice(json).map_err(invalid)?;
+    if !forget_nulls(&mut value) {
+        return Err(Refusal::invalid_json("can not unmarshal \"null\""));
+    }
+    T::deserialize(value).map_err(invalid)
 }
 
-fn forget_nulls(value: &mut Value) {
+/// `false`: one stands where none may.
+fn forget_nulls(value: &mut Value) -> bool {
     match value {
         Value::Object(fields) => {
+            if NEVER_NULL.iter().any(|name| fields.get(*name).is_some_and(Value::is_null)) {
+                return false;
+            }
             fields.retain(|_, value| !value.is_null());
-            fields.values_mut().for_each(forget_nulls);
+            fields.values_mut().all(forget_nulls)
         }
-        Value::Array(values) => values.iter_mut().for_each(forget_nulls),
-        _ => {}
+        Value::Array(values) => values.iter_mut().all(forget_nulls),
+        _ => true,
     }
 }
 
