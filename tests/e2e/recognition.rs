@@ -5,7 +5,9 @@ use serde_json::Value;
 use super::harness::photo;
 use super::shared;
 
-const SCORE_TOLERANCE: f64 = 0.02;
+const SCORE_TOLERANCE: f64 = 0.05;
+/// Between two formats of the same pixels.
+const FORMAT_TOLERANCE: f64 = 0.02;
 const OVERLAP_MIN: f64 = 0.9;
 
 fn expected() -> serde_json::Map<String, Value> {
@@ -90,11 +92,12 @@ async fn the_same_pixels_answer_alike_in_either_format() {
                     have["class_id"] == wanted["class_id"]
                         && (list == "predictions" || overlap(&have["box"], &wanted["box"]) >= OVERLAP_MIN)
                 };
-                let score = of_jpeg.iter().find(same).map_or(0.0, |have| number(&have["score"]));
+                // What is not among the best five scores less than they do; a box, less than the threshold.
+                let least =
+                    if list == "predictions" { of_jpeg.last().map_or(0.0, |last| number(&last["score"])) } else { 0.4 };
+                let score = of_jpeg.iter().find(same).map_or(least, |have| number(&have["score"]));
                 let difference = (score - number(&wanted["score"])).abs();
-                // The last of five classes, and a box at the threshold, may be missing from one of them.
-                let is_last = list == "predictions" && number(&wanted["score"]) < SCORE_TOLERANCE;
-                assert!(difference <= SCORE_TOLERANCE || is_last, "{name}, {model}: {wanted} against {of_jpeg:?}");
+                assert!(difference <= FORMAT_TOLERANCE, "{name}, {model}: {wanted} against {of_jpeg:?}");
             }
         }
     }

@@ -148,6 +148,10 @@ fn asked(raw: &mut Raw, subject: &str, body: &str) -> serde_json::Value {
 fn null_is_as_if_nothing_was_said_and_wildcards_are_published_as_letters() {
     let server = Server::start(Settings::default());
     let mut raw = open(&server);
+    // A client that says nothing of it is pedantic.
+    raw.say("PUB s.* 1\r\nx\r\n");
+    raw.expect("-ERR 'Invalid Publish Subject'");
+    raw.say(&CONNECT.replace('{', "{\"pedantic\":false,"));
     raw.say("SUB answers 1\r\n");
     let nulls = "\"max_msgs\":null,\"max_age\":null,\"num_replicas\":null,\"sealed\":null,\
                  \"placement\":null,\"consumer_limits\":{\"max_ack_pending\":null}";
@@ -158,7 +162,7 @@ fn null_is_as_if_nothing_was_said_and_wildcards_are_published_as_letters() {
         let refused = asked(&mut raw, "$JS.API.STREAM.CREATE.t", &format!("{{\"name\":\"t\",\"{name}\":null}}"));
         assert_eq!(refused["error"]["err_code"], 10025, "{name}: {refused}");
     }
-    let consumer = "{\"stream_name\":\"s\",\"action\":null,\"config\":{\"durable_name\":\"c\",\"ack_policy\":\"explicit\",\
+    let consumer = "{\"stream_name\":\"s\",\"config\":{\"durable_name\":\"c\",\"ack_policy\":\"explicit\",\
                     \"ack_wait\":null,\"max_deliver\":null,\"backoff\":null,\"filter_subject\":null,\"num_replicas\":null}}";
     let made = asked(&mut raw, "$JS.API.CONSUMER.DURABLE.CREATE.s.c", consumer);
     assert_eq!((made["name"].as_str(), &made["error"]), (Some("c"), &serde_json::Value::Null), "{made}");

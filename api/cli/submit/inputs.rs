@@ -256,10 +256,10 @@ mod tests {
         std::os::unix::fs::symlink("..", folder.path().join("up")).expect("linked");
         let (found, skipped) = collect(&[folder.path().display().to_string()]).expect("found");
         let names: Vec<_> = found.iter().map(|path| path.rsplit('/').next().expect("a name")).collect();
-        assert_eq!(names, ["IMG_1.jfif", "link.jpg", "no ending", "wrong.txt"]);
+        assert_eq!(names, ["IMG_1.jfif", "IMG_3.jpg", "link.jpg", "no ending", "notes.jpg", "wrong.txt"]);
         assert!(skipped.are_meant);
         let words =
-            "6 files skipped: 2 HEIC image, 1 empty, 1 link to a folder, 1 no image, 1 with a name that is not UTF-8";
+            "5 files skipped: 1 HEIC image, 1 empty, 1 link to a folder, 1 no image, 1 with a name that is not UTF-8";
         assert_eq!(skipped.to_string(), words);
     }
 

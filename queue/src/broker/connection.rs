@@ -108,7 +108,7 @@ pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAd
         is_verbose: true,
         wants_echo: true,
         wants_no_responders: false,
-        is_pedantic: false,
+        is_pedantic: true,
         place,
     };
     if !shared.options.auth.is_asked() {
@@ -247,7 +247,7 @@ pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Resu
     }
     session.client.takes_headers.store(takes_headers, Ordering::Relaxed);
     session.is_verbose = connect.verbose.unwrap_or(false);
-    session.is_pedantic = connect.pedantic.unwrap_or(false);
+    session.is_pedantic = connect.pedantic.unwrap_or(true);
     session.wants_echo = connect.echo.unwrap_or(true);
     let about =
         About { name: said(connect.name), language: said(connect.lang), version: said(connect.version), permissions };

@@ -276,7 +276,8 @@ pub(crate) fn is_name(name: &str) -> bool {
 }
 
 /// Names of a request whose values nats-server reads by hand, and that may therefore not be `null`.
-const NEVER_NULL: [&str; 6] = ["retention", "discard", "storage", "ack_policy", "deliver_policy", "replay_policy"];
+const NEVER_NULL: [&str; 7] =
+    ["action", "retention", "discard", "storage", "ack_policy", "deliver_policy", "replay_policy"];
 
 /// Reads a request's JSON in the way the server does: unknown names are refused, and `null` is as if nothing was said.
 pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {

@@ -59,6 +59,7 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
     let broken = |error: multer::Error| ApiError::Form(chain(&error));
     let limit = bounds.limit;
     let left = Arc::new(AtomicU64::new(HEADER_MAX));
+    let mut any = false;
     let mut form = multer::Multipart::new(metered(chunks, left.clone()), boundary);
     while let Some(mut field) = form.next_field().await.map_err(broken)? {
         left.store(u64::MAX, Ordering::Relaxed);
@@ -82,6 +83,11 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
         // The next one's header may be here already, but not much more.
         left.store(HEADER_MAX, Ordering::Relaxed);
         let field_name = || field.name().unwrap_or("").to_owned();
+        // One that comes before all files is an option that stands in the wrong place.
+        if file_name.is_none() && !bytes.is_empty() && !any {
+            let name = field_name();
+            return Err(ApiError::Form(format!("field `{name}` is no file; options of a batch stand in the query")));
+        }
         if file_name.is_none() && bytes.is_empty() {
             if send.send(Ok(Entry::Skipped(field_name()))).await.is_err() {
                 return Ok(());
@@ -93,6 +99,7 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
             Some(_) if is_too_large => Err(too_large(limit)),
             Some(_) => Ok(bytes.freeze()),
         };
+        any = true;
         let (custom_id, content) = named(&file_name.unwrap_or_else(field_name), content);
         if !hand_over(send, room, custom_id, content, BTreeMap::new()).await {
             return Ok(());

@@ -596,5 +596,8 @@ mod tests {
         let found = all("multipart/form-data; boundary=b", body.to_vec()).await.expect("read");
         let expected = [("hütte.jpg", Some(3)), ("skipped note", None), ("model", None), ("b.jpg", Some(2))];
         assert_eq!(list(&found), expected);
+        let option = b"--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nx\r\n--b--\r\n";
+        let error = all("multipart/form-data; boundary=b", option.to_vec()).await.expect_err("refused");
+        assert!(error.contains("stand in the query"), "{error}");
     }
 }
