@@ -74,10 +74,8 @@ pub(super) fn tar(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Resu
     let broken = |error: io::Error| ApiError::Archive(format!("the tar cannot be read to its end: {error}"));
     let (left, ended) = (Cell::new(HEADER_MAX), Cell::new(false));
     let mut archive = tar::Archive::new(Metered { reader, left: &left, ended: &ended });
-    let mut entries = archive.entries().map_err(broken)?;
     let mut any = false;
-    loop {
-        let Some(entry) = entries.next() else { break };
+    for entry in archive.entries().map_err(broken)? {
         left.set(u64::MAX);
         let mut entry = entry.map_err(broken)?;
         any = true;
