@@ -29,6 +29,8 @@ mod webhooks;
 mod openapi;
 /// Many images in one body.
 mod batches;
+/// The same, packed by people's tools.
+mod archives;
 /// Jobs called off, run again, followed, asked for twice.
 mod lifecycle;
 /// More than one API process.
