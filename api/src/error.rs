@@ -374,13 +374,13 @@ impl ApiError {
         }
     }
 
-    /// What clients read.
     fn batch(id: &str, taken: u64, problem: &str) -> String {
         format!(
             "{problem}; {taken} items of batch `{id}` were taken: send it again with PUT /v1/batches/{id}, and only what is missing is added"
         )
     }
 
+    /// What clients read.
     fn public_message(&self) -> String {
         match self {
             Self::Submit(SubmitError::Queue(_)) | Self::Redrive(RedriveError::Submit(SubmitError::Queue(_))) => {

@@ -15,6 +15,7 @@ use metrics::{counter, describe_counter, describe_histogram, histogram};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use queue::members::Role;
 
+use crate::error::ApiError;
 use crate::state::{Shared, State as Inner};
 
 const ACCEPTED: &str = "api_jobs_accepted_total";
@@ -69,8 +70,8 @@ pub(crate) fn accepted(model: &str) {
 }
 
 /// An upload was refused.
-pub(crate) fn refused(reason: &'static str) {
-    counter!(REFUSED, "reason" => reason).increment(1);
+pub(crate) fn refused(error: &ApiError) {
+    counter!(REFUSED, "reason" => error.kind().1).increment(1);
 }
 
 /// A webhook was called, or given up.

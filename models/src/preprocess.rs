@@ -1,8 +1,8 @@
 //! Pixels become the tensor that a manifest's `[input]` section asks for.
 //!
 //! One resize does scaling and cropping together: the part of the source that will be seen is
-//! resampled straight to the input's size, with the pixels around it where the filter reaches them. [`Placement`] remembers which part that was, so that a
-//! detector's boxes find their way back to the image.
+//! resampled straight to the input's size, with the pixels around it where the filter reaches them.
+//! [`Placement`] remembers which part that was, so that a detector's boxes find their way back to the image.
 
 use fast_image_resize::images::{Image as Target, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};

@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
-
+use super::batches::finished;
 use super::harness::{Stack, photo, send};
 
 /// Writes a zip to a pipe, as streaming writers do, and to a file; `argv`: the folder, the method, the target.
@@ -107,7 +106,7 @@ async fn what_goes_into_an_archive_adds_up_whichever_tool_packs_it() {
         let put = stack.request(reqwest::Method::PUT, &url).header("content-type", format!("application/{kind}"));
         let taken = send(put.body(body)).await;
         assert_eq!(taken.status, 202, "{}: {}", way.name, taken.body);
-        let counts = finished(&stack, number).await;
+        let counts = finished(&stack, &format!("way-{number}")).await["counts"].clone();
         // Three images, the hard link, the soft link, and the notes; a tar tells a hard link from its file, most zips
         // do not.
         let good = match (way.fails, way.follows) {
@@ -123,12 +122,4 @@ async fn what_goes_into_an_archive_adds_up_whichever_tool_packs_it() {
         let skips = |wanted: &str| skipped.iter().any(|name| name.as_str().is_some_and(|name| name.contains(wanted)));
         assert!(skips(".DS_Store") && skips("sub/"), "{}: {}", way.name, taken.body);
     }
-}
-
-async fn finished(stack: &Stack, number: usize) -> Value {
-    super::harness::eventually("it has ended", async || {
-        let batch = stack.get(&format!("/v1/batches/way-{number}")).await.json;
-        (batch["state"] == "finished").then(|| batch["counts"].clone())
-    })
-    .await
 }

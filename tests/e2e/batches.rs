@@ -27,7 +27,7 @@ async fn put(stack: &Stack, id: &str, kind: &str, body: impl Into<reqwest::Body>
     send(http().put(url).header("content-type", kind).body(body)).await
 }
 
-async fn finished(stack: &Stack, id: &str) -> Value {
+pub(super) async fn finished(stack: &Stack, id: &str) -> Value {
     eventually("the batch has ended", async || {
         let batch = stack.get(&format!("/v1/batches/{id}")).await;
         assert_eq!(batch.status, 200, "{}", batch.body);

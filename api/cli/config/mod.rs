@@ -432,7 +432,6 @@ impl std::fmt::Display for Workers {
     }
 }
 
-/// A lease that is shorter than a second would run out between two renewals.
 /// An address to listen on. Of a name's addresses the first one of IPv4 is taken, which is what most clients try.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let all: Vec<SocketAddr> = text.to_socket_addrs().map_err(|error| error.to_string())?.collect();
@@ -440,6 +439,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     first.copied().ok_or_else(|| "the name has no address".to_owned())
 }
 
+/// A lease that is shorter than a second would run out between two renewals.
 fn lease(text: &str) -> Result<Duration, String> {
     let lease = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if lease < Duration::from_secs(1) { Err("it must be at least 1s".into()) } else { Ok(lease) }

@@ -98,7 +98,7 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = format!("b-{}", uuid::Uuid::now_v7());
-    receive(&state, &caller, id, query.as_deref().unwrap_or(""), &headers, body).await
+    receive(&state, &caller, id, query.as_deref().unwrap_or(""), &headers, body).await.inspect_err(metrics::refused)
 }
 
 /// Takes a batch under the client's own id, as often as it is sent.
@@ -131,7 +131,7 @@ pub(crate) async fn put(
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = super::named(id)?;
-    receive(&state, &caller, id, query.as_deref().unwrap_or(""), &headers, body).await
+    receive(&state, &caller, id, query.as_deref().unwrap_or(""), &headers, body).await.inspect_err(metrics::refused)
 }
 
 /// What all items of a batch share.
@@ -146,18 +146,6 @@ struct Target<'a> {
 }
 
 async fn receive(
-    state: &Inner,
-    caller: &Caller,
-    id: String,
-    query: &str,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<Response, ApiError> {
-    let received = take_in(state, caller, id, query, headers, body).await;
-    received.inspect_err(|error| metrics::refused(error.kind().1))
-}
-
-async fn take_in(
     state: &Inner,
     caller: &Caller,
     id: String,

@@ -91,7 +91,7 @@ pub(crate) async fn submit(
             answer(&state, taken, wait).await
         }
         Err(error) => {
-            metrics::refused(error.kind().1);
+            metrics::refused(&error);
             error.into_response()
         }
     }

@@ -31,7 +31,7 @@ pub(crate) async fn guard(State(state): State<Shared>, mut request: Request, nex
         Ok(permit) => permit,
         Err(error) => {
             if needed(request.method(), &route) == Scope::Submit {
-                metrics::refused(error.kind().1);
+                metrics::refused(&error);
             }
             return error.into_response();
         }

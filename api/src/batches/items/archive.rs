@@ -9,7 +9,7 @@ use bytes::Bytes;
 use queue::JobError;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::{Bounds, Chunks, Entry, Fault, Sender, hand_over, named, too_large, unless_closed};
+use super::{Bounds, Chunks, Content, Entry, Fault, Sender, hand_over, named, too_large, unless_closed};
 use crate::batches::room::Room;
 use crate::error::ApiError;
 
@@ -127,7 +127,7 @@ fn no_file(entry: &mut tar::Entry<'_, impl Read>) -> Option<JobError> {
         return Some(JobError::new("item_link", words));
     }
     (!kind.is_file() && !kind.is_contiguous())
-        .then(|| JobError::new("item_kind", "it is no file, but a device or such"))
+        .then(|| JobError::new("item_kind", "it is a device or another special file"))
 }
 
 /// An archive's file, unless it is larger than an image may be, with the room that it needs. `room` is what
@@ -137,7 +137,7 @@ pub(super) fn content(
     mut room: Room,
     bounds: &Bounds,
     send: &Sender,
-) -> io::Result<(Result<Bytes, JobError>, Room)> {
+) -> io::Result<(Content, Room)> {
     let limit = bounds.limit;
     let mut bytes = Vec::with_capacity(room.bytes().min(limit) + 1);
     (&mut *file).take(room.bytes() as u64 + 1).read_to_end(&mut bytes)?;
@@ -159,12 +159,7 @@ pub(super) fn wait<T>(something: impl Future<Output = T>, send: &Sender) -> Opti
     tokio::runtime::Handle::current().block_on(unless_closed(something, send))
 }
 
-pub(super) fn wait_to_hand_over(
-    send: &Sender,
-    room: Room,
-    custom_id: String,
-    content: Result<Bytes, JobError>,
-) -> bool {
+pub(super) fn wait_to_hand_over(send: &Sender, room: Room, custom_id: String, content: Content) -> bool {
     let item = hand_over(send, room, custom_id, content, BTreeMap::new());
     tokio::runtime::Handle::current().block_on(item)
 }

@@ -86,7 +86,7 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
         // One that comes before all files is an option that stands in the wrong place.
         if file_name.is_none() && !bytes.is_empty() && !any {
             let name = field_name();
-            return Err(ApiError::Form(format!("field `{name}` is no file; options of a batch stand in the query")));
+            return Err(ApiError::Form(format!("field `{name}` is not a file; options of a batch stand in the query")));
         }
         if file_name.is_none() && bytes.is_empty() {
             if send.send(Ok(Entry::Skipped(field_name()))).await.is_err() {
@@ -95,7 +95,7 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
             continue;
         }
         let content = match file_name {
-            None => Err(JobError::new("item_kind", "it is no file; options of a batch stand in the query")),
+            None => Err(JobError::new("item_kind", "it is not a file; options of a batch stand in the query")),
             Some(_) if is_too_large => Err(too_large(limit)),
             Some(_) => Ok(bytes.freeze()),
         };

@@ -11,7 +11,8 @@ use flate2::bufread::DeflateDecoder;
 use queue::JobError;
 
 use super::archive::{content, is_litter, skip, wait, wait_to_hand_over};
-use super::{Bounds, Sender, named};
+use super::{Bounds, Content, Sender, named};
+use crate::batches::room::Room;
 use crate::error::ApiError;
 
 const LOCAL: u32 = 0x0403_4B50;
@@ -212,10 +213,8 @@ impl Entry {
     }
 }
 
-type Content = (Result<Bytes, JobError>, super::Room);
-
 /// A file whose data cannot be unpacked is one bad item.
-fn damage(read: io::Result<Content>, crc: u32, bounds: &Bounds, send: &Sender) -> io::Result<Content> {
+fn damage(read: io::Result<(Content, Room)>, crc: u32, bounds: &Bounds, send: &Sender) -> io::Result<(Content, Room)> {
     match read {
         Ok((content, room)) => Ok((content.and_then(|bytes| whole(bytes, crc)), room)),
         // What fails in the body itself is of another kind, or shows again at what comes next.
