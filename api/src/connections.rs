@@ -17,6 +17,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -29,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::Config;
 use crate::metrics;
 use crate::pace::Pace;
 
@@ -49,6 +51,18 @@ pub(crate) type Answering = TowerToHyperService<Router>;
 /// The address that a request came from, among its extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// Where a request came from; behind a proxy, where the proxy says it came from.
+pub(crate) fn client_address(config: &Config, request: &Request) -> Option<IpAddr> {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    if !config.behind_proxy {
+        return peer;
+    }
+    // The last entry is the proxy's own; those before it are the client's word.
+    let forwarded = request.headers().get_all("x-forwarded-for").iter().next_back();
+    let last = forwarded.and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
+    last.or(peer)
+}
 
 /// How many connections there may be.
 #[derive(Debug, Clone, Copy)]

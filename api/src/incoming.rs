@@ -6,6 +6,7 @@
 //! while and thrown away, and the answer is sent after that. A client that asked first
 //! (`Expect: 100-continue`) and got no go-ahead is not sending, and is answered at once.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -21,6 +22,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use crate::connections::client_address;
 use crate::error::ApiError;
 use crate::pace::Pace;
 use crate::state;
@@ -43,6 +45,7 @@ pub(crate) async fn guard(State(state): State<state::Shared>, request: Request, 
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     let is_batch = route.starts_with("/v1/batches");
     let pause_max = if is_batch { BATCH_PAUSE_MAX } else { PAUSE_MAX };
+    let client = client_address(&state.config, &request);
     let (head, body) = request.into_parts();
     if body.is_end_stream() {
         return next.run(Request::from_parts(head, body)).await;
@@ -56,6 +59,7 @@ pub(crate) async fn guard(State(state): State<state::Shared>, request: Request, 
         last: None,
         ended: None,
         is_batch,
+        client,
         state,
     })));
     let response = next.run(Request::from_parts(head, Body::new(incoming.clone()))).await;
@@ -128,6 +132,7 @@ struct Inner {
     last: Option<Pin<Box<tokio::time::Sleep>>>,
     ended: Option<Ended>,
     is_batch: bool,
+    client: Option<IpAddr>,
     state: state::Shared,
 }
 
@@ -175,7 +180,7 @@ impl HttpBody for Incoming {
         if let Some(ended) = inner.ended {
             return Poll::Ready(Some(Err(axum::Error::new(ended.error()))));
         }
-        let is_short = inner.state.is_short_of_memory(inner.is_batch);
+        let is_short = inner.state.is_short_of_memory(inner.is_batch, inner.client);
         match Pin::new(&mut inner.body).poll_frame(context) {
             Poll::Ready(frame) => {
                 let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref().map(Bytes::len));

@@ -15,6 +15,7 @@ mod incoming;
 mod connections;
 mod links;
 mod pace;
+mod bodies;
 mod webhooks;
 mod keys;
 mod jobs;

@@ -15,10 +15,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::batches::{Follower, Memory};
+use crate::bodies::{BODY_UNIT, Bodies};
 use crate::config::Config;
 use crate::connections::{self, Limits};
 use crate::index::Index;
-use crate::jobs::BODY_UNIT;
 use crate::keys::Keys;
 use crate::links;
 use crate::metrics::Metrics;
@@ -143,7 +143,8 @@ pub async fn serve(
         }),
     ];
     let leaving = queue.clone();
-    let permits = config.bodies_bytes_max.max(config.upload_bytes_max + 2 * BODY_UNIT) / BODY_UNIT;
+    // The largest upload fits beside the reserve.
+    let permits = config.bodies_bytes_max.max((config.upload_bytes_max + 2 * BODY_UNIT) / 7 * 8) / BODY_UNIT;
     let limits = Limits { connections_max: config.connections_max, behind_proxy: config.behind_proxy };
     let state = State {
         queue,
@@ -155,9 +156,8 @@ pub async fn serve(
         keys,
         metrics,
         tasks,
-        bodies: Semaphore::new(permits),
+        bodies: Bodies::new(permits),
         batch_bodies: Memory::new(permits),
-        bodies_units: permits,
         archives: Arc::new(Semaphore::new((config.connections_max / 4).clamp(8, ARCHIVES_MAX))),
         config,
         stop: stop.clone(),

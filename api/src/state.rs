@@ -1,5 +1,6 @@
 //! What every handler can reach.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use models::Repository;
@@ -9,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::batches::Memory;
+use crate::bodies::Bodies;
 use crate::config::Config;
 use crate::index::Index;
 use crate::keys::Keys;
@@ -31,16 +33,14 @@ pub(crate) struct State {
     pub(crate) index: Index,
     pub(crate) keys: Keys,
     pub(crate) metrics: Metrics,
-    /// Bytes of request bodies that may be in memory, in units of [`crate::jobs::BODY_UNIT`].
-    pub(crate) bodies: Semaphore,
+    /// Memory for bodies of uploads.
+    pub(crate) bodies: Bodies,
     /// The same for items of batches, which may wait long for room in the queue.
     pub(crate) batch_bodies: Memory,
     /// Archives that are being read.
     pub(crate) archives: Arc<Semaphore>,
     /// What runs in the background.
     pub(crate) tasks: Tasks,
-    /// How many units there are of each.
-    pub(crate) bodies_units: usize,
     /// Pulled when the process is to end: whoever waits answers with what there is.
     pub(crate) stop: CancellationToken,
 }
@@ -48,7 +48,7 @@ pub(crate) struct State {
 impl State {
     /// Whether little is left of the memory for uploads, or for items of batches, so that those who have some must
     /// be quick. Neither suffers from the other.
-    pub(crate) fn is_short_of_memory(&self, is_batch: bool) -> bool {
-        if is_batch { self.batch_bodies.is_short() } else { self.bodies.available_permits() < self.bodies_units / 8 }
+    pub(crate) fn is_short_of_memory(&self, is_batch: bool, client: Option<IpAddr>) -> bool {
+        if is_batch { self.batch_bodies.is_short() } else { self.bodies.is_short(client) }
     }
 }

@@ -1,5 +1,6 @@
 //! Hours of ordinary load at full speed, with the usual limit of open files: room, files and memory follow what
-//! lives, and nothing is lost. A minute in the short form, an hour with `SIGHTLINE_FAULTS=long`.
+//! lives, and nothing is lost. A minute in the short form, an hour with `SIGHTLINE_FAULTS=long`; each once with
+//! more than the worker can do, and once with as much as it does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -156,4 +157,58 @@ async fn room_files_and_memory_follow_what_lives() {
     .await;
     let listed = stack.get("/v1/jobs?limit=1").await;
     assert_eq!(listed.status, 200, "{}", json!(listed.body));
+}
+
+/// Uploads of one client, each looked at until it has ended; a few are under way at a time.
+async fn upload_and_look(stack: &Stack, tally: &Tally) {
+    let image = photo("rocket.jpg");
+    let mut under_way = std::collections::VecDeque::new();
+    while !tally.over.load(Ordering::Relaxed) || !under_way.is_empty() {
+        if under_way.len() >= 16 || tally.over.load(Ordering::Relaxed) {
+            let id: String = under_way.pop_front().expect("some are");
+            let job = stack.get(&format!("/v1/jobs/{id}?wait=60")).await;
+            assert_eq!(job.json["state"], "succeeded", "{}: {}", job.status, job.body);
+            continue;
+        }
+        let answer = send(stack.upload(&format!("model={MODEL}&result_ttl=60s"), image.clone())).await;
+        assert_eq!(answer.status, 202, "{}", answer.body);
+        tally.accepted.fetch_add(1, Ordering::Relaxed);
+        under_way.push_back(answer.text("id"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_stays_as_it_is_while_as_much_ends_as_begins() {
+    if !cfg!(target_os = "linux") || ENGINE != "own" {
+        return;
+    }
+    let stack = Arc::new(Stack::start_with_files(1024, &["--workers", "1", "--models", MODEL]));
+    let tally = Arc::new(Tally::default());
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (stack, tally) = (stack.clone(), tally.clone());
+        clients.spawn(async move { upload_and_look(&stack, &tally).await });
+    }
+    let span = Duration::from_secs(rounds(30, 3_600) as u64);
+    let (began, mut settled) = (Instant::now(), None);
+    while began.elapsed() < span {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        if settled.is_none() && began.elapsed() > span / 6 {
+            settled = Some((Instant::now(), stack.memory("VmRSS")));
+        }
+        if let Some(Err(error)) = clients.try_join_next() {
+            panic!("{error}");
+        }
+    }
+    let (since, before) = settled.expect("some looks");
+    let grown = (stack.memory("VmRSS") as f64 - before as f64) / (1 << 20) as f64;
+    let accepted = tally.accepted.load(Ordering::Relaxed);
+    let an_hour = grown / since.elapsed().as_secs_f64() * 3600.0;
+    println!("{accepted} jobs, each looked at; memory grew by {grown:.1} MiB, {an_hour:.1} MiB/h");
+    // What the first minute fills (caches, tables, the allocator) is not a slope; an hour shows one.
+    assert!(grown < rounds(60, 5) as f64, "{grown:.1} MiB");
+    tally.over.store(true, Ordering::Relaxed);
+    while let Some(ended) = clients.join_next().await {
+        ended.expect("no client failed");
+    }
 }

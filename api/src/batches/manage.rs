@@ -17,11 +17,11 @@ use utoipa::ToSchema;
 use super::receive::ITEMS_MAX;
 use super::room::{Room, Rooms, SMALL_BYTES};
 use super::{BatchPath, NoBatch, item_id, named, wire};
+use crate::bodies::BUSY_PATIENCE;
 use crate::dead::Named;
 use crate::error::ApiError;
 use crate::incoming;
 use crate::index::{Index, IndexError};
-use crate::jobs::BUSY_PATIENCE;
 use crate::keys::Caller;
 use crate::state::{Shared, State as Inner};
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::jobs::BODY_UNIT;
+use crate::bodies::BODY_UNIT;
 
 /// What an item is lent before more is known of it.
 pub(super) const SMALL_BYTES: usize = 1 << 20;

@@ -13,7 +13,6 @@ pub(crate) mod lane;
 mod position;
 mod wire;
 
-pub(crate) use body::{BODY_UNIT, BUSY_PATIENCE};
 pub(crate) use options::Options;
 pub use submit::image_facts;
 pub(crate) use submit::{check_encoding, find_model, find_topic, name_model, spec};

@@ -107,7 +107,7 @@ async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, 
         name_model(state, &mut options).await?;
         find_model(state, &options)?;
     }
-    let upload = body::read(state, headers, body).await?;
+    let upload = body::read(state, caller, headers, body).await?;
     let image = match form::boundary(headers)? {
         Some(boundary) => form::read(upload.bytes.clone(), boundary, &mut options).await?,
         None => upload.bytes.clone(),

@@ -1,7 +1,6 @@
 //! What every request passes once there are keys: who it is, whether it may, how much it asks for,
 //! and whether what it names is its own.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, RawPathParams, Request, State};
@@ -11,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{RequestExt, body::Body};
 
 use super::{Caller, Scope};
-use crate::connections::Peer;
+use crate::connections::client_address;
 use crate::error::ApiError;
 use crate::metrics;
 use crate::openapi;
@@ -24,7 +23,8 @@ const OPEN: [&str; 6] = ["/healthz", "/readyz", openapi::PATH, openapi::DOCS, "/
 pub(crate) async fn guard(State(state): State<Shared>, mut request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()).unwrap_or_default();
     if !state.keys.are_needed() || OPEN.contains(&route.as_str()) {
-        request.extensions_mut().insert(Caller::anybody());
+        let caller = Caller::anybody(client_address(&state.config, &request));
+        request.extensions_mut().insert(caller);
         return next.run(request).await;
     }
     let permit = match admit(&state, &route, &mut request).await {
@@ -49,11 +49,16 @@ async fn admit(
     let sent = bearer(request).ok_or(ApiError::KeyMissing)?;
     let Some(key) = state.keys.find(sent) else {
         // A right key is always let in: clients behind one proxy share an address.
-        state.keys.strangers.knock(client_address(state, request), Instant::now())?;
+        state.keys.strangers.knock(client_address(&state.config, request), Instant::now())?;
         return Err(ApiError::KeyWrong);
     };
     let allowance = Some(state.keys.limiter.allowance(&key));
-    let caller = Caller { owner: Some(key.name.clone()), scopes: key.scopes.clone(), allowance };
+    let caller = Caller {
+        owner: Some(key.name.clone()),
+        scopes: key.scopes.clone(),
+        allowance,
+        address: client_address(&state.config, request),
+    };
     let needed = needed(request.method(), route);
     if !caller.may(needed) {
         return Err(ApiError::KeyScope(needed));
@@ -74,18 +79,6 @@ fn bearer(request: &Request) -> Option<&str> {
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let (scheme, key) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-}
-
-/// Where a request came from; behind a proxy, where the proxy says it came from.
-fn client_address(state: &Inner, request: &Request) -> Option<IpAddr> {
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
-    if !state.config.behind_proxy {
-        return peer;
-    }
-    // The last entry is the proxy's own; those before it are the client's word.
-    let forwarded = request.headers().get_all("x-forwarded-for").iter().next_back();
-    let last = forwarded.and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
-    last.or(peer)
 }
 
 /// What a request needs.

@@ -15,6 +15,7 @@ mod store;
 pub(crate) mod manage;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -119,11 +120,13 @@ pub(crate) struct Caller {
     scopes: BTreeSet<Scope>,
     /// What its key may have waiting; none while there are no keys.
     allowance: Option<Allowance>,
+    /// Where its requests come from.
+    pub(crate) address: Option<IpAddr>,
 }
 
 impl Caller {
-    fn anybody() -> Self {
-        Self { owner: None, scopes: [Scope::Admin].into(), allowance: None }
+    fn anybody(address: Option<IpAddr>) -> Self {
+        Self { owner: None, scopes: [Scope::Admin].into(), allowance: None, address }
     }
 
     /// The priority of a job for which this one, or none, was asked.

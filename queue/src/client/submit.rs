@@ -161,16 +161,29 @@ impl Queue {
         let id = JobId::random(topic.name().clone());
         let partition = PartitionId::of_job(&id, key, topic.settings.partitions, Priority::Normal);
         let bytes = payload.len();
-        let mut message = PublishMessage::build().payload(payload).expected_last_subject_sequence(0);
-        if let Some(key) = key {
-            message = message.header(KEY_HEADER, ascii_json(&key).as_str());
-        }
-        let written = self.publish_acked(job_subject(&id, partition), message).await;
-        let sequence = written.map_err(|error| match refusal(&error) {
-            Some(Refusal::TooLarge) => SubmitError::TooLarge { bytes, max_payload: self.max_payload() },
-            Some(Refusal::Full) => SubmitError::Full { topic: topic.name().to_string() },
-            _ => QueueError::unavailable("write the message")(error).into(),
-        })?;
+        let started = Instant::now();
+        let sequence = loop {
+            let mut message = PublishMessage::build().payload(payload.clone()).expected_last_subject_sequence(0);
+            if let Some(key) = key {
+                message = message.header(KEY_HEADER, ascii_json(&key).as_str());
+            }
+            let error = match self.publish_acked(job_subject(&id, partition), message).await {
+                Ok(sequence) => break sequence,
+                Err(error) => error,
+            };
+            match refusal(&error) {
+                Some(Refusal::NoStream) if matches!(self.read_topic(topic.name()).await, Ok(None)) => {
+                    return Err(SubmitError::NoTopic(topic.name().clone()));
+                }
+                // In a cluster: until there is a leader, or until all servers know the new stream.
+                Some(Refusal::NoStream) if started.elapsed() < PATIENCE => tokio::time::sleep(RETRY_PAUSE).await,
+                Some(Refusal::TooLarge) => {
+                    return Err(SubmitError::TooLarge { bytes, max_payload: self.max_payload() });
+                }
+                Some(Refusal::Full) => return Err(SubmitError::Full { topic: topic.name().to_string() }),
+                _ => return Err(QueueError::unavailable("write the message")(error).into()),
+            }
+        };
         self.wake(&id, partition).await;
         Ok((id, partition, sequence))
     }
