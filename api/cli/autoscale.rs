@@ -50,14 +50,17 @@ pub(crate) async fn run(
     let mut heard = queue.announcements().await?;
     let leader = workers.is_range().then(|| queue.singleton("autoscaler"));
     let (mut table, mut scaler) = (Table::default(), Scaler::default());
+    let mut times = queue.announcement_times().await?;
     let mut due = tokio::time::interval(ANNOUNCE_INTERVAL);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            _ = due.tick() => {
+            () = times.next() => {
                 own.scale = Some(Scale { min: workers.min, max: workers.max, now: supervisor.count() });
                 queue.announce(&own).await;
+            }
+            _ = due.tick() => {
                 table.expire(Instant::now());
                 if leader.as_ref().is_some_and(queue::client::Singleton::is_held) {
                     decide(queue, &table, &mut scaler).await;

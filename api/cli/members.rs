@@ -1,10 +1,9 @@
 //! `sightline members`: the processes that are there.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures::StreamExt;
-use queue::members::{ANNOUNCE_INTERVAL, Role, Table};
+use queue::members::Role;
 use queue::topic::Defaults;
 use queue::{Queue, Timestamp};
 
@@ -12,20 +11,11 @@ use crate::config::MembersArgs;
 use crate::data;
 use crate::output::outln;
 
-/// Listens for as long as everybody needs to be heard, and prints who was.
+/// Asks who is there, and prints who answered.
 pub(crate) async fn run(args: MembersArgs) -> anyhow::Result<ExitCode> {
     let address = data::queue_address(&args.queue)?;
     let queue = Queue::connect(&address, "sightline members", Defaults::default()).await?;
-    let mut heard = queue.announcements().await?;
-    let mut table = Table::default();
-    let enough = tokio::time::sleep(2 * ANNOUNCE_INTERVAL + Duration::from_millis(500));
-    tokio::pin!(enough);
-    loop {
-        tokio::select! {
-            () = &mut enough => break,
-            Some(announcement) = heard.next() => table.hear(announcement, Instant::now()),
-        }
-    }
+    let table = queue.ask_members().await?;
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&table.members().collect::<Vec<_>>())?);
         return Ok(ExitCode::SUCCESS);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ::api::Index;
 use ::models::{Cache, Repository, pull};
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use bytesize::ByteSize;
 use queue::topic::Defaults;
 
@@ -41,16 +41,20 @@ impl Models {
         let (folders, names): (Vec<String>, Vec<String>) = args.models.iter().cloned().partition(is_folder);
         let folders: Vec<PathBuf> = folders.into_iter().map(PathBuf::from).collect();
         let repository = Repository::open(&folders).context("open the models")?;
-        if let Some(unknown) = names.iter().find(|name| repository.get(name).is_none()) {
+        for bad in repository.unavailable() {
+            note!("warning: model {} is not served: {}", bad.name, bad.reason);
+        }
+        let is_bad = |name: &String| repository.unavailable().iter().any(|bad| bad.name == *name);
+        if let Some(unknown) = names.iter().find(|name| repository.get(name).is_none() && !is_bad(name)) {
             bail!(
                 "there is no model `{unknown}`; there are {}. A folder is written with a slash, ./{unknown}",
                 repository.names()
             );
         }
-        let all = || repository.iter().map(|model| model.name().to_owned()).collect::<Vec<_>>();
-        let names = if names.is_empty() { all() } else { names };
         // What is not served is not offered either: its jobs would wait for ever.
         let repository = repository.only(&names);
+        let names: Vec<String> = repository.iter().map(|model| model.name().to_owned()).collect();
+        ensure!(!names.is_empty(), "none of the models that were named can be served");
         let root = args.cache.clone().or_else(Cache::default_root);
         let root = root.context("find the cache folder: set HOME, or say --cache DIR")?;
         let cache = Cache::new(std::path::absolute(root).context("find the cache folder")?);

@@ -6,10 +6,9 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::State;
 use futures::StreamExt;
-use queue::members::{ANNOUNCE_INTERVAL, Announcement, Role, Table, Totals};
+use queue::members::{Announcement, Role, Table, Totals};
 use queue::{Queue, QueueError};
 use serde::Serialize;
-use tokio::time::MissedTickBehavior;
 use utoipa::ToSchema;
 
 use crate::state::Shared;
@@ -67,11 +66,10 @@ impl Roster {
     /// Listens to others and announces this process, for as long as it lives.
     pub(crate) async fn keep(self, queue: Queue, own: Announcement) -> Result<(), QueueError> {
         let mut heard = queue.announcements().await?;
-        let mut due = tokio::time::interval(ANNOUNCE_INTERVAL);
-        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut due = queue.announcement_times().await?;
         loop {
             tokio::select! {
-                _ = due.tick() => queue.announce(&own).await,
+                () = due.next() => queue.announce(&own).await,
                 Some(announcement) = heard.next() => {
                     self.0.lock().unwrap_or_else(PoisonError::into_inner).hear(announcement, Instant::now());
                 }

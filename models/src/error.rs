@@ -14,10 +14,10 @@ pub enum ManifestError {
         source: std::io::Error,
     },
     /// A key is missing, unknown, of the wrong type, or has a value that makes no sense.
-    #[error("{file}: key `{key}`: {problem}")]
+    #[error("{place}: key `{key}`: {problem}")]
     Key {
-        /// The manifest's path.
-        file: String,
+        /// The manifest's path, and the line where the parser knows it.
+        place: String,
         /// Dotted path of the key, `.` for the document itself.
         key: String,
         /// What is wrong with it, and what would be right.
@@ -205,4 +205,10 @@ impl PullError {
         let path = path.into();
         move |source| Self::Io { path, source }
     }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -28,4 +28,4 @@ pub use manifest::Manifest;
 pub use output::Output;
 pub use preprocess::{Placement, Tensor};
 pub use pull::Cache;
-pub use repository::{Model, ModelVersion, Repository};
+pub use repository::{Model, ModelVersion, Repository, Unavailable};

@@ -5,7 +5,7 @@
 //! cannot say. After that a `Manifest` is right by construction, and nobody checks it again. A new
 //! classifier or detector needs such a file and no code.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ManifestError;
 
@@ -43,7 +43,7 @@ pub struct Manifest {
 }
 
 /// What a model does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Task {
     /// One score a class for the whole image.
@@ -66,7 +66,7 @@ impl Task {
 }
 
 /// The input tensor: f32, one image, three channels.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Input {
     /// The tensor's name in the graph.
@@ -104,7 +104,7 @@ impl Input {
 }
 
 /// Where the channel axis stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
     /// `[1, 3, height, width]`
@@ -114,7 +114,7 @@ pub enum Layout {
 }
 
 /// Order of the channels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Color {
     /// Red first.
@@ -124,7 +124,7 @@ pub enum Color {
 }
 
 /// How an image of any shape becomes one of the input's shape.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Geometry {
     /// Scale the short side to `short_side`, keep the proportions, cut out the middle.
@@ -143,7 +143,7 @@ pub enum Geometry {
 }
 
 /// The resampling filter; all of them average over the covered area when they shrink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
     /// The nearest pixel.
@@ -157,7 +157,7 @@ pub enum Filter {
 }
 
 /// Outputs of a classifier.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Classification {
     /// Name of the `[1, classes]` output.
@@ -165,6 +165,7 @@ pub struct Classification {
     /// What turns the output into probabilities.
     pub activation: Activation,
     /// File beside the manifest, one label a line.
+    #[serde(skip_serializing)]
     pub labels: String,
     /// How many predictions are returned when a job does not say.
     #[serde(default = "five")]
@@ -172,7 +173,7 @@ pub struct Classification {
 }
 
 /// What turns a raw output into probabilities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activation {
     /// The graph has done it.
@@ -184,7 +185,7 @@ pub enum Activation {
 }
 
 /// Outputs of a detector.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Detection {
     /// Name of the `[1, boxes, 4]` output.
@@ -198,6 +199,7 @@ pub struct Detection {
     /// `none` or `sigmoid`.
     pub activation: Activation,
     /// File beside the manifest, one label a line; `?` marks an unused class.
+    #[serde(skip_serializing)]
     pub labels: String,
     /// `class_id` of the first label.
     #[serde(default)]
@@ -213,7 +215,7 @@ pub struct Detection {
 }
 
 /// What the four numbers of a box are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BoxFormat {
     /// Left, top, right, bottom.
@@ -225,7 +227,7 @@ pub enum BoxFormat {
 }
 
 /// What a box is measured in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BoxUnits {
     /// 0..1 of the model's input.
@@ -235,7 +237,7 @@ pub enum BoxUnits {
 }
 
 /// Output of an embedding model.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Embedding {
     /// Name of the `[1, dimensions]` output.
@@ -246,7 +248,7 @@ pub struct Embedding {
 }
 
 /// A package that holds weight files.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Weights {
     /// Where the package is published.
@@ -262,7 +264,7 @@ pub struct Weights {
 }
 
 /// A package registry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Registry {
     /// Python wheels.
@@ -272,7 +274,7 @@ pub enum Registry {
 }
 
 /// One file inside a package.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightFile {
     /// Path inside the package.
@@ -315,13 +317,24 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::Key`] with the first key that is missing, unknown or wrong.
     pub fn parse(file: &str, text: &str) -> Result<Self, ManifestError> {
-        let refuse = |key: &str, problem: String| ManifestError::Key { file: file.into(), key: key.into(), problem };
-        let document =
-            toml::Deserializer::parse(text).map_err(|error| refuse(".", format!("not TOML: {}", one_line(&error))))?;
+        let refuse = |line: Option<usize>, key: &str, problem: String| {
+            let place = line.map_or_else(|| file.to_owned(), |line| format!("{file}, line {line}"));
+            ManifestError::Key { place, key: key.into(), problem }
+        };
+        let line = |error: &toml::de::Error| error.span().map(|span| line_at(text, span.start));
+        let document = toml::Deserializer::parse(text)
+            .map_err(|error| refuse(line(&error), ".", format!("not TOML: {}", one_line(&error))))?;
         let manifest: Self = serde_path_to_error::deserialize(document)
-            .map_err(|error| refuse(&error.path().to_string(), one_line(error.inner())))?;
-        manifest.check().map_err(|(key, problem)| refuse(key, problem))?;
+            .map_err(|error| refuse(line(error.inner()), &error.path().to_string(), one_line(error.inner())))?;
+        manifest.check().map_err(|(key, problem)| refuse(None, key, problem))?;
         Ok(manifest)
+    }
+
+    /// What of this decides the answers, in a fixed form: not the name, the description, the licence, or which
+    /// version is the default.
+    pub(crate) fn answers(&self) -> Vec<u8> {
+        let sections = (&self.classification, &self.detection, &self.embedding);
+        serde_json::to_vec(&(self.task, &self.input, sections, &self.weights)).expect("numbers and strings")
     }
 
     /// The labels file that the task's section names, if the task has labels.
@@ -428,6 +441,11 @@ fn require(holds: bool, key: &'static str, problem: impl FnOnce() -> String) -> 
     if holds { Ok(()) } else { Err((key, problem())) }
 }
 
+/// The line of a byte of a text, from 1.
+fn line_at(text: &str, at: usize) -> usize {
+    1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count()
+}
+
 /// The parser's message without its picture of the source lines.
 fn one_line(error: &toml::de::Error) -> String {
     error.message().replace('\n', " ")
@@ -444,8 +462,8 @@ mod tests {
         let text = change(GOOD);
         assert_ne!(text, GOOD, "the change did nothing");
         let error = Manifest::parse("x/model.toml", &text).expect_err("must be refused").to_string();
-        let start = format!("x/model.toml: key `{key}`: ");
-        assert!(error.starts_with(&start) && error.contains(problem), "{error}");
+        let start = error.starts_with("x/model.toml: key") || error.starts_with("x/model.toml, line ");
+        assert!(start && error.contains(&format!(": key `{key}`: ")) && error.contains(problem), "{error}");
     }
 
     #[test]
@@ -470,5 +488,32 @@ mod tests {
         refused(swap("[classification]", "[classifications]"), "classifications", "unknown field");
         refused(swap("sha256 = \"f2", "sha256 = \"x2"), "weights.sha256", "hexadecimal");
         refused(|_| "task = ".into(), ".", "not TOML");
+    }
+
+    #[test]
+    fn an_error_in_the_text_names_its_line() {
+        let line_of = |wrong: &str| {
+            let text = GOOD.replacen("width = 224", wrong, 1);
+            let line = 1 + text[..text.find(wrong).expect("there")].matches('\n').count();
+            let error = Manifest::parse("x/model.toml", &text).expect_err("must be refused").to_string();
+            assert!(error.starts_with(&format!("x/model.toml, line {line}: ")), "{error}");
+        };
+        line_of("width = \"wide\"");
+        line_of("widht = 224");
+        line_of("width = = 224");
+    }
+
+    #[test]
+    fn only_what_decides_answers_counts_as_answers() {
+        let answers = |from: &str, to: &str| {
+            let text = GOOD.replacen(from, to, 1);
+            assert_ne!(text, GOOD, "the change did nothing");
+            Manifest::parse("model.toml", &text).expect("good").answers()
+        };
+        let as_it_is = Manifest::parse("model.toml", GOOD).expect("good").answers();
+        assert_eq!(answers("description = \"", "description = \"Edited. "), as_it_is);
+        assert_eq!(answers("version = 1", "version = 2"), as_it_is);
+        assert_ne!(answers("width = 224", "width = 225"), as_it_is);
+        assert_ne!(answers("top_k = 5", "top_k = 3"), as_it_is);
     }
 }

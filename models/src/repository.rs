@@ -5,10 +5,14 @@
 //! ranges of files in published packages, named in the manifest. [`Model::files`] brings graph and
 //! weights together in the cache, since ONNX Runtime wants them in one real folder.
 //!
-//! A version's digest covers manifest, labels and every file of the version folder, and through
-//! the manifest's checksums also the weights: equal digests mean equal answers.
+//! A version's digest covers what decides its answers: of the manifest the input, the outputs and the weights'
+//! checksums, the labels, and every file of the version folder. Equal digests mean equal answers, and an edited
+//! description or another default version changes none.
+//!
+//! A folder that is no good is that model alone: it is [`Unavailable`] with its reason, and the others serve.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::digest::digest;
@@ -16,10 +20,24 @@ use crate::manifest::is_valid_name;
 use crate::pull::{Cache, Progress};
 use crate::{Manifest, ManifestError, PullError, RepositoryError};
 
+/// The largest `model.toml`, and the largest file of labels.
+const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+const LABELS_BYTES_MAX: u64 = 16 << 20;
+
 /// All models of one process, by name.
 #[derive(Debug, Clone)]
 pub struct Repository {
     models: BTreeMap<String, Model>,
+    unavailable: Vec<Unavailable>,
+}
+
+/// A folder whose model cannot be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unavailable {
+    /// The folder's name, which would be the model's.
+    pub name: String,
+    /// What is wrong, in one line, with the path.
+    pub reason: String,
 }
 
 /// One model.
@@ -68,32 +86,56 @@ impl Repository {
     /// The models inside the binary.
     pub fn builtin() -> Self {
         let models = BUILT_IN.iter().map(|parts| Model::from_built_in(parts).expect("built-in models are tested"));
-        Self { models: models.map(|model| (model.name().to_owned(), model)).collect() }
+        Self { models: models.map(|model| (model.name().to_owned(), model)).collect(), unavailable: Vec::new() }
     }
 
-    /// The models inside the binary and those in `folders`; each folder holds one folder a model.
+    /// The models inside the binary and those in `folders`; each folder holds one folder a model. Files beside
+    /// these and hidden folders are none of ours.
     ///
     /// # Errors
-    /// The first thing that is wrong, with its path. A name that is there twice is an error.
+    /// A folder of models that cannot be listed. What is wrong with one model is among
+    /// [`Repository::unavailable`]; of two with one name the first serves.
     pub fn open(folders: &[PathBuf]) -> Result<Self, RepositoryError> {
         let mut repository = Self::builtin();
         for folder in folders {
-            for path in sorted_entries(folder)?.into_iter().filter(|path| path.is_dir()) {
-                let model = Model::from_folder(&path)?;
-                if repository.models.contains_key(model.name()) {
-                    return Err(layout(&path, format!("there is a model `{}` already", model.name())));
+            for path in subfolders(folder)? {
+                let added = Model::from_folder(&path).and_then(|model| repository.add(model, &path));
+                if let Err(error) = added {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    repository.unavailable.push(Unavailable { name, reason: crate::error::chain(&error) });
                 }
-                repository.models.insert(model.name().to_owned(), model);
             }
         }
         Ok(repository)
     }
 
-    /// The same models without those that are not among `names`.
+    fn add(&mut self, model: Model, path: &Path) -> Result<(), RepositoryError> {
+        if self.models.contains_key(model.name()) {
+            return Err(layout(path, format!("there is a model `{}` already", model.name())));
+        }
+        self.models.insert(model.name().to_owned(), model);
+        Ok(())
+    }
+
+    /// The models that these names choose. A name chooses among the models of the same folder, or of the binary;
+    /// a folder of which none is named is there as a whole. No names at all choose everything.
     #[must_use]
     pub fn only(mut self, names: &[String]) -> Self {
-        self.models.retain(|name, _| names.contains(name));
+        if names.is_empty() {
+            return self;
+        }
+        let named = self.models.values().filter(|model| names.iter().any(|name| name == model.name()));
+        let chosen_from: BTreeSet<Option<PathBuf>> = named.map(Model::folder).collect();
+        self.models.retain(|name, model| {
+            let folder = model.folder();
+            names.contains(name) || folder.is_some() && !chosen_from.contains(&folder)
+        });
         self
+    }
+
+    /// What cannot be served, and why.
+    pub fn unavailable(&self) -> &[Unavailable] {
+        &self.unavailable
     }
 
     /// Looks a model up.
@@ -115,7 +157,7 @@ impl Repository {
 impl Model {
     fn from_built_in(parts: &BuiltIn) -> Result<Self, ManifestError> {
         let manifest = Manifest::parse("built-in model.toml", parts.manifest)?;
-        let digest = digest([parts.manifest.as_bytes(), parts.labels.as_bytes(), parts.graph]);
+        let digest = digest([&manifest.answers(), parts.labels.as_bytes(), parts.graph]);
         let versions = vec![ModelVersion { number: manifest.version, digest }];
         Ok(Self { manifest, labels: lines(parts.labels), versions, source: Source::BuiltIn { graph: parts.graph } })
     }
@@ -123,21 +165,25 @@ impl Model {
     fn from_folder(folder: &Path) -> Result<Self, RepositoryError> {
         let file = folder.join("model.toml");
         let name = file.display().to_string();
-        let text =
-            std::fs::read_to_string(&file).map_err(|source| ManifestError::Read { file: name.clone(), source })?;
+        let text = match read_plain(&file, MANIFEST_BYTES_MAX) {
+            Err(RepositoryError::Read { source, .. }) => Err(ManifestError::Read { file: name.clone(), source })?,
+            read => read?,
+        };
         let manifest = Manifest::parse(&name, &text)?;
         let folder_name = folder.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         if manifest.name != folder_name || !is_valid_name(folder_name) {
             return Err(layout(folder, format!("the folder must be named like the model in it, `{}`", manifest.name)));
         }
-        let labels = manifest.labels_file().map_or(Ok(String::new()), |file| read_text(&folder.join(file)))?;
+        let labels = manifest
+            .labels_file()
+            .map_or(Ok(String::new()), |file| read_plain(&folder.join(file), LABELS_BYTES_MAX))?;
         let mut versions = Vec::new();
-        for path in sorted_entries(folder)?.into_iter().filter(|path| path.is_dir()) {
+        for path in subfolders(folder)? {
             let number = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()).filter(|n| *n > 0);
             let Some(number) = number else {
                 return Err(layout(&path, "version folders are named 1, 2, 3 …".into()));
             };
-            versions.push(ModelVersion { number, digest: version_digest(&path, &text, &labels)? });
+            versions.push(ModelVersion { number, digest: version_digest(&path, &manifest, &labels)? });
         }
         versions.sort_by_key(|version| version.number);
         if !versions.iter().any(|version| version.number == manifest.version) {
@@ -149,6 +195,14 @@ impl Model {
     /// The model's name.
     pub fn name(&self) -> &str {
         &self.manifest.name
+    }
+
+    /// The folder of models that it is from; none for one of the binary's.
+    fn folder(&self) -> Option<PathBuf> {
+        match &self.source {
+            Source::BuiltIn { .. } => None,
+            Source::Folder(folder) => folder.parent().map(Path::to_owned),
+        }
     }
 
     /// The description that its folder holds.
@@ -207,22 +261,11 @@ fn copy_files(from: &Path, to: &Path) -> Result<(), PullError> {
     Ok(())
 }
 
-fn version_digest(folder: &Path, manifest: &str, labels: &str) -> Result<String, RepositoryError> {
-    let mut parts = vec![manifest.as_bytes().to_vec(), labels.as_bytes().to_vec()];
+fn version_digest(folder: &Path, manifest: &Manifest, labels: &str) -> Result<String, RepositoryError> {
+    let mut parts = vec![manifest.answers(), labels.as_bytes().to_vec()];
     let mut has_graph = false;
     for path in sorted_entries(folder)? {
-        let about = path.symlink_metadata().map_err(unreadable(&path))?;
-        if !about.is_file() {
-            return Err(layout(&path, "a version folder holds plain files only, no folders and no links".into()));
-        }
-        // It may be any file of this disk, and may be changed under its other name.
-        #[cfg(unix)]
-        if std::os::unix::fs::MetadataExt::nlink(&about) > 1 {
-            return Err(layout(
-                &path,
-                "the file has another name elsewhere (a hard link); copy it here with cp".into(),
-            ));
-        }
+        check_plain(&path)?;
         let name = path.file_name().unwrap_or_default();
         has_graph |= name == "model.onnx";
         parts.push(name.as_encoded_bytes().to_vec());
@@ -234,6 +277,26 @@ fn version_digest(folder: &Path, manifest: &str, labels: &str) -> Result<String,
     Ok(digest(parts.iter().map(Vec::as_slice)))
 }
 
+/// Refuses what may be any file of this disk under another name: its content could come out in answers, and it
+/// could be changed elsewhere.
+fn check_plain(path: &Path) -> Result<(), RepositoryError> {
+    let about = path.symlink_metadata().map_err(unreadable(path))?;
+    if !about.is_file() {
+        return Err(layout(path, "a model consists of plain files only, no links, and no folders in a version".into()));
+    }
+    #[cfg(unix)]
+    if std::os::unix::fs::MetadataExt::nlink(&about) > 1 {
+        return Err(layout(path, "the file has another name elsewhere (a hard link); copy it here with cp".into()));
+    }
+    Ok(())
+}
+
+/// The folders in one, in order, without hidden ones: those are a tool's.
+fn subfolders(folder: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
+    let is_hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    Ok(sorted_entries(folder)?.into_iter().filter(|path| path.is_dir() && !is_hidden(path)).collect())
+}
+
 fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
     let entries = std::fs::read_dir(folder).map_err(unreadable(folder))?;
     let mut paths: Vec<PathBuf> =
@@ -242,8 +305,16 @@ fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
     Ok(paths)
 }
 
-fn read_text(path: &Path) -> Result<String, RepositoryError> {
-    std::fs::read_to_string(path).map_err(unreadable(path))
+/// A text of a model, which is no link and not longer than `bytes_max`.
+fn read_plain(path: &Path, bytes_max: u64) -> Result<String, RepositoryError> {
+    check_plain(path)?;
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(unreadable(path))?;
+    let read = file.take(bytes_max + 1).read_to_string(&mut text).map_err(unreadable(path))?;
+    if read as u64 > bytes_max {
+        return Err(layout(path, format!("the file is larger than {} KiB", bytes_max >> 10)));
+    }
+    Ok(text)
 }
 
 fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> RepositoryError {
@@ -280,8 +351,10 @@ mod tests {
     #[track_caller]
     fn refused(files: &[(&str, &str)], words: &str) {
         let root = folder_with(files);
-        let error = Repository::open(&[root.path().to_owned()]).expect_err("must be refused").to_string();
-        assert!(error.contains(words), "{error}");
+        let repository = Repository::open(&[root.path().to_owned()]).expect("a bad model is that model alone");
+        let [bad] = repository.unavailable() else { panic!("{:?}", repository.unavailable()) };
+        assert!(bad.reason.contains(words), "{bad:?}");
+        assert_eq!(repository.names(), Repository::builtin().names(), "the others serve");
     }
 
     #[test]
@@ -326,11 +399,80 @@ mod tests {
     fn links_in_a_version_folder_are_refused() {
         let root = folder_with(&[("tiny/model.toml", MANIFEST), ("tiny/1/model.onnx", "a")]);
         std::os::unix::fs::symlink("/etc/hostname", root.path().join("tiny/1/weights.bin")).expect("link");
-        let error = Repository::open(&[root.path().to_owned()]).expect_err("must be refused").to_string();
-        assert!(error.contains("no links"), "{error}");
+        assert!(only_reason(&root).contains("no links"));
         std::fs::remove_file(root.path().join("tiny/1/weights.bin")).expect("removed");
-        std::fs::hard_link(root.path().join("tiny/model.toml"), root.path().join("tiny/1/weights.bin")).expect("link");
-        let error = Repository::open(&[root.path().to_owned()]).expect_err("must be refused").to_string();
-        assert!(error.contains("hard link"), "{error}");
+        let other = root.path().join("other");
+        std::fs::write(&other, "x").expect("a file beside the models");
+        std::fs::hard_link(&other, root.path().join("tiny/1/weights.bin")).expect("link");
+        assert!(only_reason(&root).contains("hard link"));
+    }
+
+    #[cfg(unix)]
+    fn only_reason(root: &tempfile::TempDir) -> String {
+        let repository = Repository::open(&[root.path().to_owned()]).expect("a bad model is that model alone");
+        let [bad] = repository.unavailable() else { panic!("{:?}", repository.unavailable()) };
+        bad.reason.clone()
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn labels_that_are_a_link_are_refused() {
+        let manifest =
+            include_str!("../repository/efficientnet-lite0/model.toml").replace("efficientnet-lite0", "tiny");
+        let root = folder_with(&[("tiny/model.toml", &manifest), ("tiny/1/model.onnx", "a")]);
+        std::os::unix::fs::symlink("/etc/hostname", root.path().join("tiny/labels.txt")).expect("link");
+        assert!(only_reason(&root).contains("no links"));
+    }
+
+    #[test]
+    fn stray_files_and_hidden_folders_are_none_of_ours() {
+        let root = folder_with(&[
+            ("README", "x"),
+            (".git/config", "x"),
+            ("tiny/model.toml", MANIFEST),
+            ("tiny/notes.txt", "x"),
+            ("tiny/.cache/x", "x"),
+            ("tiny/1/model.onnx", "a"),
+        ]);
+        let repository = Repository::open(&[root.path().to_owned()]).expect("good");
+        assert_eq!((repository.get("tiny").is_some(), repository.unavailable()), (true, &[][..]));
+    }
+
+    #[test]
+    fn names_choose_within_their_folder_and_a_folder_that_is_named_is_served() {
+        let manifest = |name: &str| MANIFEST.replace("tiny", name);
+        let root = folder_with(&[
+            ("one/a/model.toml", &manifest("a")),
+            ("one/a/1/model.onnx", "a"),
+            ("one/b/model.toml", &manifest("b")),
+            ("one/b/1/model.onnx", "b"),
+            ("two/c/model.toml", &manifest("c")),
+            ("two/c/1/model.onnx", "c"),
+        ]);
+        let repository = Repository::open(&[root.path().join("one"), root.path().join("two")]).expect("good");
+        let only = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            repository.clone().only(&names).names()
+        };
+        assert_eq!(only(&[]), "a, b, c, efficientnet-lite0, ssdlite-mobilenetv2");
+        assert_eq!(only(&["efficientnet-lite0"]), "a, b, c, efficientnet-lite0");
+        assert_eq!(only(&["b"]), "b, c");
+        assert_eq!(only(&["a", "c"]), "a, c");
+    }
+
+    #[test]
+    fn a_digest_stays_when_a_version_is_promoted_or_a_description_edited() {
+        let digests = |manifest: &str| {
+            let files = [("tiny/model.toml", manifest), ("tiny/1/model.onnx", "a"), ("tiny/2/model.onnx", "b")];
+            let root = folder_with(&files);
+            let repository = Repository::open(&[root.path().to_owned()]).expect("good");
+            repository.get("tiny").expect("there").versions().to_vec()
+        };
+        let before = digests(MANIFEST);
+        assert_eq!(
+            digests(&MANIFEST.replace("version = 1", "version = 2").replace("= \"x\"\nlic", "= \"y\"\nlic")),
+            before
+        );
+        assert_ne!(digests(&MANIFEST.replace("scale = 1.0", "scale = 2.0")), before);
     }
 }

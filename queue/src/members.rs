@@ -14,12 +14,17 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{JobId, Queue, QueueError, Timestamp};
+use crate::{JobId, JobSpec, Queue, QueueError, Timestamp};
 
 /// How often a member announces itself.
 pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 /// A member that was not heard for so long is gone.
 pub const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Where somebody asks who is there.
+const ASK_SUBJECT: &str = "members.ask";
+/// Whoever asked listens until it was quiet for so long, and no longer than that.
+const ASK_QUIET: Duration = Duration::from_millis(150);
+const ASK_MAX: Duration = Duration::from_millis(2_500);
 /// Members that a table holds; announcements beyond that are ignored.
 const MEMBERS_MAX: usize = 10_000;
 /// How long a good-bye is remembered: longer than a message may be under way.
@@ -74,6 +79,24 @@ pub struct Scale {
     pub now: usize,
 }
 
+/// One version of a model, as a worker has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ModelFiles {
+    /// The model's name.
+    pub model: String,
+    /// The version's number.
+    pub version: u32,
+    /// Equal digests give equal answers.
+    pub digest: String,
+}
+
+impl ModelFiles {
+    /// Whether these are the files that a job was promised.
+    pub fn are_promised(&self, spec: &JobSpec) -> bool {
+        (&self.model, self.version, &self.digest) == (&spec.model, spec.model_version, &spec.model_digest)
+    }
+}
+
 /// What a process says of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Announcement {
@@ -95,6 +118,9 @@ pub struct Announcement {
     /// Models that it can run.
     #[serde(default)]
     pub models: Vec<String>,
+    /// The files of these models, by which a job finds a worker that gives the answers it was promised.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<ModelFiles>,
     /// Jobs in its hands.
     #[serde(default)]
     pub in_hand: u32,
@@ -110,6 +136,11 @@ pub struct Announcement {
 }
 
 impl Announcement {
+    /// Whether this is a worker that has the files which a job was promised.
+    pub fn can_run(&self, spec: &JobSpec) -> bool {
+        self.role == Role::Worker && self.files.iter().any(|files| files.are_promised(spec))
+    }
+
     /// A member of this process that begins now.
     pub fn new(role: Role, models: &[String]) -> Self {
         Self {
@@ -121,6 +152,7 @@ impl Announcement {
             version: env!("CARGO_PKG_VERSION").into(),
             started_at: Timestamp::now(),
             models: models.to_vec(),
+            files: Vec::new(),
             in_hand: 0,
             work: Vec::new(),
             scale: None,
@@ -256,6 +288,22 @@ impl Table {
     }
 }
 
+/// Resolves when it is time for an announcement; see [`Queue::announcement_times`].
+pub struct AnnouncementTimes {
+    interval: tokio::time::Interval,
+    asked: std::pin::Pin<Box<dyn Stream<Item = ()> + Send>>,
+}
+
+impl AnnouncementTimes {
+    /// The next time. May be dropped and called again.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interval.tick() => {}
+            Some(()) = self.asked.next() => {}
+        }
+    }
+}
+
 /// Of all members of this process.
 static BEAT: AtomicU64 = AtomicU64::new(1);
 
@@ -275,6 +323,38 @@ impl Queue {
         if let Err(error) = self.send(subject, Bytes::from(payload)).await {
             tracing::debug!(%error, "not announced");
         }
+    }
+
+    /// When a member is to announce itself: each second, and when somebody asks.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the connection is closed.
+    pub async fn announcement_times(&self) -> Result<AnnouncementTimes, QueueError> {
+        let unavailable = |problem| QueueError::Unavailable { action: "listen for who asks", problem };
+        let asked = self.listen(ASK_SUBJECT.into()).await.map_err(unavailable)?;
+        let mut interval = tokio::time::interval(ANNOUNCE_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        Ok(AnnouncementTimes { interval, asked: Box::pin(asked.map(|_| ())) })
+    }
+
+    /// Asks who is there, and listens until nobody new has answered for a while.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the queue does not answer.
+    pub async fn ask_members(&self) -> Result<Table, QueueError> {
+        let unavailable = |problem| QueueError::Unavailable { action: "ask who is there", problem };
+        let mut heard = self.announcements().await?;
+        self.send(ASK_SUBJECT.into(), Bytes::new()).await.map_err(unavailable)?;
+        let (mut table, end) = (Table::default(), tokio::time::Instant::now() + ASK_MAX);
+        // The first answer may have a long way.
+        let mut quiet = ANNOUNCE_INTERVAL + ASK_QUIET;
+        while let Ok(Some(announcement)) =
+            tokio::time::timeout(quiet.min(end - tokio::time::Instant::now()), heard.next()).await
+        {
+            table.hear(announcement, Instant::now());
+            quiet = ASK_QUIET;
+        }
+        Ok(table)
     }
 
     /// Announcements as they come; what cannot be read is left out.

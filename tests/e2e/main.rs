@@ -43,6 +43,8 @@ mod overload;
 mod recognition;
 /// Workers that come by hand, and models that users bring.
 mod workers;
+/// A model's files: bad ones, other ones, new ones.
+mod models;
 /// Topics, logs, dead letters.
 mod topics;
 /// Who gets what, who notices what is wrong, and what follows.

@@ -19,7 +19,6 @@ pub struct Bare {
     engines: Vec<Engine>,
     model: String,
     version: u32,
-    digest: String,
 }
 
 impl Bare {
@@ -31,13 +30,13 @@ impl Bare {
         let model = config.models.first().cloned().unwrap_or_default();
         let missing = || WorkerError::Model { model: model.clone(), problem: "it is not in the repository".into() };
         let version = config.repository.get(&model).and_then(|found| found.version(None)).ok_or_else(missing)?;
-        let (number, digest) = (version.number, version.digest.clone());
+        let version = version.number;
         let mut started = Vec::new();
         for _ in 0..engines {
             let Config { repository, cache, runtime, threads, .. } = config.clone();
             started.push(Engine::start(repository, cache, vec![model.clone()], runtime, threads).await?);
         }
-        Ok(Self { engines: started, model, version: number, digest })
+        Ok(Self { engines: started, model, version })
     }
 
     /// Runs `count` images, taken from `images` in turn, and returns how long that took.
@@ -53,7 +52,6 @@ impl Bare {
                 image: Bytes::new(),
                 model: self.model.clone(),
                 version: self.version,
-                digest: self.digest.clone(),
                 wishes: Wishes::default(),
                 timeout: TIMEOUT,
             };

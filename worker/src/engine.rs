@@ -7,12 +7,17 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use models::postprocess::{Frame, Wishes, postprocess};
 use models::preprocess::{preprocess, short_side_needed};
-use models::{Cache, Image, Limits, Model, Output, Repository, decode};
+use models::{Cache, Image, Limits, Model, ModelVersion, Output, OutputError, Repository, decode};
+use queue::JobSpec;
+use queue::members::ModelFiles;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::WorkerError;
@@ -30,8 +35,6 @@ pub(crate) struct Request {
     pub(crate) image: Bytes,
     pub(crate) model: String,
     pub(crate) version: u32,
-    /// What the client was promised that runs.
-    pub(crate) digest: String,
     pub(crate) wishes: Wishes,
     /// How long all stages together may take.
     pub(crate) timeout: Duration,
@@ -57,6 +60,8 @@ pub(crate) struct Stages {
 #[derive(Clone)]
 pub(crate) struct Engine {
     requests: mpsc::Sender<Call>,
+    /// All versions of the models that could be loaded.
+    files: Arc<[ModelFiles]>,
 }
 
 /// What is sent to the thread: the request, how to stop it, where the answer goes.
@@ -67,7 +72,8 @@ type Call = (Request, Stop, oneshot::Sender<Result<Answer, RunError>>);
 pub(crate) struct Stuck;
 
 impl Engine {
-    /// Loads the runtime and the named models, each with its warm-up runs, and starts the thread.
+    /// Loads the runtime and the named models, each with its warm-up runs, and starts the thread. A model that
+    /// cannot be loaded is left out, as long as there is another one.
     pub(crate) async fn start(
         repository: Repository,
         cache: Cache,
@@ -82,7 +88,7 @@ impl Engine {
                 Ok(shelf) => shelf,
                 Err(error) => return drop(loaded.send(Err(error))),
             };
-            drop(loaded.send(Ok(())));
+            drop(loaded.send(Ok(shelf.files())));
             while let Some((request, stop, answer)) = inbox.blocking_recv() {
                 // Nobody waits any more only when the process is about to end.
                 let run = std::panic::catch_unwind(AssertUnwindSafe(|| shelf.run(&request, &stop)));
@@ -93,8 +99,25 @@ impl Engine {
         thread.map_err(|error| WorkerError::Model { model: "all".into(), problem: format!("no thread: {error}") })?;
         let died =
             || WorkerError::Model { model: "all".into(), problem: "the engine's thread died while loading".into() };
-        ready.await.unwrap_or_else(|_| Err(died()))?;
-        Ok(Self { requests })
+        let files = ready.await.unwrap_or_else(|_| Err(died()))?.into();
+        Ok(Self { requests, files })
+    }
+
+    /// The models that were loaded, in the order of their names.
+    pub(crate) fn models(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.files.iter().map(|files| files.model.clone()).collect();
+        names.dedup();
+        names
+    }
+
+    /// What there is of these models.
+    pub(crate) fn files(&self) -> &[ModelFiles] {
+        &self.files
+    }
+
+    /// Whether this worker gives the answers that a job was promised.
+    pub(crate) fn has(&self, spec: &JobSpec) -> bool {
+        self.files.iter().any(|files| files.are_promised(spec))
     }
 
     /// Runs one request within its time, unless it is canceled or this process has to leave.
@@ -150,13 +173,39 @@ impl Shelf {
     ) -> Result<Self, WorkerError> {
         let runtime = Runtime::load(runtime, threads)?;
         let mut shelf = Self { repository, cache, runtime, loaded: HashMap::new() };
+        let mut problem = None;
         for name in models {
-            let missing = || WorkerError::Model { model: name.clone(), problem: "it is not in the repository".into() };
-            let model = shelf.repository.get(name).ok_or_else(missing)?.clone();
-            let version = model.version(None).ok_or_else(missing)?.number;
-            shelf.load(&model, version)?;
+            if let Err(error) = shelf.load_default(name) {
+                tracing::error!(model = name, %error, "this model is not served");
+                problem = Some(error);
+            }
         }
-        Ok(shelf)
+        match problem {
+            Some(problem) if shelf.loaded.is_empty() => Err(problem),
+            _ => Ok(shelf),
+        }
+    }
+
+    fn load_default(&mut self, name: &str) -> Result<(), WorkerError> {
+        let missing = || WorkerError::Model { model: name.to_owned(), problem: "it is not in the repository".into() };
+        let model = self.repository.get(name).ok_or_else(missing)?.clone();
+        let version = model.version(None).ok_or_else(missing)?.number;
+        self.load(&model, version)
+    }
+
+    /// All versions of the models of which one is loaded; the others are loaded when a job needs them.
+    fn files(&self) -> Vec<ModelFiles> {
+        let is_loaded = |model: &&Model| self.loaded.keys().any(|(name, _)| name == model.name());
+        let versions = |model: &Model| {
+            let name = model.name().to_owned();
+            let files = move |version: &ModelVersion| ModelFiles {
+                model: name.clone(),
+                version: version.number,
+                digest: version.digest.clone(),
+            };
+            model.versions().iter().map(files).collect::<Vec<_>>()
+        };
+        self.repository.iter().filter(is_loaded).flat_map(versions).collect()
     }
 
     fn load(&mut self, model: &Model, number: u32) -> Result<(), WorkerError> {
@@ -167,7 +216,13 @@ impl Shelf {
         let started = Instant::now();
         let mut loaded = self.runtime.session(&graph, model.manifest()).map_err(broken)?;
         for _ in 0..model.manifest().warm_up_runs {
-            warm_up(&mut loaded, model).map_err(|error| broken(format!("its warm-up failed: {error}")))?;
+            match warm_up(&mut loaded, model) {
+                // A picture of noise may make of it what no photo does.
+                Err(error @ RunError::Output(OutputError::NotFinite(_))) => {
+                    tracing::warn!(model = model.name(), %error, "its warm-up, on a picture of noise");
+                }
+                warmed => warmed.map_err(|error| broken(format!("its warm-up failed: {error}")))?,
+            }
         }
         tracing::info!(
             model = model.name(),
@@ -180,15 +235,8 @@ impl Shelf {
     }
 
     fn run(&mut self, request: &Request, stop: &Stop) -> Result<Answer, RunError> {
-        let unavailable =
-            |problem: &str| RunError::Model(format!("model {} version {}: {problem}", request.model, request.version));
-        let model =
-            self.repository.get(&request.model).ok_or_else(|| unavailable("this worker does not have it"))?.clone();
-        let version =
-            model.version(Some(request.version)).ok_or_else(|| unavailable("this worker does not have it"))?;
-        if version.digest != request.digest {
-            return Err(unavailable("this worker has other files under this number"));
-        }
+        let missing = || RunError::Model(format!("this worker does not have the model {}", request.model));
+        let model = self.repository.get(&request.model).ok_or_else(missing)?.clone();
         let key = (request.model.clone(), request.version);
         if !self.loaded.contains_key(&key) {
             self.load(&model, request.version).map_err(|error| RunError::Model(error.to_string()))?;
@@ -227,11 +275,13 @@ fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Runs the model once on an empty image: the first run allocates and picks kernels.
+/// Runs the model once on grey noise: the first run allocates and picks kernels. An even picture would make some
+/// models divide by zero.
 fn warm_up(loaded: &mut LoadedModel, model: &Model) -> Result<(), RunError> {
     let input = &model.manifest().input;
     let (width, height) = (input.width, input.height);
-    let pixels = vec![0; 3 * (width * height) as usize];
+    let mut noise = StdRng::seed_from_u64(0);
+    let pixels = (0..width * height).flat_map(|_| [noise.random_range(64..192); 3]).collect();
     let empty = Image { width, height, pixels, full_width: width, full_height: height };
     let (tensor, placement) = preprocess(&empty, input);
     let outputs = loaded.run(&tensor, &Stop::new()?)?;

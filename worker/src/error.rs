@@ -64,7 +64,7 @@ pub(crate) enum RunError {
     /// This process ends before the run does.
     #[error("the worker was told to end before the run was over")]
     Leaving,
-    /// This worker cannot run this model; another one may.
+    /// This worker cannot load this model now; another one may.
     #[error("{0}")]
     Model(String),
     /// The runtime failed; it may have lacked memory.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use models::postprocess::Wishes;
 use queue::client::{Delivery, Replaced, Revision, Stored};
 use queue::members::Stage;
-use queue::{JobError, Queue, QueueError, Record, SettleError, State, Timestamp, Topic};
+use queue::{JobError, JobSpec, Queue, QueueError, Record, SettleError, State, Timestamp, Topic};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +19,9 @@ use crate::engine::{Engine, Request};
 use crate::error::{RunError, WorkerError};
 use crate::lease::LeaseKeeper;
 use crate::outcome::{Outcome, Settlement, bury, decide};
+use crate::peers::job_pause;
 use crate::report::{Report, Reporter};
+use crate::rounds::Place;
 use crate::runs::Runs;
 use crate::status::Status;
 
@@ -102,6 +104,29 @@ impl InHand {
     pub(crate) async fn look(&mut self, bench: &Bench) {
         // What goes wrong here is found, and said, when the job begins.
         self.seen = bench.queue.record(&self.delivery.id).await.ok().flatten();
+    }
+
+    /// Where it comes from.
+    pub(crate) fn place(&self) -> Place {
+        (self.topic.name().clone(), self.delivery.partition)
+    }
+
+    /// What it was promised, if another worker's files are needed for that. Of a job that has ended, or cannot be
+    /// read, nothing is run.
+    pub(crate) fn is_for_others(&self, bench: &Bench) -> Option<JobSpec> {
+        let spec = match (&self.seen, &self.delivery.spec) {
+            (Some(seen), _) if seen.record.is_terminal() => return None,
+            (Some(seen), _) => &seen.record.spec,
+            (None, spec) => spec.as_ref().ok()?,
+        };
+        (!bench.engine.has(spec)).then(|| spec.clone())
+    }
+
+    /// Gives the job, which nobody can run just now, back for a while that grows. This costs it no attempt.
+    pub(crate) async fn postpone(self) {
+        let pause = job_pause(self.delivery.deliveries);
+        tracing::debug!(job_id = %self.delivery.id, ?pause, "no worker has the files that it was promised");
+        log_unsettled(&self.delivery, self.delivery.nak(pause).await);
     }
 
     /// Gives the job to somebody else. It has not begun, so this costs it no attempt.
@@ -244,7 +269,6 @@ impl InHand {
             image: self.delivery.payload.clone(),
             model: spec.model.clone(),
             version: spec.model_version,
-            digest: spec.model_digest.clone(),
             wishes: Wishes { top_k: spec.options.top_k, threshold: spec.options.threshold },
             timeout,
         }

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::WorkerError;
+use crate::peers::Avoided;
 use crate::rounds::{Place, Rounds};
 
 /// How often all partitions are looked at, whether or not somebody called.
@@ -42,6 +43,7 @@ pub(crate) struct Intake {
     idle: Idle,
     topics: Vec<Arc<Topic>>,
     rounds: Rounds,
+    avoided: Avoided,
     next_pass: Instant,
 }
 
@@ -52,7 +54,8 @@ impl Intake {
         let changes = Box::pin(queue.topic_changes().await?);
         let fetcher = Fetcher::new(queue.clone()).await?;
         let (topics, rounds) = (Vec::new(), Rounds::new(start));
-        Ok(Self { queue, fetcher, wakes, changes, idle, topics, rounds, next_pass: Instant::now() })
+        let (avoided, next_pass) = (Avoided::default(), Instant::now());
+        Ok(Self { queue, fetcher, wakes, changes, idle, topics, rounds, avoided, next_pass })
     }
 
     /// The next job and its topic; `None` when told to stop. A request under way is let finish, so
@@ -78,6 +81,10 @@ impl Intake {
                 self.idle(stop).await;
                 continue;
             };
+            // Marked again with the next pass.
+            if self.avoided.holds(&place, Instant::now()) {
+                continue;
+            }
             let Some(topic) = self.topics.iter().find(|topic| *topic.name() == place.0).cloned() else { continue };
             let arrival = arriving.clone().lock_owned().await;
             match self.fetcher.fetch(&topic, place.1).await {
@@ -93,6 +100,16 @@ impl Intake {
                 }
             }
         }
+    }
+
+    /// A job of this partition was for other workers: they get time to take what is there.
+    pub(crate) fn avoid(&mut self, place: Place) {
+        self.avoided.add(place, Instant::now());
+    }
+
+    /// A job of this partition was for this worker.
+    pub(crate) fn suits(&mut self, place: &Place) {
+        self.avoided.remove(place);
     }
 
     async fn idle(&mut self, stop: &CancellationToken) {

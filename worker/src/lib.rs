@@ -13,6 +13,7 @@
 pub mod run;
 mod rounds;
 mod intake;
+mod peers;
 mod lease;
 mod runs;
 mod execute;

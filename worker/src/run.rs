@@ -1,24 +1,23 @@
 //! A worker process: start, take jobs until told to stop, finish, end.
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::{FutureExt, Stream, StreamExt};
 use models::{Cache, Repository};
-use queue::Queue;
-use queue::members::{ANNOUNCE_INTERVAL, Idle};
+use queue::members::Idle;
 use queue::tasks::Tasks;
+use queue::{Queue, QueueError};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::WorkerError;
 use crate::engine::Engine;
 use crate::execute::{Bench, InHand};
 use crate::intake::Intake;
+use crate::peers::Peers;
 use crate::report::{Report, Reporter};
 use crate::runs::Runs;
 use crate::status::Status;
@@ -64,10 +63,19 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
         let (queue, runs) = (queue.clone(), runs.clone());
         move || runs.clone().keep(queue.clone())
     });
-    let engine =
-        Engine::start(config.repository, config.cache, config.models.clone(), config.runtime, config.threads).await?;
+    let peers = Peers::default();
+    let listening = tasks.keep("peers", {
+        let (queue, peers) = (queue.clone(), peers.clone());
+        move || peers.clone().keep(queue.clone())
+    });
+    let engine = Engine::start(config.repository, config.cache, config.models, config.runtime, config.threads).await?;
+    let models = engine.models();
+    status.update(|member| {
+        member.models = models.clone();
+        member.files = engine.files().to_vec();
+    });
     let start = member.bytes().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
-    let idle = Idle { member: member.clone(), models: config.models.clone() };
+    let idle = Idle { member: member.clone(), models: models.clone() };
     let mut intake = Intake::new(queue.clone(), idle, start).await?;
     let (reporter, settling) = (config.reporter, Arc::new(Semaphore::new(1)));
     let bench = Bench {
@@ -92,17 +100,22 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
     status.update(|member| member.state = "ready".into());
     queue.announce(&status.snapshot()).await;
     reporter.send(&Report::Ready { member: member.clone() });
-    tracing::info!(%member, models = config.models.join(","), "worker ready");
+    tracing::info!(%member, models = models.join(","), "worker ready");
 
-    let result = take_jobs(&mut intake, &bench, &stop).await;
-    drop((announcing, canceling, leaving));
+    let result = take_jobs(&mut intake, &bench, &peers, &stop).await;
+    drop((announcing, canceling, listening, leaving));
     queue.announce_gone(status.snapshot()).await;
     queue.flush().await;
     tracing::info!(%member, "worker ends");
     result
 }
 
-async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken) -> Result<(), WorkerError> {
+async fn take_jobs(
+    intake: &mut Intake,
+    bench: &Bench,
+    peers: &Peers,
+    stop: &CancellationToken,
+) -> Result<(), WorkerError> {
     let slot = Arc::new(Semaphore::new(1));
     let failure = Arc::new(Mutex::new(None));
     // Pulled by whoever stops the worker, and by a job that leaves it unfit for the next one.
@@ -113,6 +126,16 @@ async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken)
         let mut job = InHand::new(delivery, topic, bench);
         drop(arrival);
         job.look(bench).await;
+        if let Some(promised) = job.is_for_others(bench) {
+            if peers.can_run(&promised) {
+                intake.avoid(job.place());
+                job.hand_back().await;
+            } else {
+                job.postpone().await;
+            }
+            continue;
+        }
+        intake.suits(&job.place());
         // Who was idle before this job was taken had its chance.
         while idle.next().now_or_never().flatten().is_some() {}
         let permit = tokio::select! {
@@ -168,11 +191,10 @@ async fn somebody_is_free(idle: &mut (impl Stream<Item = Idle> + Unpin), job: &I
     std::future::pending().await
 }
 
-async fn announce(queue: Queue, status: Status) -> Result<(), Infallible> {
-    let mut due = tokio::time::interval(ANNOUNCE_INTERVAL);
-    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn announce(queue: Queue, status: Status) -> Result<(), QueueError> {
+    let mut due = queue.announcement_times().await?;
     loop {
-        due.tick().await;
+        due.next().await;
         queue.announce(&status.snapshot()).await;
     }
 }

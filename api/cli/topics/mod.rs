@@ -2,15 +2,19 @@
 
 mod replay;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::{bail, ensure};
 use queue::client::Description;
+use queue::members::Role;
 use queue::topic::{Change, Defaults};
 use queue::{Queue, TopicName};
 
-use crate::config::{ConfirmedArgs, CreateArgs, NamedArgs, QueueArgs, SettingsArgs, TopicsAction, TopicsArgs};
+use crate::config::{
+    ConfirmedArgs, CreateArgs, ModelArgs, NamedArgs, QueueArgs, SettingsArgs, TopicsAction, TopicsArgs,
+};
 use crate::data;
 use crate::output::{note, out, outln};
 use crate::setup::Models;
@@ -162,14 +166,15 @@ fn show(topic: &Description, json: bool) -> anyhow::Result<()> {
 }
 
 async fn create(args: CreateArgs) -> anyhow::Result<()> {
-    let models = Models::open(&args.models)?;
-    // A model's own topic is its model's, or its jobs would find a topic that runs nothing.
-    let own = || models.repository.get(args.topic.as_str()).map(|model| model.name().to_owned());
-    let model = args.model.clone().or_else(own);
-    if let Some(unknown) = model.as_ref().filter(|model| models.repository.get(model).is_none()) {
-        bail!("there is no model `{unknown}`; there are {}", models.repository.names());
-    }
     let queue = connect(&args.queue).await?;
+    let served = served(&queue, &args.models).await?;
+    // A model's own topic is its model's, or its jobs would find a topic that runs nothing.
+    let own = || served.get(args.topic.as_str()).cloned();
+    let model = args.model.clone().or_else(own);
+    if let Some(unknown) = model.as_ref().filter(|model| !served.contains(*model)) {
+        let names = served.into_iter().collect::<Vec<_>>().join(", ");
+        bail!("no worker has the model `{unknown}`, and neither has this command; there are {names}");
+    }
     let mut settings = Defaults::default().settings(args.topic.clone(), model.as_deref());
     change(&args.settings).apply(&mut settings);
     settings.ordered = args.ordered;
@@ -179,6 +184,14 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
         note!("note: a log drops its oldest messages by age and size, also those that were never run");
     }
     show(&queue.describe(&args.topic).await?, false)
+}
+
+/// The models that workers have now, and those that this command was told of: workers may come later.
+async fn served(queue: &Queue, args: &ModelArgs) -> anyhow::Result<BTreeSet<String>> {
+    let here = Models::open(args)?;
+    let there = queue.ask_members().await?;
+    let workers = there.members().filter(|member| member.role == Role::Worker);
+    Ok(workers.flat_map(|worker| worker.models.clone()).chain(here.names).collect())
 }
 
 fn change(args: &SettingsArgs) -> Change {

@@ -151,6 +151,14 @@ fn why_it_waits(record: &Record, retry_at: Option<Timestamp>, situation: &Situat
     if situation.workers.is_empty() {
         return format!("no worker has the model {}", record.spec.model);
     }
+    let spec = &record.spec;
+    if !situation.workers.iter().any(|worker| worker.can_run(spec)) {
+        let digest = spec.model_digest.get(..12).unwrap_or(&spec.model_digest);
+        return format!(
+            "it was promised model {} version {} with the digest {digest}…, and no worker has these files now",
+            spec.model, spec.model_version
+        );
+    }
     if let Some(stall) = &situation.stall {
         return stall.reason.to_string();
     }
@@ -204,7 +212,7 @@ fn millis(millis: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use queue::members::Role;
+    use queue::members::{ModelFiles, Role};
     use queue::{ImageFacts, JobError, JobId, JobSpec, PartitionId, Sequence, TopicName};
 
     fn at(millis: i64) -> Timestamp {
@@ -253,9 +261,12 @@ mod tests {
 
     #[test]
     fn the_reason_for_waiting_is_the_first_that_holds() {
-        let worker = Announcement::new(Role::Worker, &["cats".into()]);
+        let mut worker = Announcement::new(Role::Worker, &["cats".into()]);
+        let other = Situation { workers: vec![worker.clone()], ..Situation::default() };
+        worker.files = vec![ModelFiles { model: "cats".into(), version: 1, digest: "d".into() }];
         let last = |situation: &Situation| texts(&queued(), situation).pop().expect("events");
         assert!(last(&Situation::default()).ends_with("no worker has the model cats"));
+        assert!(last(&other).ends_with("version 1 with the digest d…, and no worker has these files now"));
         let served = || Situation { workers: vec![worker.clone()], ..Situation::default() };
         assert!(last(&served()).contains("the queue does not say"));
         assert!(last(&Situation { paused: true, ..served() }).ends_with("the topic is paused"));

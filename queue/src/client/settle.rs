@@ -30,6 +30,8 @@ pub struct Delivery {
     pub partition: PartitionId,
     /// At which position.
     pub sequence: Sequence,
+    /// How many times it has been handed out, this time included.
+    pub deliveries: u64,
     /// What the message itself says was asked for; an error if it was not written by us.
     pub spec: Result<JobSpec, String>,
     /// Set when somebody asked for a finished job to be run again: the record that this takes back.
@@ -63,7 +65,7 @@ impl Delivery {
             }
         };
         let reply = message.reply.ok_or_else(|| strange("it cannot be acknowledged"))?;
-        let sequence = stream_sequence(&reply).ok_or_else(|| strange("its ack subject has no sequence"))?;
+        let (deliveries, sequence) = counts(&reply).ok_or_else(|| strange("its ack subject has no sequence"))?;
         let header = message.headers.as_ref().and_then(|headers| headers.get(SPEC_HEADER));
         let spec = header.map_or(Err(format!("it has no {SPEC_HEADER} header")), |json| {
             serde_json::from_str::<JobSpec>(json.as_str()).map_err(|error| error.to_string())
@@ -73,7 +75,7 @@ impl Delivery {
         let again = again.and_then(|revision| revision.as_str().parse::<u64>().ok()).map(Revision::from);
         let ack_subject = AckSubject(reply.into_string());
         let (payload, queue, lease) = (message.payload, queue.clone(), Arc::new(Mutex::new(lease)));
-        Ok(Self { id, partition, sequence, spec, again, payload, ack_subject, lease, queue })
+        Ok(Self { id, partition, sequence, deliveries, spec, again, payload, ack_subject, lease, queue })
     }
 
     /// The right to the job, as last renewed.
@@ -216,15 +218,17 @@ fn nak_body(delay: Duration) -> Bytes {
     Bytes::from(format!(r#"-NAK {{"delay":{}}}"#, delay.as_nanos()))
 }
 
-/// The message's position, out of `$JS.ACK.…`: nine tokens, or eleven and more with a domain.
-fn stream_sequence(reply: &str) -> Option<Sequence> {
+/// How many times a message was handed out, and its position, out of `$JS.ACK.…`: nine tokens, or eleven and more
+/// with a domain.
+fn counts(reply: &str) -> Option<(u64, Sequence)> {
     let tokens: Vec<&str> = reply.split('.').collect();
     let position = match tokens.len() {
         9 => 5,
         11.. => 7,
         _ => return None,
     };
-    tokens.get(position)?.parse().ok().map(Sequence)
+    let number = |position: usize| tokens.get(position)?.parse::<u64>().ok();
+    Some((number(position - 1)?, Sequence(number(position)?)))
 }
 
 #[cfg(test)]
@@ -235,7 +239,7 @@ mod tests {
     fn both_forms_of_ack_subject_hold_the_sequence() {
         let v1 = "$JS.ACK.jobs_cats_0.workers.1.42.7.1795453200000000000.3";
         let v2 = "$JS.ACK._.hash.jobs_cats_0.workers.1.42.7.1795453200000000000.3.token";
-        assert_eq!((stream_sequence(v1), stream_sequence(v2)), (Some(Sequence(42)), Some(Sequence(42))));
-        assert_eq!(stream_sequence("_INBOX.x"), None);
+        assert_eq!((counts(v1), counts(v2)), (Some((1, Sequence(42))), Some((1, Sequence(42)))));
+        assert_eq!(counts("_INBOX.x"), None);
     }
 }
