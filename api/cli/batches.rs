@@ -114,7 +114,10 @@ fn show(batches: &[Value], as_json: bool, whole: &Value) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends with 0 only if each item has exactly one terminal record.
+/// Each item has its one terminal record, but not all have succeeded.
+const WITHOUT_RESULTS: u8 = 4;
+
+/// Ends with 0 only if each item has exactly one terminal record, and a result in it.
 async fn verify(expect: Option<&Path>, args: &BatchArgs) -> anyhow::Result<ExitCode> {
     let (remote, path) = (Remote::new(&args.api)?, format!("/v1/batches/{}/verify", escaped(&args.id)));
     let verdict = match expect {
@@ -138,7 +141,12 @@ async fn verify(expect: Option<&Path>, args: &BatchArgs) -> anyhow::Result<ExitC
                 outln!("{}  {what}", text(id));
             }
         }
-        outln!("{}", if complete { "complete" } else { "not complete" });
+        let (failed, canceled) = (text(&verdict["failed"]), text(&verdict["canceled"]));
+        outln!("{}: {failed} failed, {canceled} canceled", if complete { "complete" } else { "not complete" });
     }
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match complete {
+        false => ExitCode::FAILURE,
+        true if verdict["failed"] != 0 || verdict["canceled"] != 0 => ExitCode::from(WITHOUT_RESULTS),
+        true => ExitCode::SUCCESS,
+    })
 }

@@ -110,11 +110,15 @@ pub(crate) fn private_folder(path: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     let mode = fs::metadata(path)?.permissions().mode() & 0o777;
+    static WARNED: std::sync::Once = std::sync::Once::new();
     if mode & 0o077 != 0 {
+        // Each role of a process comes by here.
+        WARNED.call_once(|| {
         tracing::warn!(
             "the data folder {} is open to other users (mode {mode:o}); `chmod 700` closes it. Its files are private",
             path.display()
         );
+        });
     }
     for name in OURS {
         let ours = path.join(name);

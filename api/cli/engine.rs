@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::ensure;
 use queue::Queue;
 use queue::broker::Broker;
 use queue::client::Address;
@@ -21,6 +22,20 @@ pub(crate) const MAX_PAYLOAD: u32 = 32 << 20;
 
 /// How often the room on the disk is looked at.
 const ROOM_LOOK: Duration = Duration::from_secs(2);
+
+/// Refuses a folder that has the other engine's jobs and none of this one's: they would seem to be gone.
+fn check_folder(folder: &Path, engine: EngineKind) -> anyhow::Result<()> {
+    let (ours, theirs, other) = match engine {
+        EngineKind::Own => ("journal", "nats", "nats"),
+        EngineKind::Nats => ("nats", "journal", "own"),
+    };
+    ensure!(
+        folder.join(ours).exists() || !folder.join(theirs).exists(),
+        "the jobs in {} are in the queue of `--engine {other}`; say that, or choose another folder with --data",
+        folder.display()
+    );
+    Ok(())
+}
 
 /// Whether two bounds are more than a tenth apart.
 fn differs(one: Option<u64>, other: Option<u64>) -> bool {
@@ -53,6 +68,7 @@ impl Engine {
             let topic_bytes_max = Some(setup::topic_share(args.topics.queue_bytes, None, 0, topics)?);
             return Ok(Self { running: Running::Elsewhere, address: Address::parse(url)?, topic_bytes_max, bounds });
         }
+        check_folder(data.path(), args.engine)?;
         match args.engine {
             EngineKind::Own => {
                 let settings = Settings {

@@ -7,6 +7,7 @@ mod config;
 mod output;
 mod bounds;
 mod telemetry;
+mod trust;
 mod data;
 mod up;
 mod supervisor;
@@ -48,11 +49,22 @@ use config::{Cli, Command};
 
 use crate::output::{note, out};
 
+/// How a process ends that was called wrongly.
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(config::with_default_command(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
-        Err(error) => return complain(&config::one_line(&error)),
+        // A command of commands alone: what it has is what was wanted.
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            note!("{}", error.to_string().trim_end());
+            return ExitCode::from(USAGE);
+        }
+        Err(error) => {
+            complain(&config::one_line(&error));
+            return ExitCode::from(USAGE);
+        }
     };
     if let Err(error) = telemetry::turn_off() {
         return complain(&format!("{error:#}"));

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::{Body, Method, Response};
+use reqwest::{Body, Method, Response, StatusCode};
 use serde_json::Value;
 
 use crate::config::ApiAddressArgs;
-use crate::data;
+use crate::{data, trust};
 
 /// A connection to one API.
 pub(crate) struct Remote {
@@ -59,6 +59,9 @@ impl Remote {
         }
         let status = answer.status();
         let problem: Value = answer.json().await.unwrap_or_default();
+        if status == StatusCode::UNAUTHORIZED {
+            bail!("{}", needs_key(&problem));
+        }
         bail!("{}", problem["detail"].as_str().map_or_else(|| status.to_string(), str::to_owned))
     }
 }
@@ -75,11 +78,18 @@ pub(crate) fn client(args: &ApiAddressArgs) -> anyhow::Result<reqwest::Client> {
     }
     let mut builder = reqwest::Client::builder().default_headers(headers).connect_timeout(Duration::from_secs(10));
     if let Some(path) = &args.api_ca {
-        let pem = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        let trusted = reqwest::Certificate::from_pem_bundle(&pem);
-        builder = builder.tls_certs_merge(trusted.with_context(|| format!("{} is no certificate", path.display()))?);
+        builder = builder.tls_backend_preconfigured(trust::trusting(path)?);
     }
     builder.build().context("start an HTTP client")
+}
+
+/// What to do about a key that is missing, or that the API does not know.
+pub(crate) fn needs_key(problem: &Value) -> &'static str {
+    if problem["code"] == "key_missing" {
+        "this API needs a key: say --key sl_…, or set SIGHTLINE_KEY"
+    } else {
+        "this API does not know the key: look at --key and SIGHTLINE_KEY"
+    }
 }
 
 /// A field as people read it.

@@ -174,13 +174,13 @@ pub(crate) async fn index(database: Option<&str>, folder: &Path) -> anyhow::Resu
     Ok(Index::open(&address).await?)
 }
 
-/// Refuses to serve others without keys or in the clear, unless the operator asked for it.
+/// Refuses to serve others without keys or in the clear, unless the operator asked for it. Returns what was found.
 pub(crate) async fn check_listen(
     args: &HttpArgs,
     queue: &queue::Queue,
     index: &Index,
     folder: &Path,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<::api::Guards> {
     ::api::adopt_keys(queue, index).await.context("take over the keys of an earlier version")?;
     let guards = ::api::Guards {
         keys: ::api::are_keys_needed(queue, Some(folder)).await?,
@@ -188,7 +188,8 @@ pub(crate) async fn check_listen(
         proxied: args.behind_proxy || args.public_url.is_some() || !args.allow_host.is_empty(),
         insecure: args.insecure,
     };
-    Ok(::api::check_listen(args.listen, guards)?)
+    ::api::check_listen(args.listen, guards)?;
+    Ok(guards)
 }
 
 /// The API's address, as it is asked.

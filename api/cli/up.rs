@@ -65,7 +65,7 @@ async fn serve(
         setup::check_queue(&queue, args.topics.replicas.get(), args.queue_monitor.as_deref()).await;
     }
     let index = setup::index(args.http.database.as_deref(), data.path()).await?;
-    setup::check_listen(&args.http, &queue, &index, data.path()).await?;
+    let guards = setup::check_listen(&args.http, &queue, &index, data.path()).await?;
     let api = listener.local_addr().context("find the API's own address")?;
     let api = setup::api_url(&args.http, api);
     data.announce(address, &api)?;
@@ -81,7 +81,7 @@ async fn serve(
             ready = supervisor.wait_until_ready(workers.min) => ready?,
             () = stop.cancelled() => return Ok(()),
         }
-        announce!("{}", screen(args, data, models, engine, &api, workers));
+        announce!("{}", screen(args, data, models, engine, &asked(&api, guards.keys), workers));
         autoscale::run(&mut supervisor, workers, &models.names, &queue, stop).await
     };
     let mut served = None;
@@ -110,27 +110,52 @@ async fn serve(
     ready
 }
 
+/// How the API is asked.
+struct Asked {
+    /// Where it listens.
+    url: String,
+    /// The same, as short as it may be written for curl.
+    curl: String,
+    /// What a request needs once there are keys. Our own commands take `SIGHTLINE_KEY` by themselves.
+    key: &'static str,
+}
+
+fn asked(url: &str, has_keys: bool) -> Asked {
+    let (scheme, address) = url.split_once("://").unwrap_or(("http", url));
+    let port = address.rsplit(':').next().unwrap_or_default();
+    let is_here = |ip: std::net::IpAddr| ip.is_unspecified() || ip == std::net::Ipv4Addr::LOCALHOST;
+    let is_local = address.parse::<std::net::SocketAddr>().is_ok_and(|address| is_here(address.ip()));
+    let curl = match (scheme, is_local) {
+        // A certificate is for a name that its owner knows.
+        ("https", _) => format!("https://localhost:{port}"),
+        (_, true) => format!("localhost:{port}"),
+        _ => address.to_owned(),
+    };
+    let key = if has_keys { " -H \"Authorization: Bearer $SIGHTLINE_KEY\"" } else { "" };
+    Asked { url: url.to_owned(), curl, key }
+}
+
 /// What was started, where its data is, and what to try next.
-fn screen(args: &UpArgs, data: &DataDir, models: &Models, engine: &Engine, api: &str, workers: Workers) -> String {
+fn screen(args: &UpArgs, data: &DataDir, models: &Models, engine: &Engine, api: &Asked, workers: Workers) -> String {
     let (queue, kind) = (engine.address(), engine.kind());
     let threads = args.threads;
     let example = "tests/photos/coffee.png";
     let image = if Path::new(example).exists() { example } else { "photo.jpg" };
     let first = models.names.first().map_or("efficientnet-lite0", String::as_str);
-    let port = api.rsplit(':').next().unwrap_or_default();
-    // A certificate is for a name that its owner knows.
-    let scheme = if api.starts_with("https") { "https://" } else { "" };
+    let Asked { url, curl, key } = api;
+    let processes = if workers == Workers::fixed(1) { "process" } else { "processes" };
+    let each = if threads.get() == 1 { "thread" } else { "threads" };
     // As the user called it: it need not be on the path.
     let program = std::env::args().next().unwrap_or_else(|| "sightline".into());
     format!(
         "\nSightline {} is ready.\n\n  \
-         API      {api}\n  \
+         API      {url}\n  \
          queue    {queue}{kind}\n  \
-         workers  {workers} processes of {threads} thread each: {}\n  \
+         workers  {workers} {processes} of {threads} {each} each: {}\n  \
          data     {}\n  \
          cache    {}\n\n\
          Try in another terminal:\n  \
-         curl --data-binary @{image} '{scheme}localhost:{port}/v1/jobs?model={first}' -H 'Prefer: wait=10'\n  \
+         curl --data-binary @{image} '{curl}/v1/jobs?model={first}' -H 'Prefer: wait=10'{key}\n  \
          {program} submit FOLDER --model {first} --out results.ndjson\n  \
          {program} members\n\n\
          Ctrl-C stops everything; what was accepted stays in the data folder.\n",
@@ -139,4 +164,20 @@ fn screen(args: &UpArgs, data: &DataDir, models: &Models, engine: &Engine, api: 
         data.path().display(),
         models.cache.root().display(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_asks_the_address_that_listens() {
+        let curl = |url: &str| asked(url, false).curl;
+        assert_eq!(curl("http://127.0.0.1:8080"), "localhost:8080");
+        assert_eq!(curl("http://0.0.0.0:8080"), "localhost:8080");
+        assert_eq!(curl("http://192.0.2.1:8080"), "192.0.2.1:8080");
+        assert_eq!(curl("http://[::1]:8080"), "[::1]:8080");
+        assert_eq!(curl("https://192.0.2.1:8443"), "https://localhost:8443");
+        assert!(asked("http://127.0.0.1:8080", true).key.contains("Bearer"));
+    }
 }

@@ -19,5 +19,5 @@ until "$sightline" batches get "$id" --json | grep -qE '"state": "(finished|canc
     sleep 1
 done
 "$sightline" batches results "$id" --csv --out "$results/$id.csv"
-# Fails, and cron says so, if an image of the batch has no result.
+# Fails, and cron says so, if an image of the batch has no result: with 1 if one has not ended, with 4 if one has failed.
 "$sightline" batches verify "$id"

@@ -18,12 +18,12 @@ use queue::members::Role;
 use crate::error::ApiError;
 use crate::state::{Shared, State as Inner};
 
-const ACCEPTED: &str = "api_jobs_accepted_total";
-const REFUSED: &str = "api_jobs_refused_total";
-const REQUEST_SECONDS: &str = "api_request_duration_seconds";
+const ACCEPTED: &str = "sightline_api_jobs_accepted_total";
+const REFUSED: &str = "sightline_api_jobs_refused_total";
+const REQUEST_SECONDS: &str = "sightline_api_request_duration_seconds";
 
-const CALLS: &str = "webhook_calls_total";
-const CONNECTIONS_REFUSED: &str = "api_connections_refused_total";
+const CALLS: &str = "sightline_webhook_calls_total";
+const CONNECTIONS_REFUSED: &str = "sightline_api_connections_refused_total";
 /// How often old observations are let go.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -113,8 +113,9 @@ pub(crate) async fn show(State(state): State<Shared>) -> Response {
 }
 
 async fn render_queue(state: &Inner, text: &mut String) {
-    let mut available = Series::new("queue_available_jobs", "gauge", "Jobs that wait for a worker.");
-    let mut in_hand = Series::new("queue_jobs_in_hand", "gauge", "Jobs in workers' hands, or on their way back.");
+    let mut available = Series::new("sightline_queue_available_jobs", "gauge", "Jobs that wait for a worker.");
+    let mut in_hand =
+        Series::new("sightline_queue_jobs_in_hand", "gauge", "Jobs in workers' hands, or on their way back.");
     let topics = state.queue.topics().await.unwrap_or_else(|error| {
         tracing::warn!(%error, "queue depth not known");
         Vec::new()
@@ -134,7 +135,8 @@ async fn render_queue(state: &Inner, text: &mut String) {
     }
     available.finish(text);
     in_hand.finish(text);
-    let mut stalled = Series::new("queue_stalled_seconds", "gauge", "How long partitions with work have got nowhere.");
+    let mut stalled =
+        Series::new("sightline_queue_stalled_seconds", "gauge", "How long partitions with work have got nowhere.");
     for stall in state.watch.stalls() {
         let reason = serde_json::to_value(&stall.reason).expect("a reason is JSON");
         let reason = reason["reason"].as_str().unwrap_or_default().to_owned();
@@ -147,21 +149,22 @@ async fn render_queue(state: &Inner, text: &mut String) {
 
 fn render_workers(state: &Inner, text: &mut String) {
     let members = state.roster.members();
-    let mut present = Series::new("members", "gauge", "Processes heard in the last 5 seconds.");
+    let mut present = Series::new("sightline_members", "gauge", "Processes heard in the last 5 seconds.");
     for (name, role) in [("api", Role::Api), ("supervisor", Role::Supervisor), ("worker", Role::Worker)] {
         present.sample("", &[("role", name)], members.iter().filter(|member| member.role == role).count() as f64);
     }
     present.finish(text);
 
     let totals = state.roster.totals();
-    let mut jobs = Series::new("worker_jobs_total", "counter", "Attempts that ended, by outcome.");
+    let mut jobs = Series::new("sightline_worker_jobs_total", "counter", "Attempts that ended, by outcome.");
     for (model, outcomes) in &totals.outcomes {
         outcomes
             .iter()
             .for_each(|(outcome, count)| jobs.sample("", &[("model", model), ("outcome", outcome)], *count as f64));
     }
     jobs.finish(text);
-    let mut stages = Series::new("worker_stage_duration_seconds", "summary", "Time of successful jobs, by stage.");
+    let mut stages =
+        Series::new("sightline_worker_stage_duration_seconds", "summary", "Time of successful jobs, by stage.");
     for (model, by_stage) in &totals.stages {
         for (stage, total) in by_stage {
             let labels = [("model", model.as_str()), ("stage", stage)];
@@ -174,7 +177,7 @@ fn render_workers(state: &Inner, text: &mut String) {
 
 async fn render_index(state: &Inner, text: &mut String) {
     let mut set_aside =
-        Series::new("index_set_aside_jobs", "gauge", "Jobs that the job index cannot hold; see /v1/index.");
+        Series::new("sightline_index_set_aside_jobs", "gauge", "Jobs that the job index cannot hold; see /v1/index.");
     match state.index.count_set_aside().await {
         Ok(jobs) => set_aside.sample("", &[], jobs as f64),
         Err(error) => tracing::warn!(%error, "the job index did not answer"),
@@ -183,8 +186,11 @@ async fn render_index(state: &Inner, text: &mut String) {
 }
 
 fn render_tasks(state: &Inner, text: &mut String) {
-    let mut restarts =
-        Series::new("background_task_restarts_total", "counter", "Background tasks that ended and were started again.");
+    let mut restarts = Series::new(
+        "sightline_background_task_restarts_total",
+        "counter",
+        "Background tasks that ended and were started again.",
+    );
     for task in state.tasks.health() {
         restarts.sample("", &[("task", task.name)], task.restarts as f64);
     }

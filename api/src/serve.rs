@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::batches::{Follower, Memory};
+use crate::batches::{Follower, Memory, Rates};
 use crate::bodies::{BODY_UNIT, Bodies};
 use crate::config::Config;
 use crate::connections::{self, Limits};
@@ -155,6 +155,7 @@ pub async fn serve(
         index,
         keys,
         metrics,
+        rates: Rates::default(),
         tasks,
         bodies: Bodies::new(permits),
         batch_bodies: Memory::new(permits),

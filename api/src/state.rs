@@ -9,7 +9,7 @@ use queue::tasks::Tasks;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::batches::Memory;
+use crate::batches::{Memory, Rates};
 use crate::bodies::Bodies;
 use crate::config::Config;
 use crate::index::Index;
@@ -39,6 +39,8 @@ pub(crate) struct State {
     pub(crate) batch_bodies: Memory,
     /// Archives that are being read.
     pub(crate) archives: Arc<Semaphore>,
+    /// How fast batches get on.
+    pub(crate) rates: Rates,
     /// What runs in the background.
     pub(crate) tasks: Tasks,
     /// Pulled when the process is to end: whoever waits answers with what there is.

@@ -55,11 +55,16 @@ impl Watch {
     /// Watches for as long as it is awaited.
     pub(crate) async fn keep(self, queue: Queue, index: Index, roster: Roster) -> Result<(), QueueError> {
         let repairer = queue.singleton("watchdog");
+        let mut changes = queue.topic_changes().await?;
         let (mut watchdog, mut sweeper) = (Watchdog::default(), Sweeper::default());
         let mut due = tokio::time::interval(LOOK_INTERVAL);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            due.tick().await;
+            // What is paused now is to be known now.
+            tokio::select! {
+                _ = due.tick() => {}
+                Some(_) = changes.next() => {}
+            }
             let topics = match look(&queue).await {
                 Ok(topics) => topics,
                 Err(problem) => {

@@ -161,6 +161,20 @@ async fn connections_are_encrypted_with_a_certificate_that_may_be_replaced() {
     assert!(output.status.success(), "{output:?}");
     let output = stack.command(&words[..4]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("certificate"), "{output:?}");
+    // What `openssl req -x509` makes by itself calls itself an authority and names no host.
+    if let Some(openssl) = super::harness::tool("openssl") {
+        let made = std::process::Command::new(openssl)
+            .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=sightline", "-keyout"])
+            .args([path("key"), "-out".into(), path("pem")])
+            .output()
+            .expect("openssl runs");
+        assert!(made.status.success(), "{made:?}");
+        let given = path("pem");
+        let words = ["jobs", "list", "--api", &stack.url(""), "--api-ca", &given];
+        eventually("it is trusted as it is", async || stack.command(&words).status.success().then_some(())).await;
+        let output = stack.command(&[&words[..5], &[&trusted]].concat());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("certificate"), "another one is not: {output:?}");
+    }
     // Half a pair is none.
     let output = stack.command(&["api", "--tls-cert", &path("pem")]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("--tls-key"), "{output:?}");

@@ -18,16 +18,16 @@ async fn metrics_count_what_happened() {
     send(stack.upload("model=efficientnet-lite0", "no image")).await;
 
     let wanted = [
-        (r#"api_jobs_accepted_total{model="efficientnet-lite0"}"#, 4.0),
-        (r#"api_jobs_refused_total{reason="image_unsupported"}"#, 1.0),
-        (r#"worker_jobs_total{model="efficientnet-lite0",outcome="succeeded"}"#, 3.0),
-        (r#"worker_jobs_total{model="efficientnet-lite0",outcome="failed"}"#, 1.0),
-        (r#"worker_stage_duration_seconds_count{model="efficientnet-lite0",stage="inference"}"#, 3.0),
-        (r#"worker_stage_duration_seconds_count{model="efficientnet-lite0",stage="queue"}"#, 3.0),
-        (r#"queue_available_jobs{topic="efficientnet-lite0",partition="0"}"#, 0.0),
-        (r#"queue_jobs_in_hand{topic="efficientnet-lite0",partition="2"}"#, 0.0),
-        (r#"members{role="worker"}"#, 1.0),
-        (r#"members{role="api"}"#, 1.0),
+        (r#"sightline_api_jobs_accepted_total{model="efficientnet-lite0"}"#, 4.0),
+        (r#"sightline_api_jobs_refused_total{reason="image_unsupported"}"#, 1.0),
+        (r#"sightline_worker_jobs_total{model="efficientnet-lite0",outcome="succeeded"}"#, 3.0),
+        (r#"sightline_worker_jobs_total{model="efficientnet-lite0",outcome="failed"}"#, 1.0),
+        (r#"sightline_worker_stage_duration_seconds_count{model="efficientnet-lite0",stage="inference"}"#, 3.0),
+        (r#"sightline_worker_stage_duration_seconds_count{model="efficientnet-lite0",stage="queue"}"#, 3.0),
+        (r#"sightline_queue_available_jobs{topic="efficientnet-lite0",partition="0"}"#, 0.0),
+        (r#"sightline_queue_jobs_in_hand{topic="efficientnet-lite0",partition="2"}"#, 0.0),
+        (r#"sightline_members{role="worker"}"#, 1.0),
+        (r#"sightline_members{role="api"}"#, 1.0),
     ];
     // Workers tell their counters once a second, and settle a job after they have counted it.
     let text = eventually("all samples are as they should be", async || {
@@ -35,9 +35,10 @@ async fn metrics_count_what_happened() {
         wanted.iter().all(|(name, value)| sample(&text, name) == Some(*value)).then_some(text)
     })
     .await;
-    let seconds = sample(&text, r#"worker_stage_duration_seconds_sum{model="efficientnet-lite0",stage="inference"}"#);
+    let seconds =
+        sample(&text, r#"sightline_worker_stage_duration_seconds_sum{model="efficientnet-lite0",stage="inference"}"#);
     assert!(seconds.is_some_and(|seconds| seconds > 0.0));
-    assert!(text.contains("api_request_duration_seconds_bucket{route=\"/v1/jobs\""), "{text}");
+    assert!(text.contains("sightline_api_request_duration_seconds_bucket{route=\"/v1/jobs\""), "{text}");
     let types = text.lines().filter(|line| line.starts_with("# TYPE")).count();
     let names: std::collections::BTreeSet<&str> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
     assert_eq!(types, names.len(), "each metric is described once");

@@ -145,7 +145,7 @@ async fn a_record_that_the_index_cannot_hold_is_set_aside_and_others_go_on() {
     if ENGINE != "own" {
         let index = stack.get("/v1/index").await;
         assert_eq!(index.json["set_aside"][0]["id"], id.as_str(), "{}", index.body);
-        assert!(stack.get("/metrics").await.body.contains("index_set_aside_jobs{} 1"));
+        assert!(stack.get("/metrics").await.body.contains("sightline_index_set_aside_jobs{} 1"));
     }
     assert_eq!(stack.get("/readyz").await.status, 200);
 }

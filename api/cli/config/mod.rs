@@ -188,7 +188,7 @@ pub(crate) enum BrokerAction {
 #[derive(Debug, Args)]
 pub(crate) struct BrokerServeArgs {
     /// Where it listens; a free port is taken if this one is in use
-    #[arg(long, env = "SIGHTLINE_LISTEN", default_value = "127.0.0.1:4222", value_parser = address, value_name = "HOST:PORT")]
+    #[arg(long, env = "SIGHTLINE_BROKER_LISTEN", default_value = "127.0.0.1:4222", value_parser = address, value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,
     /// Let everybody on this machine in, without the token
     #[arg(long, env = "SIGHTLINE_BROKER_OPEN")]
@@ -447,7 +447,7 @@ fn lease(text: &str) -> Result<Duration, String> {
 
 /// Servers count a message's life in nanoseconds of 64 bits.
 fn result_ttl(text: &str) -> Result<Duration, String> {
-    const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+    const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
     let ttl = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if (Duration::from_secs(1)..=100 * YEAR).contains(&ttl) { Ok(ttl) } else { Err("it must be 1s to 100y".into()) }
 }

@@ -259,7 +259,8 @@ pub(crate) enum BatchesAction {
     },
     /// Call off what has not ended
     Cancel(BatchArgs),
-    /// Prove that each item has exactly one terminal record, and name those that have not
+    /// Prove that each item has exactly one terminal record, and name those that have not; ends with 1 if that is
+    /// not so, and with 4 if it is so but some have failed or were canceled
     Verify {
         /// Custom ids that should be there, one a line, or - for standard input; those that never came are
         /// named too [default: those that came]

@@ -11,7 +11,7 @@ use super::inputs::Input;
 use super::ledger::Ledger;
 use crate::config::ApiAddressArgs;
 use crate::data;
-use crate::remote::client;
+use crate::remote::{client, needs_key};
 
 /// How long a request may wait for its job.
 const LONG_POLL: u64 = 30;
@@ -122,6 +122,11 @@ impl Client {
                 Ok(answer) if is_temporary(answer.status()) => {
                     silent_since = None;
                     retry_after(answer.headers())
+                }
+                // It would say so of every image.
+                Ok(answer) if answer.status() == StatusCode::UNAUTHORIZED => {
+                    let problem: Value = answer.json().await.unwrap_or_default();
+                    bail!("{}", needs_key(&problem));
                 }
                 Ok(answer) => return Ok(Err(error_of(answer).await)),
                 Err(error) => give_up(&mut silent_since, &error)?,

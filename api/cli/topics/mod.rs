@@ -5,6 +5,7 @@ mod replay;
 use std::collections::BTreeSet;
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use queue::client::Description;
@@ -20,6 +21,10 @@ use crate::output::{note, out, outln};
 use crate::setup::Models;
 use crate::table::Table;
 
+/// How long to wait for copies, and how often to look.
+const COPIES_PATIENCE: Duration = Duration::from_secs(300);
+const COPIES_PAUSE: Duration = Duration::from_millis(500);
+
 /// Does what was asked for.
 pub(crate) async fn run(args: TopicsArgs) -> anyhow::Result<ExitCode> {
     match args.action {
@@ -33,6 +38,9 @@ pub(crate) async fn run(args: TopicsArgs) -> anyhow::Result<ExitCode> {
             let queue = connect(&args.queue).await?;
             let replicas = args.settings.replicas.map(usize::from);
             queue.alter_topic(&args.topic, replicas, |settings| change(&args.settings).apply(settings)).await?;
+            if let Some(replicas) = replicas {
+                wait_for_copies(&queue, &args.topic, replicas).await?;
+            }
             show(&queue.describe(&args.topic).await?, false)?;
         }
         TopicsAction::Delete(args) => {
@@ -77,7 +85,8 @@ async fn list(queue: &Queue, json: bool) -> anyhow::Result<()> {
             topic.name.to_string(),
             topic.model.clone().unwrap_or_else(|| "-".into()),
             topic.retention.clone(),
-            topic.partitions.len().to_string(),
+            // Each priority that is used has partitions of its own, of the same numbers.
+            topic.partitions.iter().map(|one| one.partition.index()).collect::<BTreeSet<_>>().len().to_string(),
             topic.replicas.to_string(),
             sum(|partition| partition.queued),
             sum(|partition| partition.in_work),
@@ -184,6 +193,31 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
         note!("note: a log drops its oldest messages by age and size, also those that were never run");
     }
     show(&queue.describe(&args.topic).await?, false)
+}
+
+/// Waits until every partition has its copies, and says how many have.
+async fn wait_for_copies(queue: &Queue, topic: &TopicName, replicas: usize) -> anyhow::Result<()> {
+    let (began, mut told) = (Instant::now(), usize::MAX);
+    loop {
+        let partitions = queue.describe(topic).await?.partitions;
+        // A partition lists the copies beside its leader's.
+        let is_done = |partition: &&queue::client::Partition| {
+            partition.replicas.len() + 1 == replicas && partition.replicas.iter().all(|replica| replica.current)
+        };
+        let (done, all) = (partitions.iter().filter(is_done).count(), partitions.len());
+        if done == all {
+            return Ok(());
+        }
+        if told != done {
+            note!("{done} of {all} partitions have {replicas} copies");
+            told = done;
+        }
+        ensure!(
+            began.elapsed() < COPIES_PATIENCE,
+            "{done} of {all} partitions have {replicas} copies; the servers go on, `sightline topics describe {topic}` shows how far they are"
+        );
+        tokio::time::sleep(COPIES_PAUSE).await;
+    }
 }
 
 /// The models that workers have now, and those that this command was told of: workers may come later.

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use futures::{StreamExt, TryStreamExt};
 use queue::client::{Batch, Canceled, Replaced, Revision, Stored};
-use queue::{JobId, Queue, Timestamp};
+use queue::{JobId, Queue, State as JobState, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -58,7 +58,7 @@ pub(crate) async fn list(
     batches.truncate(LISTED_MAX);
     let mut documents = Vec::new();
     for batch in &batches {
-        documents.push(wire::document(&state.index, batch).await?);
+        documents.push(wire::shown(&state, batch).await?);
     }
     Ok(Json(Batches { batches: documents }))
 }
@@ -73,7 +73,7 @@ pub(crate) async fn list(
     ),
 )]
 pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<wire::Document>, ApiError> {
-    Ok(Json(wire::document(&state.index, &find(&state, id).await?).await?))
+    Ok(Json(wire::shown(&state, &find(&state, id).await?).await?))
 }
 
 /// The batch in a path.
@@ -111,7 +111,7 @@ pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Res
             tracing::warn!(batch = id, %error, "not all of it is called off yet");
         }
     });
-    Ok((StatusCode::ACCEPTED, Json(wire::document(&state.index, &batch).await?)).into_response())
+    Ok((StatusCode::ACCEPTED, Json(wire::shown(&state, &batch).await?)).into_response())
 }
 
 /// Calls off all jobs of a batch that have not ended.
@@ -146,6 +146,10 @@ pub(crate) struct Verdict {
     total: Option<u64>,
     /// Items with a terminal record.
     ended: u64,
+    /// Those of them that have failed.
+    failed: u64,
+    /// Those of them that were canceled.
+    canceled: u64,
     /// Items that have not ended, by their custom ids; the first thousand.
     open: Vec<String>,
     /// Items whose record is gone, by their custom ids; the first thousand.
@@ -263,7 +267,11 @@ async fn soon(room: impl Future<Output = Room>) -> Result<Room, ApiError> {
 impl Verdict {
     fn count(&mut self, name: String, stored: Option<&Stored>) {
         match stored {
-            Some(stored) if stored.record.is_terminal() => self.ended += 1,
+            Some(stored) if stored.record.is_terminal() => {
+                self.ended += 1;
+                self.failed += u64::from(matches!(stored.record.state, JobState::Failed { .. }));
+                self.canceled += u64::from(matches!(stored.record.state, JobState::Canceled { .. }));
+            }
             Some(_) if self.open.len() < NAMED_MAX => self.open.push(name),
             None if self.missing.len() < NAMED_MAX => self.missing.push(name),
             Some(_) | None => {}

@@ -7,9 +7,11 @@ mod options;
 pub(crate) mod manage;
 pub(crate) mod receive;
 pub(crate) mod results;
+mod rates;
 mod wire;
 
 pub(crate) use follow::Follower;
+pub(crate) use rates::Rates;
 pub(crate) use room::Memory;
 pub(crate) use wire::document;
 

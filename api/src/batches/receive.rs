@@ -28,7 +28,7 @@ use super::{BatchPath, wire};
 use crate::dead::Named;
 use crate::digest::sha256;
 use crate::error::ApiError;
-use crate::jobs::{Options, check_encoding, find_model, find_topic, lane, name_model, spec};
+use crate::jobs::{Options, check_encoding, find_model, find_topic, lane, resolve_options, spec};
 use crate::keys::Caller;
 use crate::metrics;
 use crate::openapi::Binary;
@@ -155,7 +155,7 @@ async fn receive(
 ) -> Result<Response, ApiError> {
     check_encoding(headers)?;
     let mut options = BatchOptions::read(query)?;
-    name_model(state, &mut options.jobs).await?;
+    resolve_options(state, &mut options.jobs).await?;
     let (model, version) = find_model(state, &options.jobs)?;
     let topic = find_topic(state, &options.jobs, model).await?;
     options.jobs.settle_priority(|asked| caller.priority(asked))?;
@@ -204,7 +204,7 @@ async fn receive(
     if let Some((custom_id, count)) = changed {
         return Err(broken(ApiError::CustomIdChanged { custom_id, others: count - 1 }));
     }
-    let mut response = (StatusCode::ACCEPTED, Json(wire::document(&state.index, &batch).await?)).into_response();
+    let mut response = (StatusCode::ACCEPTED, Json(wire::shown(state, &batch).await?)).into_response();
     let location = HeaderValue::from_str(&wire::batch_url(&id)).expect("ids are ASCII");
     response.headers_mut().insert(header::LOCATION, location);
     Ok(response)

@@ -1,5 +1,7 @@
 //! A batch as clients see it.
 
+use std::time::{Duration, Instant};
+
 use queue::client::{Batch, Skipped};
 use queue::{JobError, Timestamp, TopicName};
 use serde::Serialize;
@@ -7,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::index::{Counts, Index, IndexError};
 use crate::links;
+use crate::state::State;
 
 /// The batch document.
 #[derive(Debug, Serialize, ToSchema)]
@@ -72,13 +75,26 @@ pub(super) fn batch_url(id: &str) -> String {
     links::to(&format!("/v1/batches/{id}"))
 }
 
-/// How a batch stands.
-pub(crate) async fn document(index: &Index, batch: &Batch) -> Result<Document, IndexError> {
-    let counts = index.counts(&batch.id).await?;
-    Ok(describe(batch, &counts, Timestamp::now()))
+/// How a batch stands, and how long it will take.
+pub(super) async fn shown(state: &State, batch: &Batch) -> Result<Document, IndexError> {
+    let mut document = document(&state.index, batch).await?;
+    if document.state == "running" {
+        let counts = &document.counts;
+        let ended = counts.succeeded + counts.failed + counts.canceled;
+        let age = Duration::from_millis(Timestamp::now().millis_since(batch.created_at));
+        let left = counts.queued + counts.running;
+        document.eta_seconds = state.rates.look(&batch.id, ended, left, age, Instant::now());
+    }
+    Ok(document)
 }
 
-fn describe(batch: &Batch, counts: &Counts, now: Timestamp) -> Document {
+/// How a batch stands, without a guess of how long it will take.
+pub(crate) async fn document(index: &Index, batch: &Batch) -> Result<Document, IndexError> {
+    let counts = index.counts(&batch.id).await?;
+    Ok(describe(batch, &counts))
+}
+
+fn describe(batch: &Batch, counts: &Counts) -> Document {
     let ended = counts.succeeded + counts.failed + counts.canceled;
     // The index is a moment behind: what it does not know of yet waits.
     let queued = match batch.total {
@@ -93,9 +109,6 @@ fn describe(batch: &Batch, counts: &Counts, now: Timestamp) -> Document {
         Some(total) if ended < total && batch.finished_at.is_none() => "running",
         Some(_) => "finished",
     };
-    let left = queued + counts.running;
-    let spent = now.millis_since(batch.created_at);
-    let eta = (state == "running" && ended > 0).then(|| (spent * left / ended).div_ceil(1000));
     Document {
         id: batch.id.clone(),
         model: batch.model.clone(),
@@ -114,7 +127,7 @@ fn describe(batch: &Batch, counts: &Counts, now: Timestamp) -> Document {
             failed: counts.failed,
             canceled: counts.canceled,
         },
-        eta_seconds: eta,
+        eta_seconds: None,
         urls: Urls { this: batch_url(&batch.id), results: format!("{}/results", batch_url(&batch.id)) },
     }
 }
@@ -141,11 +154,11 @@ mod tests {
             finished_at: None,
         };
         let counts = Counts { queued: 1, running: 1, succeeded: 3, failed: 1, canceled: 0 };
-        let at = |batch: &Batch| describe(batch, &counts, Timestamp::from_millis(8_000));
+        let at = |batch: &Batch| describe(batch, &counts);
         assert_eq!((at(&batch).state, at(&batch).counts.queued, at(&batch).eta_seconds), ("receiving", 1, None));
         batch.total = Some(9);
-        // Four took eight seconds; five are left, three of which the index has not seen.
-        assert_eq!((at(&batch).state, at(&batch).counts.queued, at(&batch).eta_seconds), ("running", 4, Some(10)));
+        // Five are left, three of which the index has not seen.
+        assert_eq!((at(&batch).state, at(&batch).counts.queued), ("running", 4));
         batch.total = Some(4);
         assert_eq!(at(&batch).state, "finished");
         batch.canceled_at = Some(Timestamp::from_millis(1));

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use queue::{Calendar, Timestamp};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{AnyPool, Executor, Row};
+use sqlx::{AnyConnection, AnyPool, Connection, Executor, Row};
 
 pub(crate) use list::{Counts, Filter};
 pub(crate) use project::SetAside;
@@ -81,6 +81,9 @@ impl Index {
         }
         let is_sqlite = address.starts_with("sqlite:");
         let options = AnyConnectOptions::from_str(address).map_err(|error| broken(error.to_string()))?;
+        if is_sqlite {
+            check_file(&options).await.map_err(broken)?;
+        }
         let pool = AnyPoolOptions::new()
             // One writer at a time is all that SQLite has; more connections would only wait.
             .max_connections(if is_sqlite { 4 } else { CONNECTIONS_MAX })
@@ -117,8 +120,30 @@ impl Index {
 
     /// The address of a database in a file.
     pub fn file(path: &std::path::Path) -> String {
-        format!("sqlite://{}?mode=rwc", path.display())
+        // What would end the path, or begin an escape, in a URL.
+        let path = path.display().to_string().replace('%', "%25").replace('?', "%3F").replace('#', "%23");
+        format!("sqlite://{path}?mode=rwc")
     }
+}
+
+/// Looks into a file once, since a pool would try again and again. What is no database is refused, not replaced: an
+/// earlier version kept keys there.
+async fn check_file(options: &AnyConnectOptions) -> Result<(), String> {
+    let looked = async {
+        let mut connection = AnyConnection::connect_with(options).await?;
+        connection.execute("PRAGMA schema_version").await?;
+        connection.close().await
+    };
+    looked.await.map_err(|error| {
+        // https://www.sqlite.org/rescode.html: SQLITE_CORRUPT and SQLITE_NOTADB.
+        let code = error.as_database_error().and_then(|error| Some(error.code()?.into_owned()));
+        match code.as_deref() {
+            Some("11" | "26") => format!(
+                "{error}. It is an index only: move the file away, and the next start makes a new one from the queue"
+            ),
+            _ => error.to_string(),
+        }
+    })
 }
 
 fn without_password(address: &str) -> String {

@@ -83,7 +83,7 @@ fn explain(record: &Record, situation: &Situation, now: Timestamp) -> Vec<Event>
         if was_queued { format!("went to {place} of topic {}", spec.id.topic()) } else { "was not queued".into() };
     let mut events = vec![Event { at: spec.created_at, what: "accepted", text: format!("by {by}; its input {went}") }];
     let mut since = spec.created_at;
-    let mut reason = "for a worker to be free";
+    let mut reason = "until a worker took it";
     for attempt in &record.attempts {
         let waited = attempt.started_at.millis_since(since);
         events.push(Event { at: since, what: "waited", text: format!("{} {reason}", millis(waited)) });
@@ -250,7 +250,7 @@ mod tests {
             texts(&waiting, &Situation::default()),
             [
                 "accepted by a-1; its input went to partition 2 at 7 of topic cats",
-                "waited 100 ms for a worker to be free",
+                "waited 100 ms until a worker took it",
                 "attempt 1 by w-1 was lost: its worker died or was silent, which was noticed after 30 s",
                 "waited 0 ms for the next worker",
                 "attempt 2 by w-2 failed after 1000 ms while running: timeout: the run took longer than 1s",

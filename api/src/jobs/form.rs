@@ -40,6 +40,10 @@ pub(super) async fn read(body: Bytes, boundary: String, options: &mut Options) -
         }
         let name = field.name().unwrap_or_default().to_owned();
         if name != "image" {
+            if field.file_name().is_some() {
+                let problem = format!("the file is in the field `{name}`; send it in the field `image`");
+                return Err(ApiError::Form(problem));
+            }
             let value = field.text().await.map_err(broken)?;
             // Forms of browsers send every field, also those that were left empty.
             if !value.is_empty() {

@@ -15,7 +15,7 @@ mod wire;
 
 pub(crate) use options::Options;
 pub use submit::image_facts;
-pub(crate) use submit::{check_encoding, find_model, find_topic, name_model, spec};
+pub(crate) use submit::{check_encoding, find_model, find_topic, resolve_options, spec};
 pub(crate) use wire::Job;
 
 /// The job that a path names, as the API's description has it.

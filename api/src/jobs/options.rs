@@ -24,7 +24,8 @@ const METADATA_KEY_MAX: usize = 64;
 const TEXT_MAX: usize = 512;
 /// The longest run that may be asked for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
-const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// As much as `1y` may be: a leap year.
+const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// Checked options of one job.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -93,6 +94,11 @@ impl Options {
     ) -> Result<(), ApiError> {
         self.job.priority = settle(self.priority)?;
         Ok(())
+    }
+
+    /// Whom to tell.
+    pub(super) fn webhook(&self) -> Option<&str> {
+        self.webhook.as_deref()
     }
 
     /// Takes out whom to tell, for a batch that has a webhook of its own.

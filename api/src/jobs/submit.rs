@@ -28,6 +28,7 @@ use crate::keys::Caller;
 use crate::metrics;
 use crate::openapi::Binary;
 use crate::state::{Shared, State as Inner};
+use crate::webhooks;
 
 /// The longest time that a request may wait for its job.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -104,7 +105,7 @@ async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, 
     options.read_query(query)?;
     // What the query alone shows to be wrong is said before the upload.
     if !form::is_form(headers) {
-        name_model(state, &mut options).await?;
+        resolve_options(state, &mut options).await?;
         find_model(state, &options)?;
     }
     let upload = body::read(state, caller, headers, body).await?;
@@ -145,7 +146,7 @@ async fn queue_image(
     mut options: Options,
     image: Bytes,
 ) -> Result<Taken, ApiError> {
-    name_model(state, &mut options).await?;
+    resolve_options(state, &mut options).await?;
     let (model, version) = find_model(state, &options)?;
     let topic = find_topic(state, &options, model).await?;
     if options.job.webhook.as_ref().is_some_and(|webhook| webhook.url.is_empty()) {
@@ -243,8 +244,11 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     }
 }
 
-/// A topic stands for its model.
-pub(crate) async fn name_model(state: &Inner, options: &mut Options) -> Result<(), ApiError> {
+/// What options mean on this server: a topic stands for its model, and a webhook must be one that may be called.
+pub(crate) async fn resolve_options(state: &Inner, options: &mut Options) -> Result<(), ApiError> {
+    if let Some(url) = options.webhook() {
+        webhooks::check_target(url, &state.config.webhook_allow)?;
+    }
     if let (None, Some(name)) = (&options.model, &options.topic) {
         let topic = state.queue.topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
         options.model = Some(topic.settings.model.clone().ok_or_else(|| ApiError::TopicPlain(name.clone()))?);

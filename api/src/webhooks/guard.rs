@@ -3,6 +3,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+/// Why a host will never be called, if its text shows that.
+pub(super) fn private(host: &str, allowed: &[String]) -> Option<String> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let is_allowed = allowed.iter().any(|name| name.eq_ignore_ascii_case(bare));
+    let lower = bare.trim_end_matches('.').to_ascii_lowercase();
+    let is_here = lower == "localhost" || lower.ends_with(".localhost");
+    let is_private = is_here || bare.parse().is_ok_and(|address| !is_public(address));
+    (is_private && !is_allowed)
+        .then(|| format!("{bare} is not a public address; whoever runs this server may allow it with --webhook-allow"))
+}
+
 /// The one address to connect to. The name is resolved here and only here, so that it cannot point
 /// elsewhere when the connection is made; if any of its addresses is not public, none is called.
 pub(super) async fn resolve(host: &str, port: u16, allowed: &[String]) -> Result<SocketAddr, String> {

@@ -46,6 +46,16 @@ pub(crate) fn is_recent(record: &Record, now: Timestamp) -> bool {
     u128::from(now.millis_since(changed_at)) < NEWS_MAX.as_millis()
 }
 
+/// Refuses a URL that names an address which will never be called. What a name stands for is seen when it is
+/// called.
+pub(crate) fn check_target(url: &str, allowed: &[String]) -> Result<(), ApiError> {
+    let host = reqwest::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
+    match guard::private(&host, allowed) {
+        Some(problem) => Err(ApiError::Option { name: "webhook".into(), problem }),
+        None => Ok(()),
+    }
+}
+
 /// A URL that may be called, as far as its text shows.
 pub(crate) fn checked(url: &str) -> Result<String, ApiError> {
     let refuse = |problem: &str| ApiError::Option { name: "webhook".into(), problem: problem.into() };

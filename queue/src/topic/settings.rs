@@ -11,7 +11,7 @@ use crate::{PartitionId, Priority, TopicName};
 
 /// Partitions of one priority that a topic may have.
 const PARTITIONS_MAX: u16 = 512;
-const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// Settings of a topic; durations in milliseconds so that they are stored without loss.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

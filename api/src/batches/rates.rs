@@ -1,0 +1,106 @@
+//! How fast batches get on, for the time that they still need.
+//!
+//! A mean over the last looks, weighted by their age, since what is asked is the pace of now: one long job, or an
+//! index that is a moment behind, changes it a little. While too little has ended for a pace, there is none.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Batches that are remembered; the one that was looked at longest ago makes room.
+const BATCHES_MAX: usize = 1_000;
+/// A look weighs a third of a newer one after this.
+const MEMORY: Duration = Duration::from_secs(15);
+/// Looks that are closer are one.
+const LOOK_MIN: Duration = Duration::from_millis(500);
+/// Jobs that must have ended for a first pace, from the batch's begin on.
+const ENDED_MIN: u64 = 5;
+
+/// The paces of the batches that are looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Rates(Mutex<HashMap<String, Rate>>);
+
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    at: Instant,
+    ended: u64,
+    /// Jobs a second; none while too few have ended.
+    pace: Option<f64>,
+}
+
+impl Rates {
+    /// Seconds until `left` more jobs have ended, of a batch that began `age` ago.
+    pub(super) fn look(&self, batch: &str, ended: u64, left: u64, age: Duration, now: Instant) -> Option<u64> {
+        let mut rates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let rate = match rates.get(batch) {
+            Some(rate) => rate.next(ended, age, now),
+            None => Rate { at: now, ended, pace: first(ended, age) },
+        };
+        if rates.len() >= BATCHES_MAX
+            && !rates.contains_key(batch)
+            && let Some(oldest) = rates.iter().min_by_key(|(_, rate)| rate.at).map(|(id, _)| id.clone())
+        {
+            rates.remove(&oldest);
+        }
+        rates.insert(batch.to_owned(), rate);
+        let pace = rate.pace.filter(|pace| *pace > 0.0)?;
+        Some((left as f64 / pace).ceil() as u64)
+    }
+}
+
+/// Over the whole life so far.
+fn first(ended: u64, age: Duration) -> Option<f64> {
+    (ended >= ENDED_MIN && age >= LOOK_MIN).then(|| ended as f64 / age.as_secs_f64())
+}
+
+impl Rate {
+    fn next(self, ended: u64, age: Duration, now: Instant) -> Self {
+        let since = now.saturating_duration_since(self.at);
+        if since < LOOK_MIN {
+            return self;
+        }
+        let Some(pace) = self.pace else { return Self { at: now, ended, pace: first(ended, age) } };
+        let seen = ended.saturating_sub(self.ended) as f64 / since.as_secs_f64();
+        let weight = 1.0 - (-since.as_secs_f64() / MEMORY.as_secs_f64()).exp();
+        Self { at: now, ended, pace: Some(pace + weight * (seen - pace)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_steady_batch_counts_down_and_an_uneven_one_does_not_jump() {
+        let (rates, begun) = (Rates::default(), Instant::now());
+        let look = |second: u64, ended: u64| {
+            let age = Duration::from_secs(second);
+            rates.look("b", ended, 1_000 - ended, age, begun + age)
+        };
+        assert_eq!(look(1, 2), None, "two of a thousand are no pace");
+        assert_eq!(look(2, 20), Some(98));
+        assert_eq!(look(10, 100), Some(90));
+        // An index that is behind shows nothing new for a second, and then twice as much.
+        let paused = look(11, 100).expect("a pace");
+        assert!((90..=97).contains(&paused), "{paused}");
+        let caught_up = look(12, 120).expect("a pace");
+        assert!((84..=92).contains(&caught_up), "{caught_up}");
+        // What stands still for long has no end in sight.
+        assert!(look(120, 120) > Some(10_000));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let (rates, begun) = (Rates::default(), Instant::now());
+        for number in 0..2 * BATCHES_MAX {
+            rates.look(
+                &number.to_string(),
+                10,
+                10,
+                Duration::from_secs(1),
+                begun + Duration::from_millis(number as u64),
+            );
+        }
+        assert_eq!(rates.0.lock().expect("no panic").len(), BATCHES_MAX);
+    }
+}
