@@ -33,12 +33,24 @@ def ask(path, body=None, headers=None):
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             if error.code not in (429, 502, 503, 504) or time.monotonic() > deadline:
-                sys.exit(f"{path}: {error.read().decode(errors='replace')}")
+                raise Refused(error) from error
             time.sleep(float(error.headers.get("Retry-After", 1)))
         except OSError as error:
             if time.monotonic() > deadline:
                 sys.exit(f"{API} does not answer: {error}")
             time.sleep(1)
+
+
+class Refused(Exception):
+    """A refusal: `document` says why, with a `code` that stays the same."""
+
+    def __init__(self, error):
+        body = error.read().decode(errors="replace")
+        try:
+            self.document = json.loads(body)
+        except ValueError:
+            self.document = {"code": f"http_{error.code}", "detail": body}
+        super().__init__(self.document.get("detail"))
 
 
 def recognise(model, path):
@@ -47,10 +59,17 @@ def recognise(model, path):
         image = file.read()
     # Sent again, it is the same job.
     key = f"submit-py-{model}-{hashlib.sha256(image).hexdigest()}"
-    job = ask(f"/v1/jobs?model={model}", image, {"Idempotency-Key": key, "Content-Type": "application/octet-stream"})
-    while job["state"] in ("queued", "running"):
-        job = ask(f"/v1/jobs/{job['id']}?wait=30")
-    return job
+    headers = {"Idempotency-Key": key, "Content-Type": "application/octet-stream"}
+    try:
+        job = ask(f"/v1/jobs?model={model}", image, headers)
+        while job["state"] in ("queued", "running"):
+            job = ask(f"/v1/jobs/{job['id']}?wait=30")
+        return job
+    except Refused as refused:
+        # One bad file is that file alone; without a key all of them would be.
+        if refused.document.get("status") in (401, 403):
+            sys.exit(str(refused))
+        return {"state": "refused", "error": {"code": refused.document.get("code"), "message": str(refused)}}
 
 
 def main():
@@ -61,7 +80,8 @@ def main():
     with ThreadPoolExecutor(8) as pool:
         for path, job in zip(paths, pool.map(lambda path: recognise(model, path), paths)):
             succeeded &= job["state"] == "succeeded"
-            print(json.dumps({"file": path, "id": job["id"], "state": job["state"], "result": job.get("result")}))
+            line = {"file": path, "id": job.get("id"), "state": job["state"]}
+            print(json.dumps(line | {name: job[name] for name in ("result", "error") if name in job}))
     sys.exit(0 if succeeded else 1)
 
 

@@ -349,7 +349,10 @@ async fn jobs_and_batches_are_managed_from_the_command_line() {
     let json = |words: &[&str]| serde_json::from_str::<Value>(&ok(&stack, words)).expect("JSON");
     assert!(ok(&stack, &["batches", "list"]).contains("finished"));
     assert_eq!(json(&["batches", "get", "cli", "--json"])["counts"]["succeeded"], 3);
-    assert!(ok(&stack, &["batches", "verify", "cli"]).contains("4 of 4 have ended"));
+    let verified = stack.command(&["batches", "verify", "cli"]);
+    let words = String::from_utf8_lossy(&verified.stdout).into_owned();
+    assert!(words.contains("4 of 4 have ended") && words.contains("complete: 1 failed, 0 canceled"), "{words}");
+    assert_eq!(verified.status.code(), Some(4), "there are scripts that must know");
     assert_eq!(ok(&stack, &["batches", "results", "cli", "--state", "failed"]).lines().count(), 1);
     let folder = tempfile::tempdir().expect("a folder");
     let table = folder.path().join("results.csv");
@@ -409,6 +412,53 @@ async fn the_examples_do_what_they_say() {
     }
     let table = std::fs::read_dir(&results).expect("there").flatten().next().expect("one").path();
     assert_eq!(std::fs::read_to_string(table).expect("read").lines().count(), 3);
+}
+
+#[tokio::test]
+async fn the_examples_say_which_of_eight_files_are_bad() {
+    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let camera = folder.path().join("camera");
+    std::fs::create_dir(&camera).expect("created");
+    let mut paths = Vec::new();
+    for number in 0..8 {
+        let content = match number {
+            2 => b"no image at all".to_vec(),
+            5 => super::damaged_jpeg(),
+            // Each its own, or one is a copy of the other.
+            _ => [photo("rocket.jpg"), vec![number]].concat(),
+        };
+        let path = camera.join(format!("{number}.jpg"));
+        std::fs::write(&path, content).expect("written");
+        paths.push(path.display().to_string());
+    }
+    let said = |output: &std::process::Output| {
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    };
+    let mut good = 0;
+    for path in &paths {
+        let shell = example(&stack, "submit.sh", &[path]);
+        let is_good = !path.ends_with("2.jpg") && !path.ends_with("5.jpg");
+        assert_eq!(shell.status.success(), is_good, "{path}: {}", said(&shell));
+        good += usize::from(said(&shell).contains("missile"));
+    }
+    assert_eq!(good, 6);
+    let words: Vec<&str> = ["efficientnet-lite0"].into_iter().chain(paths.iter().map(String::as_str)).collect();
+    let python = example(&stack, "submit.py", &words);
+    let text = said(&python);
+    assert!(!python.status.success(), "{text}");
+    assert_eq!(text.lines().filter(|line| line.contains("\"succeeded\"")).count(), 6, "{text}");
+    for (bad, code) in [("2.jpg", "image_unsupported"), ("5.jpg", "image_corrupt")] {
+        assert!(text.lines().any(|line| line.contains(bad) && line.contains(code)), "{bad}: {text}");
+    }
+    let results = folder.path().join("results");
+    let nightly = example(&stack, "nightly.sh", &[&camera.display().to_string(), &results.display().to_string()]);
+    let text = said(&nightly);
+    assert!(nightly.status.code() == Some(4) && text.contains("complete: 2 failed"), "{text}");
+    let table = std::fs::read_dir(&results).expect("there").flatten().next().expect("one").path();
+    let table = std::fs::read_to_string(table).expect("read");
+    assert_eq!(table.matches(",succeeded,").count(), 6, "{table}");
+    assert!(table.contains("image_unsupported") && table.contains("image_corrupt"), "{table}");
 }
 
 #[test]

@@ -199,11 +199,26 @@ fn without_npm_pip_brings_one_and_without_pip_it_is_said() {
 /// Runs a command that must fail at once, with one line that holds `words`.
 #[track_caller]
 fn fails(words: &[&str], reason: &str) {
+    is_told(1, words, reason);
+}
+
+/// The same with another exit code.
+#[track_caller]
+fn is_told(code: i32, words: &[&str], reason: &str) {
     let output = sightline().args(words).stdin(Stdio::null()).output().expect("runs");
     let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(1), "{words:?}: {text}");
+    assert_eq!(output.status.code(), Some(code), "{words:?}: {text}");
     assert_eq!(text.lines().count(), 1, "{words:?}: {text}");
     assert!(text.starts_with("sightline: ") && text.contains(reason), "{words:?}: {text}");
+}
+
+#[test]
+fn a_command_of_commands_shows_what_it_has() {
+    for (command, one) in [("jobs", "explain"), ("topics", "create"), ("keys", "revoke"), ("batches", "verify")] {
+        let output = sightline().arg(command).stdin(Stdio::null()).output().expect("runs");
+        let text = stderr(&output);
+        assert!(output.status.code() == Some(2) && text.contains(one) && text.lines().count() > 5, "{command}: {text}");
+    }
 }
 
 #[test]
@@ -226,8 +241,8 @@ fn whatever_prevents_a_start_is_one_clear_line() {
     fails(&["up", "--models", "./nowhere", "--data", data], "./nowhere: not readable");
     fails(&["up", "--ort", "/nowhere.so", "--data", data], "there is no ONNX Runtime library at /nowhere.so");
     fails(&["up", "--listen", "0.0.0.0:0", "--data", data], "--insecure");
-    fails(&["--wrokers", "3"], "unexpected argument '--wrokers'");
-    fails(&["up", "--workers", "many"], "invalid value 'many'");
+    is_told(2, &["--wrokers", "3"], "unexpected argument '--wrokers'");
+    is_told(2, &["up", "--workers", "many"], "invalid value 'many'");
     fails(&["submit", "/nowhere", "--model", "x", "--data", data], "/nowhere");
     let photos = root().join("tests/photos");
     let photos = photos.to_str().expect("UTF-8");

@@ -33,6 +33,10 @@ mod batches;
 mod archives;
 /// Jobs called off, run again, followed, asked for twice.
 mod lifecycle;
+/// What has ended stays as it ended.
+mod final_states;
+/// What clients write, and where it goes.
+mod texts;
 /// More than one API process.
 mod several;
 /// A thousand uploads at once.

@@ -154,15 +154,31 @@ async fn a_batch_tells_once_that_all_of_it_has_ended() {
 #[tokio::test]
 async fn nobody_makes_us_call_what_stands_beside_us() {
     let receiver = Receiver::start().await;
-    let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
-    let metadata = "http://169.254.169.254/latest/meta-data/";
-    for url in [receiver.url.as_str(), &receiver.url.replace("127.0.0.1", "localhost"), metadata] {
-        let job = stack.run(&format!("model=efficientnet-lite0&webhook={url}"), photo("rocket.jpg")).await;
-        let log = deliveries(&stack, job["urls"]["self"].as_str().expect("a path"), 1).await;
-        let error = log[0]["error"].as_str().expect("why");
-        assert!(error.contains("not a public address") && error.contains("--webhook-allow"), "{error}");
-    }
+    let folder = super::harness::temporary_folder();
+    let data = folder.path().join("data");
+    let flags = ["--workers", "1", "--models", "efficientnet-lite0"];
+    // What was allowed once is not for ever.
+    let allowing = Stack::start_at(data.clone(), &[&flags[..], &["--webhook-allow", "127.0.0.1"]].concat());
+    super::topics::ok(&allowing, &["topics", "create", "efficientnet-lite0"]);
+    super::topics::ok(&allowing, &["topics", "pause", "efficientnet-lite0"]);
+    let query = format!("model=efficientnet-lite0&webhook={}", receiver.url);
+    let early = send(allowing.upload(&query, photo("rocket.jpg"))).await.text("id");
+    drop(allowing);
+    let stack = Stack::start_at(data, &flags);
+    super::topics::ok(&stack, &["topics", "resume", "efficientnet-lite0"]);
+    stack.finish(&early).await;
+    let log = deliveries(&stack, &format!("/v1/jobs/{early}"), 1).await;
+    let error = log[0]["error"].as_str().expect("why");
+    assert!(error.contains("not a public address") && error.contains("--webhook-allow"), "{error}");
     assert_eq!(receiver.calls().len(), 0);
+    let here = receiver.url.replace("127.0.0.1", "localhost");
+    let metadata = "http://169.254.169.254/latest/meta-data/";
+    for url in [receiver.url.as_str(), &here, metadata, "http://[::1]/", "http://10.1.2.3/"] {
+        let answer =
+            send(stack.upload("model=efficientnet-lite0", photo("rocket.jpg")).query(&[("webhook", url)])).await;
+        assert_eq!((answer.status, answer.text("code").as_str()), (400, "option_invalid"), "{url}: {}", answer.body);
+        assert!(answer.text("detail").contains("--webhook-allow"), "{}", answer.body);
+    }
     for url in ["file:///etc/passwd", "nonsense", "http://user:secret@example.com/", "http://"] {
         let answer =
             send(stack.upload("model=efficientnet-lite0", photo("rocket.jpg")).query(&[("webhook", url)])).await;

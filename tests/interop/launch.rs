@@ -38,8 +38,13 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one and waits until it says that it listens.
     pub(crate) fn start(settings: Settings<'_>) -> Self {
+        Self::start_as(ENGINE, settings)
+    }
+
+    /// The same for one of the two, whichever suite this is.
+    pub(crate) fn start_as(engine: &str, settings: Settings<'_>) -> Self {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder");
-        let mut command = if ENGINE == "own" { own(folder.path(), settings) } else { nats(folder.path(), settings) };
+        let mut command = if engine == "own" { own(folder.path(), settings) } else { nats(folder.path(), settings) };
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let (mut port, mut http, mut said) = (None, None, String::new());

@@ -10,5 +10,7 @@ mod launch;
 mod clients;
 /// The Rust client: KV, object store, push and ordered consumers, priority groups.
 mod rust;
+/// The same requests to both, answer by answer.
+mod answers;
 /// What a server says and refuses: errors, users, encryption, limits, monitoring.
 mod server;

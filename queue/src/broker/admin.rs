@@ -33,16 +33,15 @@ impl<'a> Request<'a> {
     pub(super) fn must_be_empty(&self) -> Result<(), Refusal> {
         match serde_json::from_slice(self.body) {
             Ok(Value::Object(fields)) if fields.is_empty() => Ok(()),
-            Ok(Value::Array(items)) if items.is_empty() => Ok(()),
             _ if self.body.trim_ascii().is_empty() => Ok(()),
             _ => Err(Refusal::not_empty()),
         }
     }
 
-    /// The body; nothing, `null` and `[]` are as if it were `{}`.
+    /// The body; nothing and `null` are as if it were `{}`.
     pub(super) fn read<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
         match self.body.trim_ascii() {
-            b"" | b"null" | b"[]" => Ok(T::default()),
+            b"" | b"null" => Ok(T::default()),
             body => config::read(body),
         }
     }
@@ -185,7 +184,7 @@ fn update_stream(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(deny_unknown_fields, default)]
 struct InfoRequest {
     offset: usize,
     subjects_filter: Option<String>,
@@ -204,23 +203,30 @@ fn stream_info(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
         (total, limit) = (counts.len(), SUBJECTS_PAGE);
         let page = counts.into_iter().skip(asked.offset).take(SUBJECTS_PAGE);
         let page: Map<String, Value> = page.map(|(subject, count)| (subject.to_string(), count.into())).collect();
-        answer["state"]["subjects"] = Value::Object(page);
+        if total == 0 {
+            // As if nothing had been asked for.
+            limit = 0;
+        } else {
+            answer["state"]["subjects"] = Value::Object(page);
+        }
     }
     if asked.deleted_details {
         let present: std::collections::BTreeSet<u64> = stream.messages.from(0).map(Found::sequence).collect();
         let first = present.first().copied().unwrap_or(stream.last + 1);
         let gaps = (first..=stream.last).filter(|sequence| !present.contains(sequence));
         let deleted: Vec<u64> = gaps.take(SUBJECTS_PAGE).collect();
-        answer["state"]["deleted"] = deleted.into();
+        if !deleted.is_empty() {
+            answer["state"]["deleted"] = deleted.into();
+        }
     }
     answer.insert("total".into(), total.into());
-    answer.insert("offset".into(), asked.offset.into());
+    answer.insert("offset".into(), asked.offset.min(total).into());
     answer.insert("limit".into(), limit.into());
     Ok(Value::Object(answer))
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct PageRequest {
     pub(super) offset: usize,
     subject: Option<String>,
@@ -236,15 +242,19 @@ fn asked_streams<'a>(core: &'a Core, asked: &PageRequest) -> Vec<&'a crate::stre
 }
 
 pub(super) fn page(total: usize, offset: usize, limit: usize, name: &str, entries: Vec<Value>) -> Value {
-    let entries = if entries.is_empty() { Value::Null } else { entries.into() };
-    json!({"total": total, "offset": offset, "limit": limit, name: entries})
+    json!({"total": total, "offset": offset.min(total), "limit": limit, name: entries})
 }
 
 fn stream_names(core: &Core, request: &Request<'_>) -> Answer {
     let asked: PageRequest = request.read()?;
     let streams = asked_streams(core, &asked);
     let names = streams.iter().skip(asked.offset).take(NAMES_PAGE).map(|stream| stream.config.name.clone().into());
-    Ok(page(streams.len(), asked.offset, NAMES_PAGE, "streams", names.collect()))
+    let mut page = page(streams.len(), asked.offset, NAMES_PAGE, "streams", names.collect());
+    // Of this list alone the server says nothing where it is empty, and clients know.
+    if page["streams"] == json!([]) {
+        page["streams"] = Value::Null;
+    }
+    Ok(page)
 }
 
 fn stream_list(core: &Core, request: &Request<'_>) -> Answer {
@@ -316,16 +326,19 @@ struct DeleteRequest {
 }
 
 fn delete_message(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
-    let stream = core.stream(name).ok_or_else(Refusal::stream_not_found)?;
-    if request.body.trim_ascii().is_empty() {
+    if matches!(request.body.trim_ascii(), b"" | b"{}") {
         return Err(Refusal::bad_request());
     }
     let asked: DeleteRequest = request.read()?;
-    if stream.config.sealed || stream.config.deny_delete {
+    let stream = core.stream(name).ok_or_else(Refusal::stream_not_found)?;
+    if stream.config.sealed {
+        return Err(Refusal::sealed());
+    }
+    if stream.config.deny_delete {
         return Err(Refusal::delete_denied());
     }
     if stream.messages.get(asked.seq).is_none() {
-        return Err(Refusal::sequence_not_found(asked.seq));
+        return Err(Refusal::nothing_to_delete());
     }
     remove(core, stream.id, &[(asked.seq, asked.seq)], request.now)?;
     Ok(json!({"success": true}))

@@ -77,6 +77,9 @@ fn create(
         return Err(Refusal::name_mismatch());
     }
     let mut config = asked.config;
+    if config.pause_until.as_deref().is_some_and(|text| unix_nanos(text).is_none()) {
+        return Err(Refusal::invalid_json("pause_until is no time"));
+    }
     let durable = config.durable_name.as_deref().filter(|name| !name.is_empty());
     match (named, durable) {
         (Named::Nowhere, Some(_)) => return Err(Refusal::durable_unexpected()),
@@ -104,6 +107,7 @@ fn create(
         Some(_) if action == "create" => return Err(Refusal::consumer_exists()),
         Some(found) => {
             config.check_update(&found.config)?;
+            stream.check_share(&config, Some(found.id))?;
             if found.config.deliver_subject != config.deliver_subject && core.is_bound(stream.id, found.id) {
                 return Err(Refusal::consumer_in_use());
             }

@@ -66,7 +66,13 @@ impl Shared {
                 let may_have_wildcards =
                     is_valid(subject) && (!session.is_pedantic || subject.starts_with(b"$JS.API.CONSUMER.CREATE."));
                 if !(may_have_wildcards || is_literal(subject)) || std::str::from_utf8(subject).is_err() {
-                    answer(core, b"-ERR 'Invalid Publish Subject'\r\n");
+                    // Nobody can listen there. A client that does not want to be told of such things may end its
+                    // connection if it is.
+                    if session.is_pedantic {
+                        answer(core, b"-ERR 'Invalid Publish Subject'\r\n");
+                    } else if session.wants_no_responders {
+                        no_responders(core, &publication);
+                    }
                     return Ok(());
                 }
                 let size = publication.header.len() + publication.payload.len();
@@ -200,9 +206,15 @@ pub(super) fn publish(
     // After the stream, so that the ring of a doorbell never comes before what it rings for.
     let body = Body::Given { header: &publication.header, payload: &publication.payload };
     let is_heard = core.route(subject, publication.reply.as_deref(), &body, not_to);
-    if let (Some(reply), false, None, true) = (&publication.reply, is_heard, taker, wants_no_responders) {
-        let text = String::from_utf8_lossy(subject).into_owned();
-        let header = status("503", &[("Nats-Subject", text)]);
-        core.tell(reply, &header, &Bytes::new());
+    if !is_heard && taker.is_none() && wants_no_responders {
+        no_responders(core, publication);
+    }
+}
+
+/// Tells whoever waits for an answer that there will be none.
+fn no_responders(core: &mut Core, publication: &Publication) {
+    if let Some(reply) = &publication.reply {
+        let text = String::from_utf8_lossy(&publication.subject).into_owned();
+        core.tell(reply, &status("503", &[("Nats-Subject", text)]), &Bytes::new());
     }
 }

@@ -19,9 +19,17 @@ const BATCH_MAX: usize = 1024;
 /// Bytes that it may have: a client must be able to take them in.
 const BATCH_BYTES_MAX: u64 = 32 << 20;
 
+/// The status of a request that cannot be read.
+const MALFORMED: &str = "408 Malformed Request";
+
+/// Whether a body is an object without fields.
+fn says_nothing(body: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(body).is_ok_and(|value| value == json!({}))
+}
+
 /// Which messages are asked for.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(deny_unknown_fields, default)]
 struct Get {
     seq: Option<u64>,
     last_by_subj: Option<String>,
@@ -45,8 +53,19 @@ struct Batch {
 }
 
 impl Get {
+    /// Reads a request; no or fewer messages than one are as if no number was said.
+    fn read(body: &[u8]) -> Result<Self, Refusal> {
+        let mut get: Self = config::read(body)?;
+        get.batch = get.batch.filter(|batch| *batch > 0);
+        Ok(get)
+    }
+
     /// What is wrong with it, as a status.
     fn check(&self) -> Result<(), &'static str> {
+        let is_no_time = |text: &Option<String>| text.as_deref().is_some_and(|text| unix_nanos(text).is_none());
+        if is_no_time(&self.start_time) || is_no_time(&self.up_to_time) {
+            return Err(MALFORMED);
+        }
         let has_start = self.seq.unwrap_or(0) > 0 || self.start_time.is_some();
         if self.seq.unwrap_or(0) > 0 && self.start_time.is_some() {
             return Err("408 Bad Request");
@@ -158,10 +177,12 @@ impl Core {
         let Some(found) = self.stream(stream).filter(|stream| stream.config.allow_direct) else { return false };
         let is_empty = body.trim_ascii().is_empty();
         let get = match subject {
-            Some(subject) if is_empty => Ok(Get { last_by_subj: Some(subject.to_owned()), ..Get::default() }),
+            Some(subject) if is_empty || says_nothing(body) => {
+                Ok(Get { last_by_subj: Some(subject.to_owned()), ..Get::default() })
+            }
             Some(_) => Err("408 Bad Request"),
             None if is_empty => Err("408 Empty Request"),
-            None => config::read::<Get>(body).map_err(|_| "408 Malformed Request"),
+            None => Get::read(body).map_err(|_| MALFORMED),
         };
         let get = get.and_then(|get| get.check().map(|()| get));
         let result = match get {
@@ -235,9 +256,16 @@ impl Core {
 
     /// `STREAM.MSG.GET`: the message in JSON.
     pub(super) fn message_get(&mut self, stream: &str, body: &[u8]) -> Result<Value, Refusal> {
+        if matches!(body.trim_ascii(), b"" | b"null") {
+            return Err(Refusal::bad_request());
+        }
+        let get = Get::read(body)?;
         let found = self.stream(stream).ok_or_else(Refusal::stream_not_found)?;
-        let get: Get = config::read(body).map_err(|_| Refusal::bad_request())?;
-        if get.batch.is_some() || get.multi_last.is_some() || get.check().is_err() {
+        let checked = get.check();
+        if checked == Err(MALFORMED) {
+            return Err(Refusal::invalid_json("a time is expected"));
+        }
+        if get.batch.is_some() || get.multi_last.is_some() || checked.is_err() {
             return Err(Refusal::bad_request());
         }
         let sequence = get.one(found).ok_or_else(Refusal::no_message)?;

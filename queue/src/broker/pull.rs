@@ -40,6 +40,9 @@ impl Pull {
         if let Some(batch) = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()) {
             return Ok(Self { batch: Some(batch), ..Self::default() });
         }
+        if !text.starts_with(b"{") {
+            return Err("a number or an object is expected".into());
+        }
         serde_json::from_slice(text).map_err(|error| error.to_string())
     }
 
@@ -110,8 +113,8 @@ impl Core {
         let pull = Pull::read(body).map_err(|problem| format!("400 Bad Request - {problem}"))?;
         let expires = nanos(pull.expires);
         let heartbeat = nanos(pull.idle_heartbeat).map(|pause| pause.max(HEARTBEAT_MIN));
-        if let (Some(heartbeat), Some(expires)) = (heartbeat, expires)
-            && heartbeat * 2 > expires
+        if let Some(heartbeat) = heartbeat
+            && expires.is_none_or(|expires| heartbeat * 2 > expires)
         {
             return Err("400 Bad Request - heartbeat value too large".into());
         }

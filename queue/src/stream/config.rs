@@ -12,6 +12,7 @@ use crate::nats::{is_valid, overlaps};
 const DEDUPE_WINDOW: i64 = 120_000_000_000;
 const DURATION_MIN: i64 = 100_000_000;
 const NAME_BYTES_MAX: usize = 255;
+pub(super) const DESCRIPTION_BYTES_MAX: usize = 4096;
 const MARKER_TTL_MIN: i64 = 1_000_000_000;
 /// How names of metadata begin that the server puts in itself.
 pub(crate) const SERVER_METADATA: &str = "_nats.";
@@ -168,6 +169,9 @@ impl StreamConfig {
         if self.first_seq > u64::MAX / 2 {
             return invalid("first sequence is too large");
         }
+        if self.num_replicas < 0 {
+            return Err(Refusal::replicas_negative());
+        }
         if self.num_replicas > 1 {
             return Err(Refusal::replicas());
         }
@@ -233,8 +237,22 @@ impl StreamConfig {
         }
         // These are the server's own words in its answers.
         self.metadata.retain(|name, _| !name.starts_with(SERVER_METADATA));
-        // Messages are kept as they came.
-        "none".clone_into(&mut self.compression);
+        match self.compression.as_str() {
+            "none" => {}
+            // Messages are kept as they came, and nobody is told otherwise.
+            "s2" => return invalid("compression is not supported by this server"),
+            _ => return Err(Refusal::invalid_json("unknown compression")),
+        }
+        if self.mirror_direct {
+            return invalid("stream has no mirror but does have mirror direct");
+        }
+        if self.description.as_ref().is_some_and(|text| text.len() > DESCRIPTION_BYTES_MAX) {
+            return invalid("stream description is too long, maximum allowed is 4096");
+        }
+        if self.sealed {
+            // What is sealed takes nothing and gives nothing away.
+            (self.deny_delete, self.deny_purge, self.discard) = (true, true, Discard::New);
+        }
         Ok(self)
     }
 
@@ -276,8 +294,17 @@ pub(crate) fn is_name(name: &str) -> bool {
 }
 
 /// Names of a request whose values nats-server reads by hand, and that may therefore not be `null`.
-const NEVER_NULL: [&str; 7] =
-    ["action", "retention", "discard", "storage", "ack_policy", "deliver_policy", "replay_policy"];
+const NEVER_NULL: [&str; 9] = [
+    "action",
+    "retention",
+    "discard",
+    "storage",
+    "compression",
+    "ack_policy",
+    "deliver_policy",
+    "replay_policy",
+    "priority_policy",
+];
 
 /// Reads a request's JSON in the way the server does: unknown names are refused, and `null` is as if nothing was said.
 pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {
@@ -288,9 +315,20 @@ pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {
             None => Refusal::invalid_json(&text),
         }
     };
-    let mut value = serde_json::from_slice(json).map_err(invalid)?;
+    let mut value: Value = serde_json::from_slice(json).map_err(invalid)?;
+    // A list would be read as the fields in their order.
+    if !value.is_object() {
+        return Err(Refusal::invalid_json("an object is expected"));
+    }
+    // What nobody knows is refused also where it is `null`, before that is forgotten.
+    for name in value.as_object().into_iter().flatten().filter(|(_, value)| value.is_null()).map(|(name, _)| name) {
+        let probe = T::deserialize(Value::Object([(name.clone(), Value::Bool(true))].into_iter().collect()));
+        if probe.is_err_and(|error| error.to_string().starts_with("unknown field")) {
+            return Err(Refusal::unknown_field(name));
+        }
+    }
     if !forget_nulls(&mut value) {
-        return Err(Refusal::invalid_json("can not unmarshal \"null\""));
+        return Err(Refusal::invalid_json("can not unmarshal a value of another kind"));
     }
     T::deserialize(value).map_err(invalid)
 }
@@ -299,6 +337,10 @@ pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {
 fn forget_nulls(value: &mut Value) -> bool {
     match value {
         Value::Object(fields) => {
+            // A list would be read as its fields in their order here too.
+            if fields.get("consumer_limits").is_some_and(Value::is_array) {
+                return false;
+            }
             if NEVER_NULL.iter().any(|name| fields.get(*name).is_some_and(Value::is_null)) {
                 return false;
             }

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::Refusal;
 use super::config::{
-    Retention, SERVER_METADATA, StreamConfig, is_false, is_name, is_zero, is_zero_i, or_default, refuse_rest,
+    DESCRIPTION_BYTES_MAX, Retention, SERVER_METADATA, StreamConfig, is_false, is_name, is_zero, is_zero_i, or_default,
+    refuse_rest,
 };
 use crate::nats::{has_wildcards, is_valid, overlaps};
 
@@ -158,6 +159,9 @@ impl ConsumerConfig {
     pub(crate) fn checked(mut self, stream: &StreamConfig) -> Result<Self, Refusal> {
         refuse_rest(&mut self.rest, &UNSUPPORTED, Refusal::invalid_consumer)?;
         self.check_name()?;
+        if self.description.as_ref().is_some_and(|text| text.len() > DESCRIPTION_BYTES_MAX) {
+            return Err(Refusal::consumer_description());
+        }
         if self.is_push() {
             self.check_push(stream)?
         } else {
@@ -166,10 +170,16 @@ impl ConsumerConfig {
         self.check_priority()?;
         // With ack policy none these are kept as they were said, and mean nothing.
         if self.ack_policy != AckPolicy::None {
+            if self.backoff.iter().any(|pause| *pause < 0) {
+                return Err(Refusal::backoff_not_positive());
+            }
             if let Some(first) = self.backoff.first() {
                 self.ack_wait = *first;
             }
-            if self.ack_wait <= 0 {
+            if self.ack_wait < 0 {
+                return Err(Refusal::ack_wait_not_positive());
+            }
+            if self.ack_wait == 0 {
                 self.ack_wait = ACK_WAIT;
             }
             let bound = stream.consumer_limits.max_ack_pending;
@@ -184,7 +194,12 @@ impl ConsumerConfig {
         } else if self.backoff.len() as i64 > self.max_deliver {
             return Err(Refusal::backoff_too_long());
         }
-        self.num_replicas = self.num_replicas.max(0);
+        if self.num_replicas < 0 {
+            return Err(Refusal::replicas_negative());
+        }
+        for bound in [&mut self.max_batch, &mut self.max_expires, &mut self.max_bytes, &mut self.idle_heartbeat] {
+            *bound = (*bound).max(0);
+        }
         if self.num_replicas > 1 {
             return Err(Refusal::replicas());
         }

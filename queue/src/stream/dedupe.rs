@@ -39,8 +39,9 @@ impl Dedupe {
         known.collect()
     }
 
-    /// The id that was stored last.
-    pub(crate) fn last(&self) -> Option<&str> {
-        self.by_time.back().map(|(_, id)| id.as_ref())
+    /// The id that was stored last, and the sequence of its message.
+    pub(crate) fn last(&self) -> Option<(&str, u64)> {
+        let (_, id) = self.by_time.back()?;
+        Some((id, self.ids.get(id)?.0))
     }
 }

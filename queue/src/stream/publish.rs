@@ -64,7 +64,9 @@ impl Stream {
                 return Ok(Accepted::Duplicate(sequence));
             }
             if let Some(expected) = headers.get("Nats-Expected-Last-Msg-Id") {
-                let actual = self.dedupe.last().unwrap_or_default();
+                // The last message may have none.
+                let last = self.dedupe.last().filter(|(_, sequence)| *sequence == self.last);
+                let actual = last.map_or("", |(id, _)| id);
                 if actual != expected {
                     return Err(Refusal::wrong_last_id(actual));
                 }
@@ -82,20 +84,35 @@ impl Stream {
         // What goes by itself leaves a marker, which may not outlive what it stands for.
         let ttl = if ttl > 0 { ttl.max(config.subject_delete_marker_ttl) } else { 0 };
         let expires = if ttl > 0 { wall.saturating_add(ttl) } else { 0 };
-        if let Some(rollup) = headers.get("Nats-Rollup") {
-            if !config.allow_rollup_hdrs {
-                return Err(Refusal::rollup());
-            }
-            let filter = if rollup == "all" { None } else { Some(subject) };
-            let evicts = self.purged(filter, None, None);
-            return Ok(Accepted::Store { sequence, expires, replaces: 0, evicts });
+        let bytes = counted_bytes(subject.len(), header.len(), payload_bytes);
+        let Some(rollup) = headers.get("Nats-Rollup").filter(|word| !word.is_empty()) else {
+            let (replaces, evicts) = self.make_room(subject, bytes, &[])?;
+            return Ok(Accepted::Store { sequence, expires, replaces, evicts });
+        };
+        if !config.allow_rollup_hdrs {
+            return Err(Refusal::rollup());
         }
-        let (replaces, evicts) = self.make_room(subject, counted_bytes(subject.len(), header.len(), payload_bytes))?;
-        Ok(Accepted::Store { sequence, expires, replaces, evicts })
+        let filter = match rollup.to_ascii_lowercase().as_str() {
+            "all" => None,
+            "sub" => Some(subject),
+            _ => return Err(Refusal::rollup_invalid(rollup)),
+        };
+        let mut evicts = self.purged(filter, None, None);
+        if config.discard == Discard::New {
+            // The server asks for room before anything is rolled up.
+            self.make_room(subject, bytes, &[])?;
+        } else {
+            evicts.extend(self.make_room(subject, bytes, &evicts)?.1);
+        }
+        Ok(Accepted::Store { sequence, expires, replaces: 0, evicts })
     }
 
     fn check_expectations(&self, subject: &str, headers: HeaderBlock<'_>) -> Result<(), Refusal> {
-        if let Some(expected) = headers.get("Nats-Expected-Last-Subject-Sequence") {
+        let expected = headers.get("Nats-Expected-Last-Subject-Sequence");
+        if expected.is_none() && headers.has("Nats-Expected-Last-Subject-Sequence-Subject") {
+            return Err(Refusal::expected_subject_alone());
+        }
+        if let Some(expected) = expected {
             let other = headers.get("Nats-Expected-Last-Subject-Sequence-Subject").unwrap_or(subject);
             let actual = self.last_of(other);
             if expected.parse() != Ok(actual) {
@@ -119,12 +136,21 @@ impl Stream {
         matching.map(|(_, (_, last))| last).max().unwrap_or(0)
     }
 
-    /// What goes so that a message of `bytes` fits, or why it does not.
-    fn make_room(&self, subject: &str, bytes: u64) -> Result<(u64, Vec<(u64, u64)>), Refusal> {
+    /// What goes so that a message of `bytes` fits once these ranges are `gone`, or why it does not.
+    fn make_room(&self, subject: &str, bytes: u64, gone: &[(u64, u64)]) -> Result<(u64, Vec<(u64, u64)>), Refusal> {
         let config = &self.config;
+        let is_gone = |sequence: u64| gone.iter().any(|(from, to)| (*from..=*to).contains(&sequence));
+        let gone_of = |messages: &mut dyn Iterator<Item = Found<'_>>| {
+            messages.fold((0, 0), |(count, bytes), one| (count + 1_u64, bytes + one.counted_bytes()))
+        };
+        let (gone_count, gone_bytes) = match gone {
+            [] => (0, 0),
+            _ => gone_of(&mut self.messages.from(0).filter(|message| is_gone(message.sequence()))),
+        };
         let discards_new = config.discard == Discard::New;
         let mut replaces = 0;
         if let Some(max) = StreamConfig::limit(config.max_msgs_per_subject)
+            && gone.is_empty()
             && self.messages.count(subject) as u64 >= max
         {
             if discards_new && config.discard_new_per_subject {
@@ -133,8 +159,8 @@ impl Stream {
             replaces = self.messages.ends(subject).map_or(0, |(first, _)| first);
         }
         let replaced = self.messages.get(replaces).map_or(0, Found::counted_bytes);
-        let mut count = self.messages.len() as u64 + 1 - u64::from(replaced > 0);
-        let mut total = self.messages.bytes() - replaced + bytes;
+        let mut count = self.messages.len() as u64 - gone_count + 1 - u64::from(replaced > 0);
+        let mut total = self.messages.bytes() - gone_bytes - replaced + bytes;
         let (max_count, max_bytes) = (StreamConfig::limit(config.max_msgs), StreamConfig::limit(config.max_bytes));
         let is_over = |count, total| {
             let messages = max_count.is_some_and(|max| count > max).then_some("messages");
@@ -148,7 +174,8 @@ impl Stream {
             Some(_) => {}
         }
         let mut last = 0;
-        for message in self.messages.from(0).filter(|message| message.sequence() != replaces) {
+        let goes = |message: &Found<'_>| message.sequence() != replaces && !is_gone(message.sequence());
+        for message in self.messages.from(0).filter(goes) {
             last = message.sequence();
             count -= 1;
             total -= message.counted_bytes();

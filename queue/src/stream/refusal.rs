@@ -237,8 +237,9 @@ impl Refusal {
         Self::new(404, 10037, "no message found")
     }
 
-    pub(crate) fn sequence_not_found(sequence: u64) -> Self {
-        Self::new(400, 10043, format!("sequence {sequence} not found"))
+    /// The server has this code for it too.
+    pub(crate) fn nothing_to_delete() -> Self {
+        Self::new(500, 10057, "no message found")
     }
 
     pub(crate) fn delete_denied() -> Self {
@@ -275,6 +276,30 @@ impl Refusal {
 
     pub(crate) fn rollup() -> Self {
         Self::new(500, 10111, "rollup not permitted")
+    }
+
+    pub(crate) fn rollup_invalid(word: &str) -> Self {
+        Self::new(500, 10111, format!("rollup value invalid: {word:?}"))
+    }
+
+    pub(crate) fn expected_subject_alone() -> Self {
+        Self::new(400, 10193, "missing sequence for expected last sequence per subject")
+    }
+
+    pub(crate) fn ack_wait_not_positive() -> Self {
+        Self::new(400, 10183, "consumer ack wait needs to be positive")
+    }
+
+    pub(crate) fn replicas_negative() -> Self {
+        Self::new(400, 10133, "replicas count cannot be negative")
+    }
+
+    pub(crate) fn backoff_not_positive() -> Self {
+        Self::new(400, 10184, "consumer backoff needs to be positive")
+    }
+
+    pub(crate) fn consumer_description() -> Self {
+        Self::new(400, 10107, "consumer description is too long, maximum allowed is 4096")
     }
 
     pub(crate) fn batch() -> Self {

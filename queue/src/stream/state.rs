@@ -339,11 +339,18 @@ impl Stream {
         if StreamConfig::limit(self.config.max_consumers).is_some_and(|max| self.consumers.len() as u64 >= max) {
             return Err(Refusal::consumers_reached());
         }
+        self.check_share(config, None)?;
+        Ok((self.next_consumer, self.start_of(config)))
+    }
+
+    /// Whether no message of a work queue would go to two consumers; `own` is the one that is changed.
+    pub(crate) fn check_share(&self, config: &ConsumerConfig, own: Option<u32>) -> Result<(), Refusal> {
         if self.config.retention == Retention::WorkQueue {
-            let mut others = self.consumers.values().map(|consumer| &consumer.config);
-            if config.filters().next().is_none() && others.len() > 0 {
+            let others: Vec<_> = self.consumers.iter().filter(|(id, _)| Some(**id) != own).collect();
+            if config.filters().next().is_none() && !others.is_empty() {
                 return Err(Refusal::work_queue_one());
             }
+            let mut others = others.into_iter().map(|(_, consumer)| &consumer.config);
             let meets = |other: &ConsumerConfig| {
                 let mut pairs = other.filters().flat_map(|one| config.filters().map(move |two| (one, two)));
                 other.filters().next().is_none() || pairs.any(|(one, two)| overlaps(one.as_bytes(), two.as_bytes()))
@@ -352,7 +359,7 @@ impl Stream {
                 return Err(Refusal::work_queue_overlap());
             }
         }
-        Ok((self.next_consumer, self.start_of(config)))
+        Ok(())
     }
 
     /// Where a consumer of this configuration begins now.
