@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
-use super::harness::{Stack, photo, root, sightline};
+use super::harness::{ENGINE, Stack, photo, root, sightline};
 use super::shared;
 
 fn stderr(output: &Output) -> String {
@@ -210,6 +210,35 @@ fn is_told(code: i32, words: &[&str], reason: &str) {
     assert_eq!(output.status.code(), Some(code), "{words:?}: {text}");
     assert_eq!(text.lines().count(), 1, "{words:?}: {text}");
     assert!(text.starts_with("sightline: ") && text.contains(reason), "{words:?}: {text}");
+}
+
+#[tokio::test]
+async fn a_data_folder_may_have_any_name_and_is_of_one_engine() {
+    if ENGINE == "cluster" {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = folder.path().join("50%25 off? #1 & \u{e4}");
+    let mut stack = Stack::start_at(data.clone(), &["--workers", "1", "--models", "efficientnet-lite0"]);
+    let job = stack.run("model=efficientnet-lite0", photo("rocket.jpg")).await;
+    assert_eq!(job["state"], "succeeded", "{job}");
+    assert!(stack.terminate(), "it ends well");
+    drop(stack);
+    if ENGINE == "own" {
+        // The other engine would show an empty system.
+        let shown = data.to_str().expect("UTF-8").to_owned();
+        fails(
+            &["up", "--engine", "nats", "--listen", "127.0.0.1:0", "--data", &shown],
+            "say that, or choose another folder",
+        );
+        // A file that is no database is named, and is not replaced.
+        std::fs::write(data.join("index.db"), "no database at all, whatever its name says".repeat(100))
+            .expect("written");
+        for more in ["index.db-wal", "index.db-shm"] {
+            drop(std::fs::remove_file(data.join(more)));
+        }
+        fails(&["up", "--listen", "127.0.0.1:0", "--data", &shown], "move the file away");
+    }
 }
 
 #[test]

@@ -37,6 +37,8 @@ mod lifecycle;
 mod final_states;
 /// What clients write, and where it goes.
 mod texts;
+/// The README's commands.
+mod readme;
 /// More than one API process.
 mod several;
 /// A thousand uploads at once.
