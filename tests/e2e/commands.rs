@@ -136,6 +136,20 @@ fn bad_files_are_lines_too_and_decide_the_exit_code() {
     let found = lines(&String::from_utf8_lossy(&output.stdout));
     let refused = found.iter().find(|line| line["state"] == "refused").expect("one is refused");
     assert_eq!(refused["error"]["code"], "image_unsupported");
+    assert!(stderr(&output).contains("bad.png: refused: not a JPEG"), "{}", stderr(&output));
+    // Sent again, it is refused again, and has one line all the same.
+    for name in ["results.ndjson", "results.csv"] {
+        let out = folder.path().join(name).display().to_string();
+        for _ in 0..3 {
+            let images = [folder.path().join("good.png"), folder.path().join("bad.png")];
+            let images: Vec<String> = images.iter().map(|path| path.display().to_string()).collect();
+            let words = ["submit", &images[0], &images[1], "--model", "ssdlite-mobilenetv2", "--out", &out];
+            assert_eq!(shared().command(&words).status.code(), Some(1));
+            let text = fs::read_to_string(&out).expect("written");
+            assert_eq!(text.lines().count(), 2 + usize::from(name.ends_with("csv")), "{text}");
+            assert_eq!((text.matches("good.png").count(), text.matches("bad.png").count()), (1, 1), "{text}");
+        }
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use async_nats::jetstream;
 use futures::StreamExt;
 use serde_json::Value;
 
-use super::harness::{Running, Stack, eventually, photo, send, test_models};
+use super::harness::{ENGINE, Running, Stack, eventually, photo, send, test_models};
 use super::topics::{json_of, ok, rocket};
 
 /// Who ran each job last.
@@ -36,6 +36,22 @@ async fn a_reader_follows_what_comes() {
     for _ in 0..3 {
         let later = json_of(&ok(&stack, &["produce", "plain", &rocket(), "--json"]));
         assert_eq!(next()["id"], later["id"], "what comes later is shown when it comes");
+    }
+}
+
+#[tokio::test]
+async fn copies_are_there_when_a_command_says_so() {
+    if ENGINE != "cluster" {
+        return;
+    }
+    let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
+    ok(&stack, &["topics", "create", "copied", "--model", "efficientnet-lite0", "--replicas", "1"]);
+    stack.run("topic=copied", photo("rocket.jpg")).await;
+    ok(&stack, &["topics", "alter", "copied", "--replicas", "3"]);
+    let topic = json_of(&ok(&stack, &["topics", "describe", "copied", "--json"]));
+    for partition in topic["partitions"].as_array().expect("a list") {
+        let copies = partition["replicas"].as_array().expect("a list");
+        assert!(copies.len() == 2 && copies.iter().all(|copy| copy["current"] == true), "{partition}");
     }
 }
 

@@ -54,9 +54,12 @@ impl Ledger {
         if let Some(other) = lines.iter().filter_map(|line| line["model"].as_str()).find(|other| *other != model) {
             bail!("{} holds results of model {other}; choose another file for {model}", path.display());
         }
-        // A refusal may have had a passing reason; such images are sent again.
+        // A refusal may have had a passing reason; such images are sent again, and have one line then.
         let mut finished = pairs(&lines, "file", "state");
-        finished.retain(|_, state| state != "refused");
+        if finished.values().any(|state| state == "refused") {
+            output = without_refused(path, format)?;
+            finished.retain(|_, state| state != "refused");
+        }
         let (pending, lines) = open_lines(&pending_path, OutputFormat::Ndjson)?;
         let (accepted, keys) = (pairs(&lines, "file", "id"), pairs(&lines, "file", "key"));
         let files = Files { output: Mutex::new(output), pending: Mutex::new(pending), pending_path };
@@ -145,6 +148,27 @@ fn open_lines(path: &Path, format: OutputFormat) -> anyhow::Result<(File, Vec<Va
         file.set_len(whole.len() as u64).with_context(cannot)?;
     }
     Ok((file, lines))
+}
+
+/// The output without the lines of images that were refused, in place of what it was: whole or not at all.
+fn without_refused(path: &Path, format: OutputFormat) -> anyhow::Result<File> {
+    let cannot = || format!("write {}", path.display());
+    let text = fs::read_to_string(path).with_context(cannot)?;
+    let is_refused = |line: &str| match format {
+        OutputFormat::Ndjson => serde_json::from_str::<Value>(line).is_ok_and(|line| line["state"] == "refused"),
+        // A row is a line.
+        OutputFormat::Csv => table::read(format!("{}{line}", table::HEAD).as_bytes())
+            .is_some_and(|rows| rows.iter().any(|row| row["state"] == "refused")),
+    };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut kept = tempfile::Builder::new().prefix(".submit").tempfile_in(folder).with_context(cannot)?;
+    for line in text.split_inclusive('\n').filter(|line| !is_refused(line.trim_end_matches('\n'))) {
+        kept.write_all(line.as_bytes()).with_context(cannot)?;
+    }
+    kept.as_file().sync_all().with_context(cannot)?;
+    fs::set_permissions(kept.path(), fs::metadata(path).with_context(cannot)?.permissions()).with_context(cannot)?;
+    kept.persist(path).with_context(cannot)?;
+    Ok(open_lines(path, format)?.0)
 }
 
 fn pairs(lines: &[Value], key: &str, value: &str) -> HashMap<String, String> {

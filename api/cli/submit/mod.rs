@@ -17,11 +17,12 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use futures::StreamExt;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde_json::Value;
 
 use crate::config::SubmitArgs;
 use crate::output::note;
+use crate::remote::text;
 use crate::stop;
 use client::Client;
 use ledger::Ledger;
@@ -59,7 +60,12 @@ pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
         };
         let Some(line) = result else { break };
         let line = line?;
-        tally.count(line.get("state").and_then(Value::as_str).unwrap_or("refused"));
+        let state = line.get("state").and_then(Value::as_str).unwrap_or("refused");
+        tally.count(state);
+        if state == "refused" {
+            let (file, error) = (text(&line["file"]), text(&line["error"]["message"]));
+            bar.suspend(|| note!("{file}: refused: {error}"));
+        }
         bar.inc(1);
         bar.set_message(tally.trouble());
     }
@@ -82,9 +88,13 @@ pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
 fn progress_bar(length: u64) -> ProgressBar {
     let visible = std::io::stderr().is_terminal();
     let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let style = ProgressStyle::with_template("{bar:32} {pos}/{len}  {per_sec}  {eta} left  {msg}");
+    // The bar takes what the terminal's width leaves.
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {rate}  {eta} left  {msg}");
+    let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        out.write_str(&format!("{:.1}/s", state.per_sec())).unwrap_or_default();
+    };
     let bar = ProgressBar::with_draw_target(Some(length), target);
-    bar.set_style(style.expect("the template is well-formed"));
+    bar.set_style(style.expect("the template is well-formed").with_key("rate", rate));
     bar
 }
 
