@@ -25,13 +25,16 @@ const ROOM_LOOK: Duration = Duration::from_secs(2);
 
 /// Refuses a folder that has the other engine's jobs and none of this one's: they would seem to be gone.
 fn check_folder(folder: &Path, engine: EngineKind) -> anyhow::Result<()> {
+    // What is there once a queue has run; a start that failed leaves less.
+    let (journal, nats) = ("journal", "nats/jetstream");
     let (ours, theirs, other) = match engine {
-        EngineKind::Own => ("journal", "nats", "nats"),
-        EngineKind::Nats => ("nats", "journal", "own"),
+        EngineKind::Own => (journal, nats, "nats"),
+        EngineKind::Nats => (nats, journal, "own"),
     };
+    let has = |name: &str| std::fs::read_dir(folder.join(name)).is_ok_and(|mut entries| entries.next().is_some());
     ensure!(
-        folder.join(ours).exists() || !folder.join(theirs).exists(),
-        "the jobs in {} are in the queue of `--engine {other}`; say that, or choose another folder with --data",
+        has(ours) || !has(theirs),
+        "the jobs in {} are in the queue of `--engine {other}`; pass that, or choose another folder with --data",
         folder.display()
     );
     Ok(())

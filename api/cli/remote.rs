@@ -86,7 +86,7 @@ pub(crate) fn client(args: &ApiAddressArgs) -> anyhow::Result<reqwest::Client> {
 /// What to do about a key that is missing, or that the API does not know.
 pub(crate) fn needs_key(problem: &Value) -> &'static str {
     if problem["code"] == "key_missing" {
-        "this API needs a key: say --key sl_…, or set SIGHTLINE_KEY"
+        "this API needs a key: pass --key sl_…, or set SIGHTLINE_KEY"
     } else {
         "this API does not know the key: look at --key and SIGHTLINE_KEY"
     }

@@ -1,4 +1,4 @@
-//! Whom our own commands trust with `--api-ca`.
+//! The certificates that our own commands trust with `--api-ca`.
 //!
 //! The file holds authorities, or the very certificate that the server shows. The second is what people have who
 //! make one with `openssl req -x509`: it calls itself an authority and names no host, which a check by the rules
@@ -22,7 +22,7 @@ pub(crate) fn trusting(path: &Path) -> anyhow::Result<ClientConfig> {
     ensure!(!given.is_empty(), "{} holds no certificate (PEM is expected)", path.display());
     let provider = Arc::new(ring::default_provider());
     let others = Verifier::new_with_extra_roots(given.iter().cloned(), provider.clone());
-    let others = others.with_context(|| format!("{} is no certificate", path.display()))?;
+    let others = others.with_context(|| format!("{} is not a certificate", path.display()))?;
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let verifier = Arc::new(Given { given, others, provider });
     Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())

@@ -25,7 +25,7 @@ pub(crate) struct Bodies {
     reserve: Semaphore,
     /// Units of both together.
     units: usize,
-    /// Units lent, by address.
+    /// Units lent or waited for, by address.
     lent: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -43,7 +43,8 @@ impl Bodies {
 
     /// Whether little is left for an address, so that its uploads must be quick.
     pub(crate) fn is_short(&self, of: Option<IpAddr>) -> bool {
-        self.common.available_permits() < self.units / 8 && !self.has_little(of)
+        let is_reserve_short = self.reserve.available_permits() < self.units / 16;
+        self.common.available_permits() < self.units / 8 && (is_reserve_short || !self.has_little(of))
     }
 
     /// Room of an upload that has sent nothing yet.
@@ -55,9 +56,9 @@ impl Bodies {
         self.lent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An address may have half the reserve, so at least two find room there.
+    /// An address may have half the reserve, so at least two find room there; what it waits for counts.
     fn has_little(&self, of: Option<IpAddr>) -> bool {
-        of.is_some_and(|of| self.lent().get(&network_of(of)).is_none_or(|units| *units < self.units / 16))
+        of.is_some_and(|of| self.lent().get(&network_of(of)).is_none_or(|units| *units <= self.units / 16))
     }
 }
 
@@ -82,6 +83,11 @@ impl<'a> Room<'a> {
             return Ok(());
         }
         let bodies = self.bodies;
+        // Counted before it is there, and given back with the room.
+        self.units += missing;
+        if let Some(of) = self.of {
+            *bodies.lent().entry(of).or_default() += missing;
+        }
         let (held, more) = tokio::select! {
             biased;
             more = bodies.common.acquire_many(missing as u32) => (&mut self.common, more),
@@ -92,10 +98,6 @@ impl<'a> Room<'a> {
         match held {
             Some(held) => held.merge(more),
             None => *held = Some(more),
-        }
-        self.units += missing;
-        if let Some(of) = self.of {
-            *bodies.lent().entry(of).or_default() += missing;
         }
         Ok(())
     }
@@ -141,7 +143,8 @@ mod tests {
             other.grow(units * BODY_UNIT).await.expect("there is a reserve");
         }
         assert_eq!(began.elapsed(), Duration::ZERO);
-        assert!(bodies.is_short(OTHER), "it is not one who holds little any more");
+        other.grow(5 * BODY_UNIT).await.expect_err("it is not one who holds little any more");
+        assert!(bodies.is_short(OTHER));
         drop((other, rooms));
         assert_eq!((bodies.common.available_permits(), bodies.reserve.available_permits()), (56, 8));
         assert!(bodies.lent().is_empty(), "what has ended is forgotten");

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use queue::balance::Move;
 use queue::client::Description;
 use queue::watchdog::{Stall, Watchdog};
@@ -20,6 +20,8 @@ use crate::roster::Roster;
 
 /// How often to look.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// How long changes of topics are gathered.
+const CHANGES_PAUSE: Duration = Duration::from_millis(200);
 /// Jobs that are late and looked at, at a time.
 const OVERDUE_WIDTH: usize = 16;
 
@@ -63,7 +65,11 @@ impl Watch {
             // What is paused now is to be known now.
             tokio::select! {
                 _ = due.tick() => {}
-                Some(_) = changes.next() => {}
+                Some(_) = changes.next() => {
+                    // Where one is, more come.
+                    tokio::time::sleep(CHANGES_PAUSE).await;
+                    while changes.next().now_or_never().flatten().is_some() {}
+                }
             }
             let topics = match look(&queue).await {
                 Ok(topics) => topics,

@@ -26,7 +26,7 @@ pub struct Manifest {
     pub task: Task,
     /// The version that runs when a job names none: a numeric folder beside this file.
     pub version: u32,
-    /// How many runs on an empty image make a fresh session ready.
+    /// How many runs on grey noise make a fresh session ready.
     #[serde(default = "one")]
     pub warm_up_runs: u32,
     /// The input tensor.

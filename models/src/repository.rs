@@ -36,6 +36,8 @@ pub struct Repository {
 pub struct Unavailable {
     /// The folder's name, which would be the model's.
     pub name: String,
+    /// The folder of models that it is from.
+    pub folder: PathBuf,
     /// What is wrong, in one line, with the path.
     pub reason: String,
 }
@@ -90,7 +92,7 @@ impl Repository {
     }
 
     /// The models inside the binary and those in `folders`; each folder holds one folder a model. Files beside
-    /// these and hidden folders are none of ours.
+    /// these, and hidden folders, are left alone.
     ///
     /// # Errors
     /// A folder of models that cannot be listed. What is wrong with one model is among
@@ -102,7 +104,11 @@ impl Repository {
                 let added = Model::from_folder(&path).and_then(|model| repository.add(model, &path));
                 if let Err(error) = added {
                     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                    repository.unavailable.push(Unavailable { name, reason: crate::error::chain(&error) });
+                    repository.unavailable.push(Unavailable {
+                        name,
+                        folder: folder.clone(),
+                        reason: crate::error::chain(&error),
+                    });
                 }
             }
         }
@@ -125,7 +131,9 @@ impl Repository {
             return self;
         }
         let named = self.models.values().filter(|model| names.iter().any(|name| name == model.name()));
-        let chosen_from: BTreeSet<Option<PathBuf>> = named.map(Model::folder).collect();
+        let bad = self.unavailable.iter().filter(|bad| names.contains(&bad.name));
+        let bad = bad.map(|bad| Some(bad.folder.clone()));
+        let chosen_from: BTreeSet<Option<PathBuf>> = named.map(Model::folder).chain(bad).collect();
         self.models.retain(|name, model| {
             let folder = model.folder();
             names.contains(name) || folder.is_some() && !chosen_from.contains(&folder)

@@ -22,8 +22,9 @@ pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 pub const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Where somebody asks who is there.
 const ASK_SUBJECT: &str = "members.ask";
-/// Whoever asked listens until it was quiet for so long, and no longer than that.
-const ASK_QUIET: Duration = Duration::from_millis(150);
+/// How long to listen for answers: at least, after somebody new, and at most.
+const ASK_MIN: Duration = Duration::from_millis(600);
+const ASK_QUIET: Duration = Duration::from_millis(250);
 const ASK_MAX: Duration = Duration::from_millis(2_500);
 /// Members that a table holds; announcements beyond that are ignored.
 const MEMBERS_MAX: usize = 10_000;
@@ -260,6 +261,11 @@ impl Table {
         }
     }
 
+    /// Whether this member has been heard.
+    fn knows(&self, id: &str) -> bool {
+        self.heard.contains_key(id)
+    }
+
     /// Forgets who was not heard for [`SILENCE_MAX`], but not what they counted.
     pub fn expire(&mut self, now: Instant) {
         let gone = |at: Instant| now.saturating_duration_since(at) >= SILENCE_MAX;
@@ -346,13 +352,13 @@ impl Queue {
         let mut heard = self.announcements().await?;
         self.send(ASK_SUBJECT.into(), Bytes::new()).await.map_err(unavailable)?;
         let (mut table, end) = (Table::default(), tokio::time::Instant::now() + ASK_MAX);
-        // The first answer may have a long way.
-        let mut quiet = ANNOUNCE_INTERVAL + ASK_QUIET;
-        while let Ok(Some(announcement)) =
-            tokio::time::timeout(quiet.min(end - tokio::time::Instant::now()), heard.next()).await
-        {
+        // Somebody who speaks by chance must not end it before the answers are here.
+        let mut until = tokio::time::Instant::now() + ASK_MIN;
+        while let Ok(Some(announcement)) = tokio::time::timeout_at(until.min(end), heard.next()).await {
+            if !table.knows(&announcement.id) {
+                until = until.max(tokio::time::Instant::now() + ASK_QUIET);
+            }
             table.hear(announcement, Instant::now());
-            quiet = ASK_QUIET;
         }
         Ok(table)
     }

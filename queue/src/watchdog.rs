@@ -164,9 +164,9 @@ impl std::fmt::Display for Reason {
             Self::ConsumerMissing => f.write_str("its consumer `workers` is missing"),
             Self::NoLeader => f.write_str("the partition has no leader: too many of its servers are gone"),
             Self::NoMember => f.write_str("no worker has the model; start one with sightline worker"),
-            Self::StuckLease { workers } if workers.is_empty() => {
-                f.write_str("jobs are out with workers that are not heard; they come back when their leases end")
-            }
+            Self::StuckLease { workers } if workers.is_empty() => f.write_str(
+                "jobs are out with workers that are not heard, or wait to be tried again; they come back by themselves",
+            ),
             Self::StuckLease { workers } => {
                 write!(f, "jobs are stuck in the hands of {}; ending these workers frees them", workers.join(", "))
             }

@@ -94,6 +94,34 @@ fn a_tar_becomes_a_table_that_is_gone_on_with() {
 }
 
 #[test]
+fn a_file_that_was_changed_is_sent_again_and_the_others_are_not() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let images = [path("a.png"), path("b.jpg")];
+    fs::write(&images[0], photo("coffee.png")).expect("written");
+    fs::write(&images[1], photo("rocket.jpg")).expect("written");
+    for out in [path("results.ndjson"), path("results.csv")] {
+        let words = ["submit", &images[0], &images[1], "--model", "efficientnet-lite0", "--out", &out];
+        let first = shared().command(&words);
+        assert!(first.status.success(), "{}", stderr(&first));
+        let before = fs::read_to_string(&out).expect("written");
+        let file = fs::File::options().append(true).open(&images[0]).expect("opened");
+        file.set_len(0).expect("emptied");
+        fs::write(&images[0], photo("chelsea.png")).expect("written");
+        // A moment later than the last line, on whatever file system.
+        file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(2)).expect("settable");
+        let second = shared().command(&words);
+        assert!(stderr(&second).contains("2 images (1 of them before): 2 succeeded"), "{}", stderr(&second));
+        let after = fs::read_to_string(&out).expect("written");
+        assert_eq!(after.lines().count(), before.lines().count(), "{after}");
+        let of = |text: &str, name: &str| text.lines().find(|line| line.contains(name)).map(str::to_owned);
+        assert_eq!(of(&after, "b.jpg"), of(&before, "b.jpg"));
+        assert_ne!(of(&after, "a.png"), of(&before, "a.png"));
+        fs::write(&images[0], photo("coffee.png")).expect("written");
+    }
+}
+
+#[test]
 fn a_submit_that_is_killed_sends_nothing_twice() {
     let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -243,7 +271,7 @@ async fn a_data_folder_may_have_any_name_and_is_of_one_engine() {
         let shown = data.to_str().expect("UTF-8").to_owned();
         fails(
             &["up", "--engine", "nats", "--listen", "127.0.0.1:0", "--data", &shown],
-            "say that, or choose another folder",
+            "pass that, or choose another folder",
         );
         // A file that is no database is named, and is not replaced.
         std::fs::write(data.join("index.db"), "no database at all, whatever its name says".repeat(100))

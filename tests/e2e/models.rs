@@ -6,6 +6,7 @@ use std::process::Stdio;
 use serde_json::Value;
 
 use super::harness::{Running, Stack, eventually, photo, send, signal, temporary_folder, test_models};
+use super::topics::ok;
 
 /// Brings a test model into a folder.
 fn bring(folder: &Path, name: &str) {
@@ -127,11 +128,11 @@ async fn a_job_is_run_by_a_worker_that_has_the_files_it_was_promised() {
     drop(stranger);
 
     // When nobody has the files, jobs wait and say so, and others go on.
-    stack.command(&["topics", "pause", "pets"]);
+    ok(&stack, &["topics", "pause", "pets"]);
     let waits = stack.accept("pets", photo("rocket.jpg")).await;
     std::fs::copy(other.path().join("pets/labels.txt"), right.path().join("pets/labels.txt")).expect("copied");
     stack.restart();
-    stack.command(&["topics", "resume", "pets"]);
+    ok(&stack, &["topics", "resume", "pets"]);
     let new = stack.run("model=pets", photo("rocket.jpg")).await;
     assert_eq!(new["state"], "succeeded", "{new}");
     eventually("it says what it waits for", async || {

@@ -119,7 +119,9 @@ impl Reader<'_> {
         drop(sent);
         let mut said = String::new();
         while !READY.iter().any(|ready| said.contains(ready)) {
-            let Ok(line) = lines.recv() else { panic!("{filled} has ended: {said}") };
+            let Ok(line) = lines.recv_timeout(std::time::Duration::from_secs(120)) else {
+                panic!("{filled} has ended, or is silent: {said}")
+            };
             said += &line;
             said.push('\n');
         }

@@ -176,6 +176,10 @@ impl Shelf {
         let mut problem = None;
         for name in models {
             if let Err(error) = shelf.load_default(name) {
+                // What cannot be fetched now may be later: the supervisor tries again.
+                if matches!(error, WorkerError::Files { .. }) {
+                    return Err(error);
+                }
                 tracing::error!(model = name, %error, "this model is not served");
                 problem = Some(error);
             }
@@ -217,7 +221,7 @@ impl Shelf {
         let mut loaded = self.runtime.session(&graph, model.manifest()).map_err(broken)?;
         for _ in 0..model.manifest().warm_up_runs {
             match warm_up(&mut loaded, model) {
-                // A picture of noise may make of it what no photo does.
+                // Noise may make of it what no photo does.
                 Err(error @ RunError::Output(OutputError::NotFinite(_))) => {
                     tracing::warn!(model = model.name(), %error, "its warm-up, on a picture of noise");
                 }

@@ -122,10 +122,10 @@ impl InHand {
         (!bench.engine.has(spec)).then(|| spec.clone())
     }
 
-    /// Gives the job, which nobody can run just now, back for a while that grows. This costs it no attempt.
+    /// Gives the job back, which needs the files of another worker, for a while that grows. This costs it no attempt.
     pub(crate) async fn postpone(self) {
         let pause = job_pause(self.delivery.deliveries);
-        tracing::debug!(job_id = %self.delivery.id, ?pause, "no worker has the files that it was promised");
+        tracing::debug!(job_id = %self.delivery.id, ?pause, "it was promised the answers of other files");
         log_unsettled(&self.delivery, self.delivery.nak(pause).await);
     }
 
@@ -254,6 +254,11 @@ impl InHand {
             let failed = record.fail(error, now).expect(never_terminal);
             let written = bench.queue.replace(revision, &failed).await?;
             return Ok((written != Replaced::Refused).then(|| Begun::Over(bury(&failed))));
+        }
+        // What was seen of it may have been another life of it, that has ended.
+        if !bench.engine.has(&record.spec) {
+            let delay = job_pause(self.delivery.deliveries);
+            return Ok(Some(Begun::Over(Settlement::Nak { delay })));
         }
         let running = record.start(&bench.member, now).expect(never_terminal);
         Ok(match bench.queue.replace(revision, &running).await? {

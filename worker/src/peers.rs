@@ -1,62 +1,72 @@
-//! The other workers, as they announce themselves.
+//! The other workers, and what they have.
 //!
-//! A job is promised the answers of certain files. A worker that has others must not run it, and hands it back;
-//! for how long it leaves the job's partition alone follows from whether somebody else has these files.
+//! A job is promised the answers of certain files. A worker that has others must not run it, and gives it back for a
+//! while, so that those behind it come. If somebody else has these files, it also leaves the partition alone after
+//! a few such jobs in a row, or it would hold up all of them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::StreamExt;
 use queue::members::Table;
-use queue::{JobSpec, Queue, QueueError};
+use queue::{JobSpec, Queue};
 use tokio::time::Instant;
 
 use crate::rounds::Place;
 
-/// The first pause of a partition, and of a job; each doubles.
-const PAUSE: Duration = Duration::from_millis(500);
-/// The longest of a partition whose jobs others can run.
-const PLACE_PAUSE_MAX: Duration = Duration::from_secs(8);
-/// The longest of a job that nobody can run: whoever comes for it finds it after that at the latest.
+/// How long a job is given back: the first time, and at most. So whoever comes for it finds it after that.
+const JOB_PAUSE: Duration = Duration::from_millis(500);
 const JOB_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Jobs for others in a row, after which a partition is left alone for a while.
+const FOREIGN_MAX: u32 = 8;
+const PLACE_PAUSE: Duration = Duration::from_secs(1);
+/// How long an answer to the question who is there is good for.
+const FRESH: Duration = Duration::from_secs(5);
 
-/// Who else is there, kept up to date in the background; clones share it.
-#[derive(Clone, Default)]
-pub(crate) struct Peers(Arc<Mutex<Table>>);
+/// Who else is there. They are asked when it matters, since all of them hear each question.
+#[derive(Default)]
+pub(crate) struct Peers {
+    known: Arc<Mutex<Option<(Instant, Table)>>>,
+    is_asking: Arc<AtomicBool>,
+}
 
 impl Peers {
-    /// Listens for as long as this process lives.
-    pub(crate) async fn keep(self, queue: Queue) -> Result<(), QueueError> {
-        let mut heard = queue.announcements().await?;
-        while let Some(announcement) = heard.next().await {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).hear(announcement, std::time::Instant::now());
+    /// Whether some worker had the files that a job was promised, when they were asked last. Asks again in the
+    /// background if that was long ago.
+    pub(crate) fn can_run(&self, queue: &Queue, spec: &JobSpec) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_none_or(|(at, _)| at.elapsed() > FRESH) && !self.is_asking.swap(true, Ordering::Relaxed) {
+            let (queue, known, is_asking) = (queue.clone(), self.known.clone(), self.is_asking.clone());
+            tokio::spawn(async move {
+                match queue.ask_members().await {
+                    Ok(table) => *known.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), table)),
+                    Err(error) => tracing::debug!(%error, "the other workers were not asked"),
+                }
+                is_asking.store(false, Ordering::Relaxed);
+            });
         }
-        Ok(())
-    }
-
-    /// Whether some worker has the files that a job was promised.
-    pub(crate) fn can_run(&self, spec: &JobSpec) -> bool {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        table.expire(std::time::Instant::now());
-        table.members().any(|member| member.state == "ready" && member.can_run(spec))
+        known.as_ref().is_some_and(|(_, table)| table.members().any(|one| one.state == "ready" && one.can_run(spec)))
     }
 }
 
-/// How long a job that nobody can run waits until somebody looks at it again. Meanwhile those behind it come.
+/// How long a job is given back that was handed out so many times.
 pub(crate) fn job_pause(deliveries: u64) -> Duration {
-    PAUSE.saturating_mul(1 << deliveries.saturating_sub(1).min(10)).min(JOB_PAUSE_MAX)
+    JOB_PAUSE.saturating_mul(1 << deliveries.saturating_sub(1).min(10)).min(JOB_PAUSE_MAX)
 }
 
 /// Partitions whose jobs are for others at the moment.
 #[derive(Debug, Default)]
-pub(crate) struct Avoided(HashMap<Place, (Instant, Duration)>);
+pub(crate) struct Avoided(HashMap<Place, (u32, Option<Instant>)>);
 
 impl Avoided {
     /// Another job there was for others.
     pub(crate) fn add(&mut self, place: Place, now: Instant) {
-        let pause = self.0.get(&place).map_or(PAUSE, |(_, pause)| (*pause * 2).min(PLACE_PAUSE_MAX));
-        self.0.insert(place, (now + pause, pause));
+        let (count, until) = self.0.entry(place).or_default();
+        *count += 1;
+        if *count >= FOREIGN_MAX {
+            (*count, *until) = (0, Some(now + PLACE_PAUSE));
+        }
     }
 
     /// A job there was for this worker.
@@ -66,7 +76,7 @@ impl Avoided {
 
     /// Whether to leave it alone for now.
     pub(crate) fn holds(&self, place: &Place, now: Instant) -> bool {
-        self.0.get(place).is_some_and(|(until, _)| now < *until)
+        self.0.get(place).is_some_and(|(_, until)| until.is_some_and(|until| now < until))
     }
 }
 
@@ -76,22 +86,21 @@ mod tests {
     use queue::{PartitionId, Priority};
 
     #[test]
-    fn pauses_double_and_end() {
-        let (mut avoided, mut now) = (Avoided::default(), Instant::now());
+    fn a_partition_is_left_alone_after_some_jobs_for_others_in_a_row() {
+        let (mut avoided, now) = (Avoided::default(), Instant::now());
         let place: Place = ("cats".parse().expect("a name"), PartitionId::new(0, Priority::Normal));
-        let mut pauses = Vec::new();
-        for _ in 0..6 {
+        for _ in 1..FOREIGN_MAX {
             avoided.add(place.clone(), now);
-            let begun = now;
-            while avoided.holds(&place, now) {
-                now += Duration::from_millis(100);
-            }
-            pauses.push((now - begun).as_millis());
+            assert!(!avoided.holds(&place, now), "a few are passed by");
         }
-        assert_eq!(pauses, [500, 1_000, 2_000, 4_000, 8_000, 8_000]);
         avoided.add(place.clone(), now);
+        assert!(avoided.holds(&place, now) && !avoided.holds(&place, now + PLACE_PAUSE));
         avoided.remove(&place);
         assert!(!avoided.holds(&place, now), "a job of its own ends it");
+    }
+
+    #[test]
+    fn a_job_is_given_back_for_longer_each_time() {
         assert_eq!([1, 2, 7, 8, 1_000].map(|count| job_pause(count).as_millis()), [500, 1_000, 30_000, 30_000, 30_000]);
     }
 }

@@ -63,11 +63,6 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
         let (queue, runs) = (queue.clone(), runs.clone());
         move || runs.clone().keep(queue.clone())
     });
-    let peers = Peers::default();
-    let listening = tasks.keep("peers", {
-        let (queue, peers) = (queue.clone(), peers.clone());
-        move || peers.clone().keep(queue.clone())
-    });
     let engine = Engine::start(config.repository, config.cache, config.models, config.runtime, config.threads).await?;
     let models = engine.models();
     status.update(|member| {
@@ -102,21 +97,16 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
     reporter.send(&Report::Ready { member: member.clone() });
     tracing::info!(%member, models = models.join(","), "worker ready");
 
-    let result = take_jobs(&mut intake, &bench, &peers, &stop).await;
-    drop((announcing, canceling, listening, leaving));
+    let result = take_jobs(&mut intake, &bench, &stop).await;
+    drop((announcing, canceling, leaving));
     queue.announce_gone(status.snapshot()).await;
     queue.flush().await;
     tracing::info!(%member, "worker ends");
     result
 }
 
-async fn take_jobs(
-    intake: &mut Intake,
-    bench: &Bench,
-    peers: &Peers,
-    stop: &CancellationToken,
-) -> Result<(), WorkerError> {
-    let slot = Arc::new(Semaphore::new(1));
+async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken) -> Result<(), WorkerError> {
+    let (slot, peers) = (Arc::new(Semaphore::new(1)), Peers::default());
     let failure = Arc::new(Mutex::new(None));
     // Pulled by whoever stops the worker, and by a job that leaves it unfit for the next one.
     let halt = stop.child_token();
@@ -127,12 +117,11 @@ async fn take_jobs(
         drop(arrival);
         job.look(bench).await;
         if let Some(promised) = job.is_for_others(bench) {
-            if peers.can_run(&promised) {
+            // Whoever has them gets time to come by.
+            if peers.can_run(&bench.queue, &promised) {
                 intake.avoid(job.place());
-                job.hand_back().await;
-            } else {
-                job.postpone().await;
             }
+            job.postpone().await;
             continue;
         }
         intake.suits(&job.place());

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 
@@ -96,6 +97,15 @@ enum Place {
 }
 
 impl Input {
+    /// When it was changed last; an entry of a tar with its tar.
+    pub(super) fn modified(&self) -> io::Result<SystemTime> {
+        let path = match &self.place {
+            Place::File => Path::new(&self.name),
+            Place::Entry { tar, .. } => tar,
+        };
+        std::fs::metadata(path)?.modified()
+    }
+
     /// Its bytes.
     pub(super) async fn read(&self) -> io::Result<Bytes> {
         let input = self.clone();

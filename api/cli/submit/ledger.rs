@@ -1,6 +1,6 @@
 //! What has been done already, on disk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
+use super::inputs::Input;
 use super::table;
 use crate::config::OutputFormat;
 use crate::output::out;
@@ -32,8 +33,14 @@ struct Files {
 }
 
 impl Ledger {
-    /// Opens the output and reads what an earlier run of the same model left.
-    pub(super) fn open(output: Option<&Path>, format: Option<OutputFormat>, model: &str) -> anyhow::Result<Self> {
+    /// Opens the output and reads what an earlier run of the same model left, of those `inputs` that are still what
+    /// they were.
+    pub(super) fn open(
+        output: Option<&Path>,
+        format: Option<OutputFormat>,
+        model: &str,
+        inputs: &[Input],
+    ) -> anyhow::Result<Self> {
         let is_table = output.is_some_and(|path| path.extension().is_some_and(|ending| ending == "csv"));
         let format = format.unwrap_or(if is_table { OutputFormat::Csv } else { OutputFormat::Ndjson });
         let Some(path) = output else {
@@ -47,6 +54,8 @@ impl Ledger {
         let mut pending_path = path.as_os_str().to_owned();
         pending_path.push(".pending");
         let pending_path = PathBuf::from(pending_path);
+        // What was changed later than the last line was written is not what the lines are about.
+        let changed = changed_since(inputs, [path, &pending_path]);
         let (mut output, lines) = open_lines(path, format)?;
         if format == OutputFormat::Csv && output.metadata().is_ok_and(|file| file.len() == 0) {
             output.write_all(table::HEAD.as_bytes()).context("write the output")?;
@@ -54,14 +63,17 @@ impl Ledger {
         if let Some(other) = lines.iter().filter_map(|line| line["model"].as_str()).find(|other| *other != model) {
             bail!("{} holds results of model {other}; choose another file for {model}", path.display());
         }
-        // A refusal may have had a passing reason; such images are sent again, and have one line then.
+        // A refusal may have had a passing reason. Such images are sent again, and have one line then.
         let mut finished = pairs(&lines, "file", "state");
-        if finished.values().any(|state| state == "refused") {
-            output = without_refused(path, format)?;
-            finished.retain(|_, state| state != "refused");
+        let is_over = |file: &str, state: &str| state == "refused" || changed.contains(file);
+        if finished.iter().any(|(file, state)| is_over(file, state)) {
+            output = without(path, format, is_over)?;
+            finished.retain(|file, state| !is_over(file, state));
         }
         let (pending, lines) = open_lines(&pending_path, OutputFormat::Ndjson)?;
-        let (accepted, keys) = (pairs(&lines, "file", "id"), pairs(&lines, "file", "key"));
+        let (mut accepted, mut keys) = (pairs(&lines, "file", "id"), pairs(&lines, "file", "key"));
+        accepted.retain(|file, _| !changed.contains(file));
+        keys.retain(|file, _| !changed.contains(file));
         let files = Files { output: Mutex::new(output), pending: Mutex::new(pending), pending_path };
         Ok(Self { finished, accepted, keys, format, files: Some(files) })
     }
@@ -150,19 +162,30 @@ fn open_lines(path: &Path, format: OutputFormat) -> anyhow::Result<(File, Vec<Va
     Ok((file, lines))
 }
 
-/// The output without the lines of images that were refused, in place of what it was: whole or not at all.
-fn without_refused(path: &Path, format: OutputFormat) -> anyhow::Result<File> {
+/// Images that were changed after both of these files were written last.
+fn changed_since(inputs: &[Input], files: [&Path; 2]) -> HashSet<String> {
+    let written = files.into_iter().filter_map(|path| fs::metadata(path).and_then(|about| about.modified()).ok());
+    let Some(written) = written.max() else { return HashSet::new() };
+    let is_newer = |input: &&Input| input.modified().is_ok_and(|modified| modified > written);
+    inputs.iter().filter(is_newer).map(|input| input.name.clone()).collect()
+}
+
+/// The output without some lines, by file and state, in place of what it was: whole or not at all.
+fn without(path: &Path, format: OutputFormat, goes: impl Fn(&str, &str) -> bool) -> anyhow::Result<File> {
     let cannot = || format!("write {}", path.display());
     let text = fs::read_to_string(path).with_context(cannot)?;
-    let is_refused = |line: &str| match format {
-        OutputFormat::Ndjson => serde_json::from_str::<Value>(line).is_ok_and(|line| line["state"] == "refused"),
+    let read = |line: &str| match format {
+        OutputFormat::Ndjson => serde_json::from_str::<Value>(line).ok(),
         // A row is a line.
-        OutputFormat::Csv => table::read(format!("{}{line}", table::HEAD).as_bytes())
-            .is_some_and(|rows| rows.iter().any(|row| row["state"] == "refused")),
+        OutputFormat::Csv => table::read(format!("{}{line}", table::HEAD).as_bytes())?.pop(),
+    };
+    let stays = |line: &&str| {
+        let Some(line) = read(line.trim_end_matches('\n')) else { return true };
+        !goes(line["file"].as_str().unwrap_or_default(), line["state"].as_str().unwrap_or_default())
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut kept = tempfile::Builder::new().prefix(".submit").tempfile_in(folder).with_context(cannot)?;
-    for line in text.split_inclusive('\n').filter(|line| !is_refused(line.trim_end_matches('\n'))) {
+    for line in text.split_inclusive('\n').filter(stays) {
         kept.write_all(line.as_bytes()).with_context(cannot)?;
     }
     kept.as_file().sync_all().with_context(cannot)?;
@@ -191,7 +214,7 @@ mod tests {
     #[test]
     fn an_interrupted_run_is_taken_up_and_a_torn_line_forgotten() {
         let output = path("resume");
-        let ledger = Ledger::open(Some(&output), None, "m").expect("opens");
+        let ledger = Ledger::open(Some(&output), None, "m", &[]).expect("opens");
         ledger.accept("a.png", "job-a").and_then(|()| ledger.accept("b.png", "job-b")).expect("writes");
         ledger.finish(&json!({"file": "a.png", "state": "succeeded"})).expect("writes");
         let key = ledger.key_of("c.png").expect("noted");
@@ -200,11 +223,11 @@ mod tests {
             OpenOptions::new().append(true).open(&output).and_then(|mut file| file.write_all(b"{\"file\":\"b.p"));
         torn.expect("writes");
 
-        let ledger = Ledger::open(Some(&output), None, "m").expect("opens again");
+        let ledger = Ledger::open(Some(&output), None, "m", &[]).expect("opens again");
         assert_eq!((ledger.state_of("a.png"), ledger.state_of("b.png")), (Some("succeeded"), None));
         assert_eq!(ledger.job_of("b.png"), Some("job-b"));
         assert_eq!(ledger.key_of("c.png").expect("noted"), key, "what was sent, or was about to be, is sent as it was");
-        assert!(Ledger::open(Some(&output), None, "m").is_err(), "two at once");
+        assert!(Ledger::open(Some(&output), None, "m", &[]).is_err(), "two at once");
         ledger.finish(&json!({"file": "b.png", "state": "failed"})).and_then(|()| ledger.close()).expect("writes");
         let text = fs::read_to_string(&output).expect("reads");
         assert_eq!(text.lines().count(), 2, "{text}");
@@ -218,7 +241,7 @@ mod tests {
             ["dear diary\n", "dear diary", "[1]\n", "{\"file\":\"a\",\"model\":\"other\",\"state\":\"succeeded\"}\n"]
         {
             fs::write(&output, text).expect("writes");
-            assert!(Ledger::open(Some(&output), None, "m").is_err(), "{text}");
+            assert!(Ledger::open(Some(&output), None, "m", &[]).is_err(), "{text}");
             assert_eq!(fs::read_to_string(&output).expect("reads"), text);
         }
         fs::remove_file(&output).expect("removes");

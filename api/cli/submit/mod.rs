@@ -36,7 +36,7 @@ pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
     let (files, skipped) = inputs::images(&args.paths)?;
     anyhow::ensure!(!files.is_empty(), "there are no images in {}\n{skipped}", args.paths.join(", "));
     let client = Client::new(&args.api, &args.model)?;
-    let ledger = Ledger::open(args.out.as_deref(), args.format, &args.model)?;
+    let ledger = Ledger::open(args.out.as_deref(), args.format, &args.model, &files)?;
     client.check_model().await?;
 
     let started = Instant::now();

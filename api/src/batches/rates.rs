@@ -13,6 +13,8 @@ const BATCHES_MAX: usize = 1_000;
 const MEMORY: Duration = Duration::from_secs(15);
 /// Looks that are closer are one.
 const LOOK_MIN: Duration = Duration::from_millis(500);
+/// Longer than this is no estimate any more, seconds.
+const SECONDS_MAX: f64 = 30.0 * 86_400.0;
 /// Jobs that must have ended for a first pace, from the batch's begin on.
 const ENDED_MIN: u64 = 5;
 
@@ -43,8 +45,9 @@ impl Rates {
             rates.remove(&oldest);
         }
         rates.insert(batch.to_owned(), rate);
-        let pace = rate.pace.filter(|pace| *pace > 0.0)?;
-        Some((left as f64 / pace).ceil() as u64)
+        let seconds = (left as f64 / rate.pace?).ceil();
+        // Of a batch that stands still nobody knows the end.
+        (seconds <= SECONDS_MAX).then_some(seconds as u64)
     }
 }
 
@@ -87,6 +90,7 @@ mod tests {
         assert!((84..=92).contains(&caught_up), "{caught_up}");
         // What stands still for long has no end in sight.
         assert!(look(120, 120) > Some(10_000));
+        assert_eq!(look(900, 120), None);
     }
 
     #[test]

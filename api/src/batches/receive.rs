@@ -33,6 +33,7 @@ use crate::keys::Caller;
 use crate::metrics;
 use crate::openapi::Binary;
 use crate::state::{Shared, State as Inner};
+use crate::webhooks;
 
 /// Items that are queued at a time.
 const WIDTH: usize = 16;
@@ -156,6 +157,9 @@ async fn receive(
     check_encoding(headers)?;
     let mut options = BatchOptions::read(query)?;
     resolve_options(state, &mut options.jobs).await?;
+    if let Some(url) = &options.webhook {
+        webhooks::check_target(url, &state.config.webhook_allow)?;
+    }
     let (model, version) = find_model(state, &options.jobs)?;
     let topic = find_topic(state, &options.jobs, model).await?;
     options.jobs.settle_priority(|asked| caller.priority(asked))?;

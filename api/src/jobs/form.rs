@@ -40,7 +40,7 @@ pub(super) async fn read(body: Bytes, boundary: String, options: &mut Options) -
         }
         let name = field.name().unwrap_or_default().to_owned();
         if name != "image" {
-            if field.file_name().is_some() {
+            if field.file_name().is_some_and(|name| !name.is_empty()) {
                 let problem = format!("the file is in the field `{name}`; send it in the field `image`");
                 return Err(ApiError::Form(problem));
             }

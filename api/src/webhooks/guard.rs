@@ -11,7 +11,7 @@ pub(super) fn private(host: &str, allowed: &[String]) -> Option<String> {
     let is_here = lower == "localhost" || lower.ends_with(".localhost");
     let is_private = is_here || bare.parse().is_ok_and(|address| !is_public(address));
     (is_private && !is_allowed)
-        .then(|| format!("{bare} is not a public address; whoever runs this server may allow it with --webhook-allow"))
+        .then(|| format!("{bare} is not a public address; the operator can allow it with --webhook-allow"))
 }
 
 /// The one address to connect to. The name is resolved here and only here, so that it cannot point

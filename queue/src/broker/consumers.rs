@@ -78,7 +78,7 @@ fn create(
     }
     let mut config = asked.config;
     if config.pause_until.as_deref().is_some_and(|text| unix_nanos(text).is_none()) {
-        return Err(Refusal::invalid_json("pause_until is no time"));
+        return Err(Refusal::invalid_json("pause_until is not a time"));
     }
     let durable = config.durable_name.as_deref().filter(|name| !name.is_empty());
     match (named, durable) {

@@ -70,7 +70,8 @@ impl Shared {
                     // connection if it is.
                     if session.is_pedantic {
                         answer(core, b"-ERR 'Invalid Publish Subject'\r\n");
-                    } else if session.wants_no_responders {
+                    } else if session.wants_no_responders && client.permissions().is_none() {
+                        // One with bounds could have us write where it may not.
                         no_responders(core, &publication);
                     }
                     return Ok(());

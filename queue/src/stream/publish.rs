@@ -139,14 +139,23 @@ impl Stream {
     /// What goes so that a message of `bytes` fits once these ranges are `gone`, or why it does not.
     fn make_room(&self, subject: &str, bytes: u64, gone: &[(u64, u64)]) -> Result<(u64, Vec<(u64, u64)>), Refusal> {
         let config = &self.config;
-        let is_gone = |sequence: u64| gone.iter().any(|(from, to)| (*from..=*to).contains(&sequence));
-        let gone_of = |messages: &mut dyn Iterator<Item = Found<'_>>| {
-            messages.fold((0, 0), |(count, bytes), one| (count + 1_u64, bytes + one.counted_bytes()))
+        let (max_count, max_bytes) = (StreamConfig::limit(config.max_msgs), StreamConfig::limit(config.max_bytes));
+        if !gone.is_empty() && max_count.is_none() && max_bytes.is_none() {
+            return Ok((0, Vec::new()));
+        }
+        // The ranges are in order.
+        let is_gone = |sequence: u64| {
+            let next = gone.partition_point(|(_, to)| *to < sequence);
+            gone.get(next).is_some_and(|(from, _)| *from <= sequence)
         };
-        let (gone_count, gone_bytes) = match gone {
-            [] => (0, 0),
-            _ => gone_of(&mut self.messages.from(0).filter(|message| is_gone(message.sequence()))),
+        let of_range = |(from, to): &(u64, u64)| {
+            let (from, to) = (*from, *to);
+            self.messages.from(from).take_while(move |message| message.sequence() <= to)
         };
+        let (gone_count, gone_bytes) = gone
+            .iter()
+            .flat_map(of_range)
+            .fold((0, 0), |(count, bytes), one| (count + 1_u64, bytes + one.counted_bytes()));
         let discards_new = config.discard == Discard::New;
         let mut replaces = 0;
         if let Some(max) = StreamConfig::limit(config.max_msgs_per_subject)
@@ -161,7 +170,6 @@ impl Stream {
         let replaced = self.messages.get(replaces).map_or(0, Found::counted_bytes);
         let mut count = self.messages.len() as u64 - gone_count + 1 - u64::from(replaced > 0);
         let mut total = self.messages.bytes() - gone_bytes - replaced + bytes;
-        let (max_count, max_bytes) = (StreamConfig::limit(config.max_msgs), StreamConfig::limit(config.max_bytes));
         let is_over = |count, total| {
             let messages = max_count.is_some_and(|max| count > max).then_some("messages");
             messages.or(max_bytes.is_some_and(|max| total > max).then_some("bytes"))
