@@ -113,12 +113,7 @@ pub(crate) fn private_folder(path: &Path) -> std::io::Result<()> {
     static WARNED: std::sync::Once = std::sync::Once::new();
     if mode & 0o077 != 0 {
         // Each role of a process comes by here.
-        WARNED.call_once(|| {
-        tracing::warn!(
-            "the data folder {} is open to other users (mode {mode:o}); `chmod 700` closes it. Its files are private",
-            path.display()
-        );
-        });
+        WARNED.call_once(|| warn_of(path, mode));
     }
     for name in OURS {
         let ours = path.join(name);
@@ -129,6 +124,13 @@ pub(crate) fn private_folder(path: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn warn_of(path: &Path, mode: u32) {
+    tracing::warn!(
+        "the data folder {} is open to other users (mode {mode:o}); `chmod 700` closes it. Its files are private",
+        path.display()
+    );
 }
 
 /// Writes a small file that only this user reads.
