@@ -124,7 +124,7 @@ impl InHand {
 
     /// Gives the job back, which needs the files of another worker, for a while that grows. This costs it no attempt.
     pub(crate) async fn postpone(self) {
-        let pause = job_pause(self.delivery.deliveries);
+        let pause = job_pause(self.delivery.deliveries, rand::random());
         tracing::debug!(job_id = %self.delivery.id, ?pause, "it was promised the answers of other files");
         log_unsettled(&self.delivery, self.delivery.nak(pause).await);
     }
@@ -257,7 +257,7 @@ impl InHand {
         }
         // What was seen of it may have been another life of it, that has ended.
         if !bench.engine.has(&record.spec) {
-            let delay = job_pause(self.delivery.deliveries);
+            let delay = job_pause(self.delivery.deliveries, rand::random());
             return Ok(Some(Begun::Over(Settlement::Nak { delay })));
         }
         let running = record.start(&bench.member, now).expect(never_terminal);

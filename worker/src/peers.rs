@@ -17,7 +17,7 @@ use crate::rounds::Place;
 
 /// How long a job is given back: the first time, and at most. So whoever comes for it finds it after that.
 const JOB_PAUSE: Duration = Duration::from_millis(500);
-const JOB_PAUSE_MAX: Duration = Duration::from_secs(30);
+const JOB_PAUSE_MAX: Duration = Duration::from_secs(8);
 /// Jobs for others in a row, after which a partition is left alone for a while.
 const FOREIGN_MAX: u32 = 8;
 const PLACE_PAUSE: Duration = Duration::from_secs(1);
@@ -50,9 +50,11 @@ impl Peers {
     }
 }
 
-/// How long a job is given back that was handed out so many times.
-pub(crate) fn job_pause(deliveries: u64) -> Duration {
-    JOB_PAUSE.saturating_mul(1 << deliveries.saturating_sub(1).min(10)).min(JOB_PAUSE_MAX)
+/// How long a job is given back that was handed out so many times. `chance` is a random number in 0..1: workers look
+/// at fixed intervals, and without it the same one could find the job each time.
+pub(crate) fn job_pause(deliveries: u64, chance: f64) -> Duration {
+    let pause = JOB_PAUSE.saturating_mul(1 << deliveries.saturating_sub(1).min(10)).min(JOB_PAUSE_MAX);
+    pause.mul_f64(0.5 + chance)
 }
 
 /// Partitions whose jobs are for others at the moment.
@@ -101,6 +103,7 @@ mod tests {
 
     #[test]
     fn a_job_is_given_back_for_longer_each_time() {
-        assert_eq!([1, 2, 7, 8, 1_000].map(|count| job_pause(count).as_millis()), [500, 1_000, 30_000, 30_000, 30_000]);
+        assert_eq!([1, 2, 5, 1_000].map(|count| job_pause(count, 0.5).as_millis()), [500, 1_000, 8_000, 8_000]);
+        assert_eq!(job_pause(1, 0.0), JOB_PAUSE / 2);
     }
 }
