@@ -103,7 +103,6 @@ async fn a_promoted_version_and_an_edited_description_lose_no_queued_job() {
 }
 
 #[tokio::test]
-#[ignore = "takes minutes at times since jobs for others are given back for a while: a fault that is open"]
 async fn a_job_is_run_by_a_worker_that_has_the_files_it_was_promised() {
     let (right, other) = (temporary_folder(), temporary_folder());
     bring(right.path(), "pets");

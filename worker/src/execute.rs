@@ -122,9 +122,13 @@ impl InHand {
         (!bench.engine.has(spec)).then(|| spec.clone())
     }
 
-    /// Gives the job back, which needs the files of another worker, for a while that grows. This costs it no attempt.
-    pub(crate) async fn postpone(self) {
-        let pause = job_pause(self.delivery.deliveries, rand::random());
+    /// How long to give it back if it is for others: longer each time.
+    pub(crate) fn pause(&self) -> Duration {
+        job_pause(self.delivery.deliveries)
+    }
+
+    /// Gives the job back for a while. It has not begun, so this costs it no attempt.
+    pub(crate) async fn postpone(self, pause: Duration) {
         tracing::debug!(job_id = %self.delivery.id, ?pause, "it was promised the answers of other files");
         log_unsettled(&self.delivery, self.delivery.nak(pause).await);
     }
@@ -257,8 +261,7 @@ impl InHand {
         }
         // What was seen of it may have been another life of it, that has ended.
         if !bench.engine.has(&record.spec) {
-            let delay = job_pause(self.delivery.deliveries, rand::random());
-            return Ok(Some(Begun::Over(Settlement::Nak { delay })));
+            return Ok(Some(Begun::Over(Settlement::Nak { delay: self.pause() })));
         }
         let running = record.start(&bench.member, now).expect(never_terminal);
         Ok(match bench.queue.replace(revision, &running).await? {

@@ -92,7 +92,7 @@ impl Intake {
                     self.rounds.found(place);
                     return Some((delivery, topic, arrival));
                 }
-                Ok(None) => {}
+                Ok(None) => self.avoided.emptied(&place),
                 Err(error) => {
                     drop(arrival);
                     tracing::warn!(topic = %place.0, partition = %place.1, %error, "no answer to a request for a job");
@@ -102,9 +102,10 @@ impl Intake {
         }
     }
 
-    /// A job of this partition was for other workers: they get time to take what is there.
-    pub(crate) fn avoid(&mut self, place: Place) {
-        self.avoided.add(place, Instant::now());
+    /// A job of this partition was for another worker, and is given back for this long: that one gets time to take
+    /// it.
+    pub(crate) fn avoid(&mut self, place: Place, pause: Duration) {
+        self.avoided.add(place, pause, Instant::now());
     }
 
     /// A job of this partition was for this worker.

@@ -106,7 +106,7 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
 }
 
 async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken) -> Result<(), WorkerError> {
-    let (slot, peers) = (Arc::new(Semaphore::new(1)), Peers::default());
+    let (slot, mut peers) = (Arc::new(Semaphore::new(1)), Peers::default());
     let failure = Arc::new(Mutex::new(None));
     // Pulled by whoever stops the worker, and by a job that leaves it unfit for the next one.
     let halt = stop.child_token();
@@ -117,11 +117,11 @@ async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken)
         drop(arrival);
         job.look(bench).await;
         if let Some(promised) = job.is_for_others(bench) {
-            // Whoever has them gets time to come by.
-            if peers.can_run(&bench.queue, &promised) {
-                intake.avoid(job.place());
+            let pause = job.pause();
+            if peers.can_run(&bench.queue, &promised).await {
+                intake.avoid(job.place(), pause);
             }
-            job.postpone().await;
+            job.postpone(pause).await;
             continue;
         }
         intake.suits(&job.place());
