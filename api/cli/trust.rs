@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
@@ -23,8 +23,8 @@ pub(crate) fn trusting(path: &Path) -> anyhow::Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let others = Verifier::new_with_extra_roots(given.iter().cloned(), provider.clone());
     let others = others.with_context(|| format!("{} is not a certificate", path.display()))?;
-    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-    let verifier = Arc::new(Given { given, others, provider });
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let verifier = Arc::new(Given { given, others });
     Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
 }
 
@@ -32,7 +32,6 @@ pub(crate) fn trusting(path: &Path) -> anyhow::Result<ClientConfig> {
 struct Given {
     given: Vec<CertificateDer<'static>>,
     others: Verifier,
-    provider: Arc<CryptoProvider>,
 }
 
 impl ServerCertVerifier for Given {
@@ -56,7 +55,7 @@ impl ServerCertVerifier for Given {
         shown: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, shown, signed, &self.provider.signature_verification_algorithms)
+        self.others.verify_tls12_signature(message, shown, signed)
     }
 
     fn verify_tls13_signature(
@@ -65,10 +64,10 @@ impl ServerCertVerifier for Given {
         shown: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, shown, signed, &self.provider.signature_verification_algorithms)
+        self.others.verify_tls13_signature(message, shown, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.others.supported_verify_schemes()
     }
 }

@@ -9,7 +9,7 @@
 //! checksums, the labels, and every file of the version folder. Equal digests mean equal answers, and an edited
 //! description or another default version changes none.
 //!
-//! A folder that is no good is that model alone: it is [`Unavailable`] with its reason, and the others serve.
+//! A bad folder affects only its own model: that one is [`Unavailable`] with the reason, and the others serve.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -313,7 +313,7 @@ fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
     Ok(paths)
 }
 
-/// A text of a model, which is no link and not longer than `bytes_max`.
+/// A text of a model, which must not be a link, nor longer than `bytes_max`.
 fn read_plain(path: &Path, bytes_max: u64) -> Result<String, RepositoryError> {
     check_plain(path)?;
     let mut text = String::new();

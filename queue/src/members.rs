@@ -20,9 +20,9 @@ use crate::{JobId, JobSpec, Queue, QueueError, Timestamp};
 pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
 /// A member that was not heard for so long is gone.
 pub const SILENCE_MAX: Duration = Duration::from_secs(5);
-/// Where somebody asks who is there.
+/// The subject on which all members are asked to announce themselves.
 const ASK_SUBJECT: &str = "members.ask";
-/// How long to listen for answers: at least, after somebody new, and at most.
+/// How long to listen for answers: at least, after the last new member, and at most.
 const ASK_MIN: Duration = Duration::from_millis(600);
 const ASK_QUIET: Duration = Duration::from_millis(250);
 const ASK_MAX: Duration = Duration::from_millis(2_500);
@@ -331,19 +331,19 @@ impl Queue {
         }
     }
 
-    /// When a member is to announce itself: each second, and when somebody asks.
+    /// When a member is to announce itself: each second, and when asked.
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.
     pub async fn announcement_times(&self) -> Result<AnnouncementTimes, QueueError> {
-        let unavailable = |problem| QueueError::Unavailable { action: "listen for who asks", problem };
+        let unavailable = |problem| QueueError::Unavailable { action: "listen for questions", problem };
         let asked = self.listen(ASK_SUBJECT.into()).await.map_err(unavailable)?;
         let mut interval = tokio::time::interval(ANNOUNCE_INTERVAL);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         Ok(AnnouncementTimes { interval, asked: Box::pin(asked.map(|_| ())) })
     }
 
-    /// Asks who is there, and listens until nobody new has answered for a while.
+    /// Asks who is there, and listens until no new member has answered for a while.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -352,7 +352,7 @@ impl Queue {
         let mut heard = self.announcements().await?;
         self.send(ASK_SUBJECT.into(), Bytes::new()).await.map_err(unavailable)?;
         let (mut table, end) = (Table::default(), tokio::time::Instant::now() + ASK_MAX);
-        // Somebody who speaks by chance must not end it before the answers are here.
+        // A regular announcement that comes first must not end the wait for the answers.
         let mut until = tokio::time::Instant::now() + ASK_MIN;
         while let Ok(Some(announcement)) = tokio::time::timeout_at(until.min(end), heard.next()).await {
             if !table.knows(&announcement.id) {

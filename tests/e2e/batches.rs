@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::harness::{Answer, ENGINE, Stack, descendants, eventually, photo, send};
-use super::topics::ok;
+use super::topics::{ok, text as said};
 
 fn http() -> reqwest::Client {
     reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("a client")
@@ -384,18 +384,15 @@ fn example(stack: &Stack, name: &str, words: &[&str]) -> std::process::Output {
 #[tokio::test]
 async fn the_examples_do_what_they_say() {
     let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
-    let text = |output: &std::process::Output| {
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-    };
     let photos = super::harness::root().join("tests/photos");
     let photo = |name: &str| photos.join(name).display().to_string();
     let shell = example(&stack, "submit.sh", &[&photo("rocket.jpg")]);
-    assert!(shell.status.success() && text(&shell).contains("missile"), "{}", text(&shell));
+    assert!(shell.status.success() && said(&shell).contains("missile"), "{}", said(&shell));
     let broken = example(&stack, "submit.sh", &[&photo("expected.json")]);
-    assert!(!broken.status.success() && text(&broken).contains("image_unsupported"), "{}", text(&broken));
+    assert!(!broken.status.success() && said(&broken).contains("image_unsupported"), "{}", said(&broken));
     let python = example(&stack, "submit.py", &["efficientnet-lite0", &photo("rocket.jpg"), &photo("coffee.png")]);
-    assert!(python.status.success(), "{}", text(&python));
-    assert!(text(&python).lines().count() == 2 && text(&python).contains("espresso"), "{}", text(&python));
+    assert!(python.status.success(), "{}", said(&python));
+    assert!(said(&python).lines().count() == 2 && said(&python).contains("espresso"), "{}", said(&python));
     let folder = tempfile::tempdir().expect("a folder");
     let camera = folder.path().join("camera");
     std::fs::create_dir(&camera).expect("created");
@@ -408,7 +405,7 @@ async fn the_examples_do_what_they_say() {
     // Twice a night is as good as once.
     for _ in 0..2 {
         let nightly = example(&stack, "nightly.sh", &words);
-        assert!(nightly.status.success() && text(&nightly).contains("complete"), "{}", text(&nightly));
+        assert!(nightly.status.success() && said(&nightly).contains("complete"), "{}", said(&nightly));
     }
     let table = std::fs::read_dir(&results).expect("there").flatten().next().expect("one").path();
     assert_eq!(std::fs::read_to_string(table).expect("read").lines().count(), 3);
@@ -432,9 +429,6 @@ async fn the_examples_say_which_of_eight_files_are_bad() {
         std::fs::write(&path, content).expect("written");
         paths.push(path.display().to_string());
     }
-    let said = |output: &std::process::Output| {
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-    };
     let mut good = 0;
     for path in &paths {
         let shell = example(&stack, "submit.sh", &[path]);

@@ -12,15 +12,15 @@ use super::launch::{Server, Settings, TOKEN};
 
 /// Where answers may differ, by the beginning of the request's name, and why.
 const ALLOWED: &[(&str, &str)] = &[
-    ("stream mirror_direct true, updated", "there is no such stream and the setting is wrong: either may be said"),
-    ("stream unheard_of null", "a setting that nobody knows and that says nothing changes nothing"),
+    ("stream mirror_direct true, updated", "the stream is missing and the setting is wrong: either may be reported"),
+    ("stream unheard_of null", "an unknown setting without a value changes nothing"),
     ("consumer unheard_of null", "the same"),
     ("consumer opt_start_time text", "refused by both, with the code of a bad policy here"),
     ("consumer idle_heartbeat negative", "refused here: a pull consumer has no heart beat"),
     ("STREAM.PURGE.S {\"seq\":99}, looked at", "a purge does not move the next sequence on"),
     ("CONSUMER.NAMES.S {\"subject\"", "the page of streams and of consumers is one type here"),
     ("CONSUMER.LIST.S {\"subject\"", "the same"),
-    ("publish to $JS.API.X", "what is no request is answered at once here"),
+    ("publish to $JS.API.X", "an unknown request is answered at once here"),
 ];
 
 /// What no two servers have in common: times, names of their own, and what each says of itself. The words of an

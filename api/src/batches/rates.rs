@@ -46,7 +46,7 @@ impl Rates {
         }
         rates.insert(batch.to_owned(), rate);
         let seconds = (left as f64 / rate.pace?).ceil();
-        // Of a batch that stands still nobody knows the end.
+        // A batch that stands still has no known end.
         (seconds <= SECONDS_MAX).then_some(seconds as u64)
     }
 }

@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Why a host will never be called, if its text shows that.
 pub(super) fn private(host: &str, allowed: &[String]) -> Option<String> {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let is_allowed = allowed.iter().any(|name| name.eq_ignore_ascii_case(bare));
+    let (bare, is_allowed) = named(host, allowed);
     let lower = bare.trim_end_matches('.').to_ascii_lowercase();
     let is_here = lower == "localhost" || lower.ends_with(".localhost");
     let is_private = is_here || bare.parse().is_ok_and(|address| !is_public(address));
@@ -17,15 +16,20 @@ pub(super) fn private(host: &str, allowed: &[String]) -> Option<String> {
 /// The one address to connect to. The name is resolved here and only here, so that it cannot point
 /// elsewhere when the connection is made; if any of its addresses is not public, none is called.
 pub(super) async fn resolve(host: &str, port: u16, allowed: &[String]) -> Result<SocketAddr, String> {
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let (bare, is_allowed) = named(host, allowed);
     let found =
         tokio::net::lookup_host((bare, port)).await.map_err(|error| format!("`{host}` is not found: {error}"))?;
     let addresses: Vec<SocketAddr> = found.collect();
-    let is_allowed = allowed.iter().any(|name| name.eq_ignore_ascii_case(bare));
     if let Some(private) = addresses.iter().find(|address| !is_allowed && !is_public(address.ip())) {
         return Err(format!("{} is not a public address; allow `{bare}` with --webhook-allow", private.ip()));
     }
     addresses.first().copied().ok_or_else(|| format!("`{host}` has no address"))
+}
+
+/// A host without the brackets of a URL, and whether it is among those that are allowed.
+fn named<'a>(host: &'a str, allowed: &[String]) -> (&'a str, bool) {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    (bare, allowed.iter().any(|name| name.eq_ignore_ascii_case(bare)))
 }
 
 /// Whether an address belongs to the internet at large.

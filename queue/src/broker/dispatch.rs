@@ -66,12 +66,15 @@ impl Shared {
                 let may_have_wildcards =
                     is_valid(subject) && (!session.is_pedantic || subject.starts_with(b"$JS.API.CONSUMER.CREATE."));
                 if !(may_have_wildcards || is_literal(subject)) || std::str::from_utf8(subject).is_err() {
-                    // Nobody can listen there. A client that does not want to be told of such things may end its
-                    // connection if it is.
+                    // No subscription can match it. Some clients close their connection at an error, so only those that
+                    // asked for strictness get one.
                     if session.is_pedantic {
                         answer(core, b"-ERR 'Invalid Publish Subject'\r\n");
-                    } else if session.wants_no_responders && client.permissions().is_none() {
-                        // One with bounds could have us write where it may not.
+                    } else if session.wants_no_responders
+                        && let Some(reply) = &publication.reply
+                        // The subject was not checked, so a client must not have us write where it may not.
+                        && client.permissions().is_none_or(|permissions| permissions.may_publish(reply))
+                    {
                         no_responders(core, &publication);
                     }
                     return Ok(());
@@ -212,7 +215,7 @@ pub(super) fn publish(
     }
 }
 
-/// Tells whoever waits for an answer that there will be none.
+/// Tells the publisher, if it waits for an answer, that none will come.
 fn no_responders(core: &mut Core, publication: &Publication) {
     if let Some(reply) = &publication.reply {
         let text = String::from_utf8_lossy(&publication.subject).into_owned();

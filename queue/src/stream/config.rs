@@ -239,7 +239,7 @@ impl StreamConfig {
         self.metadata.retain(|name, _| !name.starts_with(SERVER_METADATA));
         match self.compression.as_str() {
             "none" => {}
-            // Messages are kept as they came, and nobody is told otherwise.
+            // Messages are kept as they came.
             "s2" => return invalid("compression is not supported by this server"),
             _ => return Err(Refusal::invalid_json("unknown compression")),
         }
@@ -320,7 +320,7 @@ pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {
     if !value.is_object() {
         return Err(Refusal::invalid_json("an object is expected"));
     }
-    // What nobody knows is refused also where it is `null`, before that is forgotten.
+    // An unknown field is refused even if it is `null`, so this comes before nulls are dropped.
     for name in value.as_object().into_iter().flatten().filter(|(_, value)| value.is_null()).map(|(name, _)| name) {
         let probe = T::deserialize(Value::Object([(name.clone(), Value::Bool(true))].into_iter().collect()));
         if probe.is_err_and(|error| error.to_string().starts_with("unknown field")) {

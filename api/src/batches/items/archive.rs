@@ -18,7 +18,7 @@ const HEADER_MAX: u64 = 1 << 20;
 /// Stack of a thread that reads an archive.
 const STACK_BYTES: usize = 1 << 20;
 /// First bytes by which a file's kind is known.
-const MAGIC_BYTES: usize = 6;
+const MAGIC_BYTES: u64 = 10;
 /// What file managers leave in archives.
 const LITTER: [&str; 4] = [".DS_Store", "Thumbs.db", "desktop.ini", "Icon\r"];
 /// Characters of a name that is only shown.
@@ -74,12 +74,12 @@ impl Read for Metered<'_> {
 
 pub(super) fn tar(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Result<(), ApiError> {
     let broken = |error: io::Error| ApiError::Archive(format!("the tar cannot be read to its end: {error}"));
-    let mut first = [0; MAGIC_BYTES];
-    let read = read_up_to(reader, &mut first).map_err(broken)?;
-    if let Some(packed) = packed_as(&first[..read]) {
+    let mut first = Vec::new();
+    (&mut *reader).take(MAGIC_BYTES).read_to_end(&mut first).map_err(broken)?;
+    if let Some(packed) = packed_as(&first) {
         return Err(ApiError::Archive(format!("this is {packed}, not a tar: unpack it once, and send the tar in it")));
     }
-    let reader = &mut first[..read].chain(reader);
+    let reader = &mut first.chain(reader);
     let (left, ended) = (Cell::new(HEADER_MAX), Cell::new(false));
     let mut archive = tar::Archive::new(Metered { reader, left: &left, ended: &ended });
     let mut any = false;
@@ -119,30 +119,16 @@ pub(super) fn tar(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Resu
     }
 }
 
-/// Fills as much of a buffer as there is.
-fn read_up_to(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match reader.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
-}
-
-/// What people send in a tar's place, by its first bytes.
+/// What people send in a tar's place, by its first bytes. A tar begins with a name, which may be nearly anything.
 fn packed_as(first: &[u8]) -> Option<&'static str> {
-    let known: [(&[u8], &str); 5] = [
-        (b"\x1F\x8B", "a gzip file"),
-        (b"\x28\xB5\x2F\xFD", "a zstd file"),
-        (b"BZh", "a bzip2 file"),
-        (b"\xFD7zXZ\0", "an xz file"),
-        (b"PK\x03\x04", "a zip (application/zip)"),
-    ];
-    known.into_iter().find(|(magic, _)| first.starts_with(magic)).map(|(_, name)| name)
+    Some(match first {
+        [0x1F, 0x8B, ..] => "a gzip file",
+        [0x28, 0xB5, 0x2F, 0xFD, ..] => "a zstd file",
+        [b'B', b'Z', b'h', b'1'..=b'9', b'1', b'A', b'Y', b'&', b'S', b'Y', ..] => "a bzip2 file",
+        [0xFD, b'7', b'z', b'X', b'Z', 0, ..] => "an xz file",
+        [b'P', b'K', 3, 4, ..] => "a zip (application/zip)",
+        _ => return None,
+    })
 }
 
 /// Why an entry of a tar is no file of its own.

@@ -328,6 +328,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_packed_is_named_and_a_name_that_looks_like_it_is_a_name() {
+        let packed = all("application/x-tar", b"\x1F\x8B\x08 and more".to_vec()).await.expect_err("refused");
+        assert!(packed.contains("a gzip file"), "{packed}");
+        let packed = all("application/x-tar", b"BZh91AY&SY and more".to_vec()).await.expect_err("refused");
+        assert!(packed.contains("a bzip2 file"), "{packed}");
+        let found = all("application/x-tar", tar_of(&[("BZhang.jpg", 3)])).await.expect("good");
+        assert_eq!(list(&found), [("BZhang.jpg", Some(3))]);
+    }
+
+    #[tokio::test]
     async fn links_of_a_tar_are_failed_items_that_say_what_they_are() {
         let body = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/cases/links.tar")).expect("there");
         let bounds =
