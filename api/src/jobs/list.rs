@@ -31,9 +31,9 @@ pub(crate) struct Jobs<'a> {
     get, path = "/v1/jobs", tag = "jobs", operation_id = "listJobs",
     params(
         ("state" = Option<JobState>, Query),
-        ("model" = Option<String>, Query),
-        ("topic" = Option<String>, Query),
-        ("batch" = Option<String>, Query),
+        ("model" = Option<String>, Query, pattern = "^[^\\x00]*$"),
+        ("topic" = Option<String>, Query, pattern = "^[^\\x00]*$"),
+        ("batch" = Option<String>, Query, pattern = "^[^\\x00]*$"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Jobs of a page; 50 when nothing is said."),
         ("cursor" = Option<String>, Query, format = "cursor", description = "The `next_cursor` of the page before."),
     ),
