@@ -24,7 +24,13 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
             };
             let mut letters = Vec::new();
             for topic in names {
-                letters.extend(queue.dead_letters(topic.name(), limit).await?);
+                // One more than is shown, to know whether there are more.
+                let mut of_topic = queue.dead_letters(topic.name(), limit.saturating_add(1)).await?;
+                if of_topic.len() > limit {
+                    of_topic.truncate(limit);
+                    note!("only {limit} of {} are listed; --limit lists more", topic.name());
+                }
+                letters.extend(of_topic);
             }
             if json {
                 outln!("{}", serde_json::to_string_pretty(&letters)?);

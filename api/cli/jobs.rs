@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::config::{JobArgs, JobsAction, JobsArgs, JobsListArgs};
-use crate::output::{out, outln};
+use crate::output::{note, out, outln};
 use crate::remote::{Remote, escaped, text};
 use crate::table::Table;
 
@@ -39,13 +39,17 @@ async fn list(args: JobsListArgs) -> anyhow::Result<ExitCode> {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         query.push_str(&format!("&metadata.{}={}", escaped(key), escaped(value)));
     }
-    let (mut jobs, mut cursor) = (Vec::new(), String::new());
+    let (mut jobs, mut cursor, mut are_more) = (Vec::new(), String::new(), false);
     while jobs.len() < args.limit {
         let limit = (args.limit - jobs.len()).min(1_000);
         let page = api.get(&format!("/v1/jobs?limit={limit}{query}{cursor}")).await?;
         jobs.extend(page["jobs"].as_array().cloned().unwrap_or_default());
+        are_more = page["next_cursor"].is_string();
         let Some(next) = page["next_cursor"].as_str() else { break };
         cursor = format!("&cursor={}", escaped(next));
+    }
+    if are_more {
+        note!("only the newest {} are listed; --limit lists more", jobs.len());
     }
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&jobs)?);

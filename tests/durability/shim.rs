@@ -2,6 +2,7 @@
 //! there after the next start.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -11,7 +12,7 @@ use async_nats::jetstream;
 use async_nats::jetstream::stream::Config;
 use bytes::Bytes;
 
-use super::harness::{root, sightline, temporary_folder};
+use super::harness::{Stack, eventually, photo, root, sightline, temporary_folder};
 use super::{Dice, rounds};
 
 /// Linux numbers of the errors; 0 is a write of which only half is written.
@@ -29,8 +30,53 @@ const FAULTS: [(&str, u64, &[i32]); 5] = [
     ("rename", 10, &[EIO, ENOSPC]),
     ("accept", 2, &[EMFILE, EINTR]),
 ];
+/// The same for a whole system.
+const SYSTEM_FAULTS: [(&str, u64, &[i32]); 5] = [
+    ("write", 200, &[EIO, ENOSPC, EINTR, SHORT]),
+    ("sync", 60, &[EIO, ENOSPC]),
+    ("open", 40, &[EIO, EMFILE, ENOSPC, EINTR]),
+    ("rename", 2, &[EIO, ENOSPC]),
+    ("accept", 16, &[EMFILE, EINTR]),
+];
+/// Images that are uploaded to it.
+const UPLOADS: usize = 10;
 /// Messages that are published, some of them large, so that segments fill.
 const MESSAGES: u64 = 120;
+
+/// The call that fails, and how.
+struct Fault<'a> {
+    library: &'a Path,
+    call: &'a str,
+    errno: i32,
+    /// The how manieth of them.
+    at: u64,
+}
+
+impl Fault<'_> {
+    /// The environment in which a program meets it.
+    fn environment(&self, data: &Path) -> Vec<(&'static str, OsString)> {
+        vec![
+            // Its own start anew, to turn telemetry off, would count calls twice.
+            ("ORT_DISABLE_TELEMETRY", "1".into()),
+            ("LD_PRELOAD", self.library.into()),
+            ("SHIM_CALL", self.call.into()),
+            ("SHIM_ERRNO", self.errno.to_string().into()),
+            ("SHIM_AT", self.at.to_string().into()),
+            ("SHIM_MARK", mark(data).into()),
+        ]
+    }
+}
+
+impl std::fmt::Display for Fault<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} fails with {}", self.call, self.at, self.errno)
+    }
+}
+
+/// What is there once the call has failed.
+fn mark(data: &Path) -> PathBuf {
+    data.with_extension("struck")
+}
 
 fn compile(folder: &Path) -> PathBuf {
     let library = folder.join("libshim.so");
@@ -59,16 +105,11 @@ impl Drop for Own {
 }
 
 /// Starts a broker; an error if it ends instead, with what it said.
-fn start(data: &Path, shim: Option<(&Path, &str, i32, u64)>) -> Result<Own, String> {
+fn start(data: &Path, shim: Option<&Fault<'_>>) -> Result<Own, String> {
     let mut command = sightline();
     command.args(["broker", "--supervised", "--broker-open", "--lame-duck", "0s", "--listen", "127.0.0.1:0", "--data"]);
     command.arg(data).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // Its own start anew, to turn telemetry off, would count calls twice.
-    command.env("ORT_DISABLE_TELEMETRY", "1");
-    if let Some((library, call, errno, at)) = shim {
-        command.env("LD_PRELOAD", library).env("SHIM_CALL", call).env("SHIM_ERRNO", errno.to_string());
-        command.env("SHIM_AT", at.to_string()).env("SHIM_MARK", data.with_extension("struck"));
-    }
+    command.envs(shim.map(|fault| fault.environment(data)).into_iter().flatten());
     let mut child = command.spawn().expect("it starts");
     let pipe = child.stdin.take().expect("piped");
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
@@ -123,34 +164,33 @@ async fn publish(broker: &mut Own) -> BTreeMap<u64, u64> {
 }
 
 /// Whether the call that was to fail was made at all.
-async fn check(library: &Path, call: &str, errno: i32, at: u64) -> bool {
+async fn check(fault: &Fault<'_>) -> bool {
     let folder = temporary_folder();
     let data = folder.path().join("data");
-    let what = format!("{call} {at} fails with {errno}");
-    let acknowledged = match start(&data, Some((library, call, errno, at))) {
+    let acknowledged = match start(&data, Some(fault)) {
         Ok(mut broker) => publish(&mut broker).await,
         Err(said) => {
-            assert!(!said.contains("panicked"), "{what}: {said}");
+            assert!(!said.contains("panicked"), "{fault}: {said}");
             BTreeMap::new()
         }
     };
-    let was_struck = data.with_extension("struck").exists();
-    let broker = start(&data, None).unwrap_or_else(|said| panic!("{what}: it does not start again: {said}"));
+    let was_struck = mark(&data).exists();
+    let broker = start(&data, None).unwrap_or_else(|said| panic!("{fault}: it does not start again: {said}"));
     if acknowledged.is_empty() {
         return was_struck;
     }
     let stream = context(&broker).await.expect("it answers").get_stream("s").await;
-    let stream = stream.unwrap_or_else(|error| panic!("{what}: the stream is gone: {error}"));
+    let stream = stream.unwrap_or_else(|error| panic!("{fault}: the stream is gone: {error}"));
     for (sequence, number) in acknowledged {
         let message =
-            stream.get_raw_message(sequence).await.unwrap_or_else(|error| panic!("{what}: {sequence}: {error}"));
-        assert!(message.payload == payload(number), "{what}: {sequence} is another message");
+            stream.get_raw_message(sequence).await.unwrap_or_else(|error| panic!("{fault}: {sequence}: {error}"));
+        assert!(message.payload == payload(number), "{fault}: {sequence} is another message");
     }
     was_struck
 }
 
-#[tokio::test]
-async fn one_call_that_fails_loses_nothing() {
+/// Runs `check` for faults of these kinds: for each error a few calls that are drawn, or in the long form every one.
+async fn strike(faults: &[(&str, u64, &[i32])], few: usize, check: impl AsyncFn(&Fault<'_>) -> bool) {
     if !cfg!(target_os = "linux") {
         eprintln!("SKIPPED: LD_PRELOAD is Linux's");
         return;
@@ -158,17 +198,60 @@ async fn one_call_that_fails_loses_nothing() {
     let folder = temporary_folder();
     let library = compile(folder.path());
     let mut dice = Dice(0x5eed);
-    for (call, calls, errors) in FAULTS {
+    for &(call, calls, errors) in faults {
         let (mut struck, mut turns) = (0, 0);
-        for errno in errors {
-            // In the long form each call of them.
-            for turn in 0..rounds(3, calls as usize) as u64 {
+        for &errno in errors {
+            for turn in 0..rounds(few, calls as usize) as u64 {
                 let at = if rounds(0, 1) == 1 { turn + 1 } else { 1 + dice.roll(calls) };
-                struck += u64::from(check(&library, call, *errno, at).await);
+                struck += u64::from(check(&Fault { library: &library, call, errno, at }).await);
                 turns += 1;
             }
         }
         println!("{call}: {struck} of {turns} runs had one that failed");
         assert!(struck > 0, "no {call} ever failed");
     }
+}
+
+#[tokio::test]
+async fn one_call_that_fails_loses_nothing() {
+    strike(&FAULTS, 3, check).await;
+}
+
+/// The same for a whole system, the API and its index and the worker among it: each accepted job succeeds.
+async fn check_system(fault: &Fault<'_>) -> bool {
+    let folder = temporary_folder();
+    let data = folder.path().join("data");
+    let flags = ["--workers", "1", "--models", "efficientnet-lite0"];
+    let mut accepted = Vec::new();
+    match Stack::try_start_among(data.clone(), &flags, fault.environment(&data)) {
+        Ok(stack) => {
+            for _ in 0..UPLOADS {
+                let upload = stack.upload("model=efficientnet-lite0", photo("rocket.jpg"));
+                let Ok(answer) = upload.timeout(Duration::from_secs(10)).send().await else { continue };
+                if answer.status() == 202 {
+                    let job: serde_json::Value = answer.json().await.expect("a whole answer");
+                    accepted.push(job["id"].as_str().expect("an id").to_owned());
+                }
+            }
+        }
+        Err(log) => assert!(!log.contains("panicked"), "{fault}: {log}"),
+    }
+    let was_struck = mark(&data).exists();
+    let stack = Stack::try_start_at(data, &flags);
+    let stack = stack.unwrap_or_else(|log| panic!("{fault}: it does not start again: {log}"));
+    for id in &accepted {
+        assert_eq!(stack.finish(id).await["state"], "succeeded", "{fault}: {id}");
+    }
+    eventually("all are listed", async || {
+        let list = stack.get("/v1/jobs?state=succeeded&limit=1000").await.json;
+        let jobs = list["jobs"].as_array()?;
+        accepted.iter().all(|id| jobs.iter().any(|job| job["id"] == *id)).then_some(())
+    })
+    .await;
+    was_struck
+}
+
+#[tokio::test]
+async fn one_call_that_fails_costs_no_user_a_job() {
+    strike(&SYSTEM_FAULTS, 1, check_system).await;
 }

@@ -8,6 +8,7 @@
 mod broker;
 mod postgres;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -55,6 +56,8 @@ pub(crate) struct Stack {
     http: reqwest::Client,
     /// Its limit of open files.
     files: Option<u32>,
+    /// More of its environment.
+    environment: Vec<(&'static str, OsString)>,
 }
 
 struct Up {
@@ -122,12 +125,23 @@ impl Stack {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         // A kept connection belongs to the runtime of the test that opened it, and ends with it.
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
-        Self { up: None, flags, queue: None, _cluster: None, folder, data, http, files: None }
+        Self { up: None, flags, queue: None, _cluster: None, folder, data, http, files: None, environment: Vec::new() }
     }
 
     /// The same where it may refuse to start: what it said then.
     pub(crate) fn try_start_at(data: PathBuf, flags: &[&str]) -> Result<Self, String> {
         let mut stack = Self::prepared(temporary_folder(), data, flags);
+        stack.try_restart(None).map(|()| stack)
+    }
+
+    /// The same with more of an environment, whether it starts or not.
+    pub(crate) fn try_start_among(
+        data: PathBuf,
+        flags: &[&str],
+        environment: Vec<(&'static str, OsString)>,
+    ) -> Result<Self, String> {
+        let mut stack = Self::prepared(temporary_folder(), data, flags);
+        stack.environment = environment;
         stack.try_restart(None).map(|()| stack)
     }
 
@@ -171,6 +185,7 @@ impl Stack {
             .arg("--data")
             .arg(self.data())
             .args(&self.flags)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(stderr)

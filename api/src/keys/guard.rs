@@ -22,7 +22,12 @@ const OPEN: [&str; 6] = ["/healthz", "/readyz", openapi::PATH, openapi::DOCS, "/
 /// Lets a request through, with its [`Caller`] among its extensions, or says why not.
 pub(crate) async fn guard(State(state): State<Shared>, mut request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()).unwrap_or_default();
-    if !state.keys.are_needed() || OPEN.contains(&route.as_str()) {
+    let is_free = OPEN.contains(&route.as_str())
+        || match state.keys.are_needed_now(&state.queue).await {
+            Ok(are_needed) => !are_needed,
+            Err(error) => return ApiError::from(error).into_response(),
+        };
+    if is_free {
         let caller = Caller::anybody(client_address(&state.config, &request));
         request.extensions_mut().insert(caller);
         return next.run(request).await;

@@ -263,6 +263,18 @@ impl Keys {
         known.lost || !known.keys.is_empty()
     }
 
+    /// The same for a request that has just come: a first key made on this machine is in force from the moment
+    /// it is shown, although the ring that tells of it may still be on its way.
+    ///
+    /// # Errors
+    /// [`QueueError`] when there are keys that cannot be read now.
+    async fn are_needed_now(&self, queue: &Queue) -> Result<bool, QueueError> {
+        if !self.are_needed() && !matches!(self.witness.stands(), Ok(false)) {
+            self.refresh(queue).await?;
+        }
+        Ok(self.are_needed())
+    }
+
     /// The key that was sent, if it is one.
     fn find(&self, sent: &str) -> Option<Key> {
         let id = sent.strip_prefix("sl_")?.split('_').next()?;
@@ -302,4 +314,32 @@ pub(crate) fn sees(caller: &Caller, record: &Record) -> bool {
 
 fn hash(key: &str) -> String {
     sha256(key.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use queue::broker::{Broker, Options};
+    use queue::client::Address;
+    use queue::topic::Defaults;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_first_key_is_in_force_when_it_is_shown() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let broker = Broker::start(Options::new(folder.path().join("journal")), listener).expect("starts");
+        let address = Address::parse(&format!("nats://{}", broker.address())).expect("an address");
+        let queue = Queue::connect(&address, "test", Defaults::default()).await.expect("connects");
+        // Of a process that hears no ring.
+        let keys = Keys::new(Some(folder.path()));
+        keys.refresh(&queue).await.expect("read");
+        assert!(!keys.are_needed_now(&queue).await.expect("answered"));
+
+        let new = serde_json::from_str(r#"{"name": "boss", "scopes": ["admin"]}"#).expect("a wish");
+        let made = create_local(&queue, &new, Some(folder.path())).await.expect("made");
+        assert!(keys.are_needed_now(&queue).await.expect("answered"));
+        assert!(keys.find(made["key"].as_str().expect("a text")).is_some());
+        broker.stop().await;
+    }
 }
