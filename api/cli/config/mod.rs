@@ -30,7 +30,7 @@ pub(crate) use tools::{
 
 /// Recognises objects in thousands of images without losing one.
 #[derive(Debug, Parser)]
-#[command(name = "sightline", version, after_help = "Without a command, `up` is run.")]
+#[command(name = "sightline", version, after_help = "Without a command, sightline runs `up`.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -40,10 +40,10 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LogArgs {
-    /// What to log: error, warn, info, debug, trace, or a filter such as `worker=debug`
+    /// Log level (error, warn, info, debug, trace) or a filter such as `worker=debug`
     #[arg(long, global = true, env = "SIGHTLINE_LOG", default_value = "warn", value_name = "FILTER")]
     pub(crate) log: String,
-    /// How to log
+    /// Log format
     #[arg(long, global = true, env = "SIGHTLINE_LOG_FORMAT", default_value = "text")]
     pub(crate) log_format: LogFormat,
 }
@@ -58,45 +58,45 @@ pub(crate) enum LogFormat {
 pub(crate) enum Command {
     /// Start everything on this machine: queue, API and worker processes
     Up(UpArgs),
-    /// Serve HTTP, on a queue that runs elsewhere
+    /// Run the API alone, on a queue that runs elsewhere
     Api(ApiArgs),
     /// Run the queue alone
     Broker(BrokerArgs),
-    /// Run models, on a queue that runs elsewhere
+    /// Run worker processes on a queue that runs elsewhere
     Worker(WorkerArgs),
-    /// Send images and collect the results
+    /// Upload images and collect the results
     Submit(SubmitArgs),
-    /// List models, or fetch what they need
+    /// List models, or download what they need
     Models(ModelsArgs),
-    /// Show the processes that are there
+    /// List the processes of the system
     Members(MembersArgs),
-    /// Make, show, change and remove topics
+    /// Create, show, change and delete topics
     Topics(TopicsArgs),
     /// Write messages to a topic
     Produce(ProduceArgs),
-    /// Read what lies in a topic; takes nothing away
+    /// Read messages of a topic without removing them
     Consume(ConsumeArgs),
-    /// Show how far a topic reaches and how far each group has come, or move a group
+    /// Show the positions of a topic and its groups, or move a group
     Offsets(OffsetsArgs),
-    /// Look at jobs that failed, and run them again
+    /// Inspect and redrive failed jobs
     Dead(DeadArgs),
-    /// Look at jobs
+    /// List, inspect, cancel and retry jobs
     Jobs(JobsArgs),
-    /// Many jobs that were sent together
+    /// Send, inspect and cancel batches
     Batches(BatchesArgs),
-    /// Keys: who may use the API
+    /// Create, list and revoke API keys
     Keys(KeysArgs),
-    /// Print completions for a shell
+    /// Print shell completions
     Completions(CompletionsArgs),
-    /// Print the API's description, OpenAPI 3.1
+    /// Print the API description (OpenAPI 3.1)
     Openapi,
-    /// See whether every job of a topic is accounted for
+    /// Check that every job of a topic is accounted for
     Audit(AuditArgs),
-    /// The job index, from which lists and batches are answered
+    /// Rebuild the job index, which answers lists and batches
     Index(IndexArgs),
-    /// Kill parts of a system under load that it starts itself, and count what is lost
+    /// Start a system, kill parts of it under load, count losses
     Drill(DrillArgs),
-    /// Measure this machine, this broker, this pipeline
+    /// Run benchmarks
     Bench(BenchArgs),
     /// Run a program that ends when this process's standard input closes
     #[command(hide = true)]
@@ -108,31 +108,31 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
-    /// Worker processes, or as many as the backlog needs between two numbers, such as 0..4 [default: one a core]
+    /// Worker processes: a number, or a range that follows the backlog [default: one per core]
     #[arg(long, env = "SIGHTLINE_WORKERS", value_name = "N|MIN..MAX")]
     pub(crate) workers: Option<Workers>,
-    /// Where the queue listens; a free port is taken if this one is in use
+    /// Address of the queue; a free port is used if this one is taken
     #[arg(long, env = "SIGHTLINE_BROKER_LISTEN", default_value = "127.0.0.1:4222", value_parser = address, value_name = "HOST:PORT")]
     pub(crate) broker_listen: SocketAddr,
-    /// Use this queue (`nats://[TOKEN@]host:port,…`) and start none
+    /// Existing queue to use instead of starting one (`nats://[TOKEN@]host:port,…`)
     #[arg(long, env = "SIGHTLINE_QUEUE", hide_env_values = true, value_name = "URL")]
     pub(crate) queue: Option<String>,
-    /// The monitoring address of one of that queue's NATS servers, `http://HOST:8222`, to check how it writes to disk
+    /// Monitoring URL of a NATS server (`http://HOST:8222`), to check its sync setting
     #[arg(long, env = "SIGHTLINE_QUEUE_MONITOR", value_name = "URL")]
     pub(crate) queue_monitor: Option<String>,
-    /// Which queue to start
+    /// Queue to start
     #[arg(long, env = "SIGHTLINE_ENGINE", default_value = "own")]
     pub(crate) engine: EngineKind,
-    /// Let everybody on this machine use the queue, without its token
+    /// Let every program on this machine use the queue without a token
     #[arg(long, env = "SIGHTLINE_BROKER_OPEN")]
     pub(crate) broker_open: bool,
-    /// The built-in queue's users, encryption and limits, TOML
+    /// Users, encryption and limits of the built-in queue (TOML)
     #[arg(long, env = "SIGHTLINE_BROKER_CONFIG", value_name = "FILE")]
     pub(crate) broker_config: Option<PathBuf>,
-    /// Threads inside one operator of a model, for each worker
+    /// Threads per worker inside one operator of a model
     #[arg(long, env = "SIGHTLINE_THREADS", default_value = "1", value_name = "N")]
     pub(crate) threads: NonZeroUsize,
-    /// End when standard input closes
+    /// Exit when standard input closes
     #[arg(long, hide = true)]
     pub(crate) supervised: bool,
     #[command(flatten)]
@@ -147,9 +147,9 @@ pub(crate) struct UpArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EngineKind {
-    /// The broker that is built in
+    /// The built-in broker
     Own,
-    /// A NATS server, fetched with pip and run as a child process
+    /// A NATS server, downloaded with pip and run as a child process
     Nats,
 }
 
@@ -164,21 +164,21 @@ pub(crate) struct BrokerArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BrokerAction {
-    /// Copy the queue to a new folder; it may be in use
+    /// Copy the queue to a new folder, also while it runs
     Backup {
-        /// The new folder
+        /// New folder
         to: PathBuf,
         #[command(flatten)]
         data: DataArgs,
     },
-    /// Put a backup into a data folder that has no queue yet
+    /// Copy a backup into a data folder without a queue
     Restore {
-        /// The backup's folder
+        /// Folder of the backup
         from: PathBuf,
         #[command(flatten)]
         data: DataArgs,
     },
-    /// Read every message of a queue that is not in use; fails if one is damaged
+    /// Read every message of a stopped queue; fails if one is damaged
     Check {
         #[command(flatten)]
         data: DataArgs,
@@ -187,37 +187,37 @@ pub(crate) enum BrokerAction {
 
 #[derive(Debug, Args)]
 pub(crate) struct BrokerServeArgs {
-    /// Where it listens; a free port is taken if this one is in use
+    /// Address to listen on; a free port is used if this one is taken
     #[arg(long, env = "SIGHTLINE_BROKER_LISTEN", default_value = "127.0.0.1:4222", value_parser = address, value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,
-    /// Let everybody on this machine in, without the token
+    /// Let every program on this machine connect without a token
     #[arg(long, env = "SIGHTLINE_BROKER_OPEN")]
     pub(crate) broker_open: bool,
-    /// Bytes that queued images may take [default: 32GiB, or half of the free disk if that is less]
+    /// Disk space for queued images [default: 32GiB, or half of the free disk if that is less]
     #[arg(long, env = "SIGHTLINE_QUEUE_BYTES", value_name = "BYTES")]
     pub(crate) queue_bytes: Option<ByteSize>,
-    /// Users, encryption and limits, TOML
+    /// Users, encryption and limits (TOML)
     #[arg(long, env = "SIGHTLINE_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Serve /varz, /connz, /jsz, /subsz and /healthz there, over plain HTTP
+    /// Address for /varz, /connz, /jsz, /subsz and /healthz (plain HTTP)
     #[arg(long, env = "SIGHTLINE_MONITOR_LISTEN", value_parser = address, value_name = "HOST:PORT")]
     pub(crate) monitor_listen: Option<SocketAddr>,
-    /// Write the process id to this file
+    /// File to write the process id to
     #[arg(long, env = "SIGHTLINE_PID_FILE", value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
-    /// Write where it listens to a file in this folder
+    /// Folder for a file with the listening address
     #[arg(long, env = "SIGHTLINE_PORTS_FILE_DIR", value_name = "DIR")]
     pub(crate) ports_file_dir: Option<PathBuf>,
-    /// How long clients have to leave when it stops
+    /// Time for clients to leave when the broker stops
     #[arg(long, env = "SIGHTLINE_LAME_DUCK", default_value = "2s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub(crate) lame_duck: Duration,
-    /// The largest message
+    /// Largest message
     #[arg(long, env = "SIGHTLINE_MAX_PAYLOAD", default_value = "32MiB", value_name = "BYTES")]
     pub(crate) max_payload: ByteSize,
-    /// Sync nothing: a power cut loses what was acknowledged. Shows what syncing is worth
+    /// Never sync: a power cut loses acknowledged messages (for measurements)
     #[arg(long, hide = true)]
     pub(crate) no_sync: bool,
-    /// End when standard input closes
+    /// Exit when standard input closes
     #[arg(long, hide = true)]
     pub(crate) supervised: bool,
     #[command(flatten)]
@@ -228,7 +228,7 @@ pub(crate) struct BrokerServeArgs {
 pub(crate) struct ApiArgs {
     #[command(flatten)]
     pub(crate) queue: QueueArgs,
-    /// The monitoring address of one of the queue's NATS servers, `http://HOST:8222`, to check how it writes to disk
+    /// Monitoring URL of a NATS server (`http://HOST:8222`), to check its sync setting
     #[arg(long, env = "SIGHTLINE_QUEUE_MONITOR", value_name = "URL")]
     pub(crate) queue_monitor: Option<String>,
     #[command(flatten)]
@@ -241,13 +241,13 @@ pub(crate) struct ApiArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
-    /// Worker processes, or as many as the backlog needs between two numbers, such as 0..4
+    /// Worker processes: a number, or a range that follows the backlog
     #[arg(long, env = "SIGHTLINE_PROCESSES", default_value = "1", value_name = "N|MIN..MAX")]
     pub(crate) processes: Workers,
-    /// Threads inside one operator of a model, for each process
+    /// Threads per process inside one operator of a model
     #[arg(long, env = "SIGHTLINE_THREADS", default_value = "1", value_name = "N")]
     pub(crate) threads: NonZeroUsize,
-    /// Report to the supervisor, and end when standard input closes
+    /// Report to the supervisor, and exit when standard input closes
     #[arg(long, hide = true)]
     pub(crate) supervised: bool,
     #[command(flatten)]
@@ -264,7 +264,7 @@ pub(crate) struct ModelsArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelsAction {
-    /// Show the models there are
+    /// List models
     List {
         /// Print JSON
         #[arg(long)]
@@ -272,7 +272,7 @@ pub(crate) enum ModelsAction {
         #[command(flatten)]
         models: ModelArgs,
     },
-    /// Fetch what a start needs: ONNX Runtime, the models' files, the queue's server
+    /// Download what a start needs: ONNX Runtime, model files, NATS server
     Pull {
         #[command(flatten)]
         models: ModelArgs,
@@ -290,24 +290,24 @@ pub(crate) struct MembersArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct GuardArgs {
-    /// Hold this file locked while the program runs
+    /// File to lock while the program runs
     #[arg(long)]
     pub(crate) lock: PathBuf,
-    /// The program and its arguments
+    /// Program and its arguments
     #[arg(required = true, last = true)]
     pub(crate) program: Vec<OsString>,
 }
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataArgs {
-    /// The data folder
+    /// Data folder
     #[arg(long, env = "SIGHTLINE_DATA", default_value = ".sightline", value_name = "DIR")]
     pub(crate) data: PathBuf,
 }
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct QueueArgs {
-    /// The queue, `nats://[TOKEN@]host:port,…` [default: the one that `up` started on the data folder, else port 4222 of this machine]
+    /// Queue, `nats://[TOKEN@]host:port,…` [default: the one `up` started on the data folder, else port 4222]
     #[arg(long, env = "SIGHTLINE_QUEUE", hide_env_values = true, value_name = "URL")]
     pub(crate) queue: Option<String>,
     #[command(flatten)]
@@ -316,84 +316,84 @@ pub(crate) struct QueueArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompletionsArgs {
-    /// The shell
+    /// Shell
     pub(crate) shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct HttpArgs {
-    /// Where the API listens
+    /// Address the API listens on
     #[arg(long, env = "SIGHTLINE_LISTEN", default_value = "127.0.0.1:8080", value_parser = address, value_name = "HOST:PORT")]
     pub(crate) listen: SocketAddr,
-    /// Encrypt with this certificate (and those above it), PEM; read again when it changes
+    /// TLS certificate chain (PEM); reloaded when the file changes
     #[arg(long, env = "SIGHTLINE_TLS_CERT", requires = "tls_key", value_name = "FILE")]
     pub(crate) tls_cert: Option<PathBuf>,
-    /// Its key, PEM
+    /// Private key of the TLS certificate (PEM)
     #[arg(long, env = "SIGHTLINE_TLS_KEY", requires = "tls_cert", value_name = "FILE")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// All requests come through a proxy, which encrypts and says from where they come
+    /// Trust X-Forwarded-For and X-Forwarded-Host of an encrypting proxy
     #[arg(long, env = "SIGHTLINE_BEHIND_PROXY")]
     pub(crate) behind_proxy: bool,
-    /// Where clients reach it, such as `https://example.org/vision`, if not at its own address
+    /// URL at which clients reach the API, such as `https://example.org/vision`
     #[arg(long, env = "SIGHTLINE_PUBLIC_URL", value_name = "URL")]
     pub(crate) public_url: Option<reqwest::Url>,
-    /// Listen on an address that other machines reach, without keys or encryption
+    /// Serve other machines without keys or encryption
     #[arg(long, env = "SIGHTLINE_INSECURE")]
     pub(crate) insecure: bool,
-    /// Names under which the API may be asked, beside localhost
+    /// Host names accepted besides localhost, comma-separated
     #[arg(long, env = "SIGHTLINE_ALLOW_HOST", value_delimiter = ',', value_name = "NAME")]
     pub(crate) allow_host: Vec<String>,
-    /// The database of the job index, `sqlite://FILE?mode=rwc` or `postgres://…` [default: index.db in the data folder]
+    /// Database of the job index, `sqlite://FILE?mode=rwc` or `postgres://…` [default: index.db in the data folder]
     #[arg(long, env = "SIGHTLINE_DATABASE", hide_env_values = true, value_name = "URL")]
     pub(crate) database: Option<String>,
-    /// Hosts that webhooks may call although they are not public, comma-separated
+    /// Private hosts that webhooks may call, comma-separated
     #[arg(long, env = "SIGHTLINE_WEBHOOK_ALLOW", value_delimiter = ',', value_name = "HOST")]
     pub(crate) webhook_allow: Vec<String>,
-    /// The largest image
+    /// Largest image
     #[arg(long, env = "SIGHTLINE_UPLOAD_LIMIT", default_value = "20MiB", value_name = "BYTES")]
     pub(crate) upload_limit: ByteSize,
 }
 
-/// What topics are created with, by their model's first job.
+/// Settings of topics that a model's first job creates.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TopicArgs {
     /// Partitions of a new topic
     #[arg(long, env = "SIGHTLINE_PARTITIONS", default_value = "3", value_name = "N")]
     pub(crate) partitions: NonZeroU16,
-    /// How long a job is a worker's without a sign of life
+    /// Lease a worker holds on a job before it must renew
     #[arg(long, env = "SIGHTLINE_LEASE", default_value = "30s", value_parser = lease, value_name = "TIME")]
     pub(crate) lease: Duration,
-    /// Attempts before a job is given up
+    /// Attempts before a job fails
     #[arg(long, env = "SIGHTLINE_ATTEMPTS", default_value = "5", value_name = "N")]
     pub(crate) attempts: NonZeroU32,
-    /// How long one attempt may run when a job does not say
+    /// Time limit of one attempt, unless the job sets one
     #[arg(long, env = "SIGHTLINE_RUN_TIMEOUT", default_value = "60s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub(crate) run_timeout: Duration,
-    /// How long results are kept
+    /// Time that results are kept
     #[arg(long, env = "SIGHTLINE_RESULT_TTL", default_value = "7d", value_parser = result_ttl, value_name = "TIME")]
     pub(crate) result_ttl: Duration,
-    /// Bytes that queued images may take, over all models [default: 32GiB, or half of the free disk if that is less]
+    /// Disk space for queued images of all models [default: 32GiB, or half of the free disk if that is less]
     #[arg(long, env = "SIGHTLINE_QUEUE_BYTES", value_name = "BYTES")]
     pub(crate) queue_bytes: Option<ByteSize>,
-    /// Copies of every stream; more than 1 needs a NATS cluster
+    /// Copies of each stream; more than 1 needs a NATS cluster
     #[arg(long, env = "SIGHTLINE_REPLICAS", default_value = "1", value_name = "N")]
     pub(crate) replicas: NonZeroUsize,
 }
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// Models to serve by name, and folders that add models, comma-separated [default: all]
+    /// Names of models to serve, and folders with more models, comma-separated [default: all]
     #[arg(long, env = "SIGHTLINE_MODELS", value_delimiter = ',', value_name = "NAME|DIR")]
     pub(crate) models: Vec<String>,
-    /// Where fetched files are kept [default: the user's cache folder]
+    /// Folder for downloaded files [default: the user's cache folder]
     #[arg(long, env = "SIGHTLINE_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
-    /// The ONNX Runtime library [default: the environment's ORT_DYLIB_PATH, else the one in the cache]
+    /// ONNX Runtime library [default: $ORT_DYLIB_PATH, else the one in the cache]
     #[arg(long, env = "SIGHTLINE_ORT", value_name = "FILE")]
     pub(crate) ort: Option<PathBuf>,
 }
 
-/// How many workers run: always so many, or what the backlog needs between two numbers.
+/// How many workers run: a fixed number, or a range that follows the backlog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Workers {
     pub(crate) min: usize,
@@ -401,12 +401,12 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// Always so many.
+    /// A fixed number.
     pub(crate) fn fixed(count: usize) -> Self {
         Self { min: count, max: count }
     }
 
-    /// Whether the backlog decides.
+    /// Whether the number follows the backlog.
     pub(crate) fn is_range(self) -> bool {
         self.min < self.max
     }
@@ -416,7 +416,7 @@ impl std::str::FromStr for Workers {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "it must be a number from 1, or two with .. between, such as 0..4".to_owned();
+        let wrong = || "it must be a number from 1, or a range such as 0..4".to_owned();
         let number = |text: &str| text.parse::<usize>().map_err(|_| wrong());
         let workers = match text.split_once("..") {
             Some((min, max)) => Self { min: number(min)?, max: number(max)? },
@@ -432,27 +432,27 @@ impl std::fmt::Display for Workers {
     }
 }
 
-/// An address to listen on. Of a name's addresses the first one of IPv4 is taken, which is what most clients try.
+/// An address to listen on. A name resolves to its first IPv4 address, which most clients try first.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let all: Vec<SocketAddr> = text.to_socket_addrs().map_err(|error| error.to_string())?.collect();
     let first = all.iter().find(|address| address.is_ipv4()).or(all.first());
     first.copied().ok_or_else(|| "the name has no address".to_owned())
 }
 
-/// A lease that is shorter than a second would run out between two renewals.
+/// A lease shorter than a second would expire between two renewals.
 fn lease(text: &str) -> Result<Duration, String> {
     let lease = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if lease < Duration::from_secs(1) { Err("it must be at least 1s".into()) } else { Ok(lease) }
 }
 
-/// Servers count a message's life in nanoseconds of 64 bits.
+/// Servers store a message's TTL as 64-bit nanoseconds.
 fn result_ttl(text: &str) -> Result<Duration, String> {
     const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
     let ttl = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if (Duration::from_secs(1)..=100 * YEAR).contains(&ttl) { Ok(ttl) } else { Err("it must be 1s to 100y".into()) }
 }
 
-/// Puts `up` in where the first word is no command.
+/// Inserts `up` if the first word is not a command.
 pub(crate) fn with_default_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<OsString> = args.collect();
     let asks_for_help = |word: &OsString| ["-h", "--help", "-V", "--version"].iter().any(|flag| word == flag);
@@ -463,7 +463,7 @@ pub(crate) fn with_default_command(args: impl Iterator<Item = OsString>) -> Vec<
     args
 }
 
-/// What clap has to say, without its pictures of usage.
+/// Clap's message without its usage.
 pub(crate) fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage")).collect();
@@ -472,18 +472,18 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
     format!("{} (see sightline --help)", line.strip_prefix("error: ").unwrap_or(&line))
 }
 
-/// Lines that wait to be written; further ones are dropped.
+/// Lines that may wait to be written; further lines are dropped.
 const LOG_LINES_MAX: usize = 4096;
 
-/// Logs to standard error until what it returns is dropped.
+/// Logs to standard error until the returned guard is dropped.
 pub(crate) fn start_logging(args: &LogArgs) -> anyhow::Result<WorkerGuard> {
-    // The client reports its errors to us as well, and we say them once.
+    // The client also reports its errors to us, and we log them once.
     let quiet = if args.log.contains("async_nats") { "" } else { ",async_nats=off" };
     let filter = format!("{}{quiet}", args.log);
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {}", args.log))?;
     let colored = std::io::stderr().is_terminal();
-    // A log that cannot be written, or that nothing reads, is dropped: lines wait in a thread of their
-    // own, so neither a full disk nor a reader that hangs ever reaches what is logged.
+    // A thread of its own writes the log and drops what it cannot write: neither a full disk nor a reader
+    // that hangs can block or end the code that logs.
     let (lines, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LOG_LINES_MAX)

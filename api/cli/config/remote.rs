@@ -1,4 +1,4 @@
-//! Flags of the tools that speak to the API: submit, jobs, batches, keys.
+//! Flags of the commands that use the API: submit, jobs, batches, keys.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -7,31 +7,30 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 use queue::JobId;
 
-/// What lines of results are.
+/// Format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OutputFormat {
-    /// A JSON document a line
+    /// One JSON document per line
     Ndjson,
-    /// A table
+    /// Comma-separated values
     Csv,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct SubmitArgs {
-    /// Image files, tars of them, folders (searched to the bottom), globs, or - for a list of paths on standard
-    /// input
+    /// Images, tar files, folders, globs, or - for paths on standard input
     #[arg(required = true, value_name = "PATH")]
     pub(crate) paths: Vec<String>,
-    /// The model to run
+    /// Model to run
     #[arg(long, env = "SIGHTLINE_MODEL", value_name = "NAME")]
     pub(crate) model: String,
-    /// Write one line an image to this file, and go on from there when run again [default: standard output]
+    /// Output file, one line per image; a repeated command continues it [default: standard output]
     #[arg(long, env = "SIGHTLINE_OUT", value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
-    /// What the lines are [default: csv if the file is called so, else ndjson]
+    /// Output format [default: csv for *.csv, else ndjson]
     #[arg(long, value_name = "FORMAT")]
     pub(crate) format: Option<OutputFormat>,
-    /// Images on their way at a time
+    /// Images in flight at a time
     #[arg(long, env = "SIGHTLINE_IN_FLIGHT", default_value = "64", value_name = "N")]
     pub(crate) in_flight: NonZeroUsize,
     #[command(flatten)]
@@ -48,36 +47,36 @@ pub(crate) struct JobsArgs {
 pub(crate) enum JobsAction {
     /// List jobs, newest first
     List(JobsListArgs),
-    /// Show one
+    /// Show a job
     Get(JobArgs),
-    /// Wait until it has ended; exit code 0 only if it has succeeded
+    /// Wait until a job ends; exits with 0 only if it succeeded
     Wait(JobArgs),
-    /// Call it off, whether it waits or runs
+    /// Cancel a queued or running job
     Cancel(JobArgs),
-    /// Run it again, if it has failed and its input is kept
+    /// Run a failed job again if its input is kept
     Retry(JobArgs),
-    /// Tell its life: who took it, why it waited, each attempt, how it ended
+    /// Show a job's history: workers, waits, attempts, end
     Explain(JobArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct JobsListArgs {
-    /// Only queued, running, succeeded, failed or canceled ones
+    /// Only jobs in this state: queued, running, succeeded, failed or canceled
     #[arg(long, value_name = "STATE")]
     pub(crate) state: Option<String>,
-    /// Only those of a model
+    /// Only jobs of this model
     #[arg(long, value_name = "NAME")]
     pub(crate) model: Option<String>,
-    /// Only those of a topic
+    /// Only jobs of this topic
     #[arg(long, value_name = "NAME")]
     pub(crate) topic: Option<String>,
-    /// Only those of a batch
+    /// Only jobs of this batch
     #[arg(long, value_name = "ID")]
     pub(crate) batch: Option<String>,
-    /// Only those with this in their metadata
+    /// Only jobs with this metadata
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) metadata: Vec<String>,
-    /// At most so many
+    /// Most jobs to list
     #[arg(long, default_value = "50", value_name = "N")]
     pub(crate) limit: usize,
     /// Print JSON
@@ -89,7 +88,7 @@ pub(crate) struct JobsListArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct JobArgs {
-    /// The job
+    /// Id of the job
     pub(crate) id: JobId,
     /// Print JSON
     #[arg(long)]
@@ -98,16 +97,16 @@ pub(crate) struct JobArgs {
     pub(crate) api: ApiAddressArgs,
 }
 
-/// Which API is asked.
+/// The API that a command uses.
 #[derive(Debug, Args)]
 pub(crate) struct ApiAddressArgs {
-    /// The API [default: the one that `up` started on the data folder, else port 8080 of this machine]
+    /// URL of the API [default: the one `up` started on the data folder, else port 8080]
     #[arg(long, env = "SIGHTLINE_API", value_name = "URL")]
     pub(crate) api: Option<String>,
-    /// The key to send, once the API needs one
+    /// API key
     #[arg(long, env = "SIGHTLINE_KEY", hide_env_values = true, value_name = "KEY")]
     pub(crate) key: Option<String>,
-    /// A certificate to trust beside the system's, PEM, where the API encrypts with one that few know
+    /// Certificate authority (CA) to trust besides the system's (PEM)
     #[arg(long, env = "SIGHTLINE_API_CA", value_name = "FILE")]
     pub(crate) api_ca: Option<PathBuf>,
     #[command(flatten)]
@@ -122,30 +121,30 @@ pub(crate) struct KeysArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysAction {
-    /// Create a key and show it, once; from the first one on, every request needs one
+    /// Create a key and print it once; the first key closes the API to requests without one
     Create {
-        /// Whose it is: keys of one name see the same jobs
+        /// Name of the owner; keys of one name see the same jobs
         #[arg(long, value_name = "NAME")]
         name: String,
-        /// What it allows: submit, read, operate (metrics and members), admin
+        /// Scopes: submit, read, operate (metrics and members), admin
         #[arg(long, value_delimiter = ',', required = true, value_name = "SCOPE")]
         scopes: Vec<String>,
-        /// How long it is good for, such as 90d [default: until it is revoked]
+        /// Time until the key expires, such as 90d [default: never]
         #[arg(long, value_name = "TIME")]
         expires: Option<String>,
-        /// Requests a second
+        /// Most requests per second
         #[arg(long, value_name = "N")]
         requests_per_second: Option<f64>,
-        /// Uploads at a time
+        /// Most concurrent uploads
         #[arg(long, value_name = "N")]
         uploads: Option<u32>,
-        /// Jobs that wait
+        /// Most queued jobs
         #[arg(long, value_name = "N")]
         queued_jobs: Option<u64>,
-        /// Bytes of the images of these, such as 500MB
+        /// Most bytes of queued images, such as 500MB
         #[arg(long, value_name = "BYTES")]
         queued_bytes: Option<ByteSize>,
-        /// The highest priority its jobs may have: high, normal or low
+        /// Highest priority of its jobs: high, normal or low
         #[arg(long, value_name = "PRIORITY")]
         priority: Option<queue::Priority>,
         /// Print JSON
@@ -156,7 +155,7 @@ pub(crate) enum KeysAction {
         #[command(flatten)]
         api: ApiAddressArgs,
     },
-    /// List keys, without what makes them keys
+    /// List keys without their secrets
     List {
         /// Print JSON
         #[arg(long)]
@@ -168,7 +167,7 @@ pub(crate) enum KeysAction {
     },
     /// Revoke a key
     Revoke {
-        /// Its id, the part between the first two underscores
+        /// Id of the key: the part between its first two underscores
         id: String,
         #[command(flatten)]
         local: LocalArgs,
@@ -177,13 +176,13 @@ pub(crate) enum KeysAction {
     },
 }
 
-/// Where keys are, when not the API is asked.
+/// Access to keys without the API.
 #[derive(Debug, Args)]
 pub(crate) struct LocalArgs {
-    /// Go to the queue through the data folder, without a key; so is the first key created
+    /// Use the queue through the data folder, without a key
     #[arg(long)]
     pub(crate) local: bool,
-    /// With --local: the queue, if it is not the one of the data folder
+    /// With --local: another queue than that of the data folder
     #[arg(long, env = "SIGHTLINE_QUEUE", hide_env_values = true, value_name = "URL")]
     pub(crate) queue: Option<String>,
 }
@@ -194,12 +193,12 @@ pub(crate) struct BatchesArgs {
     pub(crate) action: BatchesAction,
 }
 
-/// How a batch comes.
+/// Format of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BatchKind {
-    /// A tar, not compressed
+    /// Uncompressed tar
     Tar,
-    /// A zip
+    /// Zip
     Zip,
     /// Lines of JSON: `custom_id`, `image` in base64, `metadata`
     Ndjson,
@@ -207,22 +206,22 @@ pub(crate) enum BatchKind {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BatchesAction {
-    /// Send one from a file under an id of your own; sent again, only what is missing is added
+    /// Send a batch from a file; sending it again adds only missing images
     Send {
-        /// Its id: letters, digits, - and _
+        /// Id of the batch: letters, digits, - and _
         id: String,
-        /// The file, or - for standard input
+        /// File, or - for standard input
         file: PathBuf,
-        /// What it is [default: by the file's name]
+        /// Format of the file [default: by its name]
         #[arg(long)]
         kind: Option<BatchKind>,
-        /// The model to run
+        /// Model to run
         #[arg(long, env = "SIGHTLINE_MODEL", value_name = "NAME")]
         model: String,
-        /// Call the batch off once more of its jobs than this have failed
+        /// Failed jobs beyond which the batch is canceled
         #[arg(long, value_name = "N")]
         max_failures: Option<u64>,
-        /// An address that is called once all of it has ended
+        /// URL to notify when the whole batch has ended
         #[arg(long, value_name = "URL")]
         webhook: Option<String>,
         /// Print JSON
@@ -231,7 +230,7 @@ pub(crate) enum BatchesAction {
         #[command(flatten)]
         api: ApiAddressArgs,
     },
-    /// List the newest
+    /// List the newest batches
     List {
         /// Print JSON
         #[arg(long)]
@@ -239,31 +238,29 @@ pub(crate) enum BatchesAction {
         #[command(flatten)]
         api: ApiAddressArgs,
     },
-    /// Show one
+    /// Show a batch
     Get(BatchArgs),
-    /// Write what has ended so far
+    /// Write the results so far
     Results {
-        /// The batch
+        /// Id of the batch
         id: String,
-        /// A table in place of JSON lines
+        /// Write CSV instead of JSON lines
         #[arg(long)]
         csv: bool,
-        /// Only succeeded, failed or canceled ones
+        /// Only jobs in this state: succeeded, failed or canceled
         #[arg(long, value_name = "STATE")]
         state: Option<String>,
-        /// The file to write [default: standard output]
+        /// Output file [default: standard output]
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
         #[command(flatten)]
         api: ApiAddressArgs,
     },
-    /// Call off what has not ended
+    /// Cancel the jobs that have not ended
     Cancel(BatchArgs),
-    /// Prove that each item has exactly one terminal record, and name those that have not; ends with 1 if that is
-    /// not so, and with 4 if it is so but some have failed or were canceled
+    /// Check that each item has exactly one final record; exits with 1 if not, with 4 if some failed or were canceled
     Verify {
-        /// Custom ids that should be there, one a line, or - for standard input; those that never came are
-        /// named too [default: those that came]
+        /// File with expected custom ids, one per line, or - for standard input
         #[arg(long, value_name = "FILE")]
         expect: Option<PathBuf>,
         #[command(flatten)]
@@ -273,7 +270,7 @@ pub(crate) enum BatchesAction {
 
 #[derive(Debug, Args)]
 pub(crate) struct BatchArgs {
-    /// The batch
+    /// Id of the batch
     pub(crate) id: String,
     /// Print JSON
     #[arg(long)]

@@ -1,4 +1,4 @@
-//! Flags of the tools that speak to the queue: topics, logs, dead letters, audit, drills.
+//! Flags of the commands that use the queue: topics, logs, dead letters, audit, drills.
 
 use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
@@ -19,23 +19,23 @@ pub(crate) struct TopicsArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TopicsAction {
-    /// Show all topics
+    /// List topics
     List(ListArgs),
-    /// Show one topic, partition by partition
+    /// Show a topic and its partitions
     Describe(NamedArgs),
-    /// Make a topic: a queue for a model's jobs, or a plain log
+    /// Create a topic: a queue for a model's jobs, or a plain log
     Create(Box<CreateArgs>),
-    /// Change a topic; workers and uploads take it up while they run
+    /// Change a topic while it is in use
     Alter(Box<AlterArgs>),
-    /// Remove a topic with its jobs, results and dead letters
+    /// Delete a topic with its jobs, results and dead letters
     Delete(ConfirmedArgs),
-    /// Cancel every job that waits; empty a plain log
+    /// Cancel all queued jobs of a topic, or empty a plain log
     Purge(ConfirmedArgs),
-    /// Keep workers from taking its jobs; uploads are accepted
+    /// Stop workers from taking jobs; uploads are still accepted
     Pause(NamedArgs),
-    /// Let workers go on
+    /// Resume a paused topic
     Resume(NamedArgs),
-    /// Run what a log holds through another model, and report how the results differ
+    /// Run a log's inputs through another model and compare the results
     Replay(ReplayArgs),
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct ListArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct NamedArgs {
-    /// The topic
+    /// Name of the topic
     pub(crate) topic: TopicName,
     /// Print JSON
     #[arg(long)]
@@ -61,9 +61,9 @@ pub(crate) struct NamedArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConfirmedArgs {
-    /// The topic
+    /// Name of the topic
     pub(crate) topic: TopicName,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     pub(crate) yes: bool,
     #[command(flatten)]
@@ -72,12 +72,12 @@ pub(crate) struct ConfirmedArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// Its name
+    /// Name of the topic
     pub(crate) topic: TopicName,
-    /// The model that its jobs run on [default: the one of the same name; else none, a plain log]
+    /// Model of its jobs [default: the model of the same name; otherwise none, a plain log]
     #[arg(long, value_name = "NAME")]
     pub(crate) model: Option<String>,
-    /// One job at a time a partition: jobs of one key end in the order in which they came
+    /// Run one job at a time per partition, so jobs of one key end in order
     #[arg(long)]
     pub(crate) ordered: bool,
     #[command(flatten)]
@@ -90,7 +90,7 @@ pub(crate) struct CreateArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct AlterArgs {
-    /// The topic
+    /// Name of the topic
     pub(crate) topic: TopicName,
     #[command(flatten)]
     pub(crate) settings: SettingsArgs,
@@ -98,58 +98,58 @@ pub(crate) struct AlterArgs {
     pub(crate) queue: QueueArgs,
 }
 
-/// What may be said of a new topic, or be changed of one.
+/// Settings of a topic.
 #[derive(Debug, Args)]
 pub(crate) struct SettingsArgs {
-    /// Partitions; they only grow
+    /// Number of partitions; it can only grow
     #[arg(long, value_name = "N")]
     pub(crate) partitions: Option<NonZeroU16>,
-    /// Copies of every stream; more than 1 needs a NATS cluster [default: as many as `up` was told]
+    /// Copies of each stream; more than 1 needs a NATS cluster [default: that of `up`]
     #[arg(long, value_name = "N")]
     pub(crate) replicas: Option<NonZeroUsize>,
-    /// `work`: an input goes when it was worked off. `log:24h`: it stays for so long, to be read again; the oldest go by age or size, whether they were run or not
+    /// `work` deletes inputs when their jobs end; `log:24h` keeps them for that time
     #[arg(long, value_name = "work|log:TIME")]
     pub(crate) retention: Option<Retention>,
-    /// Bytes that its inputs may take
+    /// Disk space for its inputs
     #[arg(long, value_name = "BYTES")]
     pub(crate) max_bytes: Option<ByteSize>,
-    /// How long a job is a worker's without a sign of life
+    /// Lease a worker holds on a job before it must renew
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
     pub(crate) lease: Option<Duration>,
-    /// Attempts before a job is given up
+    /// Attempts before a job fails
     #[arg(long, value_name = "N")]
     pub(crate) attempts: Option<NonZeroU32>,
-    /// How long one attempt may run when a job does not say
+    /// Time limit of one attempt, unless the job sets one
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
     pub(crate) run_timeout: Option<Duration>,
-    /// How long results are kept
+    /// Time that results are kept
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
     pub(crate) result_ttl: Option<Duration>,
-    /// The pause before the second attempt; later ones double
+    /// Delay before the second attempt; it doubles for each later one
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
     pub(crate) retry_first: Option<Duration>,
-    /// The longest pause between two attempts
+    /// Longest delay between two attempts
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
     pub(crate) retry_max: Option<Duration>,
-    /// Percent by which pauses are made longer or shorter at random
+    /// Random variation of delays in percent
     #[arg(long, value_name = "PERCENT")]
     pub(crate) retry_jitter: Option<u8>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ReplayArgs {
-    /// The log
+    /// Name of the log
     pub(crate) topic: TopicName,
-    /// The model to run it through
+    /// Model to run
     #[arg(long, value_name = "NAME")]
     pub(crate) model: String,
-    /// Jobs on their way at a time
+    /// Jobs in flight at a time
     #[arg(long, default_value = "64", value_name = "N")]
     pub(crate) in_flight: NonZeroUsize,
-    /// At most so many messages
+    /// Most messages to run
     #[arg(long, value_name = "N")]
     pub(crate) max: Option<usize>,
-    /// Print one JSON line a message, then the summary
+    /// Print one JSON line per message, then the summary
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
@@ -160,15 +160,15 @@ pub(crate) struct ReplayArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ProduceArgs {
-    /// The topic
+    /// Name of the topic
     pub(crate) topic: TopicName,
-    /// Files, folders or globs, a message each [default: a message a line of standard input]
+    /// Files, folders or globs, one message per file [default: one message per line of standard input]
     #[arg(value_name = "PATH")]
     pub(crate) paths: Vec<String>,
-    /// Messages of one key lie in one partition, in order
+    /// Partition key; messages of one key keep their order
     #[arg(long, value_name = "KEY")]
     pub(crate) key: Option<String>,
-    /// high, normal or low
+    /// Priority: high, normal or low
     #[arg(long, default_value = "normal", value_name = "PRIORITY")]
     pub(crate) priority: Priority,
     /// Print JSON
@@ -182,27 +182,27 @@ pub(crate) struct ProduceArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConsumeArgs {
-    /// The topic
+    /// Name of the topic
     pub(crate) topic: TopicName,
-    /// Begin with the first message that is there [default: with the next one that comes]
+    /// Start with the oldest message [default: with the next new one]
     #[arg(long, conflicts_with_all = ["sequence", "since"])]
     pub(crate) from_beginning: bool,
-    /// One partition [default: all]
+    /// Partition [default: all]
     #[arg(long, value_name = "N")]
     pub(crate) partition: Option<PartitionId>,
-    /// Begin at this position
+    /// Position to start at
     #[arg(long, value_name = "N", conflicts_with = "since")]
     pub(crate) sequence: Option<u64>,
-    /// Begin with messages of so long ago
+    /// Age of the first message to read, such as 1h
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
     pub(crate) since: Option<Duration>,
-    /// End after so many messages [default: wait for more]
+    /// Messages after which to stop [default: never]
     #[arg(long, value_name = "N")]
     pub(crate) max: Option<u64>,
-    /// Read as a member of this group: each message goes to one member, and the group goes on where it was
+    /// Group to join: members share its messages, and it keeps its position
     #[arg(long, value_name = "NAME")]
     pub(crate) group: Option<TopicName>,
-    /// Write each payload to a file in this folder
+    /// Folder to write payloads to, one file each
     #[arg(long, value_name = "DIR")]
     pub(crate) save: Option<PathBuf>,
     /// Print JSON
@@ -217,7 +217,7 @@ pub(crate) struct ConsumeArgs {
 pub(crate) struct OffsetsArgs {
     #[command(subcommand)]
     pub(crate) action: Option<OffsetsAction>,
-    /// The topic
+    /// Name of the topic
     #[arg(required = true)]
     pub(crate) topic: Option<TopicName>,
     /// Print JSON
@@ -229,17 +229,17 @@ pub(crate) struct OffsetsArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum OffsetsAction {
-    /// Move a group that reads a log
+    /// Move a group to another position
     Reset {
-        /// The topic
+        /// Name of the topic
         topic: TopicName,
-        /// The group
+        /// Name of the group
         #[arg(long, value_name = "NAME")]
         group: TopicName,
-        /// `beginning`, `end`, a position, a time of day (2026-11-25T10:00:00Z), or how long ago (1h)
+        /// Target: `beginning`, `end`, a position, a time (2026-11-25T10:00:00Z), or an age (1h)
         #[arg(long, value_name = "WHERE")]
         to: String,
-        /// One partition [default: all]
+        /// Partition [default: all]
         #[arg(long, value_name = "N")]
         partition: Option<PartitionId>,
         #[command(flatten)]
@@ -255,11 +255,11 @@ pub(crate) struct DeadArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadAction {
-    /// Show the jobs that failed and whose inputs are kept
+    /// List failed jobs whose inputs are kept
     List {
-        /// Of this topic [default: of all]
+        /// Topic [default: all]
         topic: Option<TopicName>,
-        /// At most so many of a topic
+        /// Most jobs to list per topic
         #[arg(long, default_value = "1000", value_name = "N")]
         limit: usize,
         /// Print JSON
@@ -268,11 +268,11 @@ pub(crate) enum DeadAction {
         #[command(flatten)]
         queue: QueueArgs,
     },
-    /// Show why one failed, attempt by attempt
+    /// Show each attempt of a failed job
     Show {
-        /// The job
+        /// Id of the job
         id: JobId,
-        /// Write its input to this file
+        /// File to write its input to
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
         /// Print JSON
@@ -281,12 +281,12 @@ pub(crate) enum DeadAction {
         #[command(flatten)]
         queue: QueueArgs,
     },
-    /// Run failed jobs again, with as many attempts as new ones
+    /// Run failed jobs again with all their attempts
     Redrive {
-        /// The jobs
+        /// Ids of the jobs
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         ids: Vec<JobId>,
-        /// All of this topic
+        /// Topic whose failed jobs all run again
         #[arg(long, value_name = "TOPIC")]
         all: Option<TopicName>,
         #[command(flatten)]
@@ -296,9 +296,9 @@ pub(crate) enum DeadAction {
 
 #[derive(Debug, Args)]
 pub(crate) struct AuditArgs {
-    /// The topic
+    /// Name of the topic
     pub(crate) topic: TopicName,
-    /// A file with the ids of jobs that were accepted, one a line, or lines of JSON with an `id`
+    /// File with ids of accepted jobs: one per line, or lines of JSON with an `id`
     #[arg(long, value_name = "FILE")]
     pub(crate) accepted: Option<PathBuf>,
     /// Print JSON
@@ -316,13 +316,13 @@ pub(crate) struct IndexArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum IndexAction {
-    /// Forget everything and read all records again
+    /// Delete the index and read all records again
     Rebuild(RebuildArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct RebuildArgs {
-    /// The database of the job index [default: index.db in the data folder]
+    /// Database of the job index [default: index.db in the data folder]
     #[arg(long, env = "SIGHTLINE_DATABASE", hide_env_values = true, value_name = "URL")]
     pub(crate) database: Option<String>,
     #[command(flatten)]
@@ -331,28 +331,28 @@ pub(crate) struct RebuildArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DrillArgs {
-    /// What to kill
+    /// Part to kill
     #[arg(long, default_value = "broker")]
     pub(crate) kill: Victim,
-    /// How often
+    /// Number of kills
     #[arg(long, default_value = "5", value_name = "N")]
     pub(crate) times: usize,
-    /// Pause every other victim (SIGSTOP) beyond its lease, instead of killing it
+    /// Pause every other victim beyond its lease instead of killing it
     #[arg(long)]
     pub(crate) pause: bool,
-    /// The queue: three NATS servers with three replicas, or our own broker
+    /// Queue: three NATS servers with three replicas, or our own broker
     #[arg(long, default_value = "nats")]
     pub(crate) engine: EngineKind,
     /// Worker processes
     #[arg(long, default_value = "2", value_name = "N")]
     pub(crate) workers: NonZeroUsize,
-    /// Uploads on their way at a time
+    /// Uploads in flight at a time
     #[arg(long, default_value = "8", value_name = "N")]
     pub(crate) in_flight: NonZeroUsize,
-    /// How long a job is a worker's without a sign of life
+    /// Lease a worker holds on a job before it must renew
     #[arg(long, default_value = "3s", value_parser = super::lease, value_name = "TIME")]
     pub(crate) lease: Duration,
-    /// Chooses the victims
+    /// Seed that selects the victims
     #[arg(long, default_value = "1", value_name = "N")]
     pub(crate) seed: u64,
     /// Print JSON
@@ -364,17 +364,17 @@ pub(crate) struct DrillArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Victim {
-    /// A server of the queue, any of them
+    /// A server of the queue
     Broker,
-    /// A worker process, any of them
+    /// A worker process
     Worker,
-    /// Everything at once
+    /// All processes at once
     All,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ClusterArgs {
-    /// Where they keep their data
+    /// Folder for the servers' data
     #[arg(long, value_name = "DIR")]
     pub(crate) store: PathBuf,
     #[command(flatten)]
