@@ -66,9 +66,9 @@ pub(crate) async fn run(
                     decide(queue, &table, &mut scaler).await;
                 }
             }
-            announcement = heard.next() => table.hear(announcement.context("the queue is gone")?, Instant::now()),
+            announcement = heard.next() => table.hear(announcement.context("the queue has closed the connection")?, Instant::now()),
             order = orders.next() => {
-                let order: Option<Order> = serde_json::from_slice(&order.context("the queue is gone")?).ok();
+                let order: Option<Order> = serde_json::from_slice(&order.context("the queue has closed the connection")?).ok();
                 if let Some(order) = order.filter(|_| workers.is_range()) {
                     let count = order.workers.clamp(workers.min, workers.max);
                     if count != supervisor.count() {

@@ -22,7 +22,7 @@ pub(crate) async fn run(args: BatchesArgs) -> anyhow::Result<ExitCode> {
             show(batches.as_array().map_or(&[][..], Vec::as_slice), json, &batches)
         }
         BatchesAction::Send { id, file, kind, model, max_failures, webhook, json, api } => {
-            let kind = kind.or_else(|| kind_of(&file)).context("say with --kind what it is: tar, zip or ndjson")?;
+            let kind = kind.or_else(|| kind_of(&file)).context("unknown file type; pass --kind tar, zip or ndjson")?;
             let mut path = format!("/v1/batches/{}?model={}", escaped(&id), escaped(&model));
             if let Some(limit) = max_failures {
                 path.push_str(&format!("&max_failures={limit}"));

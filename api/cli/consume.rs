@@ -21,7 +21,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) async fn run(args: ConsumeArgs) -> anyhow::Result<ExitCode> {
     let queue = connect(&args.queue).await?;
     let topic = queue.read_topic(&args.topic).await?;
-    let topic = topic.with_context(|| format!("there is no topic {}", args.topic))?;
+    let topic = topic.with_context(|| format!("topic {} does not exist", args.topic))?;
     let partitions: Vec<PartitionId> =
         topic.partitions().filter(|partition| args.partition.is_none_or(|wanted| wanted == *partition)).collect();
     anyhow::ensure!(!partitions.is_empty(), "topic {} has no partition {}", args.topic, args.partition.context("all")?);

@@ -18,7 +18,7 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
             let queue = connect(&queue).await?;
             let names = match topic {
                 Some(name) => {
-                    vec![queue.read_topic(&name).await?.with_context(|| format!("there is no topic {name}"))?]
+                    vec![queue.read_topic(&name).await?.with_context(|| format!("topic {name} does not exist"))?]
                 }
                 None => queue.topics().await?,
             };
@@ -48,7 +48,7 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
             let queue = connect(&queue).await?;
             let Some((letter, payload)) = queue.dead_letter(&id).await? else {
                 bail!(
-                    "there is no dead letter of {id}: the job did not fail, was run again, or its letter has expired"
+                    "no dead letter for {id}: the job did not fail, was redriven, or its letter has expired"
                 );
             };
             if let Some(path) = save {

@@ -18,7 +18,7 @@ pub(crate) async fn run(args: OffsetsArgs) -> anyhow::Result<ExitCode> {
         let position = position(&to)?;
         let queue = connect(&queue).await?;
         queue.reset_group(&topic, partition, &group, position).await?;
-        outln!("group {group} of {topic} goes on at {to}");
+        outln!("group {group} of {topic} continues at {to}");
         return Ok(ExitCode::SUCCESS);
     }
     let topic = args.topic.context("name a topic")?;
@@ -58,7 +58,7 @@ fn position(text: &str) -> anyhow::Result<Position> {
             }
             let time = serde_json::from_value(text.into());
             Position::Since(time.ok().with_context(|| {
-                format!("`{text}` is no place: say beginning, end, a position, a time such as 2026-11-25T10:00:00Z, or how long ago, such as 1h")
+                format!("`{text}` is not a position; pass beginning, end, a number, a time such as 2026-11-25T10:00:00Z, or an age such as 1h")
             })?)
         }
     })

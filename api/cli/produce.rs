@@ -21,7 +21,7 @@ use crate::topics::connect;
 pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
     let queue = connect(&args.queue).await?;
     let topic = queue.read_topic(&args.topic).await?;
-    let topic = topic.with_context(|| format!("there is no topic {}; make it with topics create", args.topic))?;
+    let topic = topic.with_context(|| format!("topic {} does not exist; create it with sightline topics create", args.topic))?;
     let say = |name: &str, id: &JobId, partition: PartitionId, sequence: Sequence| {
         if args.json {
             outln!("{}", json!({ "source": name, "id": id, "partition": partition, "sequence": sequence }));
@@ -71,7 +71,7 @@ pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
 pub(crate) fn find<'a>(models: &'a Models, name: &str) -> anyhow::Result<(&'a Model, &'a ModelVersion)> {
     let Some(model) = models.repository.get(name) else {
         bail!(
-            "there is no model `{name}` here; there are {}. Add a folder with --models DIR/",
+            "model `{name}` does not exist here; known models: {}. Add a folder with --models DIR/",
             models.repository.names()
         );
     };

@@ -53,7 +53,7 @@ impl Remote {
 
     async fn read(&self, asked: reqwest::Result<Response>) -> anyhow::Result<Response> {
         let answer =
-            asked.with_context(|| format!("no API at {}; start one with `sightline up`, or say --api", self.base))?;
+            asked.with_context(|| format!("no API at {}; start one with `sightline up`, or pass --api", self.base))?;
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -72,7 +72,7 @@ pub(crate) fn client(args: &ApiAddressArgs) -> anyhow::Result<reqwest::Client> {
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut headers = HeaderMap::new();
     if let Some(key) = &args.key {
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}")).context("--key is no key")?;
+        let mut value = HeaderValue::from_str(&format!("Bearer {key}")).context("--key is not an API key")?;
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
     }

@@ -47,7 +47,7 @@ impl Models {
         let is_bad = |name: &String| repository.unavailable().iter().any(|bad| bad.name == *name);
         if let Some(unknown) = names.iter().find(|name| repository.get(name).is_none() && !is_bad(name)) {
             bail!(
-                "there is no model `{unknown}`; there are {}. A folder is written with a slash, ./{unknown}",
+                "model `{unknown}` does not exist; known models: {}. A folder is written with a slash: ./{unknown}",
                 repository.names()
             );
         }
@@ -56,12 +56,12 @@ impl Models {
         let names: Vec<String> = repository.iter().map(|model| model.name().to_owned()).collect();
         ensure!(!names.is_empty(), "none of the models that were named can be served");
         let root = args.cache.clone().or_else(Cache::default_root);
-        let root = root.context("find the cache folder: set HOME, or say --cache DIR")?;
+        let root = root.context("find the cache folder: set HOME, or pass --cache DIR")?;
         let cache = Cache::new(std::path::absolute(root).context("find the cache folder")?);
         let from_environment = || std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
         let runtime = args.ort.clone().or_else(from_environment);
         if let Some(missing) = runtime.as_ref().filter(|path| !path.is_file()) {
-            bail!("there is no ONNX Runtime library at {}", missing.display());
+            bail!("no ONNX Runtime library at {}", missing.display());
         }
         Ok(Self { repository, names, cache, selection: args.models.clone(), runtime })
     }

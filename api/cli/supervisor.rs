@@ -169,7 +169,7 @@ impl Supervisor {
     /// Waits until all workers have been ready once.
     pub(crate) async fn wait_until_ready(&mut self, count: usize) -> anyhow::Result<()> {
         let progress = *self.ready.wait_for(|p| p.ready >= count || p.failed).await.context("no worker is left")?;
-        anyhow::ensure!(!progress.failed, "a worker could not start; its own line above says why");
+        anyhow::ensure!(!progress.failed, "a worker could not start; see its error above");
         Ok(())
     }
 
@@ -295,10 +295,10 @@ async fn next_report(lines: &mut tokio::io::Lines<BufReader<ChildStdout>>) -> Op
         match lines.next_line().await {
             Ok(Some(line)) => match serde_json::from_str(&line) {
                 Ok(report) => return Some(report),
-                Err(_) => tracing::warn!(line, "a worker said something that is no report"),
+                Err(_) => tracing::warn!(line, "unexpected line from a worker"),
             },
             Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                tracing::warn!("a worker said something that is no text");
+                tracing::warn!("line from a worker is not UTF-8");
             }
             Ok(None) | Err(_) => return None,
         }
@@ -379,7 +379,7 @@ pub(crate) async fn end(child: &mut Child, signal: Signal, patience: Duration) {
     if let Some(pid) = pid
         && let Err(error) = kill_process(pid, signal)
     {
-        tracing::debug!(%error, "a child is gone already");
+        tracing::debug!(%error, "child process has already exited");
     }
     wait_or_kill(child, patience).await;
 }

@@ -58,7 +58,7 @@ struct Left {
     get, path = "/v1/dead", tag = "dead", operation_id = "listDeadLetters",
     params(
         ("topic" = Option<TopicName>, Query, description = "Those of one topic; else of all."),
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "At most so many; 100 when nothing is said."),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "Most entries to return; default 100."),
     ),
     responses(
         (status = 200, description = "The letters.", body = Letters),
@@ -124,7 +124,7 @@ pub(crate) async fn redrive(State(state): State<Shared>, id: Named) -> Result<Js
     post, path = "/v1/dead/redrive", tag = "dead", operation_id = "redriveAll",
     params(
         ("topic" = Option<TopicName>, Query, description = "Those of one topic; else of all."),
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "At most so many; 100 when nothing is said."),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "Most entries to return; default 100."),
     ),
     responses(
         (status = 200, description = "What became of each.", body = RedriveAll),

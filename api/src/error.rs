@@ -56,41 +56,41 @@ pub(crate) enum ApiError {
     Index(#[from] IndexError),
     /// The body is above the limit.
     #[error(
-        "the request's body is above {limit} bytes, the limit for one image; it is set with --upload-limit, and is never above max_payload of the queue's server less 64 KiB"
+        "the body exceeds {limit} bytes, the limit for one image; raise --upload-limit (and max_payload of the queue's server, which must be 64 KiB larger)"
     )]
     BodyTooLarge {
         /// Bytes.
         limit: usize,
     },
     /// Settings are above the limit.
-    #[error("the request's body is above {limit} bytes, the limit for settings")]
+    #[error("the body exceeds {limit} bytes, the limit for settings")]
     SettingsTooLarge {
         /// Bytes.
         limit: usize,
     },
     /// A list of names is above the limit.
-    #[error("the request's body is above {limit} bytes; send the names in several requests")]
+    #[error("the body exceeds {limit} bytes; send the names in several requests")]
     ListTooLarge {
         /// Bytes.
         limit: usize,
     },
     /// This process ends.
-    #[error("this server is being stopped; send the batch again with PUT, and only what is missing is added")]
+    #[error("the server is stopping; send the batch again with PUT, which adds only missing images")]
     Stopping,
     /// A queue that was full stayed so.
-    #[error("the queue had no room for {0} s; send the batch again with PUT, and only what is missing is added")]
+    #[error("the queue was full for {0} s; send the batch again with PUT, which adds only missing images")]
     StayedFull(u64),
     /// The body came too slowly, or stopped.
-    #[error("the request's body came too slowly: {0}")]
+    #[error("the body arrived too slowly: {0}")]
     BodyTimeout(&'static str),
     /// The connection broke, or the body is not what its headers say.
     #[error("the request's body could not be read: {0}")]
     BodyBroken(String),
     /// Too many uploads at once.
-    #[error("too many uploads at once; try again shortly")]
+    #[error("too many concurrent uploads; retry after Retry-After seconds")]
     UploadsBusy,
     /// The body is compressed.
-    #[error("Content-Encoding `{0}` is not accepted; send the image's bytes as they are")]
+    #[error("Content-Encoding `{0}` is not supported; send the image uncompressed")]
     ContentEncoding(String),
     /// The multipart form is not as it should be.
     #[error("multipart/form-data: {0}")]
@@ -104,13 +104,13 @@ pub(crate) enum ApiError {
         problem: String,
     },
     /// No model was named.
-    #[error("name a model: ?model=…, one of {known}")]
+    #[error("no model named; add ?model=…, one of {known}")]
     ModelMissing {
         /// All names.
         known: String,
     },
     /// No such model.
-    #[error("there is no model `{name}`; there are {known}")]
+    #[error("model `{name}` does not exist; known models: {known}")]
     ModelUnknown {
         /// What was asked for.
         name: String,
@@ -126,10 +126,10 @@ pub(crate) enum ApiError {
         version: u32,
     },
     /// No such job, or its record has expired.
-    #[error("there is no job `{0}`: the id is wrong, or its result has expired")]
+    #[error("job `{0}` not found: the id is wrong, or its result has expired")]
     JobUnknown(String),
     /// A job that has ended cannot be called off.
-    #[error("job {id} has {state} already")]
+    #[error("job {id} has already {state}")]
     JobEnded {
         /// The job.
         id: JobId,
@@ -137,7 +137,7 @@ pub(crate) enum ApiError {
         state: &'static str,
     },
     /// Only what has failed or was called off can be run again.
-    #[error("job {id} is {state}; only one that has failed or was canceled can be run again")]
+    #[error("job {id} is {state}; only failed and canceled jobs can be retried")]
     JobNotFailed {
         /// The job.
         id: JobId,
@@ -145,22 +145,22 @@ pub(crate) enum ApiError {
         state: &'static str,
     },
     /// The input of a job is not kept any more.
-    #[error("the input of job {0} is not kept any more; upload it again")]
+    #[error("the input of job {0} is no longer kept; upload it again")]
     InputGone(JobId),
     /// The key stands for another request.
-    #[error("this Idempotency-Key was used for another request, which became job {0}; use a new key")]
+    #[error("this Idempotency-Key belongs to another request, which created job {0}; use a new key")]
     KeyReused(JobId),
     /// A batch's id cannot be one.
-    #[error("`{0}` is no batch id: it has 1 to 64 letters, digits, - and _")]
+    #[error("`{0}` is not a batch id; use 1 to 64 letters, digits, - and _")]
     BatchId(String),
     /// No such batch, or its record has expired.
-    #[error("there is no batch `{0}`")]
+    #[error("batch `{0}` not found: the id is wrong, or it has expired")]
     BatchUnknown(String),
     /// Nothing can be added to a batch that was called off.
-    #[error("batch {0} was canceled; send what is left under another id")]
+    #[error("batch {0} was canceled; send the remaining images under another id")]
     BatchCanceled(String),
     /// The batch is for another model.
-    #[error("batch {id} is for model {model} and topic {topic}: send it as it was, or under another id")]
+    #[error("batch {id} is for model {model} and topic {topic}; use these, or another id")]
     BatchModel {
         /// The batch.
         id: String,
@@ -170,14 +170,14 @@ pub(crate) enum ApiError {
         topic: TopicName,
     },
     /// A batch has too many items.
-    #[error("a batch has at most {limit} images; send the rest as another one")]
+    #[error("a batch holds at most {limit} images; send the rest as another batch")]
     BatchTooLarge {
         /// Items.
         limit: usize,
     },
     /// A batch comes as something else than what can be read.
     #[error(
-        "a batch cannot come as `{0}`: send multipart/form-data, application/x-tar, application/zip or application/x-ndjson"
+        "content type `{0}` is not supported for batches; send multipart/form-data, application/x-tar, application/zip or application/x-ndjson"
     )]
     BatchKind(String),
     /// An archive is not as it should be.
@@ -185,7 +185,7 @@ pub(crate) enum ApiError {
     Archive(String),
     /// Items came before with other bytes.
     #[error(
-        "custom id `{custom_id}` came before with another image, as did {others} more; give the new one another name"
+        "custom id `{custom_id}` already exists with another image, and so do {others} more; give new images new ids"
     )]
     CustomIdChanged {
         /// The first.
@@ -204,30 +204,30 @@ pub(crate) enum ApiError {
         error: Box<ApiError>,
     },
     /// It has ended, and stays as it is.
-    #[error("batch `{0}` has finished; there is nothing left to cancel")]
+    #[error("batch `{0}` has already finished")]
     BatchFinished(String),
     /// A key is needed.
-    #[error("this server needs a key: send Authorization: Bearer sl_…")]
+    #[error("this server requires an API key; send Authorization: Bearer sl_…")]
     KeyMissing,
     /// There is no key yet, and the first one is not made by a request.
     #[error(
-        "there is no key yet; create the first one on the machine that holds the data folder: sightline keys create --local --name NAME --scopes admin"
+        "no key exists yet; create the first one on the machine with the data folder: sightline keys create --local --name NAME --scopes admin"
     )]
     KeyFirst,
     /// The key is not known, was revoked, or has expired.
     #[error("invalid API key: unknown, revoked or expired; create one with sightline keys create")]
     KeyWrong,
     /// Its address has sent too many of those.
-    #[error("too many requests with an invalid API key came from this address; check the key and try again shortly")]
+    #[error("too many requests with invalid API keys from this address; check the key and retry after Retry-After seconds")]
     WrongKeys,
     /// The key does not allow this.
-    #[error("this key does not allow that: it needs the scope {0:?}")]
+    #[error("this key lacks the scope {0:?}; use a key that has it")]
     KeyScope(Scope),
     /// Only a job's owner may have this.
-    #[error("only the job's owner gets the original image, with its metadata; ask without `original`")]
+    #[error("only the job's owner may read the original image with its metadata; omit `original`")]
     NotOwner,
     /// The key may not ask for so high a priority.
-    #[error("this key may not ask for priority {asked}; at most {most}")]
+    #[error("this key does not allow priority {asked}; use {most} or lower")]
     Priority {
         /// What was asked for.
         asked: queue::Priority,
@@ -235,13 +235,13 @@ pub(crate) enum ApiError {
         most: queue::Priority,
     },
     /// No such key.
-    #[error("there is no key `{0}`")]
+    #[error("key `{0}` does not exist; sightline keys list shows all keys")]
     KeyUnknown(String),
     /// Without it nobody could manage anything.
-    #[error("key {0} is the last one with the scope admin; make another one first")]
+    #[error("key {0} is the last one with the scope admin; create another one first")]
     KeyLast(String),
     /// A key asks for more than it may.
-    #[error("this key's limit is {what}; try again in a moment")]
+    #[error("this key's limit is {what}; retry after Retry-After seconds")]
     TooMany {
         /// The limit.
         what: String,
@@ -249,17 +249,17 @@ pub(crate) enum ApiError {
         wait: u32,
     },
     /// No such receiver among those that are not called.
-    #[error("`{0}` did not answer 410: it is called as always")]
+    #[error("`{0}` has not answered 410 and is still called")]
     ReceiverUnknown(String),
     /// No such route.
-    #[error("there is nothing at {0}")]
+    #[error("no such route: {0}; /docs lists all routes")]
     RouteUnknown(String),
     /// The route does not take this method.
-    #[error("this address does not take {0}")]
+    #[error("this route does not support {0}")]
     Method(String),
     /// The `Host` header names somebody else: a page that points its own name at this machine.
     #[error(
-        "requests for host `{0}` are not answered; allow it with --allow-host, or with --public-url behind a proxy"
+        "host `{0}` is not allowed; allow it with --allow-host, or with --public-url behind a proxy"
     )]
     Host(String),
     /// A page of another site tries to write.
@@ -273,13 +273,13 @@ pub(crate) enum ApiError {
         host: String,
     },
     /// A header that decides who may do what came more than once.
-    #[error("the header `{0}` was sent more than once; send it once")]
+    #[error("header `{0}` was sent more than once; send it once")]
     HeaderTwice(HeaderName),
     /// A text holds what no database keeps.
-    #[error("the address holds a NUL character (%00); remove it")]
+    #[error("the URL contains a NUL character (%00); remove it")]
     Nul,
     /// A background task ends again and again.
-    #[error("the background task `{task}` ends again and again: {problem}; the log has more")]
+    #[error("background task `{task}` keeps failing: {problem}; the log has details")]
     TaskDown {
         /// Its name.
         task: &'static str,
@@ -287,7 +287,7 @@ pub(crate) enum ApiError {
         problem: String,
     },
     /// Our own bug.
-    #[error("something went wrong here; the log has more under this request's id")]
+    #[error("internal error; the log has details under this request's id")]
     Internal,
 }
 
@@ -384,17 +384,17 @@ impl ApiError {
     fn public_message(&self) -> String {
         match self {
             Self::Submit(SubmitError::Queue(_)) | Self::Redrive(RedriveError::Submit(SubmitError::Queue(_))) => {
-                "the queue did not confirm the job; it is not known whether it will run. Try again".into()
+                "the queue did not confirm the job, which may still run; retry with the same Idempotency-Key".into()
             }
             Self::Queue(QueueError::Unavailable { .. })
             | Self::Topic(TopicError::Queue(QueueError::Unavailable { .. })) => {
-                "the queue does not answer; try again".into()
+                "the queue does not answer; retry after Retry-After seconds".into()
             }
             Self::Batch { id, taken, error } => Self::batch(id, *taken, &error.public_message()),
-            Self::Index(_) => "the job index does not answer; try again".into(),
+            Self::Index(_) => "the job index does not answer; retry after Retry-After seconds".into(),
             Self::Queue(QueueError::TooLarge { .. } | QueueError::Damaged { .. }) => Self::Internal.to_string(),
             Self::Submit(SubmitError::Full { topic }) => {
-                format!("the queue of {topic} is full; try again when workers have caught up, or raise --queue-bytes")
+                format!("the queue of {topic} is full; retry when workers have caught up, or raise --queue-bytes")
             }
             other => other.to_string(),
         }

@@ -41,7 +41,7 @@ pub(crate) async fn live() -> Json<Live> {
     get, path = "/readyz", tag = "operations", operation_id = "isReady", security(()),
     responses(
         (status = 200, description = "Jobs can be taken.", body = Ready),
-        (status = 503, description = "`queue_unavailable`: not now; `task_down`: a background task ends again and again."),
+        (status = 503, description = "`queue_unavailable`: not now; `task_down`: a background task keeps failing."),
     ),
 )]
 pub(crate) async fn ready(State(state): State<Shared>) -> Result<Json<Ready>, ApiError> {

@@ -37,7 +37,7 @@ const ALWAYS: [(&str, &str); 6] = [
     ),
     ("429", "`limit_reached`: this key's limit; `key_invalid_too_often`. Try again after `Retry-After` seconds."),
     ("500", "`internal`: our mistake; the log has more under the answer's `x-request-id`."),
-    ("503", "`queue_unavailable`, `index_unavailable`: try again after `Retry-After` seconds; nothing is lost."),
+    ("503", "`queue_unavailable`, `index_unavailable`: retry after `Retry-After` seconds; nothing is lost."),
 ];
 
 #[derive(OpenApi)]
@@ -53,8 +53,8 @@ const ALWAYS: [(&str, &str); 6] = [
     components(schemas(Problem)),
     tags(
         (name = "jobs", description = "One image, one job."),
-        (name = "batches", description = "Many images that are sent, watched, read and called off together."),
-        (name = "models", description = "What can be asked for."),
+        (name = "batches", description = "Many images that are sent, tracked, read and canceled together."),
+        (name = "models", description = "Models that jobs can run."),
         (name = "topics", description = "Queues of jobs. Changing them needs a key with the scope `admin`."),
         (name = "dead", description = "Inputs of jobs that failed. Needs a key with the scope `admin`."),
         (name = "keys", description = "Who may ask for what. Needs a key with the scope `admin`."),
@@ -122,7 +122,7 @@ fn describe_problems(operation: &mut Operation) {
         response.content.insert("application/problem+json".into(), RefOr::T(problem));
         let header = match status.as_str() {
             "401" => Some(("WWW-Authenticate", "`Bearer`.", Type::String)),
-            "429" | "503" => Some(("Retry-After", "Seconds after which to try again.", Type::Integer)),
+            "429" | "503" => Some(("Retry-After", "Seconds after which to retry.", Type::Integer)),
             _ => None,
         };
         if let Some((name, meaning, kind)) = header {

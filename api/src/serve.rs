@@ -38,12 +38,12 @@ const ARCHIVES_MAX: usize = 1024;
 pub enum ListenError {
     /// Any client could do anything.
     #[error(
-        "{0} can be reached by others, and there are no keys yet: create one with sightline keys create --local --name NAME --scopes admin, listen on 127.0.0.1 without --behind-proxy and --allow-host, or pass --insecure"
+        "{0} is reachable from other machines, and no key exists: create one with sightline keys create --local --name NAME --scopes admin, listen on 127.0.0.1 without --behind-proxy and --allow-host, or pass --insecure"
     )]
     NoKeys(SocketAddr),
     /// Keys and images could be read on their way.
     #[error(
-        "{0} can be reached from other machines, and keys would cross the network in the clear: give --tls-cert and --tls-key, say --behind-proxy if a proxy encrypts, or --insecure"
+        "{0} is reachable from other machines, and keys would be sent unencrypted: pass --tls-cert and --tls-key, --behind-proxy if a proxy encrypts, or --insecure"
     )]
     InTheClear(SocketAddr),
 }

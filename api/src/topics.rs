@@ -212,7 +212,7 @@ pub(crate) async fn alter(
     delete, path = "/v1/topics/{name}", tag = "topics", operation_id = "deleteTopic",
     params(TopicPath),
     responses(
-        (status = 204, description = "It is gone."),
+        (status = 204, description = "The topic is deleted."),
         NoTopic,
     ),
 )]
@@ -226,7 +226,7 @@ pub(crate) async fn delete(State(state): State<Shared>, name: Named) -> Result<S
     post, path = "/v1/topics/{name}/purge", tag = "topics", operation_id = "purgeTopic",
     params(TopicPath),
     responses(
-        (status = 200, description = "How many were called off.", body = Purged),
+        (status = 200, description = "Number of canceled jobs.", body = Purged),
         NoTopic,
     ),
 )]

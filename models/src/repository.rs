@@ -195,7 +195,7 @@ impl Model {
         }
         versions.sort_by_key(|version| version.number);
         if !versions.iter().any(|version| version.number == manifest.version) {
-            return Err(layout(folder, format!("there is no folder for version {}", manifest.version)));
+            return Err(layout(folder, format!("no folder for version {}", manifest.version)));
         }
         Ok(Self { manifest, labels: lines(&labels), versions, source: Source::Folder(folder.to_owned()) })
     }
@@ -280,7 +280,7 @@ fn version_digest(folder: &Path, manifest: &Manifest, labels: &str) -> Result<St
         parts.push(std::fs::read(&path).map_err(unreadable(&path))?);
     }
     if !has_graph {
-        return Err(layout(folder, "there is no model.onnx in it".into()));
+        return Err(layout(folder, "no model.onnx in it".into()));
     }
     Ok(digest(parts.iter().map(Vec::as_slice)))
 }

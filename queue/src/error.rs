@@ -8,7 +8,7 @@ use crate::TopicName;
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The address cannot be read.
-    #[error("`{0}` is no queue address: it must be nats://[TOKEN@]host:port, several of them comma-separated")]
+    #[error("`{0}` is not a queue address; it must be nats://[TOKEN@]host:port, several of them comma-separated")]
     Address(String),
     /// Nobody answers, or the token is wrong.
     #[error("no queue at {address}: {problem}")]
@@ -40,7 +40,7 @@ pub enum QueueError {
         problem: String,
     },
     /// The server takes no message of this size.
-    #[error("a record of {bytes} bytes is above what the queue's server takes (max_payload {max_payload})")]
+    #[error("a record of {bytes} bytes exceeds max_payload ({max_payload}) of the queue's server")]
     TooLarge {
         /// The record's size.
         bytes: usize,
@@ -76,10 +76,10 @@ impl QueueError {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TopicError {
     /// There is none of this name.
-    #[error("there is no topic {0}; sightline topics list shows which there are")]
+    #[error("topic {0} does not exist; sightline topics list shows all topics")]
     Unknown(TopicName),
     /// There is one of this name.
-    #[error("there is a topic {0} already; change it with sightline topics alter")]
+    #[error("topic {0} already exists; change it with sightline topics alter")]
     Exists(TopicName),
     /// The settings make no sense.
     #[error("{0}")]
@@ -96,7 +96,7 @@ pub enum TopicError {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SubmitError {
     /// Its topic is gone, or has no model.
-    #[error("there is no topic {0} any more")]
+    #[error("topic {0} was deleted")]
     NoTopic(TopicName),
     /// The topic has one priority.
     #[error("topic {0} is ordered: all its jobs have normal priority")]
@@ -108,7 +108,7 @@ pub enum SubmitError {
         topic: String,
     },
     /// The message is above what the server takes.
-    #[error("the image of {bytes} bytes is above what the queue's server takes (max_payload {max_payload})")]
+    #[error("the image of {bytes} bytes exceeds max_payload ({max_payload}) of the queue's server")]
     TooLarge {
         /// The payload's size.
         bytes: usize,
@@ -138,7 +138,7 @@ pub enum FetchError {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SettleError {
     /// The lease has run out: somebody else may have the job.
-    #[error("the lease has run out")]
+    #[error("the lease has expired")]
     LeaseLost,
     /// No answer.
     #[error("the queue did not confirm: {0}")]

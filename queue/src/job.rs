@@ -14,16 +14,16 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     /// Not a topic's name.
-    #[error("`{0}` is no topic name: it must match ^[a-z0-9][a-z0-9-]{{0,62}}$")]
+    #[error("`{0}` is not a topic name; it must match ^[a-z0-9][a-z0-9-]{{0,62}}$")]
     Topic(String),
     /// Not a job's id.
-    #[error("`{0}` is no job id: it must be <topic>.<uuid>")]
+    #[error("`{0}` is not a job id; it must be <topic>.<uuid>")]
     Job(String),
     /// Not a partition's id.
-    #[error("`{0}` is no partition: it must be a number from 0, with h or l behind it for high or low priority")]
+    #[error("`{0}` is not a partition; it must be a number from 0, followed by h or l for high or low priority")]
     Partition(String),
     /// Not a priority.
-    #[error("`{0}` is no priority: it must be high, normal or low")]
+    #[error("`{0}` is not a priority; it must be high, normal or low")]
     Priority(String),
 }
 

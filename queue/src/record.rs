@@ -104,7 +104,7 @@ pub struct ImageFacts {
 /// What a client may ask for; absent means the topic's or the model's default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JobOptions {
-    /// At most so many predictions or detections.
+    /// Most predictions or detections to return.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_k: Option<u32>,
     /// Only scores of at least this.
@@ -113,7 +113,7 @@ pub struct JobOptions {
     /// Jobs of one key lie in one partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition_key: Option<String>,
-    /// Whose partitions the job lies in.
+    /// Priority of the job.
     #[serde(default, skip_serializing_if = "Priority::is_normal")]
     pub priority: Priority,
     /// How long one attempt may run.

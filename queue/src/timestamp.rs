@@ -82,7 +82,7 @@ impl Timestamp {
 
 /// A text that is no moment.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a moment such as 2026-11-23T17:00:00Z: {0}")]
+#[error("not a time such as 2026-11-23T17:00:00Z: {0}")]
 pub struct NoMoment(String);
 
 impl fmt::Display for Timestamp {

@@ -159,13 +159,13 @@ fn reason(topic: &Description, partition: &Partition, members: &[Announcement]) 
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Paused => f.write_str("the topic is paused; sightline topics resume lets it go on"),
+            Self::Paused => f.write_str("the topic is paused; sightline topics resume continues it"),
             Self::ConsumerPaused => f.write_str("its consumer `workers` is paused on the server"),
             Self::ConsumerMissing => f.write_str("its consumer `workers` is missing"),
-            Self::NoLeader => f.write_str("the partition has no leader: too many of its servers are gone"),
+            Self::NoLeader => f.write_str("the partition has no leader: too many of its servers are down"),
             Self::NoMember => f.write_str("no worker has the model; start one with sightline worker"),
             Self::StuckLease { workers } if workers.is_empty() => f.write_str(
-                "jobs are out with workers that are not heard, or wait to be tried again; they come back by themselves",
+                "jobs are leased to workers that no longer answer, or wait for a retry; they are redelivered when their leases expire",
             ),
             Self::StuckLease { workers } => {
                 write!(f, "jobs are stuck in the hands of {}; ending these workers frees them", workers.join(", "))

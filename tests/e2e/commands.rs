@@ -307,10 +307,10 @@ fn whatever_prevents_a_start_is_one_clear_line() {
     let in_use = shared().data().to_str().expect("UTF-8").to_owned();
     fails(&["up", "--listen", "127.0.0.1:0", "--data", &in_use], "is in use by another sightline");
     fails(&["worker", "--queue", "nats://127.0.0.1:1", "--data", data], "no queue at nats://127.0.0.1:1");
-    fails(&["members", "--queue", "http://x", "--data", data], "is no queue address");
-    fails(&["worker", "--queue", "nats://wrong@127.0.0.1:1", "--models", "resnet"], "there is no model `resnet`");
+    fails(&["members", "--queue", "http://x", "--data", data], "is not a queue address");
+    fails(&["worker", "--queue", "nats://wrong@127.0.0.1:1", "--models", "resnet"], "model `resnet` does not exist");
     fails(&["up", "--models", "./nowhere", "--data", data], "./nowhere: not readable");
-    fails(&["up", "--ort", "/nowhere.so", "--data", data], "there is no ONNX Runtime library at /nowhere.so");
+    fails(&["up", "--ort", "/nowhere.so", "--data", data], "no ONNX Runtime library at /nowhere.so");
     fails(&["up", "--listen", "0.0.0.0:0", "--data", data], "--insecure");
     is_told(2, &["--wrokers", "3"], "unexpected argument '--wrokers'");
     is_told(2, &["up", "--workers", "many"], "invalid value 'many'");
@@ -319,7 +319,7 @@ fn whatever_prevents_a_start_is_one_clear_line() {
     let photos = photos.to_str().expect("UTF-8");
     fails(&["submit", photos, "--model", "x", "--api", "http://127.0.0.1:1"], "no API at http://127.0.0.1:1");
     let api = shared().url("");
-    fails(&["submit", photos, "--model", "resnet", "--api", &api], "there is no model `resnet`");
+    fails(&["submit", photos, "--model", "resnet", "--api", &api], "model `resnet` does not exist");
 }
 
 #[test]

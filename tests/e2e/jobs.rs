@@ -117,10 +117,10 @@ fn is_problem(answer: &Answer, status: u16, code: &str, words: &str) {
 async fn what_cannot_be_done_is_refused_with_a_reason() {
     let refused = async |query: &str| send(shared().upload(query, photo("coffee.png"))).await;
     is_problem(&refused("").await, 400, "model_missing", "efficientnet-lite0, ssdlite-mobilenetv2");
-    is_problem(&refused("model=resnet").await, 404, "model_unknown", "there is no model `resnet`");
-    is_problem(&refused("model=../../etc").await, 404, "model_unknown", "there is no model");
+    is_problem(&refused("model=resnet").await, 404, "model_unknown", "model `resnet` does not exist");
+    is_problem(&refused("model=../../etc").await, 404, "model_unknown", "does not exist");
     is_problem(&refused("model=efficientnet-lite0&version=9").await, 404, "version_unknown", "no version 9");
-    is_problem(&refused("model=efficientnet-lite0&topk=9").await, 400, "option_invalid", "there is no such option");
+    is_problem(&refused("model=efficientnet-lite0&topk=9").await, 400, "option_invalid", "unknown option");
     is_problem(&refused("model=efficientnet-lite0&top_k=x").await, 400, "option_invalid", "`top_k`");
     let form = Form::new().text("model", "efficientnet-lite0");
     is_problem(&send(shared().upload("", "").multipart(form)).await, 400, "form_invalid", "no field `image`");
@@ -140,7 +140,7 @@ async fn what_is_not_there_is_404_and_says_what() {
         "%00",
         "%FF",
     ] {
-        is_problem(&shared().get(&format!("/v1/jobs/{id}")).await, 404, "job_unknown", "there is no job");
+        is_problem(&shared().get(&format!("/v1/jobs/{id}")).await, 404, "job_unknown", "not found");
     }
     is_problem(&shared().get("/v1/nothing").await, 404, "route_unknown", "/v1/nothing");
     is_problem(&shared().get("/v1/topics/x/pause").await, 405, "method_not_allowed", "GET");

@@ -326,7 +326,7 @@ async fn a_waiting_job_knows_its_place() {
             let job = stack.get(&format!("/v1/jobs/{id}")).await.json;
             if let (Some(position @ 3..), Some(eta)) = (job["position"].as_u64(), job["eta_seconds"].as_u64()) {
                 let waits_for = job["progress"].as_str().expect("why it waits");
-                assert!(waits_for.contains("ahead") || waits_for.contains("in hand"), "{waits_for}");
+                assert!(waits_for.contains("ahead") || waits_for.contains("prefetched"), "{waits_for}");
                 return Some((position, eta));
             }
         }

@@ -99,7 +99,7 @@ async fn a_topic_is_made_changed_paused_and_removed_while_it_works() {
     let error = refused(&stack, &["topics", "delete", "cameras"]);
     assert!(error.contains("--yes"), "{error}");
     ok(&stack, &["topics", "delete", "cameras", "--yes"]);
-    assert!(refused(&stack, &["topics", "describe", "cameras"]).contains("there is no topic cameras"));
+    assert!(refused(&stack, &["topics", "describe", "cameras"]).contains("topic cameras does not exist"));
     let gone = eventually("uploads hear that it is gone", async || {
         let answer = send(stack.upload("topic=cameras", photo("rocket.jpg"))).await;
         (answer.status == 404).then_some(answer)

@@ -62,7 +62,7 @@ pub(crate) enum RunError {
     #[error("the job was canceled")]
     Canceled,
     /// This process ends before the run does.
-    #[error("the worker was told to end before the run was over")]
+    #[error("the worker was stopped before the run ended")]
     Leaving,
     /// This worker cannot load this model now; another one may.
     #[error("{0}")]

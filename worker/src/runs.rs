@@ -35,7 +35,7 @@ impl Runs {
             match queue.record(&id).await {
                 Ok(Some(stored)) if matches!(stored.record.state, State::Canceled { .. }) => token.cancel(),
                 Ok(_) => {}
-                Err(error) => tracing::warn!(job_id = %id, %error, "not known whether it was called off"),
+                Err(error) => tracing::warn!(job_id = %id, %error, "unknown whether the job was canceled"),
             }
         }
         Ok(())

@@ -36,13 +36,13 @@ struct Run {
 /// Measures and prints.
 pub(super) async fn run(args: BenchPipelineArgs) -> anyhow::Result<ExitCode> {
     let paths = if args.paths.is_empty() { vec![DEFAULT_IMAGES.to_owned()] } else { args.paths.clone() };
-    let (files, _) = inputs::collect(&paths).context("find images; say which as PATH")?;
-    ensure!(!files.is_empty(), "there are no images in {}", paths.join(", "));
+    let (files, _) = inputs::collect(&paths).context("find images; pass them as PATH")?;
+    ensure!(!files.is_empty(), "no images in {}", paths.join(", "));
     let images: Result<Vec<Bytes>, _> = files.iter().map(|file| std::fs::read(file).map(Bytes::from)).collect();
     let images: Arc<[Bytes]> = images.context("read the images")?.into();
     let models = Models::open(&args.models)?;
     let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
-    let model = models.names.first().context("there is no model")?.clone();
+    let model = models.names.first().context("no model")?.clone();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = args.workers.map_or(cores, usize::from);
 

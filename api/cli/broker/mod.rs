@@ -171,7 +171,7 @@ fn backup(data: &DataArgs, to: &Path) -> anyhow::Result<ExitCode> {
 fn restore(data: &DataArgs, from: &Path) -> anyhow::Result<ExitCode> {
     let journal = from.join(JOURNAL);
     if !journal.is_dir() {
-        bail!("{} is no backup: it has no folder {JOURNAL}", from.display());
+        bail!("{} is not a backup: it has no folder {JOURNAL}", from.display());
     }
     let held = DataDir::open(data)?;
     let target = held.path().join(JOURNAL);

@@ -55,7 +55,7 @@ pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
     drop(rustls::crypto::ring::default_provider().install_default());
     let models = Models::open(&args.models)?;
     let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
-    let model = models.names.first().context("there is no model")?.clone();
+    let model = models.names.first().context("no model")?.clone();
     let mut stack = Stack::start(&args, models, &model).await?;
     note!("a system of its own runs in {}; load begins", stack.folder().display());
     let started = Instant::now();

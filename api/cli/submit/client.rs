@@ -43,7 +43,7 @@ impl Client {
         let url = format!("{}/v1/models/{}", self.base, self.model);
         let answer = self.http.get(&url).send().await;
         let answer =
-            answer.with_context(|| format!("no API at {}; start one with `sightline up`, or say --api", self.base))?;
+            answer.with_context(|| format!("no API at {}; start one with `sightline up`, or pass --api", self.base))?;
         if answer.status().is_success() {
             return Ok(());
         }

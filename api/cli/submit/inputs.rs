@@ -209,7 +209,7 @@ fn add(path: &str, files: &mut BTreeSet<String>, skipped: &mut Skipped) -> anyho
             }
         }
     } else {
-        let matches = glob::glob(path).with_context(|| format!("`{path}` is no file, no folder and no pattern"))?;
+        let matches = glob::glob(path).with_context(|| format!("`{path}` is not a file, a folder or a pattern"))?;
         let mut matched = false;
         for found in matches {
             let found = found.with_context(|| format!("search {path}"))?;
@@ -219,7 +219,7 @@ fn add(path: &str, files: &mut BTreeSet<String>, skipped: &mut Skipped) -> anyho
             }
         }
         if !matched {
-            bail!("there is no file, folder or match for `{path}`");
+            bail!("no file, folder or match for `{path}`");
         }
     }
     Ok(())

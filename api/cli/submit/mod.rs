@@ -34,7 +34,7 @@ const SKIPPED: u8 = 3;
 pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
     let (files, skipped) = inputs::images(&args.paths)?;
-    anyhow::ensure!(!files.is_empty(), "there are no images in {}\n{skipped}", args.paths.join(", "));
+    anyhow::ensure!(!files.is_empty(), "no images in {}\n{skipped}", args.paths.join(", "));
     let client = Client::new(&args.api, &args.model)?;
     let ledger = Ledger::open(args.out.as_deref(), args.format, &args.model, &files)?;
     client.check_model().await?;
@@ -54,7 +54,7 @@ pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
             result = results.next() => result,
             () = stop.cancelled() => {
                 bar.finish_and_clear();
-                let again = if args.out.is_some() { "; run the same command to go on" } else { "" };
+                let again = if args.out.is_some() { "; run the same command to continue" } else { "" };
                 anyhow::bail!("stopped after {} images{again}", tally.total());
             }
         };

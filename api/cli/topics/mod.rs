@@ -46,7 +46,7 @@ pub(crate) async fn run(args: TopicsArgs) -> anyhow::Result<ExitCode> {
         TopicsAction::Delete(args) => {
             let queue = confirmed(&args, "Everything in it is lost: jobs, results, dead letters.").await?;
             queue.delete_topic(&args.topic).await?;
-            outln!("topic {} is gone", args.topic);
+            outln!("topic {} deleted", args.topic);
         }
         TopicsAction::Purge(args) => {
             let queue = confirmed(&args, "Jobs that wait are canceled.").await?;
@@ -214,7 +214,7 @@ async fn wait_for_copies(queue: &Queue, topic: &TopicName, replicas: usize) -> a
         }
         ensure!(
             began.elapsed() < COPIES_PATIENCE,
-            "{done} of {all} partitions have {replicas} copies; the servers go on, `sightline topics describe {topic}` shows how far they are"
+            "{done} of {all} partitions have {replicas} copies; the servers continue, and sightline topics describe {topic} shows their progress"
         );
         tokio::time::sleep(COPIES_PAUSE).await;
     }
@@ -246,7 +246,7 @@ fn change(args: &SettingsArgs) -> Change {
 async fn set_paused(args: &NamedArgs, paused: bool) -> anyhow::Result<()> {
     let queue = connect(&args.queue).await?;
     queue.pause_topic(&args.topic, paused).await?;
-    outln!("topic {} {}", args.topic, if paused { "is paused: its jobs wait" } else { "goes on" });
+    outln!("topic {} {}", args.topic, if paused { "is paused; its jobs wait" } else { "is resumed" });
     Ok(())
 }
 
@@ -255,7 +255,7 @@ async fn confirmed(args: &ConfirmedArgs, consequence: &str) -> anyhow::Result<Qu
     let queue = connect(&args.queue).await?;
     let described = queue.describe(&args.topic).await?;
     if !args.yes {
-        ensure!(std::io::stdin().is_terminal(), "nobody is there to ask: say --yes");
+        ensure!(std::io::stdin().is_terminal(), "stdin is not a terminal; pass --yes to confirm");
         let waiting: u64 = described.partitions.iter().map(|partition| partition.messages).sum();
         ask(&args.topic, &format!("{waiting} messages, {} results. {consequence}", described.records))?;
     }
@@ -263,7 +263,7 @@ async fn confirmed(args: &ConfirmedArgs, consequence: &str) -> anyhow::Result<Qu
 }
 
 fn ask(topic: &TopicName, what: &str) -> anyhow::Result<()> {
-    out!("Topic {topic} has {what}\nType its name to go on: ");
+    out!("Topic {topic} has {what}\nType its name to confirm: ");
     std::io::stdout().flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;

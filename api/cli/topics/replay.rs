@@ -44,7 +44,7 @@ pub(crate) async fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     let models = Models::open(&args.models)?;
     let (model, version) = find(&models, &args.model)?;
     let queue = connect(&args.queue).await?;
-    let log = queue.read_topic(&args.topic).await?.with_context(|| format!("there is no topic {}", args.topic))?;
+    let log = queue.read_topic(&args.topic).await?.with_context(|| format!("topic {} does not exist", args.topic))?;
     ensure!(
         log.settings.retention != Retention::Work,
         "topic {} keeps nothing to replay: only a log does (topics create --retention log:24h)",
@@ -140,7 +140,7 @@ async fn run_one(queue: &Queue, target: &Arc<Topic>, spec: queue::JobSpec, messa
 /// Tells whether a result is the same as before, and in what it differs.
 fn judge(states: Option<&(Option<State>, State)>, summary: &mut Summary) -> (&'static str, String) {
     let (count, verdict) = match states {
-        None => (&mut summary.skipped, ("skipped", "it is no image".to_owned())),
+        None => (&mut summary.skipped, ("skipped", "not an image".to_owned())),
         Some((_, State::Succeeded { result: after, .. })) => match states.and_then(|(before, _)| before.as_ref()) {
             Some(State::Succeeded { result: before, .. }) => match difference(before, after) {
                 None => (&mut summary.same, ("same", String::new())),

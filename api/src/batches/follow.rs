@@ -139,7 +139,7 @@ impl Follower {
         let next = Batch { canceled_at: Some(Timestamp::now()), error: Some(error), ..batch.clone() };
         // If somebody else has written, the next look sees what.
         if let Replaced::Done(_) = self.queue.write_batch(revision, &next).await? {
-            tracing::warn!(batch = batch.id, limit, "called off: too many of its jobs have failed");
+            tracing::warn!(batch = batch.id, limit, "batch canceled: too many of its jobs failed");
         }
         Ok(())
     }

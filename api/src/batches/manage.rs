@@ -88,7 +88,7 @@ pub(crate) async fn find(state: &Inner, id: Named) -> Result<Batch, ApiError> {
     delete, path = "/v1/batches/{id}", tag = "batches", operation_id = "cancelBatch",
     params(BatchPath),
     responses(
-        (status = 202, description = "Its jobs are being called off.", body = wire::Document),
+        (status = 202, description = "Its jobs are being canceled.", body = wire::Document),
         (status = 409, description = "`batch_finished`."),
         NoBatch,
     ),
@@ -108,7 +108,7 @@ pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Res
     let (queue, index) = (state.queue.clone(), state.index.clone());
     tokio::spawn(async move {
         if let Err(error) = cancel_jobs(&queue, &index, &id).await {
-            tracing::warn!(batch = id, %error, "not all of it is called off yet");
+            tracing::warn!(batch = id, %error, "batch not fully canceled yet");
         }
     });
     Ok((StatusCode::ACCEPTED, Json(wire::shown(&state, &batch).await?)).into_response())
@@ -206,7 +206,7 @@ struct Names(String);
     responses(
         (status = 200, description = "Whether each of them has exactly one terminal record, and which have not.", body = Verdict),
         (status = 400, description = "`batch_id_invalid`, `body_broken`: the body is not UTF-8, or names no item."),
-        (status = 404, description = "`batch_unknown`: there is no such batch, or it is another owner's."),
+        (status = 404, description = "`batch_unknown`: the batch does not exist, or belongs to another owner."),
         (status = 408, description = "`body_timeout`."),
         (status = 413, description = "`list_too_large`, `batch_too_large`."),
     ),

@@ -61,7 +61,7 @@ pub(crate) enum NoBatch {
     /// `batch_id_invalid`.
     #[response(status = 400)]
     Invalid,
-    /// `batch_unknown`: there is no such batch, or it is another owner's.
+    /// `batch_unknown`: the batch does not exist, or belongs to another owner.
     #[response(status = 404)]
     Unknown,
 }

@@ -92,7 +92,7 @@ impl IntoParams for BatchOptions {
         let schema = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).examples([100]);
         let failures = ParameterBuilder::new().name("max_failures").parameter_in(ParameterIn::Query);
         let failures = failures.required(Required::False).schema(Some(schema));
-        let what = "Once more jobs than this have failed, the batch is called off.";
+        let what = "Failed jobs beyond which the batch is canceled.";
         parameters.push(failures.description(Some(what)).build());
         parameters
     }

@@ -86,7 +86,7 @@ enum BatchRefused {
             Lines of JSON are `{\"custom_id\": …, \"image\": <base64>, \"metadata\": {…}}`.",
     ),
     responses(
-        (status = 202, description = "All of it is durable. What is no image is a failed job of its own.", body = wire::Document,
+        (status = 202, description = "All of it is durable. Files that are not images become failed jobs.", body = wire::Document,
             headers(("Location" = String, description = "Where the batch is looked at."))),
         BatchRefused,
     ),
@@ -118,7 +118,7 @@ pub(crate) async fn create(
             Lines of JSON are `{\"custom_id\": …, \"image\": <base64>, \"metadata\": {…}}`.",
     ),
     responses(
-        (status = 202, description = "All of it is durable. What is no image is a failed job of its own.", body = wire::Document,
+        (status = 202, description = "All of it is durable. Files that are not images become failed jobs.", body = wire::Document,
             headers(("Location" = String, description = "Where the batch is looked at."))),
         BatchRefused,
     ),
@@ -176,7 +176,7 @@ async fn receive(
             Some(Ok(Entry::Item(item))) => break item,
             Some(Ok(Entry::Skipped(name))) => skipped.note(name),
             Some(Err(error)) => return Err(error),
-            None => return Err(ApiError::Archive(format!("there is no image in it; {} skipped", skipped.count))),
+            None => return Err(ApiError::Archive(format!("the archive contains no images; {} files skipped", skipped.count))),
         }
     };
     let new = Batch {

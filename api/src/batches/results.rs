@@ -109,7 +109,7 @@ fn read(query: &str) -> Result<(Format, Option<Ended>), ApiError> {
             ("state", "failed") => state = Some(Ended::Failed),
             ("state", "canceled") => state = Some(Ended::Canceled),
             ("state", _) => return Err(refuse("state", "it must be succeeded, failed or canceled")),
-            _ => return Err(refuse(&name, "there is no such option; there are format and state")),
+            _ => return Err(refuse(&name, "unknown option; known options: format and state")),
         }
     }
     Ok((format, state))

@@ -94,13 +94,13 @@ fn explain(record: &Record, situation: &Situation, now: Timestamp) -> Vec<Event>
             Some(Outcome::Succeeded {}) => (format!("succeeded after {took}"), ""),
             Some(Outcome::Failed { error }) => {
                 let stage = stage(&error.code);
-                (format!("failed after {took} {stage}: {}: {}", error.code, error.message), "before it was tried again")
+                (format!("failed after {took} {stage}: {}: {}", error.code, error.message), "before it was retried")
             }
             Some(Outcome::Lost {}) => (
-                format!("was lost: its worker died or was silent, which was noticed after {took}"),
+                format!("was lost: its worker died or stopped renewing its lease, detected after {took}"),
                 "for the next worker",
             ),
-            Some(Outcome::Canceled {}) => (format!("was called off after {took}"), ""),
+            Some(Outcome::Canceled {}) => (format!("was canceled after {took}"), ""),
         };
         let text = format!("{} by {} {how}", attempt.number, attempt.worker);
         events.push(Event { at: attempt.started_at, what: "attempt", text });
@@ -146,7 +146,7 @@ fn why_it_waits(record: &Record, retry_at: Option<Timestamp>, situation: &Situat
         return "the topic is paused".into();
     }
     if let Some(at) = retry_at.filter(|at| *at > now) {
-        return format!("it is tried again in {}", millis(at.millis_since(now)));
+        return format!("it is retried in {}", millis(at.millis_since(now)));
     }
     if situation.workers.is_empty() {
         return format!("no worker has the model {}", record.spec.model);
@@ -155,7 +155,7 @@ fn why_it_waits(record: &Record, retry_at: Option<Timestamp>, situation: &Situat
     if !situation.workers.iter().any(|worker| worker.can_run(spec)) {
         let digest = spec.model_digest.get(..12).unwrap_or(&spec.model_digest);
         return format!(
-            "it was promised model {} version {} with the digest {digest}…, and no worker has these files now",
+            "it needs model {} version {} with the digest {digest}…, and no worker has these files",
             spec.model, spec.model_version
         );
     }
@@ -164,7 +164,7 @@ fn why_it_waits(record: &Record, retry_at: Option<Timestamp>, situation: &Situat
     }
     let holder = situation.workers.iter().find(|member| member.work.iter().any(|work| work.job == record.spec.id));
     if let Some(holder) = holder {
-        return format!("{} has it in hand, behind another one", holder.id);
+        return format!("{} has prefetched it and runs another job first", holder.id);
     }
     match &situation.partition {
         Some(partition) if situation.ordered && partition.in_work > 0 => {
@@ -177,20 +177,20 @@ fn why_it_waits(record: &Record, retry_at: Option<Timestamp>, situation: &Situat
                 situation.workers.len()
             )
         }
-        None => "the queue does not say how many are ahead".into(),
+        None => "its position is unknown".into(),
     }
 }
 
 fn where_it_runs(record: &Record, situation: &Situation) -> String {
     let worker = record.attempts.last().map_or("a worker", |attempt| attempt.worker.as_str());
     let Some(member) = situation.workers.iter().find(|member| member.id == worker) else {
-        return format!("{worker} is not heard any more; the job comes again when its lease ends");
+        return format!("{worker} no longer answers; the job is redelivered when its lease expires");
     };
     let stage = member.work.iter().find(|work| work.job == record.spec.id).map(|work| work.stage);
     match stage {
         Some(Stage::InHand | Stage::Running) => format!("{worker} runs it"),
-        Some(Stage::Settling) => format!("{worker} writes down how it ended"),
-        None => format!("{worker} is there, and has said nothing of it lately"),
+        Some(Stage::Settling) => format!("{worker} is storing its result"),
+        None => format!("{worker} is running but has not reported this job recently"),
     }
 }
 
@@ -254,7 +254,7 @@ mod tests {
                 "attempt 1 by w-1 was lost: its worker died or was silent, which was noticed after 30 s",
                 "waited 0 ms for the next worker",
                 "attempt 2 by w-2 failed after 1000 ms while running: timeout: the run took longer than 1s",
-                "waits 28 s so far: it is tried again in 30 s",
+                "waits 28 s so far: it is retried in 30 s",
             ]
         );
     }

@@ -53,5 +53,5 @@ pub(super) async fn read(body: Bytes, boundary: String, options: &mut Options) -
             return Err(ApiError::Form("one image a request: there is more than one field `image`".into()));
         }
     }
-    image.ok_or_else(|| ApiError::Form("there is no field `image`".into()))
+    image.ok_or_else(|| ApiError::Form("the field `image` is missing".into()))
 }

@@ -83,7 +83,7 @@ fn read(query: &str) -> Result<(Filter, usize), ApiError> {
                 Some(key) => filter.metadata.push((key.to_owned(), value)),
                 None => {
                     let known = "state, model, topic, batch, metadata.<key>, limit, cursor";
-                    return Err(refuse(&name, format!("there is no such option; there are {known}")));
+                    return Err(refuse(&name, format!("unknown option; known options: {known}")));
                 }
             },
         }

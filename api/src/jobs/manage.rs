@@ -32,7 +32,7 @@ const LETTER_PAUSE: Duration = Duration::from_millis(100);
     delete, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "cancelJob",
     params(JobPath),
     responses(
-        (status = 200, description = "It is called off, and will never succeed.", body = Job),
+        (status = 200, description = "The job is canceled and will never succeed.", body = Job),
         NoJob,
         (status = 409, description = "`job_ended`: it has succeeded or failed already."),
     ),

@@ -81,7 +81,7 @@ impl Options {
             "metadata" => self.set_metadata(value)?,
             _ => match name.strip_prefix("metadata.") {
                 Some(key) => self.add_metadata(key, value)?,
-                None => return Err(refuse(name, &format!("there is no such option; there are {KNOWN}"))),
+                None => return Err(refuse(name, &format!("unknown option; known options: {KNOWN}"))),
             },
         };
         if twice { Err(refuse(name, "it is given twice")) } else { Ok(()) }
@@ -157,14 +157,14 @@ fn described() -> [(&'static str, RefOr<Schema>, &'static str); 13] {
         ("model", name("efficientnet-lite0"), "The model; without it, the topic's."),
         ("topic", TopicName::schema(), "The topic to queue in; without it, the model's own."),
         ("version", whole(1, u32::MAX), "A version of the model; without it, the one that its manifest names."),
-        ("top_k", whole(1, 10_000), "At most so many predictions or detections."),
+        ("top_k", whole(1, 10_000), "Most predictions or detections to return."),
         ("threshold", of(Type::Number).minimum(Some(0.0)).maximum(Some(1.0)).into(), "Only scores of at least this."),
         (
             "partition_key",
             short().into(),
             "Jobs of one key lie in one partition; in an ordered topic they end in order.",
         ),
-        ("priority", Priority::schema(), "Whose partitions the job lies in."),
+        ("priority", Priority::schema(), "Priority of the job."),
         (
             "timeout",
             format("timespan", "30s"),
@@ -302,9 +302,9 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_with_the_options_name() {
         for (query, words) in [
-            ("topk=3", "option `topk`: there is no such option; there are model, "),
-            ("topic=A", "option `topic`: `A` is no topic name"),
-            ("priority=urgent", "option `priority`: `urgent` is no priority: it must be high, normal or low"),
+            ("topk=3", "option `topk`: unknown option; known options: model, "),
+            ("topic=A", "option `topic`: `A` is not a topic name"),
+            ("priority=urgent", "option `priority`: `urgent` is not a priority; it must be high, normal or low"),
             ("priority=low&priority=low", "option `priority`: it is given twice"),
             ("top_k=0", "option `top_k`: it must be a whole number from 1"),
             ("threshold=NaN", "option `threshold`: it must be a number from 0 to 1"),

@@ -66,7 +66,7 @@ pub(crate) struct List {
     responses(
         (status = 201, description = "The key, shown this once.", body = Made),
         (status = 400, description = "`json_invalid`."),
-        (status = 403, description = "`key_first`: there is no key yet."),
+        (status = 403, description = "`key_first`: no key exists yet."),
         (status = 413, description = "`body_too_large`."),
     ),
 )]
@@ -154,7 +154,7 @@ async fn make(queue: &Queue, new: &NewKey, is_local: bool) -> Result<Made, ApiEr
     let kept = new.checked(id, hash(&key), Timestamp::now()).map_err(ApiError::Json)?;
     store::change(queue, |keys| {
         if !kept.scopes.contains(&Scope::Admin) && !store::has_admin_beside(keys, "") {
-            let problem = "there is no key with the scope admin: create one first, on this machine, with sightline keys create --local --scopes admin";
+            let problem = "no key with the scope admin exists; create one first, on this machine, with sightline keys create --local --scopes admin";
             return Err(ApiError::Json(problem.into()));
         }
         if keys.is_empty() && !is_local {

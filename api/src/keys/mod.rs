@@ -222,7 +222,7 @@ impl Keys {
             if (had_keys || !known.keys.is_empty()) && !known.lost {
                 known.lost = true;
                 tracing::error!(
-                    "the keys are gone from the queue; those that were known stay in force; create one with sightline keys create --local"
+                    "keys are missing from the queue; known keys stay valid; create one with sightline keys create --local"
                 );
             }
             return Ok(());

@@ -21,7 +21,7 @@ pub struct OutputTensor {
 /// What a job may ask for; the manifest's values stand in for what it leaves out.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Wishes {
-    /// At most so many predictions or detections.
+    /// Most predictions or detections to return.
     pub top_k: Option<u32>,
     /// Only scores of at least this, 0..1.
     pub threshold: Option<f32>,

@@ -88,7 +88,7 @@ fn copy_consistently(from: &Path, to: &Path, put: &Put<'_>) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    Err(io::Error::other("the journal is tidied all the time; try again"))
+    Err(io::Error::other("the journal changed during every attempt to copy it; retry"))
 }
 
 /// Tries once; `false` if a newer snapshot came in between.

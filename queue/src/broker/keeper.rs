@@ -74,7 +74,7 @@ impl Keeper {
                 let looked = std::panic::catch_unwind(AssertUnwindSafe(|| worker.look(&mut state, &stopping)));
                 let looked = looked.unwrap_or_else(|panic| Err(io::Error::other(words_of(panic.as_ref()))));
                 if let Err(error) = looked {
-                    tracing::warn!(%error, "the journal could not be tidied; it is tried again");
+                    tracing::warn!(%error, "journal not compacted; it will be retried");
                 }
                 std::thread::park_timeout(LOOK_PAUSE);
             }

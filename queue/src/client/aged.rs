@@ -80,7 +80,7 @@ impl Queue {
                 Ok(Replaced::Done(_)) => aged.failed += 1,
                 Ok(Replaced::Refused) => aged.left += 1,
                 Err(error) => {
-                    tracing::warn!(job_id = %failed.spec.id, %error, "a job whose input is gone was not failed");
+                    tracing::warn!(job_id = %failed.spec.id, %error, "job without input not marked as failed");
                     aged.left += 1;
                 }
             }

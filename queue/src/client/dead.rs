@@ -60,10 +60,10 @@ pub enum Redriven {
 #[derive(Debug, thiserror::Error)]
 pub enum RedriveError {
     /// There is no dead letter.
-    #[error("there is no dead letter of {0}: the job did not fail, was run again, or its letter has expired")]
+    #[error("no dead letter for {0}: the job did not fail, was redriven, or its letter has expired")]
     NoLetter(JobId),
     /// Nobody can tell what was asked for.
-    #[error("the message of {0} was not written by Sightline, so nobody knows what to run")]
+    #[error("the message of {0} was not written by Sightline, so its job is unknown")]
     NoSpec(JobId),
     /// Its topic is gone, or full.
     #[error(transparent)]

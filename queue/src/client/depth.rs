@@ -29,10 +29,10 @@ impl Queue {
         let asked = topic.partitions().map(|partition| async move {
             let stream = self.jetstream.get_stream_no_info(jobs_stream(topic.name(), partition)).await;
             let stream = stream.map_err(QueueError::unavailable("find a partition"))?;
-            let info = stream.consumer_info(WORKERS).await.map_err(QueueError::unavailable("say its depth"))?;
+            let info = stream.consumer_info(WORKERS).await.map_err(QueueError::unavailable("report its depth"))?;
             Ok(PartitionDepth { partition, queued: info.num_pending, in_hand: info.num_ack_pending as u64 })
         });
         let answers = bounded(futures::future::try_join_all(asked)).await;
-        answers.unwrap_or_else(|error| Err(QueueError::unavailable("say its depth")(error)))
+        answers.unwrap_or_else(|error| Err(QueueError::unavailable("report its depth")(error)))
     }
 }

@@ -69,7 +69,7 @@ impl Server {
             doubts.push(Doubt::new(
                 "replicas",
                 format!(
-                    "{replicas} replica(s): if the disk of one server is lost, so are its jobs; say --replicas 3{place}"
+                    "{replicas} replica(s): if the disk of one server is lost, so are its jobs; pass --replicas 3{place}"
                 ),
             ));
         }

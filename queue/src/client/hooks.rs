@@ -96,8 +96,8 @@ impl OwedCall {
     /// [`QueueError`]; it comes again by itself then.
     pub async fn later(&self, delay: Duration) -> Result<(), QueueError> {
         let nak = self.raw.ack_with(jetstream::AckKind::Nak(Some(delay)));
-        let sent = bounded(nak).await.map_err(QueueError::unavailable("put a call off"))?;
-        sent.map_err(|error| QueueError::Unavailable { action: "put a call off", problem: error.to_string() })
+        let sent = bounded(nak).await.map_err(QueueError::unavailable("postpone a call"))?;
+        sent.map_err(|error| QueueError::Unavailable { action: "postpone a call", problem: error.to_string() })
     }
 }
 
@@ -139,7 +139,7 @@ impl Queue {
         match serde_json::from_slice(&raw.payload) {
             Ok(hook) => Ok(Some(OwedCall { hook, noted_at, raw })),
             Err(error) => {
-                tracing::error!(%error, "a call that nobody can read is dropped");
+                tracing::error!(%error, "unreadable webhook call dropped");
                 drop(bounded(raw.double_ack()).await);
                 Ok(None)
             }

@@ -130,7 +130,7 @@ impl Queue {
             }
             tokio::time::sleep(TRY_PAUSE).await;
         }
-        let problem = "somebody else is changing the same thing".to_owned();
+        let problem = "another process is changing it".to_owned();
         Err(QueueError::Unavailable { action: "begin the change", problem })
     }
 

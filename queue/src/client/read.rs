@@ -84,7 +84,7 @@ impl Message {
     /// A message as a consumer hands it out.
     pub(super) fn delivered(message: &async_nats::jetstream::Message) -> Result<Self, QueueError> {
         let info = message.info().map_err(|error| QueueError::Unavailable {
-            action: "say where a message lies",
+            action: "find a message",
             problem: error.to_string(),
         })?;
         Ok(Self {

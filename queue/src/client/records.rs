@@ -161,7 +161,7 @@ impl Queue {
         let id = &record.spec.id;
         let topic = self.topic(id.topic()).await?.ok_or_else(|| QueueError::Unavailable {
             action: "write a record",
-            problem: format!("there is no topic {}", id.topic()),
+            problem: format!("topic {} does not exist", id.topic()),
         })?;
         let payload = Bytes::from(serde_json::to_vec(record).expect("a record holds JSON values only"));
         let ttl = record.is_terminal().then(|| topic.record_ttl(&record.spec.options));

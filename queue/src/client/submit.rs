@@ -211,7 +211,7 @@ impl Queue {
         // Without a connection the client would keep the message and send it later, after all was said.
         while !self.is_connected() {
             if started.elapsed() > CONNECTION_PATIENCE {
-                let problem = "there is no connection to it; nothing was taken".to_owned();
+                let problem = "not connected to it; nothing was accepted".to_owned();
                 return Err(QueueError::Unavailable { action: "take the job", problem }.into());
             }
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -244,7 +244,7 @@ impl Queue {
                         let stored = message.spec().filter(|stored| stored.id == spec.id);
                         let stored = stored.ok_or_else(|| QueueError::Damaged {
                             what: format!("the message of {}", spec.id),
-                            problem: "it does not say whose it is".into(),
+                            problem: "it names no request".into(),
                         })?;
                         let is_ours = again.is_some() || stored.is_of_request(spec);
                         let theirs = (!is_ours).then(|| Box::new(stored));
@@ -307,7 +307,7 @@ impl Queue {
     /// A job's message, read where it was said to be.
     async fn message_there(&self, spec: &JobSpec, partition: PartitionId) -> Result<Option<Message>, QueueError> {
         let stream = jobs_stream(spec.id.topic(), partition);
-        self.last_message("say where the job lies", &stream, job_subject(&spec.id, partition), true).await
+        self.last_message("find the job", &stream, job_subject(&spec.id, partition), true).await
     }
 
     /// The position of a job's message, if it is in the partition.
@@ -317,7 +317,7 @@ impl Queue {
         partition: PartitionId,
     ) -> Result<Option<Sequence>, QueueError> {
         let stream = jobs_stream(id.topic(), partition);
-        let message = self.last_message("say where the job lies", &stream, job_subject(id, partition), true).await?;
+        let message = self.last_message("find the job", &stream, job_subject(id, partition), true).await?;
         Ok(message.map(|message| message.sequence))
     }
 }

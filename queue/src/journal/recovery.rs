@@ -263,12 +263,12 @@ fn load_snapshot(
         (Some(name), _) => Err(OpenError::Damaged {
             name,
             offset: 0,
-            problem: "it is not whole, and the log before it is no longer there".into(),
+            problem: "it is incomplete, and the log before it no longer exists".into(),
         }),
         (None, Some(first)) => Err(OpenError::Damaged {
             name: segment_name(*first),
             offset: 0,
-            problem: "the log before it is missing, and there is no snapshot".into(),
+            problem: "the log before it is missing, and so is a snapshot".into(),
         }),
     }
 }
@@ -281,7 +281,7 @@ fn replay(
 ) -> Result<End, OpenError> {
     let start = mark.map_or(0, |mark| mark.position);
     let Some((_, first)) = found.range(..=start).next_back() else {
-        let problem = "the log that its snapshot goes on from is missing".to_owned();
+        let problem = "the log that its snapshot continues is missing".to_owned();
         return Err(OpenError::Damaged { name: segment_name(start), offset: 0, problem });
     };
     let mut segment = first;
@@ -300,7 +300,7 @@ fn replay(
             return Err(OpenError::Damaged {
                 name: segment_name(segment.header.base),
                 offset: end.head - segment.header.base,
-                problem: "the segment that goes on from it is missing".into(),
+                problem: "the segment after it is missing".into(),
             });
         };
         segment = following;

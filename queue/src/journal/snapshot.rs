@@ -94,7 +94,7 @@ impl SnapshotWriter {
     pub(crate) fn give_up(storage: &dyn Storage) {
         for name in PARTIAL {
             if let Err(error) = storage.remove(name) {
-                tracing::debug!(%error, "there is no partial snapshot");
+                tracing::debug!(%error, "no partial snapshot");
             }
         }
     }

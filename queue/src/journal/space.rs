@@ -33,7 +33,7 @@ pub(crate) enum Share {
 
 /// There is no room for this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no room on the disk")]
+#[error("disk full")]
 pub(crate) struct Full;
 
 #[derive(Debug)]

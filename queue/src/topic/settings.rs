@@ -262,7 +262,7 @@ impl Settings {
         }
         match (&self.model, self.retention) {
             (None, Retention::Work) => {
-                Err("a topic without a model is a plain log: say --retention log:24h, or name a model".into())
+                Err("a topic without a model is a plain log; pass --retention log:24h, or name a model".into())
             }
             (None, _) if self.ordered => Err("a plain log is always in order, a partition at a time".into()),
             _ => Ok(()),
