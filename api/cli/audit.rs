@@ -26,10 +26,10 @@ pub(crate) async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
         let sign = if audit.accepted == sum { "=" } else { "≠" };
         outln!("{} accepted {sign} {}", audit.accepted, states.join(" + "));
         if audit.arriving > 0 {
-            outln!("{} more are just being accepted", audit.arriving);
+            outln!("{} more are being accepted", audit.arriving);
         }
         if audit.settling > 0 {
-            outln!("{} of the finished ones leave the queue when a dead worker's lease ends", audit.settling);
+            outln!("{} finished jobs leave the queue when a dead worker's lease expires", audit.settling);
         }
         for wrong in &audit.wrong {
             let problem = serde_json::to_value(wrong.problem)?;

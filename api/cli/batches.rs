@@ -56,7 +56,7 @@ pub(crate) async fn run(args: BatchesArgs) -> anyhow::Result<ExitCode> {
                 }
                 None => Box::new(std::io::stdout().lock()),
             };
-            while let Some(chunk) = answer.chunk().await.context("the results broke off; ask again")? {
+            while let Some(chunk) = answer.chunk().await.context("the results ended early; run the command again")? {
                 output.write_all(&chunk)?;
             }
             output.flush()?;

@@ -63,11 +63,11 @@ fn raise_open_files() -> u64 {
     if limit.current != wanted
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: wanted, maximum: wanted })
     {
-        tracing::debug!(%error, "the limit of open files stays as it is");
+        tracing::debug!(%error, "limit of open files not raised");
     }
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     if files < 2 * RESERVE {
-        tracing::warn!(files, "the limit of open files is low; raise it (ulimit -n) to at least 1024");
+        tracing::warn!(files, "limit of open files is low; raise it (ulimit -n) to at least 1024");
     }
     files
 }

@@ -124,7 +124,7 @@ impl Cluster {
                 tokio::time::sleep(START_PAUSE).await;
             }
         };
-        tokio::time::timeout(START_PATIENCE, connecting).await.context("the cluster did not come up in a minute")
+        tokio::time::timeout(START_PATIENCE, connecting).await.context("the cluster did not start within a minute")
     }
 }
 

@@ -52,7 +52,7 @@ impl DataDir {
         let taken = Self::try_open(args)?;
         taken.with_context(|| {
             let shown = args.data.display();
-            format!("data folder {shown} is in use by another sightline; stop that one, or choose another with --data")
+            format!("data folder {shown} is in use by another sightline; stop it, or choose another folder with --data")
         })
     }
 
@@ -60,7 +60,7 @@ impl DataDir {
     pub(crate) fn try_open(args: &DataArgs) -> anyhow::Result<Option<Self>> {
         let path = std::path::absolute(&args.data).context("find the data folder")?;
         let shown = path.display();
-        let cannot = || format!("data folder {shown} cannot be written; choose another one with --data");
+        let cannot = || format!("data folder {shown} is not writable; choose another one with --data");
         private_folder(&path).with_context(cannot)?;
         let lock = private().create(true).truncate(false).write(true).open(path.join("lock")).with_context(cannot)?;
         match lock.try_lock() {
@@ -170,7 +170,7 @@ fn secret(
     if let Some(secret) = read_line(&path)? {
         if !is_strong(&secret) {
             bail!(
-                "{} is damaged; restore it from a backup, or remove it and the next start makes a new one",
+                "{} is damaged; restore it from a backup, or remove it, and the next start creates a new one",
                 path.display()
             );
         }

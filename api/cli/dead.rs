@@ -85,7 +85,7 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
                     }
                 }
             }
-            outln!("{queued} jobs queued again, {left} not");
+            outln!("{queued} jobs redriven, {left} not");
             return Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
     }

@@ -154,7 +154,7 @@ impl Engine {
                 Err(error) => Err(error),
             };
             if let Err(error) = fitted {
-                tracing::debug!(error = format!("{error:#}"), "the bounds of topics are not fitted to the disk");
+                tracing::debug!(error = format!("{error:#}"), "topic limits not adjusted to the disk");
             }
             tokio::time::sleep(ROOM_LOOK).await;
         }

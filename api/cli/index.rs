@@ -13,6 +13,6 @@ pub(crate) async fn run(args: IndexArgs) -> anyhow::Result<ExitCode> {
     let queue = connect(&args.queue).await?;
     let index = setup::index(args.database.as_deref(), &args.queue.data.data).await?;
     let jobs = index.rebuild(&queue).await?;
-    outln!("the index knows {jobs} jobs");
+    outln!("{jobs} jobs indexed");
     Ok(ExitCode::SUCCESS)
 }

@@ -56,7 +56,7 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
                 outln!("{}", serde_json::to_string_pretty(&made)?);
             } else {
                 outln!("{}", text(&made["key"]));
-                note!("this is the only time that the key is shown; its id is {}", text(&made["id"]));
+                note!("the key is shown only this once; its id is {}", text(&made["id"]));
             }
         }
         KeysAction::List { json, local, api } => {
@@ -143,7 +143,7 @@ async fn start_if_nothing_runs(data: &DataArgs) -> anyhow::Result<Option<(Broker
     let (folder, has) = (&data.data, |name: &str| data.data.join(name).exists());
     let is_new = std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());
     if !is_new && !has("journal") && !has("nats") {
-        bail!("{} holds no queue; name the queue with --queue, or its data folder with --data", folder.display());
+        bail!("{} contains no queue; name the queue with --queue, or its data folder with --data", folder.display());
     }
     let Some(held) = DataDir::try_open(data)? else { return Ok(None) };
     if has("nats") && !has("journal") {

@@ -17,7 +17,7 @@ pub(crate) async fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
             let models = Models::open(&models)?;
             let fetch = move || models.fetch().and_then(|()| models.nats_server()).map(|_| models);
             let models = tokio::task::spawn_blocking(fetch).await??;
-            outln!("all that a start needs for {} is in {}", models.names.join(", "), models.cache.root().display());
+            outln!("everything needed to start {} is in {}", models.names.join(", "), models.cache.root().display());
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -168,7 +168,7 @@ async fn keep(launch: Launch, mut child: Child, stop: CancellationToken) {
         tokio::select! {
             status = child.wait() => {
                 let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-                tracing::error!(status, "the queue server died; starting it again");
+                tracing::error!(status, "queue server died; restarting it");
                 // If it was the guard that died, the server is still there, in the guard's group.
                 supervisor::kill_group(group);
             }
@@ -188,7 +188,7 @@ async fn keep(launch: Launch, mut child: Child, stop: CancellationToken) {
             }
             match launch.spawn() {
                 Ok(next) => break child = next,
-                Err(error) => tracing::error!(error = format!("{error:#}"), "the queue server cannot be started"),
+                Err(error) => tracing::error!(error = format!("{error:#}"), "queue server not started"),
             }
         }
     }

@@ -33,7 +33,7 @@ pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
         Some(name) => {
             ensure!(
                 !args.paths.is_empty(),
-                "topic {} runs {name}: it takes image files, not lines of text; name some",
+                "topic {} runs {name}: it needs image files, not lines of text; name some",
                 topic.name()
             );
             let models = Models::open(&args.models)?;

@@ -22,7 +22,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            note!("note: {} is left behind: {error}", self.0.display());
+            note!("note: {} was not removed: {error}", self.0.display());
         }
     }
 }

@@ -54,7 +54,7 @@ impl Models {
         // What is not served is not offered either: its jobs would wait for ever.
         let repository = repository.only(&names);
         let names: Vec<String> = repository.iter().map(|model| model.name().to_owned()).collect();
-        ensure!(!names.is_empty(), "none of the models that were named can be served");
+        ensure!(!names.is_empty(), "no named model can be served");
         let root = args.cache.clone().or_else(Cache::default_root);
         let root = root.context("find the cache folder: set HOME, or pass --cache DIR")?;
         let cache = Cache::new(std::path::absolute(root).context("find the cache folder")?);
@@ -152,7 +152,7 @@ async fn does_sync(url: &str) -> anyhow::Result<bool> {
     let answer = client.get(format!("{}/varz", url.trim_end_matches('/'))).send().await.context("no answer")?;
     let varz: serde_json::Value = answer.json().await.context("it is not a NATS server's monitoring page")?;
     let jetstream = &varz["jetstream"]["config"];
-    anyhow::ensure!(jetstream.is_object(), "it does not speak of JetStream");
+    anyhow::ensure!(jetstream.is_object(), "it does not report JetStream");
     // The interval reads as two minutes also where every write is synced.
     Ok(jetstream["sync_always"] == true)
 }
@@ -204,7 +204,7 @@ pub(crate) fn api_url(args: &HttpArgs, address: SocketAddr) -> String {
 pub(crate) fn http_config(args: &HttpArgs, max_payload: usize, folder: &Path) -> anyhow::Result<::api::Config> {
     let (wanted, taken) = (args.upload_limit.as_u64() as usize, max_payload.saturating_sub(MESSAGE_OVERHEAD));
     if wanted > taken {
-        note!("note: images may have {taken} bytes, not {wanted}: the queue's server takes no more (its max_payload)");
+        note!("note: images are limited to {taken} bytes, not {wanted}, by max_payload of the queue's server");
     }
     let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
     let tls = tls.map(|(certificate, key)| queue::broker::server_config(certificate, key)).transpose();

@@ -63,7 +63,7 @@ pub(crate) fn in_time(stop: &CancellationToken) {
         std::thread::spawn(|| {
             std::thread::sleep(STOP_MAX);
             // A reader of the log that hangs may be why.
-            std::thread::spawn(|| note!("stopping takes too long; what was accepted stays in the data folder"));
+            std::thread::spawn(|| note!("stopping takes too long; accepted jobs stay in the data folder"));
             std::thread::sleep(NOTE_MAX);
             end_now();
         });
@@ -73,7 +73,7 @@ pub(crate) fn in_time(stop: &CancellationToken) {
 /// Ends this process without running anything more in it: libraries take seconds to tidy up.
 fn end_now() -> ! {
     if let Err(error) = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL) {
-        tracing::debug!(%error, "ending in another way");
+        tracing::debug!(%error, "ending by another way");
     }
     std::process::exit(1);
 }

@@ -202,8 +202,8 @@ impl Keeper {
                 life.unwrap_or_else(|panic| Err(anyhow!("its supervisor panicked: {}", words_of(panic.as_ref()))));
             match life {
                 Ok(_) if self.stop.is_cancelled() => {}
-                Ok(status) => tracing::error!(%status, "a worker died; starting another"),
-                Err(error) => tracing::error!(error = format!("{error:#}"), "a worker cannot be started"),
+                Ok(status) => tracing::error!(%status, "worker died; starting another"),
+                Err(error) => tracing::error!(error = format!("{error:#}"), "worker not started"),
             }
             // One that has ended jobs can start: it was a job, or somebody, that killed it.
             let pause = if held.settled > 0 { backoff.reset() } else { backoff.next(started.elapsed()) };
@@ -359,9 +359,9 @@ impl HeldJobs {
             }
             // One that was running may have been what killed the worker.
             let delay = crash_pause(held.attempt);
-            tracing::warn!(job_id = %job, attempt = held.attempt, "handed back for a dead worker");
+            tracing::warn!(job_id = %job, attempt = held.attempt, "jobs of a dead worker returned to the queue");
             if let Err(error) = queue.nak_for(&job, held.partition, &held.ack_subject, delay).await {
-                tracing::warn!(job_id = %job, %error, "not handed back; its lease will end");
+                tracing::warn!(job_id = %job, %error, "job not returned; its lease will expire");
             }
         }
     }
@@ -394,16 +394,16 @@ pub(crate) fn signal_group(leader: Option<u32>, signal: Signal) {
     if let Some(group) = leader.and_then(|id| Pid::from_raw(id.cast_signed()))
         && kill_process_group(group, signal).is_ok()
     {
-        tracing::debug!(group = group.as_raw_nonzero(), ?signal, "a process group was signaled");
+        tracing::debug!(group = group.as_raw_nonzero(), ?signal, "process group signaled");
     }
 }
 
 /// Waits for a child to end, and kills it if it takes too long.
 pub(crate) async fn wait_or_kill(child: &mut Child, patience: Duration) {
     if tokio::time::timeout(patience, child.wait()).await.is_err() {
-        tracing::warn!(pid = child.id(), "a child did not end in time and is killed");
+        tracing::warn!(pid = child.id(), "child process did not exit in time; killing it");
         if let Err(error) = child.kill().await {
-            tracing::error!(%error, "a child cannot be killed");
+            tracing::error!(%error, "child process cannot be killed");
         }
     }
 }

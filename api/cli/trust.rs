@@ -19,7 +19,7 @@ use rustls_platform_verifier::Verifier;
 pub(crate) fn trusting(path: &Path) -> anyhow::Result<ClientConfig> {
     let read = CertificateDer::pem_file_iter(path).with_context(|| format!("read {}", path.display()))?;
     let given = read.collect::<Result<Vec<_>, _>>().with_context(|| format!("read {}", path.display()))?;
-    ensure!(!given.is_empty(), "{} holds no certificate (PEM is expected)", path.display());
+    ensure!(!given.is_empty(), "{} contains no PEM certificate", path.display());
     let provider = Arc::new(ring::default_provider());
     let others = Verifier::new_with_extra_roots(given.iter().cloned(), provider.clone());
     let others = others.with_context(|| format!("{} is not a certificate", path.display()))?;

@@ -90,12 +90,12 @@ async fn serve(
         // It ends before it is told to only if something is wrong with it.
         ended = &mut serving => {
             served = Some(ended);
-            if stop.is_cancelled() { Ok(()) } else { Err(anyhow!("the API has ended")) }
+            if stop.is_cancelled() { Ok(()) } else { Err(anyhow!("the API has stopped")) }
         }
         () = engine.keep_room(args, &queue, data.path(), models.names.len()) => Ok(()),
     };
     // In a thread of its own: a log that nothing reads must not hold up the end.
-    std::thread::spawn(|| note!("stopping: requests end, workers finish and hand back"));
+    std::thread::spawn(|| note!("stopping: requests end, workers finish or return their jobs"));
     stop.cancel();
     let serving = async {
         match served {

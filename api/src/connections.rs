@@ -116,7 +116,7 @@ pub(crate) async fn serve(
     }
     drop(listener);
     if tokio::time::timeout(DRAIN_TIMEOUT, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some requests did not end in time and were cut");
+        tracing::warn!("requests did not end in time and were closed");
     }
     connections.shutdown().await;
 }

@@ -43,13 +43,13 @@ impl Metrics {
             let recorder = builder.build_recorder();
             let handle = recorder.handle();
             if metrics::set_global_recorder(recorder).is_err() {
-                tracing::warn!("another metrics recorder was there first; counters of this process are not shown");
+                tracing::warn!("another metrics recorder is installed; counters of this process are missing");
             }
-            describe_counter!(ACCEPTED, "Jobs taken in, by model.");
+            describe_counter!(ACCEPTED, "Accepted jobs, by model.");
             describe_counter!(REFUSED, "Uploads refused, by reason.");
-            describe_counter!(CALLS, "Calls of webhooks, by how they ended.");
+            describe_counter!(CALLS, "Webhook calls, by outcome.");
             describe_counter!(CONNECTIONS_REFUSED, "Connections refused because their address had too many.");
-            describe_histogram!(REQUEST_SECONDS, "Time from a request's head to its answer's head.");
+            describe_histogram!(REQUEST_SECONDS, "Time from receiving a request's head to sending the response's head.");
             handle
         });
         Self(handle.clone())
@@ -117,7 +117,7 @@ async fn render_queue(state: &Inner, text: &mut String) {
     let mut in_hand =
         Series::new("sightline_queue_jobs_in_hand", "gauge", "Jobs in workers' hands, or on their way back.");
     let topics = state.queue.topics().await.unwrap_or_else(|error| {
-        tracing::warn!(%error, "queue depth not known");
+        tracing::warn!(%error, "queue depth unknown");
         Vec::new()
     });
     for topic in topics {
@@ -130,13 +130,13 @@ async fn render_queue(state: &Inner, text: &mut String) {
                     in_hand.sample("", &labels, depth.in_hand as f64);
                 }
             }
-            Err(error) => tracing::warn!(topic = %topic.name(), %error, "queue depth not known"),
+            Err(error) => tracing::warn!(topic = %topic.name(), %error, "queue depth unknown"),
         }
     }
     available.finish(text);
     in_hand.finish(text);
     let mut stalled =
-        Series::new("sightline_queue_stalled_seconds", "gauge", "How long partitions with work have got nowhere.");
+        Series::new("sightline_queue_stalled_seconds", "gauge", "Seconds since a stalled partition with work last made progress.");
     for stall in state.watch.stalls() {
         let reason = serde_json::to_value(&stall.reason).expect("a reason is JSON");
         let reason = reason["reason"].as_str().unwrap_or_default().to_owned();
@@ -180,7 +180,7 @@ async fn render_index(state: &Inner, text: &mut String) {
         Series::new("sightline_index_set_aside_jobs", "gauge", "Jobs that the job index cannot hold; see /v1/index.");
     match state.index.count_set_aside().await {
         Ok(jobs) => set_aside.sample("", &[], jobs as f64),
-        Err(error) => tracing::warn!(%error, "the job index did not answer"),
+        Err(error) => tracing::warn!(%error, "job index did not answer"),
     }
     set_aside.finish(text);
 }

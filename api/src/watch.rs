@@ -74,7 +74,7 @@ impl Watch {
             let topics = match look(&queue).await {
                 Ok(topics) => topics,
                 Err(problem) => {
-                    tracing::debug!(problem, "topics were not looked at");
+                    tracing::debug!(problem, "topics not checked");
                     continue;
                 }
             };
@@ -86,7 +86,7 @@ impl Watch {
                 if !known.iter().any(|old| {
                     (&old.topic, old.partition, &old.reason) == (&stall.topic, stall.partition, &stall.reason)
                 }) {
-                    tracing::warn!(topic = %stall.topic, partition = %stall.partition, queued = stall.queued, in_work = stall.in_work, reason = %stall.reason, "nothing is worked off");
+                    tracing::warn!(topic = %stall.topic, partition = %stall.partition, queued = stall.queued, in_work = stall.in_work, reason = %stall.reason, "partition stalled");
                 }
                 if stall.can_repair() && repairer.is_held() {
                     repair(&queue, stall).await;
@@ -98,7 +98,7 @@ impl Watch {
                 }
                 sweeper.sweep(&queue, &topics).await;
                 if let Err(error) = fail_overdue(&queue, &index).await {
-                    tracing::debug!(%error, "not looked at for jobs that are late");
+                    tracing::debug!(%error, "job deadlines not checked");
                 }
             }
         }
@@ -131,13 +131,13 @@ impl Sweeper {
             match queue.fail_aged(&topic).await {
                 Ok(aged) => {
                     if aged.failed > 0 {
-                        tracing::warn!(topic = %described.name, jobs = aged.failed, "failed: their inputs left the log before they ran");
+                        tracing::warn!(topic = %described.name, jobs = aged.failed, "jobs failed: their inputs expired before they ran");
                     }
                     if aged.left == 0 {
                         self.swept.insert(described.name.clone(), firsts);
                     }
                 }
-                Err(error) => tracing::debug!(topic = %described.name, %error, "not looked at for dropped inputs"),
+                Err(error) => tracing::debug!(topic = %described.name, %error, "dropped inputs not checked"),
             }
         }
     }
@@ -147,9 +147,9 @@ impl Sweeper {
 async fn fail_overdue(queue: &Queue, index: &Index) -> Result<(), IndexError> {
     let looks = futures::stream::iter(index.overdue().await?).map(|id| async move {
         match queue.fail_overdue(&id).await {
-            Ok(true) => tracing::info!(job_id = %id, "failed: no worker began it in time"),
+            Ok(true) => tracing::info!(job_id = %id, "job failed: no worker started it before its deadline"),
             Ok(false) => {}
-            Err(error) => tracing::warn!(job_id = %id, %error, "a job that is late was not failed"),
+            Err(error) => tracing::warn!(job_id = %id, %error, "expired job not marked as failed"),
         }
     });
     // One that cannot be dealt with now keeps no other waiting.
@@ -161,7 +161,7 @@ async fn fail_overdue(queue: &Queue, index: &Index) -> Result<(), IndexError> {
 async fn spread(queue: &Queue, step: &Move) {
     let Move { topic, partition, to } = step;
     match queue.move_leader(step).await {
-        Ok(()) => tracing::info!(%topic, %partition, to, "another server leads this partition now"),
+        Ok(()) => tracing::info!(%topic, %partition, to, "partition has a new leader"),
         Err(error) => tracing::debug!(%topic, %partition, to, %error, "leader not moved"),
     }
 }
@@ -170,7 +170,7 @@ async fn spread(queue: &Queue, step: &Move) {
 async fn repair(queue: &Queue, stall: &Stall) {
     match queue.repair_partition(&stall.topic, stall.partition).await {
         Ok(()) => {
-            tracing::warn!(topic = %stall.topic, partition = %stall.partition, "consumer looked after, workers woken")
+            tracing::warn!(topic = %stall.topic, partition = %stall.partition, "consumer repaired, workers notified")
         }
         Err(error) => tracing::warn!(topic = %stall.topic, partition = %stall.partition, %error, "not repaired"),
     }

@@ -21,7 +21,7 @@ impl AcceptErrors {
     /// Logs an error, once a minute, and waits before the next try. `open` is how many connections there are.
     pub async fn pause(&mut self, error: &io::Error, open: usize) {
         if self.warned.is_none_or(|at| at.elapsed() >= WARNING_PAUSE) {
-            tracing::warn!(%error, open, "connections cannot be accepted; they wait");
+            tracing::warn!(%error, open, "connections not accepted; they will wait");
             self.warned = Some(Instant::now());
         }
         tokio::time::sleep(PAUSE).await;

@@ -39,7 +39,7 @@ impl Calendar {
         if is_leap && !self.is_behind && days > 0 {
             tracing::warn!(
                 days,
-                "the clock is far ahead of what was known; what expires is deleted slowly until it agrees"
+                "clock jumped ahead; messages expire slowly until it agrees"
             );
         }
         self.is_behind = is_leap;

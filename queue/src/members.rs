@@ -414,7 +414,7 @@ impl Queue {
     /// Sends an order to a member; whoever is gone does not hear it.
     pub async fn order(&self, member: &str, payload: Bytes) {
         if let Err(error) = self.send(format!("control.{member}"), payload).await {
-            tracing::debug!(error, "an order was not sent");
+            tracing::debug!(error, "scaling order not sent");
         }
     }
 

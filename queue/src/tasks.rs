@@ -95,7 +95,7 @@ impl Tasks {
             task = name,
             problem,
             pause_s = pause.as_secs(),
-            "a background task ended; it is started again"
+            "background task ended; restarting it"
         );
         task.problem = Some(problem);
         pause

@@ -52,7 +52,7 @@ impl Timestamp {
         let ahead = if ahead.abs() <= took / 2 + AGREE_WITHIN { 0 } else { ahead };
         AHEAD_MILLIS.store(ahead, Ordering::Relaxed);
         if (ahead == 0) != (before == 0) {
-            tracing::warn!(ahead_ms = ahead, "the clock of the queue's server and this machine's differ");
+            tracing::warn!(ahead_ms = ahead, "clocks of this machine and the queue's server differ");
         }
     }
 

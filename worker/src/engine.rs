@@ -180,7 +180,7 @@ impl Shelf {
                 if matches!(error, WorkerError::Files { .. }) {
                     return Err(error);
                 }
-                tracing::error!(model = name, %error, "this model is not served");
+                tracing::error!(model = name, %error, "model not served");
                 problem = Some(error);
             }
         }

@@ -129,7 +129,7 @@ impl InHand {
 
     /// Gives the job back for a while. It has not begun, so this costs it no attempt.
     pub(crate) async fn postpone(self, pause: Duration) {
-        tracing::debug!(job_id = %self.delivery.id, ?pause, "it was promised the answers of other files");
+        tracing::debug!(job_id = %self.delivery.id, ?pause, "job needs other model files");
         log_unsettled(&self.delivery, self.delivery.nak(pause).await);
     }
 
@@ -193,9 +193,9 @@ impl InHand {
         loop {
             match self.try_begin(bench).await {
                 Ok(Some(begun)) => return begun,
-                Ok(None) => tracing::debug!(job_id = %self.delivery.id, "its record has just changed, reading again"),
+                Ok(None) => tracing::debug!(job_id = %self.delivery.id, "record changed meanwhile; reading it again"),
                 Err(error) => {
-                    tracing::error!(job_id = %self.delivery.id, %error, "left for its lease to end");
+                    tracing::error!(job_id = %self.delivery.id, %error, "not settled; will be redelivered when the lease expires");
                     return Begun::Left;
                 }
             }
@@ -294,7 +294,7 @@ impl InHand {
             // Canceled, or given to another worker because our lease ran out. Both own the job
             // and its message now.
             Ok(Replaced::Refused) => {
-                tracing::warn!(job_id = %self.delivery.id, "result dropped: the job was no longer ours");
+                tracing::warn!(job_id = %self.delivery.id, "result dropped: another worker holds the job");
                 "superseded"
             }
             // A result that does not fit into a record never will.
@@ -305,7 +305,7 @@ impl InHand {
                 Box::pin(self.conclude(bench, running, revision, Outcome { record: failed, settlement })).await
             }
             Err(error) => {
-                tracing::error!(job_id = %self.delivery.id, %error, "outcome not written; left for its lease to end");
+                tracing::error!(job_id = %self.delivery.id, %error, "outcome not written; job will be redelivered when its lease expires");
                 "unwritten"
             }
         }
@@ -319,7 +319,7 @@ impl InHand {
                 Ok(()) => self.delivery.term().await,
                 Err(error) => {
                     let job_id = &self.delivery.id;
-                    return tracing::error!(%job_id, %error, "left for its lease to end");
+                    return tracing::error!(%job_id, %error, "not settled; will be redelivered when the lease expires");
                 }
             },
         };
@@ -333,6 +333,6 @@ impl InHand {
 
 fn log_unsettled(delivery: &Delivery, settled: Result<(), SettleError>) {
     if let Err(error) = settled {
-        tracing::warn!(job_id = %delivery.id, %error, "not settled; it will come again");
+        tracing::warn!(job_id = %delivery.id, %error, "job not settled; it will be redelivered when its lease expires");
     }
 }

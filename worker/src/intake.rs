@@ -95,7 +95,7 @@ impl Intake {
                 Ok(None) => self.avoided.emptied(&place),
                 Err(error) => {
                     drop(arrival);
-                    tracing::warn!(topic = %place.0, partition = %place.1, %error, "no answer to a request for a job");
+                    tracing::warn!(topic = %place.0, partition = %place.1, %error, "no answer to a fetch");
                     tokio::time::sleep(ERROR_PAUSE).await;
                 }
             }

@@ -25,7 +25,7 @@ impl LeaseKeeper {
                         tracing::warn!(job_id = %delivery.id, "lease lost");
                         return;
                     }
-                    Err(error) => tracing::warn!(job_id = %delivery.id, %error, "lease not renewed, trying again"),
+                    Err(error) => tracing::warn!(job_id = %delivery.id, %error, "lease not renewed; retrying"),
                 }
             }
         }))

@@ -114,7 +114,7 @@ impl Stop {
     pub(crate) fn pull(&self) {
         self.pulled.store(true, Ordering::Relaxed);
         if let Err(error) = self.options.terminate() {
-            tracing::warn!(%error, "the run was not told to stop");
+            tracing::warn!(%error, "run not stopped");
         }
     }
 

@@ -34,7 +34,7 @@ impl Peers {
         if self.0.as_ref().is_none_or(|(at, _)| at.elapsed() > FRESH) {
             match queue.ask_members().await {
                 Ok(table) => self.0 = Some((Instant::now(), table)),
-                Err(error) => tracing::debug!(%error, "the other workers were not asked"),
+                Err(error) => tracing::debug!(%error, "other workers not asked"),
             }
         }
         self.0.as_ref().is_some_and(|(_, table)| table.members().any(|one| one.state == "ready" && one.can_run(spec)))

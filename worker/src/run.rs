@@ -165,7 +165,7 @@ async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken)
 /// A job whose handling panicked is redelivered when its lease ends.
 fn note_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
-        tracing::error!(%error, "a job was dropped; it is redelivered when its lease ends");
+        tracing::error!(%error, "job dropped; it will be redelivered when its lease expires");
     }
 }
 

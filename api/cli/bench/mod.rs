@@ -68,7 +68,7 @@ impl Program {
     /// As kill -9 does.
     async fn kill(mut self) {
         if let Err(error) = self.child.kill().await {
-            tracing::debug!(%error, "it was gone already");
+            tracing::debug!(%error, "message already removed");
         }
     }
 

@@ -85,9 +85,9 @@ pub(super) async fn run(args: BenchPipelineArgs) -> anyhow::Result<ExitCode> {
         outln!("{result:#}");
     } else {
         let shown = |cpu: Option<f64>| cpu.map_or_else(|| "?".into(), |ms| format!("{ms:.1}"));
-        outln!("{model}, {workers} threads, {count} images a run, medians of {}", args.runs);
-        outln!("bare loop  {bare_per_s:>8.1} images/s  {:>6} CPU ms an image", shown(bare_cpu));
-        outln!("pipeline   {pipeline_per_s:>8.1} images/s  {:>6} CPU ms an image", shown(pipeline_cpu));
+        outln!("{model}, {workers} threads, {count} images per run, medians of {}", args.runs);
+        outln!("bare loop  {bare_per_s:>8.1} images/s  {:>6} CPU ms per image", shown(bare_cpu));
+        outln!("pipeline   {pipeline_per_s:>8.1} images/s  {:>6} CPU ms per image", shown(pipeline_cpu));
         outln!("ratio      {ratio:>8.3}");
     }
     Ok(ExitCode::SUCCESS)

@@ -142,7 +142,7 @@ impl Drop for Notices {
     fn drop(&mut self) {
         for path in &self.0 {
             if let Err(error) = std::fs::remove_file(path) {
-                tracing::debug!(%error, path = %path.display(), "a notice was gone already");
+                tracing::debug!(%error, path = %path.display(), "notice already removed");
             }
         }
     }
@@ -152,7 +152,7 @@ impl Drop for Notices {
 fn journal_of(data: &DataArgs) -> anyhow::Result<PathBuf> {
     let journal = data.data.join(JOURNAL);
     if !journal.is_dir() {
-        bail!("{} holds no journal; name the data folder with --data", data.data.display());
+        bail!("{} contains no journal; name the data folder with --data", data.data.display());
     }
     Ok(journal)
 }
@@ -161,7 +161,7 @@ fn journal_of(data: &DataArgs) -> anyhow::Result<PathBuf> {
 fn backup(data: &DataArgs, to: &Path) -> anyhow::Result<ExitCode> {
     let journal = journal_of(data)?;
     if to.exists() {
-        bail!("{} is there already; a backup is written to a new folder", to.display());
+        bail!("{} already exists; choose a new folder for the backup", to.display());
     }
     backup::copy(&journal, &to.join(JOURNAL)).with_context(|| format!("copy {}", journal.display()))?;
     check(&to.join(JOURNAL))
@@ -176,7 +176,7 @@ fn restore(data: &DataArgs, from: &Path) -> anyhow::Result<ExitCode> {
     let held = DataDir::open(data)?;
     let target = held.path().join(JOURNAL);
     if target.exists() {
-        bail!("{} is there already; move it away first", target.display());
+        bail!("{} already exists; move it away first", target.display());
     }
     backup::copy(&journal, &target).with_context(|| format!("copy {}", journal.display()))?;
     check(&target)
@@ -196,16 +196,16 @@ pub(crate) async fn start(data: &DataDir, settings: Settings) -> anyhow::Result<
         settings;
     let is_local = listen.ip().is_loopback();
     if open && !is_local {
-        bail!("--broker-open is for loopback only: on {listen} everybody who reaches it could take and lose jobs");
+        bail!("--broker-open is for loopback only: on {listen} any client could take and delete jobs");
     }
     if !is_local && !config.is_encrypted() {
         note!(
-            "note: the queue listens on {listen} without encryption; its token and all images can be read on the way"
+            "note: the queue listens on {listen} without encryption; others on the network can read its token and all images"
         );
     }
     if data.path().join("nats").exists() {
         note!(
-            "note: {} also holds the store of a NATS server; what is queued there is seen with --engine nats",
+            "note: {} also holds the store of a NATS server; --engine nats uses it",
             data.path().display()
         );
     }

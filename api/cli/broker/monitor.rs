@@ -43,7 +43,7 @@ pub(super) async fn serve(monitor: Monitor, listener: TcpListener, stop: Cancell
         .with_state(monitor);
     let serving = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned());
     if let Err(error) = serving.await {
-        tracing::error!(%error, "the monitoring port failed");
+        tracing::error!(%error, "monitoring port failed");
     }
 }
 

@@ -57,7 +57,7 @@ pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
     let models = tokio::task::spawn_blocking(move || models.fetch().map(|()| models)).await??;
     let model = models.names.first().context("no model")?.clone();
     let mut stack = Stack::start(&args, models, &model).await?;
-    note!("a system of its own runs in {}; load begins", stack.folder().display());
+    note!("a test system runs in {}; starting load", stack.folder().display());
     let started = Instant::now();
     let load = Load::start(stack.api(), &model, args.in_flight.get());
     load.wait_for_first().await?;
@@ -120,7 +120,7 @@ async fn heal(stack: &Stack) -> anyhow::Result<()> {
     let deadline = Instant::now() + HEAL_PATIENCE;
     while let Err(problem) = stack.must_be_whole().await {
         if Instant::now() > deadline {
-            return Err(problem.context("the system did not become whole again"));
+            return Err(problem.context("the system did not recover"));
         }
         tokio::time::sleep(LOOK_PAUSE).await;
     }
@@ -134,7 +134,7 @@ async fn count(
     pauses: &[Duration],
     started: Instant,
 ) -> anyhow::Result<Report> {
-    note!("load has ended; {} jobs were accepted, waiting for their ends", accepted.len());
+    note!("load ended; {} jobs accepted, waiting for them to end", accepted.len());
     let mut ends = load::ends(stack.api(), accepted).await;
     // The same once more, from the queue's side.
     let queue = Queue::connect(&Address::parse(&stack.queue_url())?, "sightline drill", Defaults::default()).await?;

@@ -157,14 +157,14 @@ impl Stack {
         let members = self.members().await?;
         let workers = members.iter().filter(|member| member["role"] == "worker" && member["state"] == "ready");
         let pids: Vec<u32> = workers.filter_map(|member| member["pid"].as_u64()).map(|pid| pid as u32).collect();
-        ensure!(!pids.is_empty(), "no worker is there to kill");
+        ensure!(!pids.is_empty(), "no worker to kill");
         Ok(pids)
     }
 
     /// An error unless all copies are current and all workers are there.
     pub(crate) async fn must_be_whole(&self) -> anyhow::Result<()> {
         let workers = self.workers().await?.len();
-        ensure!(workers >= self.workers, "there are {workers} workers of {}", self.workers);
+        ensure!(workers >= self.workers, "{workers} workers of {}", self.workers);
         self.are_copies_current().await
     }
 

@@ -133,7 +133,7 @@ pub(super) fn images(paths: &[String]) -> anyhow::Result<(Vec<Input>, Skipped)> 
         if path.ends_with(".tar") {
             entries(&path, &mut images, &mut skipped).with_context(|| format!("read {path} as a tar"))?;
         } else if [".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"].iter().any(|ending| path.ends_with(ending)) {
-            bail!("{path} is compressed, which gains nothing for images: unpack it first");
+            bail!("{path} is compressed; uncompress it first");
         } else {
             images.insert(path.clone(), Input { name: path, place: Place::File });
         }

@@ -61,7 +61,7 @@ impl Ledger {
             output.write_all(table::HEAD.as_bytes()).context("write the output")?;
         }
         if let Some(other) = lines.iter().filter_map(|line| line["model"].as_str()).find(|other| *other != model) {
-            bail!("{} holds results of model {other}; choose another file for {model}", path.display());
+            bail!("{} contains results of model {other}; choose another file for {model}", path.display());
         }
         // A refusal may have had a passing reason. Such images are sent again, and have one line then.
         let mut finished = pairs(&lines, "file", "state");
@@ -154,7 +154,7 @@ fn open_lines(path: &Path, format: OutputFormat) -> anyhow::Result<(File, Vec<Va
         OutputFormat::Csv => !whole.is_empty() || table::HEAD.as_bytes().starts_with(torn),
     };
     let (Some(lines), true) = (ours, is_torn_line) else {
-        bail!("{} holds lines that are not results of submit; choose another file", path.display());
+        bail!("{} contains lines that submit did not write; choose another file", path.display());
     };
     if !torn.is_empty() {
         file.set_len(whole.len() as u64).with_context(cannot)?;

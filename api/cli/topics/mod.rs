@@ -49,7 +49,7 @@ pub(crate) async fn run(args: TopicsArgs) -> anyhow::Result<ExitCode> {
             outln!("topic {} deleted", args.topic);
         }
         TopicsAction::Purge(args) => {
-            let queue = confirmed(&args, "Jobs that wait are canceled.").await?;
+            let queue = confirmed(&args, "Queued jobs are canceled.").await?;
             let purged = queue.purge_topic(&args.topic).await?;
             outln!("{} jobs canceled, {} messages removed", purged.canceled, purged.messages);
         }
@@ -120,7 +120,7 @@ fn show(topic: &Description, json: bool) -> anyhow::Result<()> {
         time(topic.run_timeout_ms)
     );
     outln!(
-        "retries     after {}, doubling up to {}, give or take {} %",
+        "retries     after {}, doubling up to {}, plus or minus {} %",
         time(topic.retry.first_ms),
         time(topic.retry.max_ms),
         topic.retry.jitter_percent
@@ -182,7 +182,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     let model = args.model.clone().or_else(own);
     if let Some(unknown) = model.as_ref().filter(|model| !served.contains(*model)) {
         let names = served.into_iter().collect::<Vec<_>>().join(", ");
-        bail!("no worker has the model `{unknown}`, and neither has this command; there are {names}");
+        bail!("neither a worker nor this command has model `{unknown}`; known models: {names}");
     }
     let mut settings = Defaults::default().settings(args.topic.clone(), model.as_deref());
     change(&args.settings).apply(&mut settings);
@@ -190,7 +190,7 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     let is_log = settings.retention != queue::topic::Retention::Work;
     queue.create_topic(settings, args.settings.replicas.map(usize::from)).await?;
     if is_log && model.is_some() {
-        note!("note: a log drops its oldest messages by age and size, also those that were never run");
+        note!("note: a log drops its oldest messages by age and size, even if they never ran");
     }
     show(&queue.describe(&args.topic).await?, false)
 }
@@ -267,6 +267,6 @@ fn ask(topic: &TopicName, what: &str) -> anyhow::Result<()> {
     std::io::stdout().flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
-    ensure!(answer.trim() == topic.as_str(), "left as it is");
+    ensure!(answer.trim() == topic.as_str(), "unchanged");
     Ok(())
 }

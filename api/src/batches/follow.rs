@@ -95,7 +95,7 @@ impl Follower {
                 continue;
             }
             if let Err(error) = self.look().await {
-                tracing::debug!(%error, "batches were not looked at");
+                tracing::debug!(%error, "batches not checked");
             }
         }
     }
@@ -118,7 +118,7 @@ impl Follower {
         for (batch, revision) in of_interest() {
             // One that cannot be dealt with now keeps no other waiting.
             if let Err(error) = self.deal_with(batch, *revision, now).await {
-                tracing::debug!(batch = batch.id, %error, "a batch was not looked at");
+                tracing::debug!(batch = batch.id, %error, "batch not checked");
             }
         }
         Ok(())

@@ -463,7 +463,7 @@ async fn take(target: &Target<'_>, item: Item) -> Result<bool, ApiError> {
             Err(SubmitError::Full { .. }) if Instant::now() < deadline => tokio::time::sleep(FULL_PAUSE).await,
             Err(SubmitError::Full { .. }) => return Err(ApiError::StayedFull(FULL_PATIENCE.as_secs())),
             Err(SubmitError::Queue(error)) if attempt < TRIES => {
-                tracing::warn!(job_id = %spec.id, %error, "an item is offered again");
+                tracing::warn!(job_id = %spec.id, %error, "retrying a batch item");
                 tokio::time::sleep(FULL_PAUSE).await;
             }
             Err(error) => return Err(error.into()),

@@ -30,7 +30,7 @@ impl Index {
     pub(crate) async fn keep(self, queue: Queue) -> Result<(), QueueError> {
         loop {
             if let Err(error) = self.follow(&queue).await {
-                tracing::warn!(%error, "the job index is behind");
+                tracing::warn!(%error, "job index is behind");
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
@@ -138,7 +138,7 @@ impl Index {
                 (Ok(()), _) => {}
                 (Err(error), Some(record)) if is_about_data(&error) => {
                     let id = record.spec.id.to_string();
-                    tracing::error!(job_id = id, %error, "the job index cannot hold this job; it is set aside");
+                    tracing::error!(job_id = id, %error, "job index cannot store this job; set aside");
                     self.set_aside(topic, stream, &id, change.0, &error).await?;
                 }
                 (Err(error), _) => return Err(error.into()),

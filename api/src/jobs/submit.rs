@@ -341,7 +341,7 @@ async fn answer(state: &Inner, Taken { record, is_replayed, .. }: Taken, wait: O
             // or the client would send it again.
             Ok(Waited::Unknown) => (StatusCode::ACCEPTED, record),
             Err(error) => {
-                tracing::warn!(job_id = %id, %error, "waiting was cut short");
+                tracing::warn!(job_id = %id, %error, "wait ended early");
                 (StatusCode::ACCEPTED, record)
             }
         },

@@ -238,7 +238,7 @@ impl Keys {
         loop {
             drop(tokio::time::timeout(LOOK_INTERVAL, rings.next()).await);
             if let Err(error) = self.refresh(queue).await {
-                tracing::warn!(%error, "keys not read again; those that are known stay in force");
+                tracing::warn!(%error, "keys not read; known keys stay valid");
                 tokio::time::sleep(LOOK_INTERVAL).await;
             }
         }

@@ -84,7 +84,7 @@ impl Sender {
         let mut calls = JoinSet::new();
         loop {
             if let Err(error) = self.work(&mut calls).await {
-                tracing::warn!(%error, "calls of webhooks wait until the queue answers");
+                tracing::warn!(%error, "webhook calls wait until the queue answers");
             }
             tokio::time::sleep(LOOK_PAUSE).await;
         }
@@ -149,12 +149,12 @@ impl Sender {
         let (attempt, is_gone, data) = match known.await {
             Ok(known) => known,
             Err(problem) => {
-                tracing::warn!(about = %hook.about, problem, "a call is put off");
+                tracing::warn!(about = %hook.about, problem, "webhook call postponed");
                 return put_off(call, OWN_FAULT_PAUSE).await;
             }
         };
         if is_gone {
-            let error = "the receiver answered 410 before: it wants no more calls".to_owned();
+            let error = "the receiver answered 410 before; calls to it are stopped".to_owned();
             return self.conclude(call, attempt, Err(error), "disabled", None).await;
         }
         let answer = self.try_call(call, data).await;
@@ -193,14 +193,14 @@ impl Sender {
         metrics::called(outcome.to_owned());
         tracing::debug!(about = %hook.about, outcome, attempt, "webhook");
         if let Err(error) = self.index.log_delivery(&hook.about, &delivery).await {
-            tracing::warn!(about = %hook.about, %error, "a call is not in the delivery log");
+            tracing::warn!(about = %hook.about, %error, "webhook call not written to the delivery log");
         }
         let settled = match pause {
             Some(pause) => call.later(pause.mul_f64(0.9 + 0.2 * rand::random::<f64>())).await,
             None => call.done().await,
         };
         if let Err(error) = settled {
-            tracing::warn!(about = %hook.about, %error, "a call may be made twice");
+            tracing::warn!(about = %hook.about, %error, "webhook call may be sent twice");
         }
     }
 
@@ -261,7 +261,7 @@ impl Sender {
         if status == StatusCode::GONE
             && let Err(error) = self.index.note_gone(hook.owner.as_deref(), &hook.url).await
         {
-            tracing::warn!(%error, "a receiver that wants no more calls is not noted");
+            tracing::warn!(%error, "receiver that answered 410 not stored");
         }
         Ok(status)
     }
@@ -270,7 +270,7 @@ impl Sender {
 /// Puts a call back into the queue for a while.
 async fn put_off(call: &OwedCall, pause: Duration) {
     if let Err(error) = call.later(pause).await {
-        tracing::debug!(about = %call.hook.about, %error, "a call was not put off; it is back by itself");
+        tracing::debug!(about = %call.hook.about, %error, "webhook call not postponed; it will be redelivered");
     }
 }
 

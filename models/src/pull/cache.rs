@@ -78,7 +78,7 @@ impl Cache {
         let Ok(entries) = std::fs::read_dir(&self.root) else { return };
         for entry in entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(PARTIAL)) {
             if let Err(error) = std::fs::remove_dir_all(entry.path()) {
-                tracing::warn!(path = %entry.path().display(), %error, "left-over download not removed");
+                tracing::warn!(path = %entry.path().display(), %error, "leftover download not removed");
             }
         }
     }

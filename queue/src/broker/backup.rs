@@ -165,7 +165,7 @@ fn torn_at(base: u64, bytes: &[u8]) -> Option<usize> {
 /// Why it cannot be opened.
 pub fn check(folder: &Path) -> Result<Inventory, OpenError> {
     let shown = folder.display().to_string();
-    // Looked at, and left as it is: what opening it writes goes nowhere.
+    // Looked at, and unchanged: what opening it writes goes nowhere.
     let storage = Folder::open_to_look(folder).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => OpenError::Locked(shown),
         _ => OpenError::Io { name: shown, source: error },

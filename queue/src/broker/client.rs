@@ -201,7 +201,7 @@ impl Client {
 
     fn put(&self, outbox: &mut Outbox, bundle: Bundle) {
         if outbox.bytes + bundle.bytes > self.outbox_bytes_max {
-            tracing::warn!(client = self.id, bytes = outbox.bytes, "slow consumer: the client is cut");
+            tracing::warn!(client = self.id, bytes = outbox.bytes, "slow consumer disconnected");
             self.traffic.was_slow.store(true, Ordering::Relaxed);
             outbox.chunks.clear();
             outbox.chunks.push(Chunk::Bytes(crate::nats::err("Slow Consumer")));

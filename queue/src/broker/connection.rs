@@ -213,7 +213,7 @@ async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Good
                     if let Err(goodbye) = shared.execute(session, commands) {
                         return goodbye;
                     }
-                    tracing::debug!(client = session.client.id, %error, "a client is cut");
+                    tracing::debug!(client = session.client.id, %error, "client disconnected");
                     return Some(match error {
                         crate::nats::ParseError::UnknownOperation => "Unknown Protocol Operation",
                         crate::nats::ParseError::LineTooLong => "maximum control line exceeded",

@@ -233,7 +233,7 @@ impl Core {
         let mut freed = Vec::new();
         if let Err(problem) = stream.apply(change, place, now, &mut freed) {
             // Only what we decided ourselves comes here, so this is a bug; the journal has it too.
-            tracing::error!(problem, ?id, "a change does not apply");
+            tracing::error!(problem, ?id, "change does not apply");
         }
         let after = weight(stream);
         self.count(before, false);

@@ -54,7 +54,7 @@ impl Core {
         // What is not durable yet may not be in the file either.
         let is_written = place.position + u64::from(place.bytes) <= self.journal.committer().durable();
         if error.kind() != io::ErrorKind::InvalidData || !is_written {
-            tracing::error!(%error, stream = name, sequence, "a stored message cannot be read");
+            tracing::error!(%error, stream = name, sequence, "stored message unreadable");
             return;
         }
         let now = now();

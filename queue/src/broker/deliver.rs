@@ -208,7 +208,7 @@ impl Core {
         let unneeded = self.streams.get(&id).map(|stream| stream.unneeded(sequences.iter().copied()));
         for (from, to) in unneeded.unwrap_or_default() {
             if self.change(&Change::Removed { stream: id, from, to }, false, now).is_err() {
-                tracing::warn!(stream = id, "no room to note that a message went; the next start removes it");
+                tracing::warn!(stream = id, "disk full: removal not written; the next start repeats it");
             }
         }
     }

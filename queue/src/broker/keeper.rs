@@ -86,7 +86,7 @@ impl Keeper {
     pub(super) fn end(mut self) {
         self.halt();
         if let Err(error) = self.shared.snapshot(0) {
-            tracing::warn!(%error, "no snapshot at the end; the next start reads the log instead");
+            tracing::warn!(%error, "no snapshot written; the next start reads the log instead");
         }
     }
 
@@ -113,7 +113,7 @@ impl Shared {
         if state.dated_at.is_none_or(|at| at.elapsed() >= DATE_PAUSE) {
             // It matters only to a start under a wrong clock; tidying matters now.
             if let Err(error) = self.note_date() {
-                tracing::debug!(%error, "the date is not noted");
+                tracing::debug!(%error, "date not written");
             }
             state.dated_at = Some(Instant::now());
         }
@@ -181,7 +181,7 @@ impl Shared {
             match SegmentFile::allocate(&files, number, bytes) {
                 Ok(spare) => self.lock().journal.space().put(spare),
                 Err(error) => {
-                    tracing::debug!(%error, "no room for a spare");
+                    tracing::debug!(%error, "disk full: no spare segment allocated");
                     is_short = true;
                     break;
                 }
@@ -209,7 +209,7 @@ impl Shared {
     /// [Sweeps](Self::sweep); whether that brought anything.
     fn sweep_or_log(&self, haste: Haste) -> bool {
         self.sweep(haste).unwrap_or_else(|error| {
-            tracing::debug!(%error, "an old segment could not be emptied");
+            tracing::debug!(%error, "old segment not emptied");
             false
         })
     }

@@ -270,7 +270,7 @@ impl Broker {
         let on_failure = Box::new(move |error: std::io::Error| {
             // Durability: after a failed write or sync nobody knows what is on disk. Only a fresh
             // start finds out.
-            tracing::error!(%error, "the journal cannot be written; the broker stops");
+            tracing::error!(%error, "journal cannot be written; broker stopping");
             failing.send_replace(Some(format!("the journal in {shown} cannot be written: {error}")));
         });
         options.auth.check().map_err(OpenError::Settings)?;
@@ -338,7 +338,7 @@ impl Broker {
         self.shared.phase.send_replace(Phase::Stopping);
         for serving in self.serving {
             if let Err(error) = serving.await {
-                tracing::error!(%error, "a task of the broker failed");
+                tracing::error!(%error, "broker task failed");
             }
         }
         let ending = tokio::task::spawn_blocking(move || self.keeper.end());
@@ -357,7 +357,7 @@ fn watched(
     tokio::spawn(async move {
         if let Err(panic) = std::panic::AssertUnwindSafe(work).catch_unwind().await {
             let problem = format!("the broker's part for {what} panicked: {}", words_of(panic.as_ref()));
-            tracing::error!(problem, "the broker stops");
+            tracing::error!(problem, "broker stopped");
             fail.send_replace(Some(problem));
         }
     })

@@ -59,7 +59,7 @@ impl Core {
                 header.has(MARKER_REASON) || header.has("KV-Operation")
             }
             Err(error) => {
-                tracing::error!(%error, sequence = message.sequence, "an old message cannot be read; it leaves no marker");
+                tracing::error!(%error, sequence = message.sequence, "expired message unreadable; no marker written");
                 true
             }
         }
@@ -83,7 +83,7 @@ impl Core {
             payload: &[],
         };
         if self.change(&Change::Stored(stored), false, now).is_err() {
-            tracing::warn!(stream = id, "no room for a marker");
+            tracing::warn!(stream = id, "disk full: no marker written");
         }
     }
 
@@ -117,7 +117,7 @@ impl Core {
             // The new message is not among them: it is behind them all.
             let removed = Change::Removed { stream: id, from, to: to.min(sequence - 1) };
             if self.change(&removed, false, now).is_err() {
-                tracing::warn!(stream = id, "no room to note that old messages went; they go with the next one");
+                tracing::warn!(stream = id, "disk full: expiry not written; the next one includes it");
             }
         }
         // Its subject is wanted, but its sequence may be one that no consumer begins with.

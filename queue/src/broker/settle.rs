@@ -127,7 +127,7 @@ fn apply(
         Verdict::Unknown => return true,
     };
     if core.change(&change, is_confirmed, now).is_err() {
-        tracing::warn!(stream = stream_name, sequence, "no room to note what became of a delivery");
+        tracing::warn!(stream = stream_name, sequence, "disk full: end of a delivery not written");
         return false;
     }
     core.remove_unneeded(stream, &settled, now);

@@ -80,7 +80,7 @@ impl Certificate {
             match load(&self.certificate, &self.key) {
                 Ok(loaded) => *current = (changed, loaded),
                 // Half of it was replaced, perhaps: the old one is good until both fit.
-                Err(problem) => tracing::warn!(problem, "the new certificate cannot be used yet"),
+                Err(problem) => tracing::warn!(problem, "new certificate not usable yet"),
             }
         }
         current.1.clone()

@@ -49,10 +49,10 @@ impl Queue {
     async fn let_go(&self, record: &Record) {
         let id = &record.spec.id;
         if let Err(problem) = self.send(cancel_subject(id), Bytes::new()).await {
-            tracing::debug!(job_id = %id, problem, "its worker was not told");
+            tracing::debug!(job_id = %id, problem, "worker not notified");
         }
         if let Err(error) = self.remove_message(id, record.partition, record.sequence).await {
-            tracing::warn!(job_id = %id, %error, "its message is left for a worker");
+            tracing::warn!(job_id = %id, %error, "message left for a worker");
         }
     }
 

@@ -68,7 +68,7 @@ impl Exclusive {
     pub(crate) async fn give_back(self) {
         let Some(revision) = self.candidate.revision() else { return };
         if let Err(error) = self.queue.write_lease(&self.name, revision, None).await {
-            tracing::debug!(lease = self.name, %error, "a lease was not given back; it will end");
+            tracing::debug!(lease = self.name, %error, "lease not released; it will expire");
         }
     }
 }
@@ -84,7 +84,7 @@ impl Queue {
             loop {
                 due.tick().await;
                 if let Err(error) = queue.look_at_lease(&name, &candidate).await {
-                    tracing::debug!(lease = name, %error, "a lease record was not looked at");
+                    tracing::debug!(lease = name, %error, "lease record not read");
                 }
             }
         }));
@@ -150,7 +150,7 @@ impl Queue {
             Ok(message) => {
                 // One that cannot be read would block the lease for ever: it counts as free.
                 let record = serde_json::from_slice(&message.payload).unwrap_or_else(|error| {
-                    tracing::error!(name, %error, "a lease record cannot be read; the lease is free");
+                    tracing::error!(name, %error, "unreadable lease record; treating the lease as free");
                     LeaseRecord { holder: None }
                 });
                 Ok(Some((message.sequence.into(), record)))

@@ -264,7 +264,7 @@ impl Queue {
         }
         self.delete_stream(&records).await?;
         self.topics.write().expect("no panic holds this lock").remove(name);
-        tracing::info!(topic = %name, "topic removed");
+        tracing::info!(topic = %name, "topic deleted");
         Ok(())
     }
 

@@ -229,7 +229,7 @@ impl Queue {
     /// Sends what is still in this client's buffers; for the end of a process.
     pub async fn flush(&self) {
         if let Ok(Err(error)) = tokio::time::timeout(ANSWER_TIMEOUT, self.client.flush()).await {
-            tracing::warn!(%error, "not everything was sent to the queue");
+            tracing::warn!(%error, "not all messages were sent to the queue");
         }
     }
 

@@ -205,7 +205,7 @@ impl Queue {
 
     pub(super) async fn wake_partition(&self, topic: &TopicName, partition: PartitionId) {
         if let Err(error) = self.send(wake_subject(topic, partition), Bytes::new()).await {
-            tracing::debug!(%error, "no wake-up sent");
+            tracing::debug!(%error, "workers not notified");
         }
     }
 }

@@ -98,7 +98,7 @@ impl Queue {
                     return Replaced::Refused;
                 }
                 Err(error) => {
-                    tracing::warn!(job_id = %record.spec.id, %error, "its record is still to be written");
+                    tracing::warn!(job_id = %record.spec.id, %error, "record not written yet");
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
             }

@@ -208,7 +208,7 @@ impl Queue {
     /// Tells everybody that a topic has changed. They also look by themselves.
     pub(super) async fn announce_topic(&self, name: &TopicName) {
         if let Err(error) = self.send(topic_subject(name), bytes::Bytes::new()).await {
-            tracing::debug!(error, "a changed topic was not announced");
+            tracing::debug!(error, "topic change not announced");
         }
     }
 

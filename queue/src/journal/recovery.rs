@@ -253,7 +253,7 @@ fn load_snapshot(
             Err(Unusable::Io(source)) => return Err(OpenError::Io { name, source }),
             Err(Unusable::Newer(version)) => return Err(OpenError::Newer { name, version }),
             Err(Unusable::Damaged) => {
-                tracing::error!(name, "the snapshot is damaged; looking for an older one");
+                tracing::error!(name, "snapshot damaged; trying an older one");
                 damaged.get_or_insert(name);
             }
         }

@@ -224,7 +224,7 @@ impl Drop for SegmentFile {
         if self.doomed.load(Ordering::Acquire) {
             let name = self.name.get_mut().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = self.files.remove(name) {
-                tracing::warn!(%error, name, "a dead segment could not be removed");
+                tracing::warn!(%error, name, "dead segment not removed");
             }
         }
     }

@@ -95,7 +95,7 @@ impl Space {
                 Ok(file)
             }
             Err(error) => {
-                tracing::warn!(%error, bytes, "no room for a segment");
+                tracing::warn!(%error, bytes, "disk full: no segment allocated");
                 self.refused_at = Some(Instant::now());
                 Err(Full)
             }

@@ -46,7 +46,7 @@ pub(super) fn read(
         drop(permit);
     });
     started.map(drop).map_err(|error| {
-        tracing::warn!(%error, "no thread for an archive");
+        tracing::warn!(%error, "no thread to read an archive");
         ApiError::UploadsBusy
     })
 }
