@@ -47,9 +47,7 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
         DeadAction::Show { id, save, json, queue } => {
             let queue = connect(&queue).await?;
             let Some((letter, payload)) = queue.dead_letter(&id).await? else {
-                bail!(
-                    "no dead letter for {id}: the job did not fail, was redriven, or its letter has expired"
-                );
+                bail!("no dead letter for {id}: the job did not fail, was redriven, or its letter has expired");
             };
             if let Some(path) = save {
                 std::fs::write(&path, &payload).with_context(|| format!("write {}", path.display()))?;

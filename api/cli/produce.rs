@@ -21,7 +21,8 @@ use crate::topics::connect;
 pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
     let queue = connect(&args.queue).await?;
     let topic = queue.read_topic(&args.topic).await?;
-    let topic = topic.with_context(|| format!("topic {} does not exist; create it with sightline topics create", args.topic))?;
+    let topic = topic
+        .with_context(|| format!("topic {} does not exist; create it with sightline topics create", args.topic))?;
     let say = |name: &str, id: &JobId, partition: PartitionId, sequence: Sequence| {
         if args.json {
             outln!("{}", json!({ "source": name, "id": id, "partition": partition, "sequence": sequence }));

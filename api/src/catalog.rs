@@ -23,12 +23,12 @@ pub(crate) struct Entry {
     description: String,
     license: String,
     task: &'static str,
-    /// The version that runs when a job names none.
+    /// Default version.
     version: u32,
     versions: Vec<Version>,
     input: Input,
     labels: usize,
-    /// Workers that have it loaded now.
+    /// Number of workers that have loaded it.
     workers: usize,
 }
 
@@ -55,7 +55,7 @@ pub(crate) async fn list(State(state): State<Shared>) -> Json<Catalog> {
     Json(Catalog { models: state.repository.iter().map(|model| entry(&state, model)).collect() })
 }
 
-/// Shows one model.
+/// Returns a model.
 #[utoipa::path(
     get, path = "/v1/models/{name}", tag = "models", operation_id = "getModel",
     params(("name" = String, Path, example = "efficientnet-lite0")),

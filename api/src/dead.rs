@@ -23,9 +23,9 @@ const LIMIT_MAX: usize = 10_000;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Wish {
-    /// Those of one topic; else of all.
+    /// Only dead letters of this topic.
     topic: Option<TopicName>,
-    /// At most so many.
+    /// Upper bound.
     limit: Option<usize>,
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct Redrive {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct RedriveAll {
     redriven: Vec<Redrive>,
-    /// Letters that could not be run again, and why.
+    /// Dead letters that could not be redriven, and why.
     left: Vec<Left>,
 }
 
@@ -57,7 +57,7 @@ struct Left {
 #[utoipa::path(
     get, path = "/v1/dead", tag = "dead", operation_id = "listDeadLetters",
     params(
-        ("topic" = Option<TopicName>, Query, description = "Those of one topic; else of all."),
+        ("topic" = Option<TopicName>, Query, description = "Only dead letters of this topic."),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "Most entries to return; default 100."),
     ),
     responses(
@@ -73,12 +73,12 @@ pub(crate) async fn list(
     Ok(Json(Letters { dead: letters(&state, wish).await? }))
 }
 
-/// Shows one dead letter.
+/// Returns a dead letter.
 #[utoipa::path(
     get, path = "/v1/dead/{id}", tag = "dead", operation_id = "getDeadLetter",
     params(JobPath),
     responses(
-        (status = 200, description = "The letter with every attempt.", body = DeadLetter),
+        (status = 200, description = "The dead letter with all attempts.", body = DeadLetter),
         (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),
     ),
 )]
@@ -88,12 +88,12 @@ pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<
     Ok(Json(letter.ok_or(RedriveError::NoLetter(id))?.0))
 }
 
-/// Gives back the input of one.
+/// Returns the input of a dead letter.
 #[utoipa::path(
     get, path = "/v1/dead/{id}/image", tag = "dead", operation_id = "getDeadLetterImage",
     params(JobPath),
     responses(
-        (status = 200, description = "The bytes as they came.", body = Binary, content_type = "application/octet-stream"),
+        (status = 200, description = "The bytes as received.", body = Binary, content_type = "application/octet-stream"),
         (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),
     ),
 )]
@@ -103,7 +103,7 @@ pub(crate) async fn image(State(state): State<Shared>, id: Named) -> Result<Resp
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], payload).into_response())
 }
 
-/// Runs one again.
+/// Redrives a dead letter.
 #[utoipa::path(
     post, path = "/v1/dead/{id}/redrive", tag = "dead", operation_id = "redrive",
     params(JobPath),
@@ -119,15 +119,15 @@ pub(crate) async fn redrive(State(state): State<Shared>, id: Named) -> Result<Js
     Ok(Json(Redrive { id, outcome }))
 }
 
-/// Runs all again that are meant.
+/// Redrives dead letters.
 #[utoipa::path(
     post, path = "/v1/dead/redrive", tag = "dead", operation_id = "redriveAll",
     params(
-        ("topic" = Option<TopicName>, Query, description = "Those of one topic; else of all."),
+        ("topic" = Option<TopicName>, Query, description = "Only dead letters of this topic."),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 10000, description = "Most entries to return; default 100."),
     ),
     responses(
-        (status = 200, description = "What became of each.", body = RedriveAll),
+        (status = 200, description = "The result for each dead letter.", body = RedriveAll),
         (status = 400, description = "`option_invalid`."),
         (status = 404, description = "`topic_unknown`."),
     ),

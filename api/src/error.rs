@@ -141,7 +141,7 @@ pub(crate) enum ApiError {
     JobNotFailed {
         /// The job.
         id: JobId,
-        /// How it stands.
+        /// The job's current state.
         state: &'static str,
     },
     /// The input of a job is not kept any more.
@@ -218,7 +218,9 @@ pub(crate) enum ApiError {
     #[error("invalid API key: unknown, revoked or expired; create one with sightline keys create")]
     KeyWrong,
     /// Its address has sent too many of those.
-    #[error("too many requests with invalid API keys from this address; check the key and retry after Retry-After seconds")]
+    #[error(
+        "too many requests with invalid API keys from this address; check the key and retry after Retry-After seconds"
+    )]
     WrongKeys,
     /// The key does not allow this.
     #[error("this key lacks the scope {0:?}; use a key that has it")]
@@ -258,9 +260,7 @@ pub(crate) enum ApiError {
     #[error("this route does not support {0}")]
     Method(String),
     /// The `Host` header names somebody else: a page that points its own name at this machine.
-    #[error(
-        "host `{0}` is not allowed; allow it with --allow-host, or with --public-url behind a proxy"
-    )]
+    #[error("host `{0}` is not allowed; allow it with --allow-host, or with --public-url behind a proxy")]
     Host(String),
     /// A page of another site tries to write.
     #[error(
@@ -432,7 +432,7 @@ fn kind_of_queue(error: &QueueError) -> (StatusCode, &'static str) {
     }
 }
 
-/// Why a request was refused, as RFC 9457 has it.
+/// Why a request was refused (RFC 9457).
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Problem {
     /// `urn:sightline:problem:` and the code.
@@ -450,10 +450,10 @@ pub(crate) struct Problem {
     code: &'static str,
     /// For people: what is wrong, and what to do.
     detail: String,
-    /// The batch whose body could not be taken to its end.
+    /// The batch whose body could not be read to its end.
     #[serde(skip_serializing_if = "Option::is_none")]
     batch_id: Option<String>,
-    /// How many of its items were taken.
+    /// Number of its items that were accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     items_taken: Option<u64>,
 }

@@ -20,28 +20,28 @@ pub(crate) struct Live {
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Ready {
     status: &'static str,
-    /// Workers that have each model loaded. None is no reason not to take jobs.
+    /// Number of workers that have loaded each model. Jobs are accepted even if there are none.
     workers: BTreeMap<String, usize>,
-    /// Background tasks that are not well, and why.
+    /// Background tasks that keep failing, and why.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     tasks: BTreeMap<&'static str, String>,
 }
 
-/// The process runs.
+/// Checks that the process runs.
 #[utoipa::path(
     get, path = "/healthz", tag = "operations", operation_id = "isLive", security(()),
-    responses((status = 200, description = "It runs.", body = Live)),
+    responses((status = 200, description = "The process runs.", body = Live)),
 )]
 pub(crate) async fn live() -> Json<Live> {
     Json(Live { status: "live" })
 }
 
-/// Jobs can be taken.
+/// Checks that jobs can be accepted.
 #[utoipa::path(
     get, path = "/readyz", tag = "operations", operation_id = "isReady", security(()),
     responses(
-        (status = 200, description = "Jobs can be taken.", body = Ready),
-        (status = 503, description = "`queue_unavailable`: not now; `task_down`: a background task keeps failing."),
+        (status = 200, description = "Checks that jobs can be accepted.", body = Ready),
+        (status = 503, description = "`queue_unavailable`: the queue does not answer; `task_down`: a background task keeps failing."),
     ),
 )]
 pub(crate) async fn ready(State(state): State<Shared>) -> Result<Json<Ready>, ApiError> {
@@ -57,17 +57,17 @@ pub(crate) async fn ready(State(state): State<Shared>) -> Result<Json<Ready>, Ap
     Ok(Json(Ready { status: "ready", workers: workers.collect(), tasks }))
 }
 
-/// What the job index could not take in.
+/// Jobs that the job index could not store.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct IndexHealth {
-    /// Jobs that are in no list, because the database cannot hold them; each is found by its id all the same.
+    /// Jobs missing from lists because the database cannot store them; each can still be read by its id.
     set_aside: Vec<SetAside>,
 }
 
-/// How the job index is.
+/// Returns the state of the job index.
 #[utoipa::path(
     get, path = "/v1/index", tag = "operations", operation_id = "showIndex",
-    responses((status = 200, description = "What it could not take in.", body = IndexHealth)),
+    responses((status = 200, description = "Jobs that the index could not store.", body = IndexHealth)),
 )]
 pub(crate) async fn index(State(state): State<Shared>) -> Result<Json<IndexHealth>, ApiError> {
     Ok(Json(IndexHealth { set_aside: state.index.all_set_aside().await? }))

@@ -49,7 +49,10 @@ impl Metrics {
             describe_counter!(REFUSED, "Uploads refused, by reason.");
             describe_counter!(CALLS, "Webhook calls, by outcome.");
             describe_counter!(CONNECTIONS_REFUSED, "Connections refused because their address had too many.");
-            describe_histogram!(REQUEST_SECONDS, "Time from receiving a request's head to sending the response's head.");
+            describe_histogram!(
+                REQUEST_SECONDS,
+                "Time from receiving a request's head to sending the response's head."
+            );
             handle
         });
         Self(handle.clone())
@@ -97,10 +100,10 @@ pub(crate) fn request(route: &str, method: &Method, status: StatusCode, took: Du
     histogram!(REQUEST_SECONDS, &labels).record(took.as_secs_f64());
 }
 
-/// Renders everything.
+/// Returns all metrics.
 #[utoipa::path(
     get, path = "/metrics", tag = "operations", operation_id = "getMetrics",
-    responses((status = 200, description = "Prometheus text.", body = String, content_type = "text/plain")),
+    responses((status = 200, description = "Metrics in Prometheus text format.", body = String, content_type = "text/plain")),
 )]
 pub(crate) async fn show(State(state): State<Shared>) -> Response {
     let mut text = state.metrics.0.render();
@@ -115,7 +118,7 @@ pub(crate) async fn show(State(state): State<Shared>) -> Response {
 async fn render_queue(state: &Inner, text: &mut String) {
     let mut available = Series::new("sightline_queue_available_jobs", "gauge", "Jobs that wait for a worker.");
     let mut in_hand =
-        Series::new("sightline_queue_jobs_in_hand", "gauge", "Jobs in workers' hands, or on their way back.");
+        Series::new("sightline_queue_jobs_in_hand", "gauge", "Jobs delivered to workers and not yet settled.");
     let topics = state.queue.topics().await.unwrap_or_else(|error| {
         tracing::warn!(%error, "queue depth unknown");
         Vec::new()
@@ -135,8 +138,11 @@ async fn render_queue(state: &Inner, text: &mut String) {
     }
     available.finish(text);
     in_hand.finish(text);
-    let mut stalled =
-        Series::new("sightline_queue_stalled_seconds", "gauge", "Seconds since a stalled partition with work last made progress.");
+    let mut stalled = Series::new(
+        "sightline_queue_stalled_seconds",
+        "gauge",
+        "Seconds since a stalled partition with work last made progress.",
+    );
     for stall in state.watch.stalls() {
         let reason = serde_json::to_value(&stall.reason).expect("a reason is JSON");
         let reason = reason["reason"].as_str().unwrap_or_default().to_owned();

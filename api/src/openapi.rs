@@ -29,14 +29,14 @@ const KEY: &str = "key";
 
 /// What every request can meet, whatever it asks for: status and meaning.
 const ALWAYS: [(&str, &str); 6] = [
-    ("400", "`header_twice`, `text_invalid`: the address holds a NUL character."),
-    ("401", "`key_missing`, `key_invalid`: this server has keys, and none, or no good one, was sent."),
+    ("400", "`header_twice`, `text_invalid`: the URL contains a NUL character."),
+    ("401", "`key_missing`, `key_invalid`: the server requires an API key."),
     (
         "403",
-        "`key_scope`, `priority_forbidden`: the key does not allow this. `host_forbidden`, `origin_forbidden`: another site's page asks.",
+        "`key_scope`, `priority_forbidden`: the key does not allow this. `host_forbidden`, `origin_forbidden`: the request comes from another site's page.",
     ),
-    ("429", "`limit_reached`: this key's limit; `key_invalid_too_often`. Try again after `Retry-After` seconds."),
-    ("500", "`internal`: our mistake; the log has more under the answer's `x-request-id`."),
+    ("429", "`limit_reached`: this key's limit; `key_invalid_too_often`. Retry after `Retry-After` seconds."),
+    ("500", "`internal`: a bug; the log has details under the answer's `x-request-id`."),
     ("503", "`queue_unavailable`, `index_unavailable`: retry after `Retry-After` seconds; nothing is lost."),
 ];
 
@@ -44,9 +44,9 @@ const ALWAYS: [(&str, &str); 6] = [
 #[openapi(
     info(
         title = "Sightline",
-        description = "Recognises objects in images: upload them, poll, wait, stream or be called back.\n\n\
-            Every error is an RFC 9457 problem document with a stable `code`. As soon as a server has keys, \
-            every request but those for health and this description needs one.",
+        description = "Recognises objects in images: upload images, then poll, wait, stream events or receive a webhook.\n\n\
+            Every error is an RFC 9457 problem document with a stable `code`. Once a server has a key, \
+            every request except those for health and this description needs one.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
         contact(),
     ),
@@ -55,10 +55,10 @@ const ALWAYS: [(&str, &str); 6] = [
         (name = "jobs", description = "One image, one job."),
         (name = "batches", description = "Many images that are sent, tracked, read and canceled together."),
         (name = "models", description = "Models that jobs can run."),
-        (name = "topics", description = "Queues of jobs. Changing them needs a key with the scope `admin`."),
-        (name = "dead", description = "Inputs of jobs that failed. Needs a key with the scope `admin`."),
-        (name = "keys", description = "Who may ask for what. Needs a key with the scope `admin`."),
-        (name = "operations", description = "How this server is doing."),
+        (name = "topics", description = "Queues of jobs. Changing them needs the scope `admin`."),
+        (name = "dead", description = "Inputs of failed jobs. Needs the scope `admin`."),
+        (name = "keys", description = "API keys. Needs the scope `admin`."),
+        (name = "operations", description = "Health and metrics of this server."),
     )
 )]
 struct Description;
@@ -133,7 +133,7 @@ fn describe_problems(operation: &mut Operation) {
     }
 }
 
-/// Gives the description.
+/// Returns the API description.
 #[utoipa::path(
     get, path = "/openapi.json", tag = "operations", operation_id = "getOpenApi", security(()),
     responses((status = 200, description = "This description.", body = serde_json::Value))

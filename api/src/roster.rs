@@ -25,7 +25,7 @@ pub(crate) struct Members {
 /// Lists all members.
 #[utoipa::path(
     get, path = "/v1/members", tag = "operations", operation_id = "listMembers",
-    responses((status = 200, description = "The processes that were heard lately.", body = Members)),
+    responses((status = 200, description = "Processes that announced themselves recently.", body = Members)),
 )]
 pub(crate) async fn list(State(state): State<Shared>) -> Json<Members> {
     Json(Members { members: state.roster.members() })

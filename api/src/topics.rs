@@ -21,14 +21,14 @@ use crate::json::Settings;
 use crate::links;
 use crate::state::{Shared, State as Inner};
 
-/// What may be said of a new topic, or be changed of one.
+/// Settings of a topic, new or to be changed.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = NewTopic)]
 pub(crate) struct Wish {
     #[schema(required = true, nullable = false)]
     name: Option<TopicName>,
-    /// The model that it runs; without one it is a plain log, if no model has its name.
+    /// Model to run; default: the model of the same name, otherwise none (a plain log).
     #[schema(example = "efficientnet-lite0")]
     model: Option<String>,
     #[schema(minimum = 1, maximum = 512, example = 8)]
@@ -36,33 +36,33 @@ pub(crate) struct Wish {
     /// Copies of its streams: 1, 3 or 5. More than one needs a cluster.
     #[schema(minimum = 1, maximum = 5)]
     replicas: Option<usize>,
-    /// `work`: an input is kept until its job has ended. `log:7d`: so long.
+    /// `work` keeps an input until its job ends; `log:7d` keeps it for that time.
     #[schema(pattern = "^(work|log:[1-9][0-9]{0,3}[hd])$", example = "work")]
     retention: Option<String>,
-    /// Bytes that its inputs may take.
+    /// Most bytes of its inputs.
     #[schema(minimum = 1)]
     max_bytes: Option<u64>,
-    /// How long a delivery belongs to its worker without a sign of life.
+    /// Lease a worker holds on a job before it must renew.
     #[schema(format = "timespan", example = "30s")]
     lease: Option<String>,
-    /// Attempts before a job is given up.
+    /// Attempts before a job fails.
     #[schema(minimum = 1, maximum = 4_294_967_295_u32)]
     attempts: Option<u32>,
-    /// How long one attempt may run when the job does not say.
+    /// Time limit of one attempt, unless the job sets one.
     #[schema(format = "timespan", example = "1m")]
     run_timeout: Option<String>,
-    /// How long results are kept when the job does not say.
+    /// Time that results are kept, unless the job sets one.
     #[schema(format = "timespan", example = "7d")]
     result_ttl: Option<String>,
-    /// The pause after the first failed attempt; it doubles from then on.
+    /// Delay after the first failed attempt; it doubles after each later one.
     #[schema(format = "timespan", example = "1s")]
     retry_first: Option<String>,
-    /// The longest pause.
+    /// Longest delay.
     #[schema(format = "timespan", example = "5m")]
     retry_max: Option<String>,
     #[schema(minimum = 0, maximum = 100)]
     retry_jitter_percent: Option<u8>,
-    /// Whether jobs of one `partition_key` end in the order in which they came.
+    /// Whether jobs of one `partition_key` end in order of arrival.
     ordered: Option<bool>,
 }
 
@@ -90,7 +90,7 @@ pub(crate) struct Topics {
 pub(crate) struct Topic {
     #[serde(flatten)]
     description: Description,
-    /// Partitions that have work and get nowhere, and why.
+    /// Stalled partitions, and why.
     stalls: Vec<Stall>,
 }
 
@@ -107,7 +107,7 @@ struct TopicPath {
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "it only says how answers look")]
 enum NoTopic {
-    /// `topic_invalid`: no topic can have this name.
+    /// `topic_invalid`: not a topic name.
     #[response(status = 400)]
     Invalid,
     /// `topic_unknown`.
@@ -135,12 +135,12 @@ pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<Topics>, Ap
     Ok(Json(Topics { topics }))
 }
 
-/// Describes one topic.
+/// Returns a topic.
 #[utoipa::path(
     get, path = "/v1/topics/{name}", tag = "topics", operation_id = "getTopic",
     params(TopicPath),
     responses(
-        (status = 200, description = "Its settings and partitions.", body = Topic),
+        (status = 200, description = "The topic's settings and partitions.", body = Topic),
         NoTopic,
     ),
 )]
@@ -148,13 +148,13 @@ pub(crate) async fn describe(State(state): State<Shared>, name: Named) -> Result
     Ok(Json(show(&state, &named(name)?).await?))
 }
 
-/// Makes a topic.
+/// Creates a topic.
 #[utoipa::path(
     post, path = "/v1/topics", tag = "topics", operation_id = "createTopic",
     request_body(content = Wish),
     responses(
-        (status = 201, description = "It is there.", body = Topic,
-            headers(("Location" = String, description = "Where the topic is looked at."))),
+        (status = 201, description = "The topic exists now.", body = Topic,
+            headers(("Location" = String, description = "URL of the topic."))),
         (status = 400, description = "`json_invalid`, `topic_invalid`."),
         (status = 404, description = "`model_unknown`."),
         (status = 409, description = "`topic_exists`, `topic_refused`."),
@@ -186,10 +186,10 @@ pub(crate) async fn create(State(state): State<Shared>, Settings(wish): Settings
     params(TopicPath),
     request_body(content = Alteration),
     responses(
-        (status = 200, description = "It is changed; what waits in it stays.", body = Topic),
+        (status = 200, description = "The topic is changed; queued jobs stay.", body = Topic),
         (status = 400, description = "`json_invalid`, `topic_invalid`."),
         (status = 404, description = "`topic_unknown`."),
-        (status = 409, description = "`topic_refused`: partitions only grow, and more replicas need a cluster."),
+        (status = 409, description = "`topic_refused`: the number of partitions can only grow; more replicas need a cluster."),
         (status = 413, description = "`body_too_large`."),
     ),
 )]
@@ -207,7 +207,7 @@ pub(crate) async fn alter(
     Ok(Json(show(&state, &name).await?))
 }
 
-/// Removes a topic with everything in it.
+/// Deletes a topic with its jobs, results and dead letters.
 #[utoipa::path(
     delete, path = "/v1/topics/{name}", tag = "topics", operation_id = "deleteTopic",
     params(TopicPath),
@@ -221,7 +221,7 @@ pub(crate) async fn delete(State(state): State<Shared>, name: Named) -> Result<S
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Calls off what waits.
+/// Cancels all queued jobs.
 #[utoipa::path(
     post, path = "/v1/topics/{name}/purge", tag = "topics", operation_id = "purgeTopic",
     params(TopicPath),
@@ -234,7 +234,7 @@ pub(crate) async fn purge(State(state): State<Shared>, name: Named) -> Result<Js
     Ok(Json(state.queue.purge_topic(&named(name)?).await?))
 }
 
-/// Keeps workers from taking jobs.
+/// Stops workers from taking jobs.
 #[utoipa::path(
     post, path = "/v1/topics/{name}/pause", tag = "topics", operation_id = "pauseTopic",
     params(TopicPath),
@@ -247,7 +247,7 @@ pub(crate) async fn pause(State(state): State<Shared>, name: Named) -> Result<Js
     set_paused(&state, name, true).await
 }
 
-/// Lets workers go on.
+/// Resumes a paused topic.
 #[utoipa::path(
     post, path = "/v1/topics/{name}/resume", tag = "topics", operation_id = "resumeTopic",
     params(TopicPath),

@@ -50,7 +50,7 @@ pub enum Task {
     Classification,
     /// Boxes with a class and a score each.
     Detection,
-    /// A vector that stands for the image.
+    /// A vector that represents the image.
     Embedding,
 }
 

@@ -14,10 +14,10 @@ pub enum Output {
     },
     /// Objects, best first.
     Detection {
-        /// Those above the threshold, after suppression of doubles.
+        /// Those above the threshold, after non-maximum suppression.
         detections: Vec<Detected>,
     },
-    /// A vector that stands for the image.
+    /// A vector that represents the image.
     Embedding {
         /// As many numbers as the model has dimensions.
         vector: Vec<f32>,
@@ -27,9 +27,9 @@ pub enum Output {
 /// One class of a classification.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Prediction {
-    /// The class in words.
+    /// Name of the class.
     pub label: String,
-    /// The class as the data set numbers it.
+    /// Number of the class in the data set.
     pub class_id: u32,
     /// Probability, 0..1.
     pub score: f32,
@@ -38,9 +38,9 @@ pub struct Prediction {
 /// One object of a detection.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Detected {
-    /// The class in words.
+    /// Name of the class.
     pub label: String,
-    /// The class as the data set numbers it.
+    /// Number of the class in the data set.
     pub class_id: u32,
     /// Confidence, 0..1.
     pub score: f32,

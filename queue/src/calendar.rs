@@ -37,10 +37,7 @@ impl Calendar {
         let is_leap = wall > expected;
         let days = (wall - self.believed) / 86_400_000_000_000;
         if is_leap && !self.is_behind && days > 0 {
-            tracing::warn!(
-                days,
-                "clock jumped ahead; messages expire slowly until it agrees"
-            );
+            tracing::warn!(days, "clock jumped ahead; messages expire slowly until it agrees");
         }
         self.is_behind = is_leap;
         self.believed = match is_leap {

@@ -60,8 +60,8 @@ pub struct PartitionId {
     priority: Priority,
 }
 
-/// How urgent a job is. Each priority has partitions of its own, which workers serve in the shares
-/// of [`Priority::share`].
+/// Priority of a job. Each priority has its own partitions, which workers serve in the shares of
+/// [`Priority::share`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Priority {
@@ -134,7 +134,7 @@ impl PartitionId {
     }
 }
 
-/// A position in a stream, from 1; 0 stands before the first message.
+/// A position in a stream, from 1; 0 is before the first message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct Sequence(pub u64);

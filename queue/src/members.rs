@@ -33,7 +33,7 @@ const GONE_MEMORY: Duration = Duration::from_secs(30);
 /// Silent members whose counters are kept apart.
 const SILENT_MAX: usize = 1_000;
 
-/// What a process does for the system.
+/// Role of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -48,7 +48,7 @@ pub enum Role {
 /// The state of a member that says good-bye, or for which its supervisor says so.
 pub const GONE: &str = "gone";
 
-/// How far a worker is with a job in its hands.
+/// Stage of a job on a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
@@ -60,27 +60,27 @@ pub enum Stage {
     Settling,
 }
 
-/// A job in a worker's hands.
+/// A job on a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Work {
     /// Which.
     pub job: JobId,
-    /// How far it is.
+    /// Its stage.
     pub stage: Stage,
 }
 
-/// How many workers a supervisor has, and may have.
+/// Number of workers of a supervisor, and its bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Scale {
-    /// At least so many.
+    /// Lower bound.
     pub min: usize,
-    /// At most so many.
+    /// Upper bound.
     pub max: usize,
-    /// So many are to run now.
+    /// Number that should run now.
     pub now: usize,
 }
 
-/// One version of a model, as a worker has it.
+/// One version of a model on a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ModelFiles {
     /// The model's name.
@@ -98,40 +98,40 @@ impl ModelFiles {
     }
 }
 
-/// What a process says of itself.
+/// A process's announcement of itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Announcement {
     /// Unique for the life of one process.
     pub id: String,
     /// What it does.
     pub role: Role,
-    /// What it is about: `starting`, `ready`, `draining`, [`GONE`].
+    /// Its state: `starting`, `ready`, `draining`, [`GONE`].
     pub state: String,
-    /// Counts up from announcement to announcement, so that a late one changes nothing.
+    /// Increases with each announcement, so that a late one is ignored.
     #[serde(default)]
     pub beat: u64,
-    /// Its process id, for people.
+    /// Its process id, for display only.
     pub pid: u32,
     /// Sightline's version.
     pub version: String,
-    /// When it began.
+    /// When it started.
     pub started_at: Timestamp,
     /// Models that it can run.
     #[serde(default)]
     pub models: Vec<String>,
-    /// The files of these models, by which a job finds a worker that gives the answers it was promised.
+    /// Digests of these models' files: a job runs on a worker that has the files it was accepted for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<ModelFiles>,
-    /// Jobs in its hands.
+    /// Number of jobs it holds.
     #[serde(default)]
     pub in_hand: u32,
-    /// Which these are.
+    /// The jobs it holds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub work: Vec<Work>,
-    /// Of a supervisor: how many workers it has.
+    /// For a supervisor: its number of workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scale: Option<Scale>,
-    /// What it has done so far.
+    /// Its counters since its start.
     #[serde(default)]
     pub totals: Totals,
 }
@@ -171,12 +171,12 @@ pub struct Totals {
     pub stages: BTreeMap<String, BTreeMap<String, StageTotal>>,
 }
 
-/// How often a stage ran, and how long in all.
+/// How often a stage ran, and its total time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct StageTotal {
     /// Times.
     pub count: u64,
-    /// Seconds in all.
+    /// Total seconds.
     pub seconds: f64,
 }
 

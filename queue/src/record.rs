@@ -22,32 +22,32 @@ use utoipa::ToSchema;
 
 use crate::{JobId, PartitionId, Priority, Sequence, Timestamp};
 
-/// What was asked for. Set when the job is accepted, never changed; travels in the message too, so
-/// that a worker can begin a record that the API had no time to write.
+/// Specification of a job. Fixed when the job is accepted; also part of the message, so that a worker can
+/// create a record that the API had no time to write.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JobSpec {
     /// The job.
     pub id: JobId,
-    /// Name of the model that is to run.
+    /// Name of the model.
     pub model: String,
     /// Its version.
     pub model_version: u32,
     /// Its digest: equal digests give equal answers.
     pub model_digest: String,
-    /// When the job was taken.
+    /// When the job was accepted.
     pub created_at: Timestamp,
-    /// Who took it: an API process's member id, or the name of a command.
+    /// Member id of the API process, or name of the command, that accepted it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub accepted_by: String,
-    /// The input, as it was received.
+    /// Facts about the input.
     pub image: ImageFacts,
-    /// What the client asked for beyond the defaults.
+    /// Options other than the defaults.
     #[serde(default, skip_serializing_if = "JobOptions::is_empty")]
     pub options: JobOptions,
-    /// The client's own keys and values; given back as they came.
+    /// The client's own keys and values, returned unchanged.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
-    /// Whose it is and what it is part of.
+    /// Owner and batch of the job.
     #[serde(flatten)]
     pub origin: Origin,
 }
@@ -64,20 +64,19 @@ impl JobSpec {
     }
 }
 
-/// Whose a job is and what it is part of.
+/// Owner and batch of a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Origin {
-    /// The key that it was sent with; none while there are no keys.
+    /// Name of the key that it was sent with; absent if the server had no keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
     /// The batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<String>,
-    /// The client's name for it within the batch.
+    /// The client's id for it within the batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom_id: Option<String>,
-    /// The number of a partition that was chosen for it, because those who flood theirs should not make
-    /// it wait; none: its owner's own.
+    /// Partition chosen for it because its owner's own was full of others' jobs; absent: the owner's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lane: Option<u16>,
     /// What tells the request that brought it from any other, also one for the same job at the same moment.
@@ -86,7 +85,7 @@ pub struct Origin {
     pub request: Option<String>,
 }
 
-/// Facts about the input, taken from its bytes when it was received.
+/// Facts about the input, read from its bytes on arrival.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ImageFacts {
     /// Width of the upright image, pixels.
@@ -101,41 +100,41 @@ pub struct ImageFacts {
     pub sha256: String,
 }
 
-/// What a client may ask for; absent means the topic's or the model's default.
+/// Options of a job; absent ones use the topic's or the model's default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct JobOptions {
     /// Most predictions or detections to return.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_k: Option<u32>,
-    /// Only scores of at least this.
+    /// Lowest score to return.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<f32>,
-    /// Jobs of one key lie in one partition.
+    /// Jobs of one key share a partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition_key: Option<String>,
     /// Priority of the job.
     #[serde(default, skip_serializing_if = "Priority::is_normal")]
     pub priority: Priority,
-    /// How long one attempt may run.
+    /// Time limit of one attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
-    /// The first attempt has to begin before this.
+    /// Deadline for the start of the first attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_by: Option<Timestamp>,
-    /// How long the finished record is kept.
+    /// Time that the finished record is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_ttl_secs: Option<u64>,
-    /// Whom to tell of what becomes of it.
+    /// Webhook to notify.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<Webhook>,
 }
 
-/// Whom to tell of a job, and of which of its states.
+/// Webhook of a job, and the states it is notified about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Webhook {
-    /// An address to call.
+    /// URL to call.
     pub url: String,
-    /// Names of states; none: those in which it has ended.
+    /// Names of states; empty: the final states.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<String>,
 }
@@ -163,7 +162,7 @@ pub struct Record {
     /// and those that a worker gave up because it was told to end.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub attempts_forgiven: u32,
-    /// How it stands.
+    /// The job's current state.
     #[serde(flatten)]
     pub state: State,
 }
@@ -174,7 +173,7 @@ pub struct Record {
 pub enum State {
     /// Waits for a worker.
     Queued {
-        /// After a failed attempt: not before then.
+        /// Earliest time of the next attempt, after a failed one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_at: Option<Timestamp>,
     },
@@ -203,16 +202,16 @@ pub enum State {
     },
 }
 
-/// One delivery that began to run.
+/// One attempt to run a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Attempt {
     /// Counts from 1.
     pub number: u32,
     /// The worker's member id.
     pub worker: String,
-    /// When it began.
+    /// When it started.
     pub started_at: Timestamp,
-    /// When it ended; of a lost one, when that was noticed.
+    /// When it ended; for a lost attempt, when the loss was detected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
     /// How it ended; absent while it runs.
@@ -238,7 +237,7 @@ pub enum Outcome {
     Canceled {},
 }
 
-/// [`Outcome`] as it looks among the other fields of an [`Attempt`], where it may be absent.
+/// [`Outcome`] as optional fields of an [`Attempt`].
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it only says how another type looks")]
 struct OutcomeFields {
@@ -265,7 +264,7 @@ impl JobError {
     }
 }
 
-/// Where the time of a successful job went, milliseconds.
+/// Time of each stage of a successful job, milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Timings {
     /// From acceptance to the start of the attempt that succeeded.
@@ -325,7 +324,7 @@ impl Record {
         (self.attempts.len() as u32).saturating_sub(self.attempts_forgiven)
     }
 
-    /// When the first attempt began.
+    /// When the first attempt started.
     pub fn started_at(&self) -> Option<Timestamp> {
         self.attempts.first().map(|attempt| attempt.started_at)
     }

@@ -91,12 +91,7 @@ impl Tasks {
         task.restarts += 1;
         task.failures += 1;
         let pause = PAUSE.saturating_mul(1 << (task.failures - 1).min(5)).min(PAUSE_MAX);
-        tracing::error!(
-            task = name,
-            problem,
-            pause_s = pause.as_secs(),
-            "background task ended; restarting it"
-        );
+        tracing::error!(task = name, problem, pause_s = pause.as_secs(), "background task ended; restarting it");
         task.problem = Some(problem);
         pause
     }

@@ -18,45 +18,45 @@ const UNTOUCHED_MAX: Duration = Duration::from_secs(5);
 /// What a job in hand may take on top of its lease and its run timeout.
 const SETTLE_MAX: Duration = Duration::from_secs(15);
 
-/// A partition with work of which nothing is worked off.
+/// A partition with work that makes no progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Stall {
     /// The topic.
     pub topic: TopicName,
     /// The partition.
     pub partition: PartitionId,
-    /// Jobs that no worker has had yet.
+    /// Jobs not yet delivered to a worker.
     pub queued: u64,
-    /// Jobs in workers' hands, or on their way back.
+    /// Jobs delivered to workers and not yet settled.
     pub in_work: u64,
-    /// Seconds since something was worked off, or since somebody began to watch.
+    /// Seconds since a job was settled, or since watching began.
     pub seconds: u64,
-    /// Why, as far as can be seen.
+    /// The likely reason.
     #[serde(flatten)]
     pub reason: Reason,
 }
 
-/// Why nothing is worked off.
+/// Why a partition makes no progress.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(tag = "reason", rename_all = "snake_case")]
 #[schema(as = StallReason)]
 pub enum Reason {
     /// The topic is paused.
     Paused,
-    /// Its consumer was paused on the server, by other means than ours.
+    /// Its consumer was paused on the server, not by Sightline.
     ConsumerPaused,
     /// Its consumer was removed.
     ConsumerMissing,
-    /// The partition has no leader: too many of its servers are gone.
+    /// The partition has no leader: too many of its servers are down.
     NoLeader,
     /// No worker has the model.
     NoMember,
-    /// Workers have had jobs in hand for longer than lease and run may take together.
+    /// Workers have held jobs for longer than lease and time limit together.
     StuckLease {
-        /// Those that say that they have jobs of this topic.
+        /// Workers that hold jobs of this topic.
         workers: Vec<String>,
     },
-    /// None of these. Workers look by themselves each second, so this should not be.
+    /// None of these. Workers check each second, so this should not happen.
     Unknown,
 }
 

@@ -204,10 +204,7 @@ pub(crate) async fn start(data: &DataDir, settings: Settings) -> anyhow::Result<
         );
     }
     if data.path().join("nats").exists() {
-        note!(
-            "note: {} also holds the store of a NATS server; --engine nats uses it",
-            data.path().display()
-        );
+        note!("note: {} also holds the store of a NATS server; --engine nats uses it", data.path().display());
     }
     let limit = u64::from(u32::MAX / 4);
     if !(1024..=limit).contains(&max_payload) {

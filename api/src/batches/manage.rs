@@ -45,7 +45,7 @@ pub(crate) struct Batches {
 /// Lists the newest batches.
 #[utoipa::path(
     get, path = "/v1/batches", tag = "batches", operation_id = "listBatches",
-    responses((status = 200, description = "The newest hundred.", body = Batches)),
+    responses((status = 200, description = "The newest 100.", body = Batches)),
 )]
 pub(crate) async fn list(
     State(state): State<Shared>,
@@ -68,7 +68,7 @@ pub(crate) async fn list(
     get, path = "/v1/batches/{id}", tag = "batches", operation_id = "getBatch",
     params(BatchPath),
     responses(
-        (status = 200, description = "How it stands.", body = wire::Document),
+        (status = 200, description = "The job's current state.", body = wire::Document),
         NoBatch,
     ),
 )]
@@ -83,7 +83,7 @@ pub(crate) async fn find(state: &Inner, id: Named) -> Result<Batch, ApiError> {
     found.map(|(batch, _)| batch).ok_or(ApiError::BatchUnknown(id))
 }
 
-/// Calls off what has not ended.
+/// Cancels the jobs that have not ended.
 #[utoipa::path(
     delete, path = "/v1/batches/{id}", tag = "batches", operation_id = "cancelBatch",
     params(BatchPath),
@@ -139,12 +139,12 @@ async fn open_jobs(index: &Index, id: &str) -> Result<Vec<JobId>, IndexError> {
 /// Whether each item of a batch has ended, by its record.
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(crate) struct Verdict {
-    /// Whether there is exactly one terminal record for each item.
+    /// Whether each item has exactly one final record.
     complete: bool,
-    /// Items that came, once all have.
+    /// Number of items, once all have arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
     total: Option<u64>,
-    /// Items with a terminal record.
+    /// Items with a final record.
     ended: u64,
     /// Those of them that have failed.
     failed: u64,
@@ -152,16 +152,16 @@ pub(crate) struct Verdict {
     canceled: u64,
     /// Items that have not ended, by their custom ids; the first thousand.
     open: Vec<String>,
-    /// Items whose record is gone, by their custom ids; the first thousand.
+    /// Items whose record is missing, by their custom ids; the first thousand.
     missing: Vec<String>,
 }
 
-/// Proves it, record by record.
+/// Checks the record of each item.
 #[utoipa::path(
     get, path = "/v1/batches/{id}/verify", tag = "batches", operation_id = "verifyBatch",
     params(BatchPath),
     responses(
-        (status = 200, description = "Whether each item has exactly one terminal record, and which have not.", body = Verdict),
+        (status = 200, description = "Whether each item has exactly one final record, and which items do not.", body = Verdict),
         NoBatch,
     ),
 )]
@@ -190,22 +190,22 @@ pub(crate) async fn verify(State(state): State<Shared>, id: Named) -> Result<Jso
     Ok(Json(verdict))
 }
 
-/// Custom ids, one a line.
+/// Custom ids, one per line.
 #[derive(ToSchema)]
 #[schema(pattern = "^[^\\r\\n]+$", example = "cam7/0001.jpg")]
 #[expect(dead_code, reason = "it only says how a body looks")]
 struct Names(String);
 
-/// Proves it for the items that the client knows of, by the custom ids that it sends, one a line.
+/// Checks the records of the items that the body names.
 ///
-/// What never came is named too: an item's id follows from its name, so its record is looked for.
+/// It also finds items that never arrived: an item's id follows from its name, so its record can be looked up.
 #[utoipa::path(
     post, path = "/v1/batches/{id}/verify", tag = "batches", operation_id = "verifyExpected",
     params(BatchPath),
-    request_body(content = Names, content_type = "text/plain", description = "Custom ids, one a line."),
+    request_body(content = Names, content_type = "text/plain", description = "Custom ids, one per line."),
     responses(
-        (status = 200, description = "Whether each of them has exactly one terminal record, and which have not.", body = Verdict),
-        (status = 400, description = "`batch_id_invalid`, `body_broken`: the body is not UTF-8, or names no item."),
+        (status = 200, description = "Whether each of them has exactly one final record, and which do not.", body = Verdict),
+        (status = 400, description = "`batch_id_invalid`, `body_broken`: the body is not UTF-8, or names no items."),
         (status = 404, description = "`batch_unknown`: the batch does not exist, or belongs to another owner."),
         (status = 408, description = "`body_timeout`."),
         (status = 413, description = "`list_too_large`, `batch_too_large`."),

@@ -73,7 +73,7 @@ impl IntoParams for BatchOptions {
         for parameter in &mut parameters {
             match parameter.name.as_str() {
                 "webhook" => {
-                    parameter.description = Some("An address that is told once all of the batch has ended.".into());
+                    parameter.description = Some("URL to notify when the whole batch has ended.".into());
                 }
                 "webhook_events" => {
                     let events = "(finished|running|succeeded|failed|canceled)";
@@ -81,8 +81,8 @@ impl IntoParams for BatchOptions {
                     let schema = ObjectBuilder::new().schema_type(Type::String).pattern(Some(pattern));
                     parameter.schema = Some(RefOr::from(schema.examples(["finished,failed"])));
                     parameter.description = Some(
-                        "`finished`, which is what is told when nothing is said: the batch has ended. Names of \
-                         states: each of its jobs that comes to one. Needs `webhook`."
+                        "`finished` (default): once, when the batch has ended. Names of \
+                         states: for each of its jobs that reaches one. Needs `webhook`."
                             .into(),
                     );
                 }

@@ -53,10 +53,12 @@ pub(super) const ITEMS_MAX: usize = 1_000_000;
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "it only says how answers look")]
 enum BatchRefused {
-    /// `archive_invalid`, `option_invalid`, `form_invalid`, `body_broken`, `batch_id_invalid`, `model_missing`, `topic_plain`. What came before the fault is queued, and `batch_id` and `items_taken` say where it is: send the body again with `PUT`.
+    /// `archive_invalid`, `option_invalid`, `form_invalid`, `body_broken`, `batch_id_invalid`,
+    /// `model_missing`, `topic_plain`. Images before the error are queued; `batch_id` and `items_taken`
+    /// identify them. Send the body again with `PUT`.
     #[response(status = 400)]
     Malformed,
-    /// `model_unknown`, `version_unknown`, `topic_unknown`; `batch_unknown`: another owner has this id.
+    /// `model_unknown`, `version_unknown`, `topic_unknown`; `batch_unknown`: this id belongs to another owner.
     #[response(status = 404)]
     Unknown,
     /// `batch_canceled`, `batch_model`, `topic_model`.
@@ -68,12 +70,12 @@ enum BatchRefused {
     /// `batch_kind`.
     #[response(status = 415)]
     Kind,
-    /// `custom_id_changed`: it came before with another image. All other items are queued.
+    /// `custom_id_changed`: the id already exists with another image. All other items are queued.
     #[response(status = 422)]
     Changed,
 }
 
-/// Takes a batch under an id that we give it.
+/// Accepts a batch and gives it an id.
 #[utoipa::path(
     post, path = "/v1/batches", tag = "batches", operation_id = "createBatch",
     params(BatchOptions),
@@ -82,12 +84,12 @@ enum BatchRefused {
             (Binary = "application/x-tar"), (Binary = "application/zip"), (Line = "application/x-ndjson"),
             (Files = "multipart/form-data"),
         ),
-        description = "The images, streamed: nothing is held but the one at hand. Names of files are custom ids. \
+        description = "The images, streamed: only the current one is held in memory. File names are custom ids. \
             Lines of JSON are `{\"custom_id\": …, \"image\": <base64>, \"metadata\": {…}}`.",
     ),
     responses(
         (status = 202, description = "All of it is durable. Files that are not images become failed jobs.", body = wire::Document,
-            headers(("Location" = String, description = "Where the batch is looked at."))),
+            headers(("Location" = String, description = "URL of the batch."))),
         BatchRefused,
     ),
 )]
@@ -102,7 +104,7 @@ pub(crate) async fn create(
     receive(&state, &caller, id, query.as_deref().unwrap_or(""), &headers, body).await.inspect_err(metrics::refused)
 }
 
-/// Takes a batch under the client's own id, as often as it is sent.
+/// Accepts a batch under the client's own id; it may be sent repeatedly.
 #[utoipa::path(
     put, path = "/v1/batches/{id}", tag = "batches", operation_id = "putBatch",
     params(
@@ -114,12 +116,12 @@ pub(crate) async fn create(
             (Binary = "application/x-tar"), (Binary = "application/zip"), (Line = "application/x-ndjson"),
             (Files = "multipart/form-data"),
         ),
-        description = "The images, streamed: nothing is held but the one at hand. Names of files are custom ids. \
+        description = "The images, streamed: only the current one is held in memory. File names are custom ids. \
             Lines of JSON are `{\"custom_id\": …, \"image\": <base64>, \"metadata\": {…}}`.",
     ),
     responses(
         (status = 202, description = "All of it is durable. Files that are not images become failed jobs.", body = wire::Document,
-            headers(("Location" = String, description = "Where the batch is looked at."))),
+            headers(("Location" = String, description = "URL of the batch."))),
         BatchRefused,
     ),
 )]
@@ -176,7 +178,12 @@ async fn receive(
             Some(Ok(Entry::Item(item))) => break item,
             Some(Ok(Entry::Skipped(name))) => skipped.note(name),
             Some(Err(error)) => return Err(error),
-            None => return Err(ApiError::Archive(format!("the archive contains no images; {} files skipped", skipped.count))),
+            None => {
+                return Err(ApiError::Archive(format!(
+                    "the archive contains no images; {} files skipped",
+                    skipped.count
+                )));
+            }
         }
     };
     let new = Batch {

@@ -54,11 +54,11 @@ impl Ended {
     get, path = "/v1/batches/{id}/results", tag = "batches", operation_id = "getBatchResults",
     params(
         BatchPath,
-        ("format" = inline(Option<Format>), Query, description = "JSON lines when nothing is said."),
-        ("state" = inline(Option<Ended>), Query, description = "Only items that ended so: `failed` is the list of errors."),
+        ("format" = inline(Option<Format>), Query, description = "Default: JSON lines."),
+        ("state" = inline(Option<Ended>), Query, description = "Only items with this end; `failed` lists the errors."),
     ),
     responses(
-        (status = 200, description = "What has ended so far, in the order of the custom ids: a job a line.", content(
+        (status = 200, description = "Jobs that have ended so far, one per line, ordered by custom id.", content(
             (Vec<jobs::Job> = "application/x-ndjson"), (String = "text/csv"),
         )),
         NoBatch,

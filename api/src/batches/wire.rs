@@ -18,24 +18,23 @@ pub(crate) struct Document {
     id: String,
     model: String,
     topic: TopicName,
-    /// `receiving` until all of it has come, then `running` until all has ended, then `finished`; or
-    /// `canceled`.
+    /// `receiving` until all items have arrived, `running` until all have ended, then `finished`; or `canceled`.
     state: &'static str,
     created_at: Timestamp,
-    /// When all of it had ended.
+    /// When its last job ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
     counts: Counted,
-    /// Folders, and what file managers leave behind, of the last time that it was sent.
+    /// Skipped entries (folders, files of file managers) of the last time it was sent.
     #[serde(skip_serializing_if = "Skipped::is_empty")]
     skipped: Skipped,
-    /// Once more jobs than this have failed, it is called off.
+    /// Failed jobs beyond which the batch is canceled.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_failures: Option<u64>,
-    /// Why it was called off, if nobody asked for it.
+    /// Why it was canceled, if no client did it.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<JobError>,
-    /// Seconds until all has ended, at the pace so far.
+    /// Seconds until all jobs have ended, at the current rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     eta_seconds: Option<u64>,
     urls: Urls,
@@ -52,7 +51,7 @@ impl Document {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = BatchCounts)]
 struct Counted {
-    /// Known once all has come.
+    /// Known once all items have arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
     total: Option<u64>,
     queued: u64,

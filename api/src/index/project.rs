@@ -269,15 +269,15 @@ impl Index {
 /// A record that is new, with what a change of it must name; `None` if it has expired.
 type Change = (Revision, Option<Record>);
 
-/// A job that the database cannot hold. The queue has it all the same.
+/// A job that the database cannot store. The queue still has it.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = SetAsideJob)]
 pub(crate) struct SetAside {
     /// Its id.
     pub(crate) id: String,
-    /// When that was found.
+    /// When that was detected.
     pub(crate) at: Timestamp,
-    /// What the database said.
+    /// The database's error.
     pub(crate) problem: String,
 }
 

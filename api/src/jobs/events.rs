@@ -26,11 +26,11 @@ use crate::state::Shared;
 /// A sign of life while nothing happens, for whatever stands between.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// An event, as the API's description has it.
+/// A server-sent event.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "events are written by axum")]
 struct JobEvent {
-    /// Of the last event that was read: to be sent as `Last-Event-ID`.
+    /// Id of the event; send the last one as `Last-Event-ID`.
     #[schema(pattern = "^[0-9]+$")]
     id: String,
     event: JobState,
@@ -43,12 +43,12 @@ struct JobEvent {
     get, path = "/v1/jobs/{id}/events", tag = "jobs", operation_id = "streamJob",
     params(
         JobPath,
-        ("Last-Event-ID" = Option<u64>, Header, description = "Only what is newer than this event."),
+        ("Last-Event-ID" = Option<u64>, Header, description = "Return only newer events than this one."),
     ),
     responses(
         (status = 200, content_type = "text/event-stream", body = JobEvent,
-            description = "Server-sent events, named as the states, each with the job as data, until it has ended."),
-        (status = 204, description = "`Last-Event-ID` is that of the last event: there will be no more."),
+            description = "Server-sent events named after the states, each with the job as data, until the job ends."),
+        (status = 204, description = "`Last-Event-ID` is the last event; there will be no more."),
         (status = 400, description = "`option_invalid`."),
         NoJob,
     ),

@@ -13,11 +13,11 @@ use utoipa::ToSchema;
 
 use crate::state::State as Inner;
 
-/// One thing that happened, or that is the case.
+/// An event or state in a job's history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = LifeEvent)]
 pub(crate) struct Event {
-    /// When it began.
+    /// When it started.
     at: Timestamp,
     /// Stable: `accepted`, `waited`, `attempt`, `waits`, `runs`, `ended`.
     what: &'static str,

@@ -34,11 +34,11 @@ pub(crate) struct Jobs<'a> {
         ("model" = Option<String>, Query, pattern = "^[^\\x00]*$"),
         ("topic" = Option<String>, Query, pattern = "^[^\\x00]*$"),
         ("batch" = Option<String>, Query, pattern = "^[^\\x00]*$"),
-        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Jobs of a page; 50 when nothing is said."),
-        ("cursor" = Option<String>, Query, format = "cursor", description = "The `next_cursor` of the page before."),
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "Jobs per page; default 50."),
+        ("cursor" = Option<String>, Query, format = "cursor", description = "The `next_cursor` of the previous page."),
     ),
     responses(
-        (status = 200, description = "Newest first. With `metadata.<key>=<value>`, only jobs that came with it.", body = Jobs),
+        (status = 200, description = "Newest first. With `metadata.<key>=<value>`, only jobs with that metadata.", body = Jobs),
         (status = 400, description = "`option_invalid`."),
     ),
 )]

@@ -27,14 +27,14 @@ use crate::state::Shared;
 const LETTER_LOOKS: u32 = 10;
 const LETTER_PAUSE: Duration = Duration::from_millis(100);
 
-/// Calls a job off. Twice is as good as once; a job that has ended otherwise stays as it is.
+/// Cancels a job. Repeating it changes nothing; a job that has ended otherwise stays unchanged.
 #[utoipa::path(
     delete, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "cancelJob",
     params(JobPath),
     responses(
         (status = 200, description = "The job is canceled and will never succeed.", body = Job),
         NoJob,
-        (status = 409, description = "`job_ended`: it has succeeded or failed already."),
+        (status = 409, description = "`job_ended`: the job has already succeeded or failed."),
     ),
 )]
 pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
@@ -49,13 +49,13 @@ pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Res
     }
 }
 
-/// Runs a job again that has failed, under its id.
+/// Runs a failed job again under the same id.
 #[utoipa::path(
     post, path = "/v1/jobs/{id}/retry", tag = "jobs", operation_id = "retryJob",
     params(JobPath),
     responses(
-        (status = 202, description = "It is queued again, with its attempts so far.", body = Job,
-            headers(("Location" = String, description = "Where the job is looked at."))),
+        (status = 202, description = "The job is queued again and keeps its earlier attempts.", body = Job,
+            headers(("Location" = String, description = "URL of the job."))),
         NoJob,
         (status = 409, description = "`job_not_failed`; `input_gone`: upload it again."),
     ),
@@ -95,12 +95,12 @@ fn is_failed(state: &JobState) -> bool {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Copy {
-    /// With all that the file says beside its pixels, such as where it was taken. For the job's owner only.
+    /// Return the original file with its metadata, such as GPS positions. For the job's owner only.
     #[serde(default)]
     original: bool,
 }
 
-/// A job's input, while it is kept.
+/// Returns a job's input while it is kept.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/image", tag = "jobs", operation_id = "getJobImage",
     params(JobPath, Copy),
@@ -111,7 +111,7 @@ pub(crate) struct Copy {
         )),
         NoJob,
         (status = 400, description = "`option_invalid`."),
-        (status = 403, description = "`owner_only`: only the job's owner gets the original."),
+        (status = 403, description = "`owner_only`: only the job's owner may read the original."),
         (status = 409, description = "`input_gone`."),
         (status = 422, description = "`image_truncated`: ask for the original."),
     ),

@@ -27,7 +27,7 @@ pub(crate) struct JobPath {
     id: queue::JobId,
 }
 
-/// `job_unknown`: there is no such job, it is another owner's, or its result has expired.
+/// `job_unknown`: the job does not exist, belongs to another owner, or its result has expired.
 #[derive(utoipa::IntoResponses)]
 #[response(status = 404)]
 pub(crate) struct NoJob;

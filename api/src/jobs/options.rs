@@ -154,32 +154,28 @@ fn described() -> [(&'static str, RefOr<Schema>, &'static str); 13] {
     };
     let name = |example: &str| string().min_length(Some(1)).examples([example]).into();
     [
-        ("model", name("efficientnet-lite0"), "The model; without it, the topic's."),
-        ("topic", TopicName::schema(), "The topic to queue in; without it, the model's own."),
-        ("version", whole(1, u32::MAX), "A version of the model; without it, the one that its manifest names."),
+        ("model", name("efficientnet-lite0"), "Model to run; default: the topic's."),
+        ("topic", TopicName::schema(), "Topic to queue in; default: the model's own."),
+        ("version", whole(1, u32::MAX), "Version of the model; default: the one its manifest names."),
         ("top_k", whole(1, 10_000), "Most predictions or detections to return."),
-        ("threshold", of(Type::Number).minimum(Some(0.0)).maximum(Some(1.0)).into(), "Only scores of at least this."),
-        (
-            "partition_key",
-            short().into(),
-            "Jobs of one key lie in one partition; in an ordered topic they end in order.",
-        ),
+        ("threshold", of(Type::Number).minimum(Some(0.0)).maximum(Some(1.0)).into(), "Lowest score to return."),
+        ("partition_key", short().into(), "Jobs of one key share a partition; in an ordered topic they end in order."),
         ("priority", Priority::schema(), "Priority of the job."),
         (
             "timeout",
             format("timespan", "30s"),
-            "How long one attempt may run: up to an hour, such as `30`, `500ms`, `2m`.",
+            "Time limit of one attempt, up to an hour, such as `30`, `500ms`, `2m`.",
         ),
         (
             "start_by",
             format("moment-or-timespan", "2h"),
-            "The first attempt begins before this moment, or within this time, or the job fails with `start_by_passed`.",
+            "Deadline for the first attempt, as a date or a duration; later the job fails with `start_by_passed`.",
         ),
-        ("result_ttl", format("timespan", "7d"), "How long the result is kept: a second to a year."),
+        ("result_ttl", format("timespan", "7d"), "Time that the result is kept: a second to a year."),
         (
             "webhook",
             string().format(Some(SchemaFormat::Custom("uri".into()))).into(),
-            "An `https://` or `http://` address that is told when the job has ended.",
+            "An `https://` or `http://` URL to notify when the job ends.",
         ),
         (
             "webhook_events",
@@ -187,12 +183,12 @@ fn described() -> [(&'static str, RefOr<Schema>, &'static str); 13] {
                 .pattern(Some("^(running|succeeded|failed|canceled)(,(running|succeeded|failed|canceled))*$"))
                 .examples(["succeeded,failed"])
                 .into(),
-            "Of which states it is told, comma-separated; needs `webhook`.",
+            "States to notify about, comma-separated; needs `webhook`.",
         ),
         (
             "metadata",
             format("json-object-of-strings", "{\"camera\": \"7\"}"),
-            "Your own keys and values, given back as they came; also one by one as `metadata.<key>=<value>`.",
+            "Your own keys and values, returned unchanged; also one by one as `metadata.<key>=<value>`.",
         ),
     ]
 }

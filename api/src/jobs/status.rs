@@ -21,7 +21,7 @@ use crate::state::Shared;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Wish {
-    /// Seconds to wait for the job's end, at most 60.
+    /// Seconds to wait for the job to end, at most 60.
     #[serde(default)]
     wait: Option<String>,
     /// Whether to tell the job's life.
@@ -35,17 +35,17 @@ pub(super) fn whole(text: &str) -> Option<u64> {
     is_number.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// Shows one job.
+/// Returns a job.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}", tag = "jobs", operation_id = "getJob",
     params(
         JobPath,
-        ("wait" = Option<u64>, Query, description = "Seconds to wait for the job's end, at most 60."),
-        ("explain" = Option<bool>, Query, description = "Whether to tell the job's life in sentences."),
+        ("wait" = Option<u64>, Query, description = "Seconds to wait for the job to end, at most 60."),
+        ("explain" = Option<bool>, Query, description = "Whether to include the job's history in sentences."),
     ),
     responses(
-        (status = 200, description = "How it stands.", body = Job,
-            headers(("Retry-After" = u64, description = "It has not ended: seconds after which to look again."))),
+        (status = 200, description = "The job's current state.", body = Job,
+            headers(("Retry-After" = u64, description = "If it has not ended: seconds after which to ask again."))),
         (status = 400, description = "`option_invalid`."),
         NoJob,
     ),

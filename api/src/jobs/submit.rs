@@ -42,15 +42,15 @@ const IDEMPOTENCY_KEY_MAX: usize = 255;
 const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// Takes one image in.
+/// Accepts one image.
 #[utoipa::path(
     post, path = "/v1/jobs", tag = "jobs", operation_id = "submitJob",
     params(
         Options,
         ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[\\t -~]+$",
-            description = "The same key and the same request are one job, as long as its result is kept."),
+            description = "Repeated requests with the same key return the same job while its result is kept."),
         ("Prefer" = Option<String>, Header, example = "wait=10",
-            description = "`wait=N`: answer when the job has ended, at most N seconds from now; N is up to 60."),
+            description = "`wait=N`: answer when the job ends, after at most N seconds; N is at most 60."),
     ),
     request_body(
         content(
@@ -60,23 +60,23 @@ const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-appli
         description = "The image; in a form, the field `image`, with options in the other fields.",
     ),
     responses(
-        (status = 202, description = "The job is durable and will end, whatever fails meanwhile.", body = Job,
+        (status = 202, description = "The job is durable and will end even if processes fail.", body = Job,
             headers(
-                ("Location" = String, description = "Where the job is looked at."),
-                ("Retry-After" = u64, description = "Seconds after which to look."),
+                ("Location" = String, description = "URL of the job."),
+                ("Retry-After" = u64, description = "Seconds after which to ask."),
                 ("Idempotency-Replayed" = String, description = "`true`: an earlier request had the same key."),
                 ("Preference-Applied" = String, description = "The `wait` that was applied."),
             )),
-        (status = 200, description = "The job has ended: it was waited for, or is known by its key.", body = Job,
-            headers(("Location" = String, description = "Where the job is looked at."))),
+        (status = 200, description = "The job has ended, within the wait or in an earlier request with the same key.", body = Job,
+            headers(("Location" = String, description = "URL of the job."))),
         (status = 400, description = "`option_invalid`, `model_missing`, `image_empty`, `form_invalid`, `body_broken`, `topic_plain`."),
         (status = 404, description = "`model_unknown`, `version_unknown`, `topic_unknown`."),
-        (status = 408, description = "`body_timeout`: the body came too slowly."),
+        (status = 408, description = "`body_timeout`: the body arrived too slowly."),
         (status = 409, description = "`topic_model`: the topic runs another model."),
         (status = 413, description = "`body_too_large`."),
         (status = 415, description = "`image_unsupported`, `content_encoding`."),
         (status = 422, description = "`image_truncated`, `image_too_large`, `image_corrupt`, `idempotency_key_reused`."),
-        (status = 503, description = "`queue_full`, `uploads_busy`, `queue_unavailable`: nothing was taken; send it again."),
+        (status = 503, description = "`queue_full`, `uploads_busy`, `queue_unavailable`: nothing was accepted; send the request again."),
     ),
 )]
 pub(crate) async fn submit(
@@ -126,7 +126,8 @@ async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, 
     }
 }
 
-/// Resolves when an upload has waited for some time and the queue's server gives no sign of life. One that lives may
+/// Resolves when an upload has waited for some time and the queue's server gives no sign of life. One that
+/// lives may
 /// be waiting for its disk, or for a leader to be elected, which ends well.
 async fn queue_is_dead(state: &Inner) {
     loop {

@@ -21,7 +21,7 @@ pub(crate) struct Job<'a> {
     /// Equal digests give equal answers.
     model_digest: &'a str,
     state: JobState,
-    /// Attempts that have begun.
+    /// Number of attempts started.
     attempt: usize,
     attempts: &'a [Attempt],
     #[schema(value_type = TopicName)]
@@ -32,21 +32,21 @@ pub(crate) struct Job<'a> {
     #[schema(required = false)]
     priority: Priority,
     created_at: Timestamp,
-    /// When the first attempt began.
+    /// When the first attempt started.
     #[serde(skip_serializing_if = "Option::is_none")]
     started_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<Timestamp>,
-    /// After a failed attempt: not before then.
+    /// Earliest time of the next attempt, after a failed one.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_at: Option<Timestamp>,
-    /// How many jobs are before it, itself included; an estimate, only while it waits.
+    /// Estimated position in the queue, 1 is next; only while it is queued.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) position: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    /// Seconds until it has ended, at the pace of the workers that are there.
+    /// Seconds until it ends, at the rate of the present workers.
     pub(super) eta_seconds: Option<u64>,
-    /// What it waits for, or who runs it, in words; only while it has not ended.
+    /// What it waits for, or which worker runs it; only while it has not ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) progress: Option<String>,
     image: &'a ImageFacts,
@@ -58,14 +58,14 @@ pub(crate) struct Job<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     timings: Option<Timings>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    /// The member that has, or had, the last attempt.
+    /// Worker of the last attempt.
     worker: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     batch: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     custom_id: Option<&'a str>,
     metadata: &'a BTreeMap<String, String>,
-    /// The job's life in sentences, if it was asked for.
+    /// The job's history in sentences, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) explanation: Option<Vec<Event>>,
     urls: Urls,

@@ -27,16 +27,16 @@ const RATES: RangeInclusive<f64> = 0.001..=1e6;
 /// Keys, revoked and expired ones among them: all are one document.
 const KEYS_MAX: usize = 2_000;
 
-/// A key to be made.
+/// A key to create.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewKey {
-    /// Whose it is: keys of one name are one owner.
+    /// Owner's name; keys of one name belong to one owner.
     #[schema(pattern = "^[A-Za-z0-9._@-]{1,64}$", example = "nightly")]
     name: String,
     #[schema(value_type = Vec<Scope>, min_items = 1, example = json!(["submit", "read"]))]
     scopes: BTreeSet<Scope>,
-    /// How long it is good for, such as `90d`; absent: until it is revoked.
+    /// Time until it expires, such as `90d`; absent: never.
     #[serde(default)]
     #[schema(pattern = "^[1-9][0-9]{0,3}[smhd]$", example = "90d")]
     expires: Option<String>,
@@ -59,12 +59,12 @@ pub(crate) struct List {
     keys: Vec<Key>,
 }
 
-/// Makes a key. The first one is made on the machine itself: `sightline keys create`.
+/// Creates a key. The first key is created on the machine itself: `sightline keys create`.
 #[utoipa::path(
     post, path = "/v1/keys", tag = "keys", operation_id = "createKey",
     request_body(content = NewKey),
     responses(
-        (status = 201, description = "The key, shown this once.", body = Made),
+        (status = 201, description = "The key, shown only this once.", body = Made),
         (status = 400, description = "`json_invalid`."),
         (status = 403, description = "`key_first`: no key exists yet."),
         (status = 413, description = "`body_too_large`."),
@@ -81,7 +81,7 @@ pub(crate) async fn create(State(state): State<Shared>, Settings(new): Settings<
     Ok((StatusCode::CREATED, Json(made)).into_response())
 }
 
-/// Lists keys, without what makes them keys.
+/// Lists keys without their secrets.
 #[utoipa::path(
     get, path = "/v1/keys", tag = "keys", operation_id = "listKeys",
     responses((status = 200, description = "All keys.", body = List)),
@@ -91,7 +91,7 @@ pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<List>, ApiE
     Ok(Json(shown(state.keys.all())))
 }
 
-/// Revokes a key; other processes hear of it within two seconds.
+/// Revokes a key; other processes apply that within two seconds.
 #[utoipa::path(
     delete, path = "/v1/keys/{id}", tag = "keys", operation_id = "revokeKey",
     params(("id" = String, Path, description = "The public part of the key.")),

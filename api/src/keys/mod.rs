@@ -56,9 +56,9 @@ pub(crate) enum Scope {
 /// A key as it is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Key {
-    /// Its public part.
+    /// Public part of the key.
     pub(crate) id: String,
-    /// Whose it is.
+    /// Name of its owner.
     pub(crate) name: String,
     pub(crate) scopes: BTreeSet<Scope>,
     pub(crate) created_at: Timestamp,
@@ -66,7 +66,7 @@ pub(crate) struct Key {
     pub(crate) expires_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) revoked_at: Option<Timestamp>,
-    /// What its owner may ask for.
+    /// Limits of its owner.
     #[serde(default)]
     pub(crate) limits: Limits,
     /// SHA-256 of the whole key; never shown.
@@ -75,27 +75,27 @@ pub(crate) struct Key {
     hash: String,
 }
 
-/// How much a key's owner may ask for; absent: as much as there is.
+/// Limits of a key's owner; absent means unlimited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = KeyLimits)]
 pub(crate) struct Limits {
-    /// Requests a second, in the long run; twice as many at once.
+    /// Average requests per second; bursts may be twice as large.
     #[schema(minimum = 0.001, maximum = 1_000_000.0)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) requests_per_second: Option<f64>,
-    /// Uploads at a time.
+    /// Concurrent uploads.
     #[schema(minimum = 1, maximum = 4_294_967_295_u32)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) uploads: Option<u32>,
-    /// The highest priority that its jobs may have.
+    /// Highest priority of its jobs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) priority: Option<Priority>,
-    /// Jobs that wait.
+    /// Queued jobs.
     #[schema(minimum = 1, maximum = 1_000_000_000_000_u64)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) queued_jobs: Option<u64>,
-    /// Bytes of the images of these.
+    /// Bytes of queued images.
     #[schema(maximum = 1_000_000_000_000_000_u64)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) queued_bytes: Option<u64>,

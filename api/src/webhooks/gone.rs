@@ -11,11 +11,11 @@ use crate::error::ApiError;
 use crate::keys::Caller;
 use crate::state::Shared;
 
-/// A receiver that is not called any more.
+/// A receiver that is no longer called.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = GoneReceiver)]
 pub(crate) struct Gone {
-    /// Whose calls it refused; absent: of jobs from before there were keys.
+    /// Owner whose calls it refused; absent for jobs accepted before any key existed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) owner: Option<String>,
     pub(crate) url: String,
@@ -34,14 +34,14 @@ pub(crate) struct List {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct Which {
-    /// The URL as it was given with the job.
+    /// The URL given with the job.
     url: String,
 }
 
-/// Lists receivers that answered 410 and are not called any more.
+/// Lists receivers that answered 410 and are no longer called.
 #[utoipa::path(
     get, path = "/v1/webhooks/gone", tag = "operations", operation_id = "listGoneReceivers",
-    responses((status = 200, description = "Your own; with the scope `admin`, all.", body = List)),
+    responses((status = 200, description = "Your own receivers; with the scope `admin`, all.", body = List)),
 )]
 pub(crate) async fn list(
     State(state): State<Shared>,
@@ -50,14 +50,14 @@ pub(crate) async fn list(
     Ok(Json(List { receivers: state.index.gone(caller.only().as_deref()).await? }))
 }
 
-/// Has a receiver called again.
+/// Resumes calls to a receiver.
 #[utoipa::path(
     delete, path = "/v1/webhooks/gone", tag = "operations", operation_id = "restoreReceiver",
     params(Which),
     responses(
-        (status = 204, description = "It is called again from now on."),
-        (status = 400, description = "`option_invalid`: name it with `url`."),
-        (status = 404, description = "`receiver_unknown`: it did not answer 410."),
+        (status = 204, description = "Calls are resumed."),
+        (status = 400, description = "`option_invalid`: pass `url`."),
+        (status = 404, description = "`receiver_unknown`: the receiver has not answered 410."),
     ),
 )]
 pub(crate) async fn restore(

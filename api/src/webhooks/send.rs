@@ -45,14 +45,14 @@ const OWN_FAULT_PAUSE: Duration = Duration::from_secs(5);
 /// Pause when nothing is due.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 
-/// A try, as it stands in the delivery log.
+/// An attempt in the delivery log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Delivery {
     pub(crate) event: String,
     pub(crate) url: String,
     pub(crate) attempt: u32,
     pub(crate) at: Timestamp,
-    /// What the receiver answered; none: it was not reached.
+    /// Status code of the receiver; absent if it was not reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) status: Option<u16>,
     /// `delivered`, `retrying`, `given_up`, or `disabled` after a 410.
@@ -296,18 +296,18 @@ fn event(hook: &Hook) -> String {
     format!("{kind}.{}", hook.state)
 }
 
-/// The tries of calls.
+/// Attempts to call the webhook.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Deliveries {
     deliveries: Vec<Delivery>,
 }
 
-/// Shows the delivery log of a job.
+/// Returns the webhook delivery log of a job.
 #[utoipa::path(
     get, path = "/v1/jobs/{id}/deliveries", tag = "jobs", operation_id = "listDeliveries",
     params(JobPath),
     responses(
-        (status = 200, description = "Every try, oldest first.", body = Deliveries),
+        (status = 200, description = "All attempts, oldest first.", body = Deliveries),
         NoJob,
     ),
 )]
@@ -317,12 +317,12 @@ pub(crate) async fn deliveries(State(state): State<Shared>, id: Named) -> Result
     Ok(Json(Deliveries { deliveries: state.index.deliveries(&About::Job(id)).await? }))
 }
 
-/// Shows the delivery log of a batch.
+/// Returns the webhook delivery log of a batch.
 #[utoipa::path(
     get, path = "/v1/batches/{id}/deliveries", tag = "batches", operation_id = "listBatchDeliveries",
     params(batches::BatchPath),
     responses(
-        (status = 200, description = "Every try, oldest first.", body = Deliveries),
+        (status = 200, description = "All attempts, oldest first.", body = Deliveries),
         batches::NoBatch,
     ),
 )]

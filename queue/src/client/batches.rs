@@ -57,13 +57,13 @@ pub struct Batch {
     pub finished_at: Option<Timestamp>,
 }
 
-/// What of a batch's body was left out.
+/// Entries of a batch's body that were skipped.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = BatchSkipped)]
 pub struct Skipped {
     /// How many.
     pub count: u64,
-    /// The first of them, by name.
+    /// Names of the first ones.
     pub names: Vec<String>,
 }
 

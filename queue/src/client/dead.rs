@@ -23,7 +23,7 @@ use crate::{JobId, JobSpec, QueueError, Record, Sequence, State, SubmitError, Ti
 pub struct DeadLetter {
     /// The job.
     pub id: JobId,
-    /// When it was given up.
+    /// When the job failed.
     pub died_at: Timestamp,
     /// Why: a stable code, a colon, words.
     pub error: String,
@@ -31,7 +31,7 @@ pub struct DeadLetter {
     pub attempts: Vec<Attempt>,
     /// Bytes of the input.
     pub bytes: u64,
-    /// What was asked for; absent if the message was none of ours.
+    /// The job's specification; absent if Sightline did not write the message.
     #[serde(flatten, serialize_with = "without_id")]
     pub spec: Option<JobSpec>,
     #[serde(skip)]
@@ -46,7 +46,7 @@ fn without_id<S: Serializer>(spec: &Option<JobSpec>, serializer: S) -> Result<S:
     fields.serialize(serializer)
 }
 
-/// What became of asking for a job to be run again.
+/// Result of redriving a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Redriven {

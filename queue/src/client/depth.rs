@@ -11,7 +11,7 @@ use crate::{PartitionId, QueueError, Topic};
 pub struct PartitionDepth {
     /// Which one.
     pub partition: PartitionId,
-    /// Jobs that no worker has had yet.
+    /// Jobs not yet delivered to a worker.
     pub queued: u64,
     /// Jobs in workers' hands, or on their way back from one.
     pub in_hand: u64,

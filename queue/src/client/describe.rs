@@ -20,25 +20,25 @@ pub struct Description {
     pub retention: String,
     /// Copies of its streams.
     pub replicas: usize,
-    /// Whether jobs of one key end in the order in which they came.
+    /// Whether jobs of one key end in order of arrival.
     pub ordered: bool,
-    /// Whether its workers take nothing.
+    /// Whether it is paused.
     pub paused: bool,
-    /// How long a delivery belongs to its worker, milliseconds.
+    /// Lease of a worker on a job, milliseconds.
     pub lease_ms: u64,
-    /// Attempts before a job is given up.
+    /// Attempts before a job fails.
     pub attempts: u32,
-    /// How long one attempt may run, milliseconds.
+    /// Time limit of one attempt, milliseconds.
     pub run_timeout_ms: u64,
-    /// How long results are kept, seconds.
+    /// Time that results are kept, seconds.
     pub result_ttl_secs: u64,
-    /// Bytes that its inputs may take.
+    /// Most bytes of its inputs.
     pub max_bytes: Option<u64>,
-    /// Pauses between attempts.
+    /// Delays between attempts.
     pub retry: crate::topic::RetryPolicy,
     /// Its partitions.
     pub partitions: Vec<Partition>,
-    /// Records of its jobs that are kept.
+    /// Number of records kept.
     pub records: u64,
     /// Dead letters.
     pub dead: u64,
@@ -49,30 +49,30 @@ pub struct Description {
 pub struct Partition {
     /// Which one.
     pub partition: PartitionId,
-    /// The server that leads it; the only one, if there is no cluster.
+    /// Its leader; the only server if there is no cluster.
     pub leader: String,
-    /// The others that have a copy.
+    /// Other servers with a copy.
     pub replicas: Vec<Replica>,
-    /// The first position that holds a message.
+    /// Position of its first message.
     pub first: Sequence,
-    /// The last position that was given to a message.
+    /// Last position assigned to a message.
     pub last: Sequence,
     /// Messages in it.
     pub messages: u64,
     /// Bytes of these.
     pub bytes: u64,
-    /// Messages that no worker has had yet.
+    /// Messages not yet delivered to a worker.
     pub queued: u64,
-    /// Messages in workers' hands, or on their way back from one.
+    /// Messages delivered to workers and not yet settled.
     pub in_work: u64,
-    /// Of these: handed out more than once.
+    /// Of these: delivered more than once.
     pub redelivered: u64,
     /// When its oldest message was stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_at: Option<Timestamp>,
-    /// Everything up to this position was worked off.
+    /// All messages up to this position are settled.
     pub ack_floor: Sequence,
-    /// Somebody has paused its consumer on the server, by other means than ours.
+    /// Its consumer was paused on the server, not by Sightline.
     pub consumer_paused: bool,
     /// Its consumer is missing.
     pub consumer_missing: bool,
@@ -103,16 +103,16 @@ impl Partition {
     }
 }
 
-/// A copy of a partition that does not lead.
+/// A copy of a partition that is not the leader.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Replica {
     /// The server.
     pub server: String,
-    /// Whether it has everything that the leader has.
+    /// Whether it has all data of the leader.
     pub current: bool,
-    /// Operations that it is behind.
+    /// Number of operations it is behind.
     pub lag: u64,
-    /// Whether it is not heard of.
+    /// Whether it is offline.
     pub offline: bool,
 }
 

@@ -47,9 +47,9 @@ pub struct GroupOffset {
 pub struct Offsets {
     /// Which one.
     pub partition: PartitionId,
-    /// The first position that holds a message.
+    /// Position of its first message.
     pub first: Sequence,
-    /// The last position that was given to a message.
+    /// Last position assigned to a message.
     pub last: Sequence,
     /// All groups that read it.
     pub groups: Vec<GroupOffset>,

@@ -356,12 +356,12 @@ impl Queue {
     }
 }
 
-/// What a purge has done.
+/// Result of a purge.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
 pub struct Purged {
-    /// Jobs that waited and are canceled now.
+    /// Canceled jobs.
     pub canceled: u64,
-    /// Messages that are gone.
+    /// Removed messages.
     pub messages: u64,
 }
 

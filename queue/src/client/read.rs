@@ -83,10 +83,9 @@ impl Message {
 
     /// A message as a consumer hands it out.
     pub(super) fn delivered(message: &async_nats::jetstream::Message) -> Result<Self, QueueError> {
-        let info = message.info().map_err(|error| QueueError::Unavailable {
-            action: "find a message",
-            problem: error.to_string(),
-        })?;
+        let info = message
+            .info()
+            .map_err(|error| QueueError::Unavailable { action: "find a message", problem: error.to_string() })?;
         Ok(Self {
             sequence: Sequence(info.stream_sequence),
             time: timestamp(info.published),

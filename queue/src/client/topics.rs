@@ -311,9 +311,9 @@ impl From<Ask> for TopicError {
     fn from(ask: Ask) -> Self {
         match ask {
             // While a cluster has no leader, it can say nothing: 503.
-            Ask::Refused { error, .. } if TOO_MANY_REPLICAS.contains(&error.error_code()) => Self::Refused(format!(
-                "it has fewer servers than replicas; pass fewer --replicas: {error}"
-            )),
+            Ask::Refused { error, .. } if TOO_MANY_REPLICAS.contains(&error.error_code()) => {
+                Self::Refused(format!("it has fewer servers than replicas; pass fewer --replicas: {error}"))
+            }
             Ask::Refused { error, .. } if error.code() != 503 => Self::Refused(error.to_string()),
             other => Self::Queue(other.into()),
         }

@@ -306,7 +306,8 @@ const NEVER_NULL: [&str; 9] = [
     "priority_policy",
 ];
 
-/// Reads a request's JSON in the way the server does: unknown names are refused, and `null` is as if nothing was said.
+/// Reads a request's JSON in the way the server does: unknown names are refused, and `null` is as if nothing
+/// was said.
 pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {
     let invalid = |error: serde_json::Error| {
         let text = error.to_string();

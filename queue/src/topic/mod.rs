@@ -51,12 +51,12 @@ impl Topic {
         self.settings.has(priority)
     }
 
-    /// How long a delivery belongs to its worker without a sign of life.
+    /// Lease a worker holds on a job before it must renew.
     pub fn lease(&self) -> Duration {
         Duration::from_millis(self.settings.lease_ms)
     }
 
-    /// How long one attempt may run when the job does not say.
+    /// Time limit of one attempt, unless the job sets one.
     pub fn run_timeout(&self) -> Duration {
         Duration::from_millis(self.settings.run_timeout_ms)
     }

@@ -26,15 +26,15 @@ pub struct Settings {
     /// Priorities that have partitions of their own beside the normal ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub priorities: Vec<Priority>,
-    /// How long a delivery belongs to its worker without a sign of life.
+    /// Lease a worker holds on a job before it must renew.
     pub lease_ms: u64,
     /// Deliveries that may begin to run before a job is given up.
     pub attempts_max: u32,
-    /// How long one attempt may run when the job does not say.
+    /// Time limit of one attempt, unless the job sets one.
     pub run_timeout_ms: u64,
     /// How long a finished job's record is kept.
     pub result_ttl_secs: u64,
-    /// Pauses between attempts.
+    /// Delays between attempts.
     #[serde(default)]
     pub retry: RetryPolicy,
     /// One delivery at a time a partition: jobs of one key end in the order in which they came.
@@ -70,14 +70,14 @@ pub enum Retention {
     },
 }
 
-/// Pauses between the attempts of one job: doubling, with jitter.
+/// Delays between the attempts of one job: doubling, with jitter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RetryPolicy {
     /// Before the second attempt.
     pub first_ms: u64,
     /// The longest.
     pub max_ms: u64,
-    /// Percent by which a pause is made longer or shorter at random.
+    /// Random variation of a delay in percent.
     pub jitter_percent: u8,
 }
 

@@ -108,7 +108,8 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
     Ok(())
 }
 
-/// The name of a field's file. `filename*` holds any letters, in UTF-8 (RFC 5987); by the standard for forms it is not
+/// The name of a field's file. `filename*` holds any letters, in UTF-8 (RFC 5987); by the standard for forms
+/// it is not
 /// sent, by some clients alone.
 fn file_name(field: &multer::Field<'_>) -> Option<String> {
     let disposition = field.headers().get(header::CONTENT_DISPOSITION)?.to_str().unwrap_or("");

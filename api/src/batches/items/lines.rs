@@ -130,7 +130,8 @@ fn read_line(text: &[u8], number: u64, limit: usize) -> (String, Content, BTreeM
     (custom_id, content, metadata)
 }
 
-/// Base64 as people's tools write it: of either alphabet, with or without padding, line breaks, or a data URL around it.
+/// Base64 as people's tools write it: of either alphabet, with or without padding, line breaks, or a data URL
+/// around it.
 fn of_base64(text: String) -> Result<Vec<u8>, base64::DecodeError> {
     let start = match text.get(..5) {
         Some(scheme) if scheme.eq_ignore_ascii_case("data:") => text.find(',').map_or(0, |comma| comma + 1),
