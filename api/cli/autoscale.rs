@@ -2,7 +2,7 @@
 //!
 //! Every supervisor announces itself as a member and obeys plain orders. One process, by a lease
 //! record, decides for all of them, so that two do not both start workers for the same backlog. If
-//! nobody decides, everybody keeps what it has.
+//! no process decides, each keeps its workers.
 //!
 //! [`Scaler`] is pure. More workers come at once, fewer only after it has been quiet for a while:
 //! starting one costs more than letting one idle.
@@ -26,7 +26,7 @@ use crate::supervisor::Supervisor;
 const DRAIN_GOAL: Duration = Duration::from_secs(10);
 /// Fewer workers only after fewer would have done for so long.
 const CALM: Duration = Duration::from_secs(30);
-/// What a job takes where nobody has run one yet.
+/// Assumed time of a job of which none has run yet.
 const SERVICE_GUESS: Duration = Duration::from_millis(200);
 
 /// An order to one supervisor.
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn machines_share_the_work_and_a_new_decider_stops_nobody() {
+    fn machines_share_the_work_and_a_new_decider_stops_no_worker() {
         let (mut scaler, start) = (Scaler::default(), Instant::now());
         let places = [place("a", 0, 8, 5), place("b", 1, 2, 1)];
         assert_eq!(decide(&mut scaler, &places, 100, start), [5, 1]);

@@ -142,7 +142,7 @@ impl Drop for Node {
     }
 }
 
-/// Ports that nobody listens on now; held together, so that they differ.
+/// Free ports; held together, so that they differ.
 fn free_ports(count: usize) -> anyhow::Result<Arc<[u16]>> {
     let listeners: Vec<TcpListener> =
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>().context("find free ports")?;

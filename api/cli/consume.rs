@@ -14,7 +14,7 @@ use crate::config::ConsumeArgs;
 use crate::output::outln;
 use crate::topics::connect;
 
-/// How often to look for more, whether or not somebody said that there is more.
+/// How often to look for more without a notification.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Prints messages until there were enough, or until it is interrupted.
@@ -145,7 +145,7 @@ fn print(message: &Message, partition: PartitionId, args: &ConsumeArgs) -> anyho
 }
 
 fn save(folder: &Path, id: &str, message: &Message) -> anyhow::Result<()> {
-    // Nothing of a name that somebody else chose may leave the folder.
+    // A name from a message must not leave the folder.
     let plain = id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-')) && !id.starts_with('.');
     let name = if plain { id.to_owned() } else { format!("message-{}", message.sequence) };
     let ending = message.spec().map(|spec| format!(".{}", spec.image.format)).unwrap_or_default();

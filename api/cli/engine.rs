@@ -80,7 +80,7 @@ impl Engine {
                     queue_bytes: args.topics.queue_bytes.map(|bytes| bytes.as_u64()),
                     max_payload: MAX_PAYLOAD.into(),
                     sync: true,
-                    // Whoever else is there would hold up the end of all.
+                    // Other processes would delay the end of all.
                     lame_duck: Duration::ZERO,
                     connections_max: bounds.broker_connections(),
                     // Workers of `up` end with it, and others do not come where no other machine does.

@@ -1,6 +1,6 @@
 //! A program that does not know us ends when we do.
 //!
-//! The NATS server cannot watch a pipe, and if `up` is killed nobody is left to end it. So `up`
+//! The NATS server cannot watch a pipe, and if `up` is killed no process would end it. So `up`
 //! runs this small process between: it ends the server when its standard input closes. The lock
 //! on the store is given to the server as its standard input, so that it holds for as long as the
 //! server lives, even if this process is killed too; the next server waits for it.

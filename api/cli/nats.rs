@@ -194,7 +194,7 @@ async fn keep(launch: Launch, mut child: Child, stop: CancellationToken) {
     }
 }
 
-/// `wanted` if nobody listens there, else a free port of the same host.
+/// `wanted` if it is free, else a free port of the same host.
 fn free_address(wanted: SocketAddr) -> anyhow::Result<SocketAddr> {
     if !wanted.ip().is_loopback() {
         bail!(

@@ -68,7 +68,7 @@ impl Remote {
 
 /// An HTTP client that sends the key with everything, and trusts whom it is told to.
 pub(crate) fn client(args: &ApiAddressArgs) -> anyhow::Result<reqwest::Client> {
-    // Only fails if somebody was first, with the same one.
+    // Only fails if it was set before, to the same one.
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut headers = HeaderMap::new();
     if let Some(key) = &args.key {

@@ -15,7 +15,7 @@ use crate::config::{HttpArgs, ModelArgs, TopicArgs};
 use crate::data;
 use crate::output::note;
 
-/// Bytes that queued images may take when nobody says otherwise and the disk has room.
+/// Default limit on bytes of queued images, if the disk has room.
 const QUEUE_BYTES_MAX: u64 = 32 << 30;
 /// How long a server's monitoring page may take.
 const MONITOR_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);

@@ -205,7 +205,7 @@ impl Keeper {
                 Ok(status) => tracing::error!(%status, "worker died; starting another"),
                 Err(error) => tracing::error!(error = format!("{error:#}"), "worker not started"),
             }
-            // One that has ended jobs can start: it was a job, or somebody, that killed it.
+            // A worker that has ended jobs can start: a job or a signal killed it.
             let pause = if held.settled > 0 { backoff.reset() } else { backoff.next(started.elapsed()) };
             if let Some(member) = held.member.take() {
                 self.queue.announce_gone(Announcement { id: member, ..Announcement::new(Role::Worker, &[]) }).await;
@@ -350,8 +350,8 @@ impl HeldJobs {
         }
     }
 
-    /// Hands back what a dead worker had. Its process is gone, so nobody else settles these; past
-    /// the lease somebody may have them already, and they are left alone.
+    /// Returns a dead worker's jobs to the queue. Its process has ended, so no other settles them; jobs whose
+    /// lease has expired may be on another worker and are left alone.
     async fn hand_back(self, queue: &Queue) {
         for (job, held) in self.jobs {
             if held.renewed.elapsed() >= held.lease {
@@ -384,7 +384,7 @@ pub(crate) async fn end(child: &mut Child, signal: Signal, patience: Duration) {
     wait_or_kill(child, patience).await;
 }
 
-/// Kills whoever is left of the group that a child led.
+/// Kills the remaining processes of a child's group.
 pub(crate) fn kill_group(leader: Option<u32>) {
     signal_group(leader, Signal::KILL);
 }

@@ -15,7 +15,7 @@ use crate::jobs::JobPath;
 use crate::openapi::Binary;
 use crate::state::{Shared, State as Inner};
 
-/// Letters that one list shows when nobody says otherwise, and at most.
+/// Default and largest number of letters in a list.
 const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
 

@@ -128,7 +128,7 @@ pub(crate) enum ApiError {
     /// No such job, or its record has expired.
     #[error("job `{0}` not found: the id is wrong, or its result has expired")]
     JobUnknown(String),
-    /// A job that has ended cannot be called off.
+    /// A job that has ended cannot be canceled.
     #[error("job {id} has already {state}")]
     JobEnded {
         /// The job.
@@ -136,7 +136,7 @@ pub(crate) enum ApiError {
         /// How it ended.
         state: &'static str,
     },
-    /// Only what has failed or was called off can be run again.
+    /// Only what has failed or was canceled can be run again.
     #[error("job {id} is {state}; only failed and canceled jobs can be retried")]
     JobNotFailed {
         /// The job.
@@ -156,7 +156,7 @@ pub(crate) enum ApiError {
     /// No such batch, or its record has expired.
     #[error("batch `{0}` not found: the id is wrong, or it has expired")]
     BatchUnknown(String),
-    /// Nothing can be added to a batch that was called off.
+    /// Nothing can be added to a batch that was canceled.
     #[error("batch {0} was canceled; send the remaining images under another id")]
     BatchCanceled(String),
     /// The batch is for another model.
@@ -239,7 +239,7 @@ pub(crate) enum ApiError {
     /// No such key.
     #[error("key `{0}` does not exist; sightline keys list shows all keys")]
     KeyUnknown(String),
-    /// Without it nobody could manage anything.
+    /// The last admin key cannot be revoked.
     #[error("key {0} is the last one with the scope admin; create another one first")]
     KeyLast(String),
     /// A key asks for more than it may.
@@ -259,7 +259,7 @@ pub(crate) enum ApiError {
     /// The route does not take this method.
     #[error("this route does not support {0}")]
     Method(String),
-    /// The `Host` header names somebody else: a page that points its own name at this machine.
+    /// The `Host` header names another host: a page may point its own name at this machine.
     #[error("host `{0}` is not allowed; allow it with --allow-host, or with --public-url behind a proxy")]
     Host(String),
     /// A page of another site tries to write.

@@ -51,8 +51,8 @@ fn has_nul(value: &serde_json::Value) -> bool {
     }
 }
 
-/// A struct that is written as an object. By itself serde takes an array as well, field by field,
-/// which nobody means who sends one.
+/// A struct that must be written as an object. By itself serde also accepts an array, field by field, which no
+/// client means.
 pub(crate) struct Object<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {

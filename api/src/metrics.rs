@@ -89,7 +89,7 @@ pub(crate) fn connection_refused() {
 
 /// A request was answered.
 pub(crate) fn request(route: &str, method: &Method, status: StatusCode, took: Duration) {
-    // Methods that nobody serves would make a series each.
+    // Unsupported methods would create a series each.
     let method =
         if [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::HEAD].contains(method) {
             method.to_string()

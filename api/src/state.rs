@@ -43,7 +43,7 @@ pub(crate) struct State {
     pub(crate) rates: Rates,
     /// What runs in the background.
     pub(crate) tasks: Tasks,
-    /// Pulled when the process is to end: whoever waits answers with what there is.
+    /// Canceled when the process is to end: requests that wait answer with the current state.
     pub(crate) stop: CancellationToken,
 }
 

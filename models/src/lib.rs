@@ -3,7 +3,7 @@
 //!
 //! This package knows neither queue nor HTTP nor the runtime that executes a model; it is plain,
 //! blocking code. Follow one image: [`decode`] turns bytes into upright RGB pixels,
-//! [`preprocess`] turns pixels into the tensor that the [`manifest`] asks for, somebody else runs
+//! [`preprocess`] turns pixels into the tensor that the [`manifest`] describes, the worker runs
 //! the model, and [`postprocess`] turns its outputs into an [`output::Output`].
 //!
 //! ```

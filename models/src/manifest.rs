@@ -2,7 +2,7 @@
 //!
 //! The file is `model.toml` in the model's folder. It is read in two steps: serde turns text into
 //! the types below and names the key it stumbled over; [`Manifest::parse`] then checks what types
-//! cannot say. After that a `Manifest` is right by construction, and nobody checks it again. A new
+//! cannot say. After that a `Manifest` is right by construction and is not checked again. A new
 //! classifier or detector needs such a file and no code.
 
 use serde::{Deserialize, Serialize};

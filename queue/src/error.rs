@@ -10,7 +10,7 @@ pub enum ConnectError {
     /// The address cannot be read.
     #[error("`{0}` is not a queue address; it must be nats://[TOKEN@]host:port, several of them comma-separated")]
     Address(String),
-    /// Nobody answers, or the token is wrong.
+    /// No server answers, or the token is wrong.
     #[error("no queue at {address}: {problem}")]
     Unreachable {
         /// The address without its token.
@@ -137,7 +137,7 @@ pub enum FetchError {
 /// A delivery could not be settled.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SettleError {
-    /// The lease has run out: somebody else may have the job.
+    /// The lease has expired: another worker may have the job.
     #[error("the lease has expired")]
     LeaseLost,
     /// No answer.

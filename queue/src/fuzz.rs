@@ -71,7 +71,7 @@ pub fn journal(bytes: &[u8]) {
     }
     let header = Header { version: VERSION, base: 0, span: 64 + bytes.len() as u64 + 4096, salt: 7 };
     let file = [&header.encode().0[..], bytes].concat();
-    let opened = Journal::<Nobody>::open(
+    let opened = Journal::<NoClient>::open(
         Memory::with([(segment_name(0), file)]),
         Some(1 << 16),
         Box::new(|_| {}),
@@ -82,10 +82,10 @@ pub fn journal(bytes: &[u8]) {
     }
 }
 
-/// Nobody waits.
-struct Nobody;
+/// No client waits.
+struct NoClient;
 
-impl Release for Nobody {
+impl Release for NoClient {
     fn release(self) {}
 }
 

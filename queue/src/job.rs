@@ -67,7 +67,7 @@ pub struct PartitionId {
 pub enum Priority {
     /// Before the others, but not instead of them.
     High,
-    /// What a job has when nobody says otherwise.
+    /// The default of a job.
     #[default]
     Normal,
     /// Behind the others, but never starved by them.

@@ -1,7 +1,7 @@
 //! The time-bounded right that comes with a delivery.
 //!
 //! Counted on the worker's monotonic clock from the moment *before* the request went out, so it
-//! ends here no later than at the server. Whoever is past it sends no ack, nak or term any more: a
+//! ends here no later than at the server. A worker past it sends no ack, nak or term: a
 //! stale ack would remove the job under its successor.
 
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ impl Lease {
 
     /// The server has confirmed a renewal that was sent at `sent_at`.
     ///
-    /// A lease that ran out before stays lost: the server may have given the job to somebody else
+    /// A lease that expired before stays lost: the server may have given the job to another worker
     /// and still answers.
     pub fn renew(&mut self, sent_at: Instant) {
         if self.is_held(sent_at) {

@@ -7,8 +7,8 @@
 //! Follow one job: the API [submits](client::Queue::submit) it, a worker
 //! [fetches](client::Fetcher) it and gets a [`Delivery`](client::Delivery) with a [`Lease`], moves
 //! its record along with [`Queue::replace`](client::Queue::replace), and
-//! [settles](client::Delivery::ack) the delivery; whoever waits is rung by a
-//! [doorbell](client::Queue::wait) and reads the record.
+//! [settles](client::Delivery::ack) the delivery; waiting clients get a
+//! [notification](client::Queue::wait) and read the record.
 //!
 //! ```
 //! use queue::{JobId, PartitionId, Priority, TopicName};

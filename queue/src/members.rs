@@ -1,7 +1,7 @@
-//! Who is there: every process announces itself each second, and is gone when it is not heard.
+//! Members: every process announces itself each second, and counts as gone when it stops.
 //!
 //! Announcements are plain messages on `members.<role>.<id>`; nothing is written to disk. They
-//! also carry a worker's counters, which only grow, so that whoever lost some messages is right
+//! also carry a worker's counters, which only grow, so that a receiver that lost some messages is right
 //! again with the next one. [`Table`] is pure: announcement and time in, members out.
 
 use std::collections::BTreeMap;
@@ -193,7 +193,7 @@ impl Totals {
         total.seconds += seconds;
     }
 
-    /// What a job of a model takes a worker, once somebody has measured it.
+    /// Time that a worker needs for a job of a model, once measured.
     pub fn service(&self, model: &str) -> Option<Duration> {
         let stages = self.stages.get(model)?;
         let work = stages.iter().filter(|(stage, _)| *stage != "queue").map(|(_, total)| total.seconds).sum::<f64>();
@@ -201,7 +201,7 @@ impl Totals {
         Some(Duration::from_secs_f64(work / count as f64))
     }
 
-    /// Adds what somebody else has counted.
+    /// Adds another process's counters.
     pub fn add(&mut self, other: &Self) {
         for (model, outcomes) in &other.outcomes {
             let ours = self.outcomes.entry(model.clone()).or_default();
@@ -411,15 +411,15 @@ impl Queue {
         Ok(messages.map(|message| message.payload))
     }
 
-    /// Sends an order to a member; whoever is gone does not hear it.
+    /// Sends an order to a member; one that has ended does not receive it.
     pub async fn order(&self, member: &str, payload: Bytes) {
         if let Err(error) = self.send(format!("control.{member}"), payload).await {
             tracing::debug!(error, "scaling order not sent");
         }
     }
 
-    /// Tells all workers that this one has nothing to do, so that whoever has a job in hand that it
-    /// cannot begin yet hands it back.
+    /// Tells all workers that this one is idle, so that a worker returns a job that it has prefetched and cannot
+    /// start yet.
     pub async fn announce_idle(&self, idle: &Idle) {
         let payload = serde_json::to_vec(idle).expect("it holds strings");
         if let Err(error) = self.send("idle".into(), Bytes::from(payload)).await {

@@ -9,7 +9,7 @@
 //! ```
 //! `start` also leads from `running` to `running`: the worker before was lost, its lease ran out,
 //! and its attempt is closed as `lost`. Out of a terminal state leads only [`Record::again`], when
-//! somebody asks for it: the attempts stay, and as many more are allowed.
+//! a client asks for it: the attempts stay, and as many more are allowed.
 //!
 //! The methods are pure: record and time in, next record out. That a next record replaces exactly
 //! the one it was made from is the queue's work ([`Queue::replace`](crate::Queue::replace)); both
@@ -195,9 +195,9 @@ pub enum State {
         /// When it was finished.
         finished_at: Timestamp,
     },
-    /// Was called off. Terminal.
+    /// Was canceled. Terminal.
     Canceled {
-        /// When it was called off.
+        /// When it was canceled.
         finished_at: Timestamp,
     },
 }
@@ -233,7 +233,7 @@ pub enum Outcome {
     },
     /// The worker never said: it died, or was gone longer than its lease.
     Lost {},
-    /// The job was called off.
+    /// The job was canceled.
     Canceled {},
 }
 
@@ -409,7 +409,7 @@ impl Record {
         Ok(next)
     }
 
-    /// The job is called off.
+    /// The job is canceled.
     ///
     /// # Errors
     /// [`InvalidTransition`] from a terminal state.
@@ -419,7 +419,7 @@ impl Record {
         Ok(next)
     }
 
-    /// Somebody asks for a job that has failed or was called off to be run again; its input lies at
+    /// A client retries a job that has failed or was canceled; its input is at
     /// a new place.
     ///
     /// # Errors
@@ -432,7 +432,7 @@ impl Record {
         let attempts_forgiven = self.attempts.len() as u32;
         let state = State::Queued { retry_at: None };
         let mut next = Self { partition, sequence, attempts_forgiven, state, ..self.clone() };
-        // Whoever asks for it now wants it although it is late.
+        // A retry is wanted although it is late.
         next.spec.options.start_by = None;
         Ok(next)
     }

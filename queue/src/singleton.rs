@@ -1,8 +1,8 @@
-//! Who may do what only one process does at a time: the holder of a *lease record*.
+//! Work that only one process may do at a time: it needs the *lease record*.
 //!
 //! A lease record is one message a name, changed by compare-and-set only. Its holder renews it;
-//! whoever else wants it watches it, and may take it over once the same revision has stood for a
-//! whole term. No clock is compared with another one: the holder counts its term from *before* it
+//! candidates watch it, and may take it over once the same revision has stood for a whole
+//! term. No clock is compared with another one: the holder counts its term from *before* it
 //! sent the write, a candidate from *after* it saw that write, so the holder's term ends first.
 //!
 //! [`Candidate`] is pure: what was read and the time in, what to write out.
@@ -16,7 +16,7 @@ use crate::client::{Replaced, Revision};
 /// What stands in a lease record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseRecord {
-    /// Who has it; nobody when it was given back.
+    /// Its holder; none after it was released.
     pub holder: Option<String>,
 }
 
@@ -34,14 +34,14 @@ pub struct Candidate {
 /// What a candidate does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing: it is ours and fresh, or somebody else's.
+    /// Nothing: it is ours and fresh, or another candidate's.
     Wait,
     /// Write the record with ourselves as its holder over exactly this revision.
     Write(Revision),
 }
 
 impl Candidate {
-    /// A candidate of this id, which nobody else may have, for terms of this length.
+    /// A candidate with this unique id, for terms of this length.
     pub fn new(id: impl Into<String>, term: Duration) -> Self {
         Self { id: id.into(), term, seen: None, held: None }
     }
@@ -83,7 +83,7 @@ impl Candidate {
                 now
             }
         };
-        // Ours of an earlier life counts like anybody's: what it may still do is not known.
+        // One of our earlier lives counts like another's: what it may still do is unknown.
         let over = now.saturating_duration_since(since) >= self.term.mul_f64(1.1);
         if record.holder.is_none() || over { Step::Write(revision) } else { Step::Wait }
     }

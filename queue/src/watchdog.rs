@@ -13,7 +13,7 @@ use crate::client::{Description, Partition};
 use crate::members::{Announcement, Role};
 use crate::{PartitionId, TopicName};
 
-/// How long jobs may wait, with no worker having one in hand, before somebody says so.
+/// How long jobs may wait without a worker holding one before it is reported.
 const UNTOUCHED_MAX: Duration = Duration::from_secs(5);
 /// What a job in hand may take on top of its lease and its run timeout.
 const SETTLE_MAX: Duration = Duration::from_secs(15);
@@ -100,12 +100,12 @@ impl Watchdog {
         members: &[Announcement],
         now: Instant,
     ) -> Option<Stall> {
-        // Without its consumer nobody knows what of a partition is worked off.
+        // Without its consumer the progress of a partition is unknown.
         let waiting =
             if partition.consumer_missing { partition.messages } else { partition.queued + partition.in_work };
         let done = partition.last.0.saturating_sub(waiting);
         let key = (topic.name.clone(), partition.partition);
-        // Of a partition without a leader nobody can say how much waits in it.
+        // The depth of a partition without a leader is unknown.
         let is_silent = partition.leader == "none";
         let since = match self.seen.get(&key) {
             Some((_, since)) if is_silent => *since,
@@ -259,7 +259,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn whoever_works_something_off_is_not_stalled() {
+    fn a_partition_that_makes_progress_is_not_stalled() {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         for second in 0..60 {
             let moving = with(|partition| {

@@ -59,7 +59,7 @@ impl Disk {
         Scissors(child)
     }
 
-    /// Power is back; nobody may have a file open on it.
+    /// Power is back; no process may have a file open on it.
     pub(crate) fn restore(&self) {
         unmount(&self.path());
         self.attach();

@@ -17,7 +17,7 @@ async fn a_full_disk_refuses_drains_and_takes_again() {
         .collect();
     let mut total = 0;
     for round in 0..rounds(3, 10) {
-        // Nobody drains it while it fills.
+        // No worker drains it while it fills.
         workers.iter().for_each(|pid| signal(*pid, "STOP"));
         let mut accepted = Vec::new();
         let refused = loop {

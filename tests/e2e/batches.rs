@@ -1,4 +1,4 @@
-//! Batches over HTTP: every kind of body, sent once, sent again, cut off, called off.
+//! Batches over HTTP: every kind of body, sent once, sent again, cut off, canceled.
 
 use std::collections::BTreeSet;
 
@@ -204,7 +204,7 @@ async fn a_batch_is_called_off() {
     put(&stack, "off", "application/x-tar", tar_of(&photos(50))).await;
     let canceled = send(http().delete(stack.url("/v1/batches/off"))).await;
     assert_eq!((canceled.status, canceled.text("state").as_str()), (202, "canceled"), "{}", canceled.body);
-    eventually("all its jobs are called off", async || {
+    eventually("all its jobs are canceled", async || {
         (stack.get("/v1/batches/off").await.json["counts"]["canceled"] == 50).then_some(())
     })
     .await;
@@ -231,7 +231,7 @@ async fn a_batch_of_which_too_much_fails_is_called_off() {
     // Three may fail; the fourth is one too many.
     files.push(torn(3));
     send_it(&files).await;
-    let batch = eventually("what waits is called off", async || {
+    let batch = eventually("what waits is canceled", async || {
         let batch = stack.get("/v1/batches/bad").await.json;
         (batch["counts"]["canceled"] == 40 && batch["finished_at"].is_string()).then_some(batch)
     })

@@ -126,7 +126,7 @@ async fn a_topic_that_grows_under_load_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_consumer_that_somebody_removed_is_made_anew() {
+async fn a_removed_consumer_is_created_again() {
     let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);
     ok(&stack, &["topics", "create", "bent", "--model", "efficientnet-lite0", "--partitions", "1"]);
     assert_eq!(stack.run("topic=bent", photo("rocket.jpg")).await["state"], "succeeded");
@@ -143,7 +143,7 @@ async fn a_lease_that_never_ends_is_noticed() {
     ok(&stack, &[&create[..], &["--run-timeout", "1s"]].concat());
     ok(&stack, &["topics", "pause", "held"]);
     let id = send(stack.upload("topic=held", photo("rocket.jpg"))).await.text("id");
-    // Somebody takes the job, says again and again that it works on it, and never ends.
+    // A client takes the job, renews its lease, and never ends.
     let stream = stack.bare().await.get_stream("jobs_held_0").await.expect("there");
     let consumer: jetstream::consumer::PullConsumer = stream.get_consumer("workers").await.expect("there");
     let mut messages = consumer.fetch().max_messages(1).messages().await.expect("asked");

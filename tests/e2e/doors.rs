@@ -1,5 +1,5 @@
 //! Doors stay closed: nothing that is lost, restored, damaged or proxied lets a stranger in, other users of
-//! the machine read nothing, and nothing is told to anybody outside.
+//! the machine read nothing, and nothing is sent outside.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -262,7 +262,7 @@ async fn each_file_of_a_data_folder_may_be_damaged() {
 }
 
 #[tokio::test]
-async fn nothing_is_told_to_anybody_outside() {
+async fn nothing_is_sent_outside() {
     let Some(strace) = tool("strace") else { return };
     let folder = temporary_folder();
     let (home, trace) = (folder.path().join("home"), folder.path().join("trace"));

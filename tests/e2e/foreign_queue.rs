@@ -1,4 +1,4 @@
-//! A queue that somebody else set up: what it may cost is said at the start, and what it cannot take
+//! A queue that another operator set up: the start reports its risks, and what it cannot take
 //! is refused with the name of the setting.
 
 use std::net::TcpListener;

@@ -149,7 +149,7 @@ async fn connections_are_encrypted_with_a_certificate_that_may_be_replaced() {
     let taken = upload(client("one")).await.expect("answered");
     assert_eq!(taken.status(), 202);
     assert!(upload(client("two")).await.is_err(), "it is another one's");
-    // Who speaks in the clear, or not at all, is not heard and harms nobody.
+    // A client without TLS, or that sends nothing, is disconnected and harms no other.
     let plain = reqwest::get(url.replace("https://", "http://")).await;
     assert!(plain.is_err(), "{plain:?}");
     install("two");

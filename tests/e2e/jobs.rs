@@ -39,7 +39,7 @@ async fn a_job_is_accepted_then_polled_until_it_succeeds() {
 }
 
 #[tokio::test]
-async fn whoever_prefers_to_wait_gets_the_result_at_once() {
+async fn a_client_that_prefers_to_wait_gets_the_result_at_once() {
     let request = shared().upload("model=efficientnet-lite0", photo("coffee.png")).header("Prefer", "wait=60");
     let answer = send(request).await;
     assert_eq!((answer.status, answer.header("preference-applied")), (200, "wait=60"));

@@ -51,7 +51,7 @@ fn tar_of_one() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_somebody_elses_is_not_there() {
+async fn jobs_of_other_owners_are_not_found() {
     let stack = Stack::start_indexed(&["--workers", "1", "--models", "efficientnet-lite0"]);
     let early = stack.accept("efficientnet-lite0", photo("rocket.jpg")).await;
     let refused = stack.command(&["keys", "create", "--name", "a", "--scopes", "read"]);
@@ -70,7 +70,7 @@ async fn what_is_somebody_elses_is_not_there() {
     let job = submitted.text("id");
     let batch = ann.ask(Method::PUT, "/v1/batches/hers?model=efficientnet-lite0", tar_of_one()).await;
     assert_eq!(batch.status, 202, "{}", batch.body);
-    // Every route that takes an id, tried by somebody else.
+    // Every route that takes an id, tried by another owner.
     let description = stack.get("/openapi.json").await.json;
     let mut tried = 0;
     for (path, methods) in description["paths"].as_object().expect("an object") {
@@ -89,7 +89,7 @@ async fn what_is_somebody_elses_is_not_there() {
     }
     assert!(tried >= 13, "{tried} routes take an id");
     assert_eq!(ben.get(&format!("/v1/jobs/{job}?wait=1")).await.status, 404);
-    assert_eq!(ben.get(&format!("/v1/jobs/{early}")).await.status, 404, "nobody's is not everybody's");
+    assert_eq!(ben.get(&format!("/v1/jobs/{early}")).await.status, 404, "a job without an owner is not public");
     for (method, path) in [(Method::GET, "/v1/dead"), (Method::GET, "/v1/keys"), (Method::POST, "/v1/topics")] {
         let answer = ben.ask(method, path, "{}").await;
         assert_eq!((answer.status, answer.text("code").as_str()), (403, "key_scope"), "{path}");
@@ -227,7 +227,7 @@ async fn one_who_floods_a_topic_does_not_make_another_wait_even_in_one_partition
         answer.json
     };
     let first = submit(&flood).await;
-    // Somebody whose own partition is the same one.
+    // An owner with the same partition.
     let mut number = 0;
     let neighbour = loop {
         number += 1;

@@ -1,4 +1,4 @@
-//! What can be done with a job while it lives: called off, run again, followed, asked for twice.
+//! What can be done with a job while it lives: canceled, run again, followed, asked for twice.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -130,7 +130,7 @@ async fn a_job_has_to_begin_in_time_and_its_result_goes_when_it_was_told_to() {
     let id = waiting.text("id");
     eventually("its input is kept", async || (stack.get(&format!("/v1/dead/{id}")).await.status == 200).then_some(()))
         .await;
-    // Whoever asks for it now wants it late.
+    // A retry wants it late.
     assert_eq!(retry(&stack, &id).await.status, 202);
     ok(&stack, &["topics", "resume", "efficientnet-lite0"]);
     assert_eq!(stack.finish(&id).await["state"], "succeeded");
@@ -321,7 +321,7 @@ async fn a_waiting_job_knows_its_place() {
     ok(&stack, &["topics", "create", "slow", "--models", &models, "--partitions", "1"]);
     stack.run("model=slow", photo("rocket.jpg")).await;
     let ids = futures::future::join_all((0..8).map(|_| stack.accept("slow", photo("rocket.jpg")))).await;
-    let (position, eta) = eventually("somebody is third or later, and is told how long it takes", async || {
+    let (position, eta) = eventually("a job is third or later and has an ETA", async || {
         for id in &ids {
             let job = stack.get(&format!("/v1/jobs/{id}")).await.json;
             if let (Some(position @ 3..), Some(eta)) = (job["position"].as_u64(), job["eta_seconds"].as_u64()) {

@@ -31,7 +31,7 @@ mod openapi;
 mod batches;
 /// The same, packed by people's tools.
 mod archives;
-/// Jobs called off, run again, followed, asked for twice.
+/// Jobs canceled, run again, followed, asked for twice.
 mod lifecycle;
 /// What has ended stays as it ended.
 mod final_states;

@@ -127,7 +127,7 @@ async fn a_job_is_run_by_a_worker_that_has_the_files_it_was_promised() {
     }
     drop(stranger);
 
-    // When nobody has the files, jobs wait and say so, and others go on.
+    // When no worker has the files, jobs wait and report that, and others run.
     ok(&stack, &["topics", "pause", "pets"]);
     let waits = stack.accept("pets", photo("rocket.jpg")).await;
     std::fs::copy(other.path().join("pets/labels.txt"), right.path().join("pets/labels.txt")).expect("copied");

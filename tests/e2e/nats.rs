@@ -2,5 +2,5 @@
 
 #[path = "main.rs"]
 mod suite;
-/// A queue that somebody else set up.
+/// A queue that another operator set up.
 mod foreign_queue;

@@ -37,7 +37,7 @@ async fn a_client_made_from_the_description_finds_no_difference() {
     let mut client = Command::new("python3");
     client.args(["-m", "schemathesis.cli", "--config-file"]).arg(here.join("schemathesis.toml"));
     client.args(["run", &stack.url("/openapi.json"), "--checks", "all", "--max-time", &budget(), "--seed", SEED]);
-    // DELETE calls a job or a batch off: what was called off stays to be looked at. Time is not tested here.
+    // DELETE cancels a job or a batch, which stays readable. Time is not tested here.
     client.args(["--exclude-checks", "use_after_free", "--max-response-time", "70"]);
     client.args(["--request-timeout", "70", "-H", &format!("Authorization: Bearer {key}")]);
     client.env("PYTHONPATH", path).env("SCHEMATHESIS_HOOKS", "hooks").env("PYTHONDONTWRITEBYTECODE", "1");

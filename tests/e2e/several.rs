@@ -65,7 +65,7 @@ async fn two_api_processes_agree() {
     let ids: BTreeSet<String> = answers.iter().map(|answer| answer.text("id")).collect();
     assert_eq!(ids.len(), 1, "{ids:?}");
 
-    // What one took, the other waits for, lists and calls off.
+    // What one took, the other waits for, lists and cancels.
     let id = ids.first().expect("one");
     let done = second.get(&format!("/v1/jobs/{id}?wait=30")).await;
     assert_eq!(done.text("state"), "succeeded", "{}", done.body);

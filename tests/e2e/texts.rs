@@ -1,5 +1,5 @@
 //! Every text of a client, on its way to databases, headers, subjects, tables, logs: it comes back as it was sent,
-//! or is refused with a reason, and harms nobody.
+//! or is refused with a reason, and harms no other client.
 
 use base64::Engine as _;
 use reqwest::Method;
@@ -131,7 +131,7 @@ async fn texts_come_back_as_they_were_sent_or_are_refused() {
 
     batch_of(&stack).await;
 
-    // Nobody was harmed.
+    // No other client was harmed.
     assert_eq!(stack.get("/readyz").await.status, 200);
     assert_eq!(stack.get("/v1/jobs").await.status, 200);
     assert_eq!(stack.run(&format!("model={MODEL}"), image).await["state"], "succeeded");

@@ -53,7 +53,7 @@ async fn a_topic_is_made_changed_paused_and_removed_while_it_works() {
     let job = stack.run("topic=cameras", photo("rocket.jpg")).await;
     assert_eq!((job["state"].as_str(), job["topic"].as_str()), (Some("succeeded"), Some("cameras")), "{job}");
 
-    // It grows under load; nobody is restarted.
+    // It grows under load; no process is restarted.
     let uploads = (0..30).map(|_| stack.run("topic=cameras", photo("rocket.jpg")));
     let growing = async { stack.command(&["topics", "alter", "cameras", "--partitions", "6"]) };
     let (jobs, grown) = tokio::join!(futures::future::join_all(uploads), growing);
@@ -82,7 +82,7 @@ async fn a_topic_is_made_changed_paused_and_removed_while_it_works() {
 
     ok(&stack, &["topics", "pause", "cameras"]);
     // Workers hear of it within a second; what they took before is run.
-    let purged = eventually("a job is called off", async || {
+    let purged = eventually("a job is canceled", async || {
         let id = send(stack.upload("topic=cameras", photo("rocket.jpg"))).await.text("id");
         ok(&stack, &["topics", "purge", "cameras", "--yes"]);
         (stack.finish(&id).await["state"] == "canceled").then_some(id)

@@ -83,11 +83,11 @@ async fn a_receiver_is_told_once_with_a_signature_and_again_if_it_fails() {
     let calls = receiver.calls();
     assert_eq!(calls.len(), 3, "the first job's call came once");
     assert_eq!(calls[1].0["webhook-id"], calls[2].0["webhook-id"], "a second try is known as one");
-    // Nobody asked for this one.
+    // No client asked for this one.
     let quiet = stack.run(&format!("{query}&webhook_events=failed"), photo("rocket.jpg")).await;
     assert_eq!(quiet["state"], "succeeded");
 
-    // Whoever says that it is gone is not called again.
+    // A receiver that answers 410 is not called again.
     receiver.answer(&[410]);
     let last = stack.run(&query, photo("rocket.jpg")).await;
     let log = deliveries(&stack, last["urls"]["self"].as_str().expect("a path"), 1).await;
@@ -130,7 +130,7 @@ async fn a_batch_tells_once_that_all_of_it_has_ended() {
     };
     let taken = send(put(&stack, "first", "", 20)).await;
     assert_eq!(taken.status, 202, "{}", taken.body);
-    // Whoever dies meanwhile, somebody tells.
+    // Whichever process dies meanwhile, the webhook is called.
     stack.kill();
     stack.restart();
     let (_, body) = receiver.wait_for(1).await.remove(0);
@@ -152,7 +152,7 @@ async fn a_batch_tells_once_that_all_of_it_has_ended() {
 }
 
 #[tokio::test]
-async fn nobody_makes_us_call_what_stands_beside_us() {
+async fn private_addresses_are_never_called() {
     let receiver = Receiver::start().await;
     let folder = super::harness::temporary_folder();
     let data = folder.path().join("data");

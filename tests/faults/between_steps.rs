@@ -176,11 +176,11 @@ async fn a_stray_double_of_a_message_is_let_go() {
     })
     .await;
     let stored = crash.queue.record(&crash.record.spec.id).await.expect("answered").expect("known");
-    assert_eq!(stored.record, running, "the job is where its record says, and nobody touched it");
+    assert_eq!(stored.record, running, "the job is where its record says, untouched");
 }
 
 #[tokio::test]
-async fn a_message_that_nobody_of_us_wrote_is_put_aside() {
+async fn a_foreign_message_is_put_aside() {
     let stack = Stack::start(&["--workers", "1"]);
     stack.run(&format!("model={MODEL}"), photo("china.jpg")).await;
     let id = JobId::random(TopicName::new(MODEL).expect("valid"));
@@ -234,7 +234,7 @@ async fn after_the_message_of_a_redrive_the_worker_takes_the_job_back_itself() {
     let published = bare.publish_with_headers(subject, headers, message).await;
     published.expect("sent").await.expect("stored");
     succeeds_again(&crash).await;
-    // Whoever asks once more is told that it is done, and the letter goes.
+    // A second request is answered that it is done, and the letter is removed.
     assert_eq!(crash.queue.redrive(id).await.expect("answered"), Redriven::AlreadyQueued);
     assert_eq!(crash.dead_letter().await, None);
 }

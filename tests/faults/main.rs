@@ -48,7 +48,7 @@ pub(crate) async fn all_end(stack: &Stack, ids: &[String]) -> BTreeMap<String, V
         (id.clone(), waited)
     }))
     .await;
-    // Nothing that anybody heard may change later.
+    // Nothing that a client received may change later.
     for (id, job) in &jobs {
         assert_eq!(&stack.get(&format!("/v1/jobs/{id}")).await.json, job);
     }

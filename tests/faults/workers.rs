@@ -54,7 +54,7 @@ async fn a_worker_that_wakes_after_its_lease_neither_overwrites_nor_steals() {
         (job["state"] == "running").then(|| job["worker"].as_str().expect("a worker").to_owned())
     };
     let id = stack.accept("slow", photo("china.jpg")).await;
-    let holder = eventually("somebody runs it", async || worker_of(&id).await).await;
+    let holder = eventually("a worker runs it", async || worker_of(&id).await).await;
     let pid = eventually("its process is known", async || {
         let members = stack.members("worker").await;
         members.iter().find(|member| member["id"] == holder.as_str()).and_then(|member| member["pid"].as_u64())

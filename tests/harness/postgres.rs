@@ -89,7 +89,7 @@ impl Postgres {
     }
 }
 
-/// A folder that names this process. Those of processes that are gone, which nobody removed, go.
+/// A folder that names this process. Folders of processes that have ended are removed.
 fn own_folder() -> TempDir {
     const PREFIX: &str = "sightline-test-postgres-";
     let temp = std::env::temp_dir();

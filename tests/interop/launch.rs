@@ -22,7 +22,7 @@ pub(crate) struct Settings<'a> {
     pub(crate) own: &'a str,
     /// Configuration of a NATS server.
     pub(crate) nats: &'a str,
-    /// Nobody but users is let in, or everybody.
+    /// Only users may connect, or all clients.
     pub(crate) without_token: bool,
 }
 

@@ -224,7 +224,7 @@ async fn with_interest_a_message_stays_until_all_who_want_it_are_done() {
     let context = broker.bare().await;
     let stream = stream(&context, RetentionPolicy::Interest).await;
     assert_eq!(publish(&context, "s.a", "x").await, 1, "counted");
-    assert_eq!(count(&stream).await, 0, "and not kept for nobody");
+    assert_eq!(count(&stream).await, 0, "and not kept without a consumer");
     let durable = |name: &str, filter: &str| pull::Config {
         durable_name: Some(name.into()),
         filter_subject: filter.into(),
@@ -293,7 +293,7 @@ async fn old_messages_keep_their_pauses_if_asked() {
 }
 
 #[tokio::test]
-async fn a_pause_outlives_whoever_makes_the_consumer_again() {
+async fn a_pause_outlives_a_client_that_creates_the_consumer_again() {
     let broker = Broker::start().await;
     let context = broker.bare().await;
     let stream = stream(&context, RetentionPolicy::Limits).await;

@@ -220,13 +220,13 @@ fn limits_hold_for_connections_subscriptions_and_silence() {
     let mut third = server.connect();
     third.expect("-ERR 'maximum connections exceeded'");
     assert!(third.is_closed());
-    // Whoever does not answer is asked, and asked again, and then cut.
+    // A client that does not answer is asked twice and then disconnected.
     one.expect("-ERR 'Stale Connection'");
     assert!(one.is_closed());
 }
 
 #[tokio::test]
-async fn whoever_does_not_keep_up_is_cut_and_others_go_on() {
+async fn a_slow_client_is_cut_and_others_go_on() {
     let server = Server::start(Settings {
         own: "pending = \"1MiB\"",
         nats: "max_pending: 1MB\nwrite_deadline: \"2s\"",

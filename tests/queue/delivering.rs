@@ -36,7 +36,7 @@ async fn a_renewed_lease_holds() {
     let end = Instant::now() + 3 * LEASE;
     while Instant::now() < end {
         delivery.renew().await.expect("confirmed");
-        assert!(is_drained(&mut fetcher, &topic).await, "it was given to somebody else");
+        assert!(is_drained(&mut fetcher, &topic).await, "it was given to another worker");
         tokio::time::sleep(LEASE / 5).await;
     }
     delivery.ack().await.expect("still ours");

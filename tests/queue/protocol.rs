@@ -72,7 +72,7 @@ async fn pull_status(client: &async_nats::Client, target: &str, body: Value) -> 
 }
 
 #[tokio::test]
-async fn requests_are_answered_by_one_of_a_group_or_by_nobody_at_once() {
+async fn requests_are_answered_by_one_of_a_group_or_refused_at_once() {
     let broker = Broker::start().await;
     let client = broker.client().await;
     let mut members = Vec::new();
@@ -307,7 +307,7 @@ async fn what_is_not_acked_comes_again_and_not_too_often() {
         assert_eq!(message.info().expect("parses").delivered, delivery);
     }
     let advisory = eventually("it is told", async || {
-        // A NATS server may notice only when somebody asks.
+        // A NATS server may notice only when a client asks.
         assert!(fetch(&twice, 1).await.is_empty(), "a third delivery");
         let told = tokio::time::timeout(Duration::from_millis(100), given_up.next()).await.ok()??;
         serde_json::from_slice::<Value>(&told.payload).ok()
@@ -353,7 +353,7 @@ async fn consumers_begin_where_they_are_told_and_see_what_they_filter() {
         consumer(&made, pull::Config { inactive_threshold: Duration::from_secs(1), ..pull::Config::default() }).await;
     assert_eq!(fetch(&ephemeral, 9).await.len(), 4);
     let name = ephemeral.cached_info().name.clone();
-    eventually("it ends when nobody asks", async || {
+    eventually("it ends when it is unused", async || {
         let names: Vec<String> = made.consumer_names().try_collect().await.ok()?;
         (!names.contains(&name)).then_some(())
     })
@@ -427,7 +427,7 @@ async fn waiting_workers_are_served_in_turn() {
 }
 
 #[tokio::test]
-async fn whoever_listens_to_everything_takes_no_job_from_anybody() {
+async fn a_subscriber_to_everything_takes_no_job() {
     let broker = Broker::start().await;
     let context = broker.bare().await;
     let monitor = broker.client().await;

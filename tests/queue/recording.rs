@@ -61,7 +61,7 @@ async fn finished_records_expire_and_open_ones_do_not() {
 }
 
 #[tokio::test]
-async fn whoever_waits_hears_the_end_and_only_the_end() {
+async fn a_waiting_client_receives_the_end_and_only_the_end() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
     let id = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").spec.id;
@@ -73,7 +73,7 @@ async fn whoever_waits_hears_the_end_and_only_the_end() {
     let stored = queue.record(&id).await.expect("answered").expect("known");
     let running = stored.record.start("w", Timestamp::now()).expect("starts");
     queue.replace(stored.revision, &running).await.expect("written");
-    // A refused write rings the doorbell too; nobody may take what it carried for the result.
+    // A refused write notifies too; its content must not be taken for the result.
     let false_end = finished(&stored.record);
     assert_eq!(queue.replace(stored.revision, &false_end).await.expect("answered"), Replaced::Refused);
     let stored = queue.record(&id).await.expect("answered").expect("known");

@@ -90,7 +90,7 @@ impl Engine {
             };
             drop(loaded.send(Ok(shelf.files())));
             while let Some((request, stop, answer)) = inbox.blocking_recv() {
-                // Nobody waits any more only when the process is about to end.
+                // The receiver is dropped only when the process is about to end.
                 let run = std::panic::catch_unwind(AssertUnwindSafe(|| shelf.run(&request, &stop)));
                 drop(answer.send(run.unwrap_or_else(|_| Err(RunError::Runtime("the engine gave up on it".into())))));
             }

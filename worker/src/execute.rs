@@ -2,7 +2,7 @@
 //!
 //! The order is what makes each step safe to be interrupted: `running` before the bytes are
 //! touched, the terminal record before the message is let go, and of a failed job record, dead
-//! letter, term. Whoever comes after a crash finds the last step that was done and goes on from
+//! letter, term. After a crash a worker finds the last step that was done and continues from
 //! there; each step may be done twice.
 
 use std::sync::Arc;
@@ -133,7 +133,7 @@ impl InHand {
         log_unsettled(&self.delivery, self.delivery.nak(pause).await);
     }
 
-    /// Gives the job to somebody else. It has not begun, so this costs it no attempt.
+    /// Returns the job to the queue. It has not started, so this costs no attempt.
     pub(crate) async fn hand_back(self) {
         tracing::info!(job_id = %self.delivery.id, "handed back");
         log_unsettled(&self.delivery, self.delivery.nak(Duration::ZERO).await);
@@ -158,11 +158,11 @@ impl InHand {
         let request = self.request(&running);
         let model = request.model.clone();
         let timeout = request.timeout;
-        // A run may end this process. Whoever hands back what it had in hand knows of that by its
-        // reports, and what is just on its way here is not reported yet.
+        // A run may end this process. Its supervisor returns the jobs that were reported; a job that is just
+        // being fetched is not reported yet.
         drop(tokio::time::timeout(ARRIVAL_MAX, bench.arriving.lock()).await);
         let (run, stuck) = match bench.engine.run(request, canceled.canceled(), bench.leaving.cancelled()).await {
-            // Its record says so; whoever wrote that has removed the message.
+            // The record is canceled already, and its writer has removed the message.
             Ok(Err(RunError::Canceled)) => {
                 bench.status.count(&running, &Err(RunError::Canceled), "canceled");
                 return Ok(());
@@ -202,7 +202,7 @@ impl InHand {
         }
     }
 
-    /// `None` when somebody else wrote the record meanwhile.
+    /// `None` when another process wrote the record meanwhile.
     async fn try_begin(&mut self, bench: &Bench) -> Result<Option<Begun>, QueueError> {
         if !self.delivery.lease().is_held(Instant::now()) {
             return Ok(Some(Begun::Left));
@@ -224,7 +224,7 @@ impl InHand {
                 return Ok(Some(Begun::Over(Settlement::Bury { reason, attempts: Vec::new() })));
             }
         };
-        // Somebody asked for this to be run again, and had no time yet to write so.
+        // A client retried this job and has not written that yet.
         let place = (self.delivery.partition, self.delivery.sequence);
         let record = match record.again(place.0, place.1) {
             Ok(again) if self.delivery.again == Some(revision) => again,
@@ -241,7 +241,7 @@ impl InHand {
             State::Succeeded { .. } | State::Canceled { .. } => return Ok(Some(Begun::Over(Settlement::Ack))),
             State::Queued { .. } | State::Running {} => {}
         }
-        // Reading may have taken long, and past the lease the job is somebody else's.
+        // Reading may have taken long, and past the lease another worker has the job.
         if !self.delivery.lease().is_held(Instant::now()) {
             return Ok(Some(Begun::Left));
         }

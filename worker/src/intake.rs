@@ -6,8 +6,8 @@
 //! round starts at a place that differs from worker to worker, so that they do not all ask the
 //! same partition first. Which priority's round comes next is [`Rounds`]' business.
 //!
-//! A worker that finds nothing says so, and whoever has a job in hand that it cannot begin yet hands
-//! it back: nobody idles while a job waits in somebody's hands.
+//! A worker that finds nothing announces that, and a worker that has prefetched a job and cannot start it yet
+//! returns it: no worker is idle while a job waits on another one.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::WorkerError;
 use crate::peers::Avoided;
 use crate::rounds::{Place, Rounds};
 
-/// How often all partitions are looked at, whether or not somebody called.
+/// How often all partitions are checked without a notification.
 const PASS_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after an error, so that an absent server is not hammered.
 const ERROR_PAUSE: Duration = Duration::from_millis(200);
@@ -37,7 +37,7 @@ pub(crate) struct Intake {
     queue: Queue,
     fetcher: Fetcher,
     wakes: Pin<Box<dyn Stream<Item = Place> + Send>>,
-    /// Topics that somebody has just changed.
+    /// Topics that have just changed.
     changes: Pin<Box<dyn Stream<Item = TopicName> + Send>>,
     /// This worker and its models, as others hear of them.
     idle: Idle,

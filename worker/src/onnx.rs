@@ -104,7 +104,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// A stop that nobody has pulled yet.
+    /// A stop that was not used yet.
     pub(crate) fn new() -> Result<Self, RunError> {
         let options = RunOptions::new().map_err(|error| RunError::Runtime(error.to_string()))?;
         Ok(Self { options: Arc::new(options), pulled: Arc::default() })

@@ -3,7 +3,7 @@
 //! A job is promised the answers of certain files. A worker that has others must not run it, and gives it back for a
 //! while, so that those behind it come. If another worker has these files, it must get its chance: all look at fixed
 //! intervals, and without a rule the wrong one might find the job each time. So a worker that finds nothing behind
-//! such jobs leaves the partition alone until they are back and everybody has looked.
+//! such jobs leaves the partition alone until they are back and all workers have looked.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn with_nothing_behind_them_everybody_looks_before_this_worker_does_again() {
+    fn with_nothing_behind_them_all_workers_look_before_this_one_does_again() {
         let (mut avoided, now) = (Avoided::default(), Instant::now());
         avoided.emptied(&place());
         assert!(!avoided.holds(&place(), now), "an empty partition is an ordinary one");

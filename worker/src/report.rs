@@ -53,19 +53,19 @@ pub enum Report {
     },
 }
 
-/// Sends reports, or not, when nobody supervises.
+/// Sends reports, if a supervisor reads them.
 #[derive(Debug, Clone, Copy)]
 pub struct Reporter {
     supervised: bool,
 }
 
 impl Reporter {
-    /// Reports to whoever reads standard output.
+    /// Reports on standard output.
     pub fn to_supervisor() -> Self {
         Self { supervised: true }
     }
 
-    /// Reports to nobody.
+    /// Reports nothing.
     pub fn silent() -> Self {
         Self { supervised: false }
     }

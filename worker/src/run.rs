@@ -108,7 +108,7 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
 async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken) -> Result<(), WorkerError> {
     let (slot, mut peers) = (Arc::new(Semaphore::new(1)), Peers::default());
     let failure = Arc::new(Mutex::new(None));
-    // Pulled by whoever stops the worker, and by a job that leaves it unfit for the next one.
+    // Canceled when the worker is stopped, and by a job that leaves it unfit for the next one.
     let halt = stop.child_token();
     let mut jobs = JoinSet::new();
     let mut idle = bench.queue.idle_workers().await?;
@@ -131,7 +131,7 @@ async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken)
             biased;
             () = halt.cancelled() => None,
             permit = slot.clone().acquire_owned() => permit.ok(),
-            () = somebody_is_free(&mut idle, &job, bench) => None,
+            () = a_worker_is_idle(&mut idle, &job, bench) => None,
             () = tokio::time::sleep(HOLD_MAX) => None,
         };
         let Some(permit) = permit else {
@@ -170,7 +170,7 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// Waits until another worker that could run this job has nothing to do.
-async fn somebody_is_free(idle: &mut (impl Stream<Item = Idle> + Unpin), job: &InHand, bench: &Bench) {
+async fn a_worker_is_idle(idle: &mut (impl Stream<Item = Idle> + Unpin), job: &InHand, bench: &Bench) {
     while let Some(worker) = idle.next().await {
         if worker.member != bench.member && job.is_for(&worker.models) {
             return;

@@ -1,4 +1,4 @@
-//! Jobs in hand, so that one can be stopped when it is called off.
+//! Jobs in hand, so that one can be stopped when it is canceled.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,14 +19,14 @@ pub(crate) struct Entry {
 }
 
 impl Runs {
-    /// Enters a job; what it returns says when the job is called off.
+    /// Enters a job; what it returns says when the job is canceled.
     pub(crate) fn enter(&self, id: &JobId) -> Entry {
         let canceled = CancellationToken::new();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), canceled.clone());
         Entry { id: id.clone(), runs: self.clone(), canceled }
     }
 
-    /// Listens for jobs that are called off, for as long as it is awaited. What it hears is only a
+    /// Listens for jobs that are canceled, for as long as it is awaited. What it hears is only a
     /// hint; the record says whether it is so.
     pub(crate) async fn keep(self, queue: Queue) -> Result<(), QueueError> {
         let mut cancels = queue.cancels().await?;
@@ -43,7 +43,7 @@ impl Runs {
 }
 
 impl Entry {
-    /// Ends when the job is called off.
+    /// Ends when the job is canceled.
     pub(crate) async fn canceled(&self) {
         self.canceled.cancelled().await;
     }

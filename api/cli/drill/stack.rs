@@ -33,7 +33,7 @@ pub(crate) type Api = Arc<RwLock<String>>;
 
 /// A whole system in a folder of its own. Dropping it ends it and removes the folder.
 pub(crate) struct Stack {
-    // Before the folder, so that nobody writes into it any more when it goes.
+    // Before the folder, so that no process writes into it when it is removed.
     up: Option<Child>,
     brokers: Brokers,
     flags: Vec<String>,

@@ -60,7 +60,7 @@ impl Skipped {
     }
 }
 
-/// Kinds of image that are not taken; whoever sends a folder of them wants to know.
+/// Unsupported kinds of image, counted so that a user sees what was left out.
 const FOREIGN_IMAGES: [&str; 6] = [
     "HEIC image",
     "AVIF image",

@@ -23,7 +23,7 @@ pub(super) fn row(line: &Value) -> String {
     api::table_row(&cells)
 }
 
-/// Rows as lines of results, as far as a later run needs them; none if they are somebody else's.
+/// Rows as lines of results, as far as a later run needs them; none if another program wrote them.
 pub(super) fn read(text: &[u8]) -> Option<Vec<Value>> {
     if text.is_empty() {
         return Some(Vec::new());

@@ -19,9 +19,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// In a cluster records may be written this much later than their jobs are accepted, at the latest. An
 /// item without a row has a result that has expired, from then on.
 const RECORDS_LATE_MAX: Duration = Duration::from_secs(60);
-/// How long a sender may take to notice that its batch was called off: it looks each second.
+/// How long a sender may take to notice that its batch was canceled: it looks each second.
 const SENDER_LATE_MAX: Duration = Duration::from_secs(5);
-/// How long a batch that was called off is looked after, should a sender have been asleep for longer.
+/// How long a batch that was canceled is looked after, should a sender have been asleep for longer.
 const LOOKED_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// Follows batches.
@@ -41,7 +41,7 @@ enum Step {
     Wait,
     /// Too many of its jobs have failed.
     Stop,
-    /// It was called off, and some of its jobs were not, or not yet.
+    /// It was canceled, and some of its jobs were not, or not yet.
     CancelRest,
     /// All of it has ended.
     Finish,
@@ -137,7 +137,7 @@ impl Follower {
         let limit = batch.failures_max.unwrap_or_default();
         let error = JobError::new("too_many_failures", format!("more than {limit} of its jobs have failed"));
         let next = Batch { canceled_at: Some(Timestamp::now()), error: Some(error), ..batch.clone() };
-        // If somebody else has written, the next look sees what.
+        // If another process has written, the next round sees it.
         if let Replaced::Done(_) = self.queue.write_batch(revision, &next).await? {
             tracing::warn!(batch = batch.id, limit, "batch canceled: too many of its jobs failed");
         }
@@ -194,7 +194,7 @@ mod tests {
             (&complete, counts(0, 3, 2), 9_000, Step::Finish),
             (&complete, counts(0, 2, 3), 9_000, Step::Stop),
             (&canceled, counts(1, 0, 3), 1_000, Step::CancelRest),
-            // Somebody may be sending still.
+            // A client may still be sending.
             (&canceled, counts(0, 1, 3), 1_000, Step::Wait),
             (&canceled, counts(0, 1, 3), 9_000, Step::Finish),
             (&over, counts(1, 1, 3), 9_000, Step::CancelRest),

@@ -27,7 +27,7 @@ use crate::state::{Shared, State as Inner};
 
 /// Batches that are listed.
 const LISTED_MAX: usize = 100;
-/// Jobs that are called off or looked at, at a time.
+/// Jobs that are canceled or looked at, at a time.
 const WIDTH: usize = 16;
 /// Jobs of a page.
 const PAGE: usize = 1_000;
@@ -114,7 +114,7 @@ pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Res
     Ok((StatusCode::ACCEPTED, Json(wire::shown(&state, &batch).await?)).into_response())
 }
 
-/// Calls off all jobs of a batch that have not ended.
+/// Cancels all jobs of a batch that have not ended.
 pub(super) async fn cancel_jobs(queue: &Queue, index: &Index, id: &str) -> Result<(), IndexError> {
     // Once more after the last one: some may have come while we were at it.
     for _ in 0..2 {

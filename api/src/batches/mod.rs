@@ -1,4 +1,4 @@
-//! Batches: many images that are sent, watched, read and called off together.
+//! Batches: many images that are sent, watched, read and canceled together.
 
 mod follow;
 mod items;
@@ -38,8 +38,8 @@ pub(crate) fn is_id(id: &str) -> bool {
     (1..=ID_MAX).contains(&id.len()) && id.chars().all(is_good)
 }
 
-/// The job of an item. It follows from owner, batch and the item's own name, so that whoever comes
-/// again finds it.
+/// The job of an item. It follows from owner, batch and the item's own name, so that a repeated request
+/// finds it.
 fn item_id(batch: &Batch, custom_id: &str) -> JobId {
     JobId::derived(batch.topic.clone(), &[batch.owner.as_deref().unwrap_or(""), &batch.id, custom_id])
 }

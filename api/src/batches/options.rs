@@ -53,7 +53,7 @@ impl BatchOptions {
         if events.is_some() && url.is_none() {
             return Err(refuse("webhook_events", "it needs a webhook".into()));
         }
-        // A batch of thousands calls once, unless somebody wants to hear of each job.
+        // A batch of thousands calls once, unless its client asked for each job.
         let events = events.unwrap_or_else(|| vec![FINISHED.to_owned()]);
         let (of_batch, of_jobs): (Vec<String>, _) = events.into_iter().partition(|event| event == FINISHED);
         if let Some(url) = &url

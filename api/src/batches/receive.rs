@@ -44,7 +44,7 @@ const TRIES: u32 = 20;
 /// How long an item is offered to a queue that is full, or waits for room under its key's limit: the
 /// sender may be gone, and what it sent is in memory.
 const FULL_PATIENCE: Duration = Duration::from_secs(10 * 60);
-/// How often to look whether the batch was called off.
+/// How often to look whether the batch was canceled.
 const CANCEL_LOOK: Duration = Duration::from_secs(1);
 /// Items of one batch.
 pub(super) const ITEMS_MAX: usize = 1_000_000;
@@ -279,7 +279,7 @@ async fn close(state: &Inner, id: &str, count: u64, are_new: bool, skipped: Skip
     }
 }
 
-/// Resolves when the batch is to be taken no further: it was called off, or this process ends.
+/// Resolves when the batch is to be taken no further: it was canceled, or this process ends.
 async fn interruption(target: &Target<'_>) -> ApiError {
     let Target { state, batch, .. } = target;
     let canceled = async {

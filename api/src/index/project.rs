@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use super::{Index, IndexError};
 use crate::webhooks;
 
-/// How often to look for new records, whether or not somebody rang.
+/// How often to look for new records without a notification.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after a ring: rows of jobs that change quickly are written once.
 const GATHER: Duration = Duration::from_millis(100);

@@ -25,7 +25,7 @@ impl Statement {
         self.text.push_str(words);
     }
 
-    /// A place for a value, whoever it is from.
+    /// A placeholder for a value of any source.
     pub(super) fn value(&mut self, value: Value) {
         self.values.push(value);
         self.text.push_str(&format!("${}", self.values.len()));

@@ -1,7 +1,7 @@
 //! A job's life in sentences: who took it, why it waited, each attempt, how it ended.
 //!
 //! [`explain`] is pure; what it tells about the past stands in the record, what it tells about the
-//! present is looked at when somebody asks.
+//! present is looked up when a client asks.
 
 use queue::client::{Description, Partition};
 use queue::members::{Announcement, Stage};

@@ -13,7 +13,7 @@ use crate::index::Filter;
 use crate::keys::Caller;
 use crate::state::Shared;
 
-/// Jobs of a page when nobody says how many, and at most.
+/// Default and largest page size.
 const LIMIT: usize = 50;
 const LIMIT_MAX: usize = 1_000;
 

@@ -138,7 +138,7 @@ pub(crate) async fn image(
     let mut headers = HeaderMap::new();
     let kind = HeaderValue::from_str(&format!("image/{}", stored.record.spec.image.format));
     headers.insert(header::CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/octet-stream")));
-    // It is what somebody uploaded: no browser may take it for a page.
+    // It is what a client uploaded: no browser may take it for a page.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
     Ok((headers, input).into_response())

@@ -1,4 +1,4 @@
-//! Jobs: taken in, looked at, called off, run again.
+//! Jobs: taken in, looked at, canceled, run again.
 
 pub(crate) mod submit;
 mod body;

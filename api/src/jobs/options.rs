@@ -107,7 +107,7 @@ impl Options {
         self.webhook.take()
     }
 
-    /// Of which states somebody is told.
+    /// States that the webhook is notified about.
     #[cfg(test)]
     pub(crate) fn webhook_events(&self) -> Option<&[String]> {
         self.job.webhook.as_ref().map(|webhook| webhook.events.as_slice())

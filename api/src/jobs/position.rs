@@ -16,11 +16,11 @@ use crate::state::State as Inner;
 pub(super) struct Position {
     /// 1 is next.
     pub(super) position: u64,
-    /// Seconds until it has ended; none while no worker is there, or nobody has measured.
+    /// Seconds until it has ended; none while no worker is present or no job was measured.
     pub(super) eta_seconds: Option<u64>,
 }
 
-/// Where a waiting job stands; none if it does not wait, or nobody has looked yet.
+/// Where a waiting job stands; none if it is not queued or was not looked up yet.
 pub(super) fn of(state: &Inner, record: &Record) -> Option<Position> {
     let topics = state.watch.topics();
     let topic = topics.iter().find(|topic| topic.name == *record.spec.id.topic())?;

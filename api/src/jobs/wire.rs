@@ -83,7 +83,7 @@ pub(crate) enum JobState {
     Succeeded,
     /// Has an error.
     Failed,
-    /// Was called off.
+    /// Was canceled.
     Canceled,
 }
 

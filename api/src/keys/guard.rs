@@ -28,7 +28,7 @@ pub(crate) async fn guard(State(state): State<Shared>, mut request: Request, nex
             Err(error) => return ApiError::from(error).into_response(),
         };
     if is_free {
-        let caller = Caller::anybody(client_address(&state.config, &request));
+        let caller = Caller::anonymous(client_address(&state.config, &request));
         request.extensions_mut().insert(caller);
         return next.run(request).await;
     }
@@ -102,7 +102,7 @@ fn needed(method: &Method, route: &str) -> Scope {
     }
 }
 
-/// An id of somebody else's is not there.
+/// Ids of other owners are not found.
 async fn own(state: &Inner, caller: &Caller, route: &str, request: &mut Request<Body>) -> Result<(), ApiError> {
     let Ok(parameters) = request.extract_parts::<RawPathParams>().await else { return Ok(()) };
     let Some((_, id)) = parameters.iter().find(|(name, _)| *name == "id") else { return Ok(()) };

@@ -49,7 +49,7 @@ pub(crate) enum Scope {
     Read,
     /// To see how the system does: metrics, members, topics.
     Operate,
-    /// Everything, of everybody.
+    /// Everything, of all owners.
     Admin,
 }
 
@@ -125,7 +125,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    fn anybody(address: Option<IpAddr>) -> Self {
+    fn anonymous(address: Option<IpAddr>) -> Self {
         Self { owner: None, scopes: [Scope::Admin].into(), allowance: None, address }
     }
 
@@ -166,7 +166,7 @@ impl Caller {
         self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
     }
 
-    /// Whether everything is there for this caller, whoever owns it.
+    /// Whether this caller may see the jobs of all owners.
     pub(crate) fn sees_all(&self) -> bool {
         self.scopes.contains(&Scope::Admin)
     }

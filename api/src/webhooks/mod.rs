@@ -1,9 +1,9 @@
-//! Webhooks: a client's server is told when its job, or its batch, has ended.
+//! Webhooks: we POST an event to a client's server when its job or batch ends.
 //!
-//! The index, which follows the records, notes for each change that somebody wants to hear of that a
-//! call is owed, before it notes how far it has come. So no change is missed, whoever dies; and one
-//! that is noted twice is one message. A call is tried over hours, signed as Standard Webhooks has
-//! it (<https://www.standardwebhooks.com>), and every try stands in the delivery log.
+//! The index follows the records. For each change with a webhook it stores a call that is due, before it stores
+//! its own position. So no change is missed if a process dies, and a change stored twice is one message. Calls are
+//! retried for hours, signed by Standard Webhooks (<https://www.standardwebhooks.com>), and each attempt is in the
+//! delivery log.
 
 mod guard;
 mod receivers;

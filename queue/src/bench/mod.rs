@@ -1,7 +1,7 @@
 //! How fast a server is, asked by one client program: the same for every server.
 //!
 //! The questions: what does an acknowledged message cost, at one and at many in flight, small and
-//! large; what does a pull with its ack; and how long is a message on its way to somebody who waits?
+//! large; what does a pull with its ack; and how long does a message take to a waiting client?
 
 pub mod journal;
 

@@ -152,7 +152,7 @@ fn create_stream(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
         if stream.config != config {
             return Err(Refusal::name_in_use());
         }
-        // Somebody else may be told of it before it is durable otherwise.
+        // Otherwise another client could learn of it before it is durable.
         core.journal.require_sync();
     } else {
         if config.sealed {

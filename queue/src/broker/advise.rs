@@ -1,4 +1,4 @@
-//! Advisories: plain messages that tell whoever listens what happened. Nobody may rely on them.
+//! Advisories: plain messages about what happened. They may be lost.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ pub(super) enum Fate<'a> {
 }
 
 impl Core {
-    /// Tells whoever listens that something happened.
+    /// Publishes an advisory.
     fn advise(&mut self, subject: &str, kind: &str, fields: impl FnOnce() -> Value, now: Now) {
         if !self.subscriptions.has(subject.as_bytes()) {
             return;
@@ -141,7 +141,7 @@ impl Core {
         self.advise(&subject, "metric.v1.consumer_ack", fields, now);
     }
 
-    /// Somebody asked the API for something.
+    /// A request to the API.
     pub(super) fn audit(&mut self, client: &str, subject: &[u8], request: &[u8], response: &str, now: Now) {
         let fields = || {
             json!({

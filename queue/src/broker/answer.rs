@@ -79,7 +79,7 @@ fn gaps(stream: &Stream) -> u64 {
     span.saturating_sub(stream.messages.len() as u64)
 }
 
-/// A consumer: configuration, state. `is_bound`: somebody listens where it pushes to.
+/// A consumer: configuration, state. `is_bound`: its push subject has subscribers.
 pub(super) fn consumer(stream: &Stream, consumer: &Consumer, is_bound: bool, now: Now) -> Map<String, Value> {
     let side = |(consumer_sequence, stream_sequence): (u64, u64)| {
         let mut side = json!({"consumer_seq": consumer_sequence, "stream_seq": stream_sequence});

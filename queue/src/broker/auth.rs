@@ -15,16 +15,16 @@ const RESPONSES_MAX: usize = 4096;
 const RESPONSES_COUNT: u32 = 1;
 const RESPONSES_FOR: Duration = Duration::from_secs(120);
 
-/// Who may come in. With neither token nor users, everybody.
+/// Who may connect. With neither token nor users, all clients.
 #[derive(Clone, Default)]
 pub struct Auth {
-    /// Whoever knows it may do everything.
+    /// A client with it may do everything.
     pub token: Option<String>,
     /// People and programs with names.
     pub users: Vec<User>,
 }
 
-/// Somebody with a name.
+/// A named user.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct User {
@@ -43,7 +43,7 @@ impl std::fmt::Debug for User {
     }
 }
 
-/// What somebody may publish and subscribe.
+/// What a user may publish and subscribe.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Permissions {
@@ -107,7 +107,7 @@ impl Auth {
         Ok(())
     }
 
-    /// What somebody who says this may do; `None` if it may not come in. Takes the same time for every
+    /// What a client with these credentials may do; `None` if they are wrong. Takes the same time for every
     /// wrong password.
     pub(super) fn identify(&self, token: &str, name: &str, password: &str) -> Option<Permissions> {
         if !self.is_asked() {
@@ -218,7 +218,7 @@ mod tests {
         ] {
             assert_eq!(auth.identify(token, name, password).is_some(), is_in, "{token} {name} {password}");
         }
-        assert!(Auth::default().identify("", "", "").is_some(), "nobody is asked");
+        assert!(Auth::default().identify("", "", "").is_some(), "no client is asked");
         let twice = Auth { token: None, users: vec![user("a"), user("a")] };
         assert!(twice.check().is_err_and(|problem| problem.contains("twice")));
     }

@@ -64,7 +64,7 @@ impl Drop for Pinned {
 fn copy_pinned(from: &Path, to: &Path) -> io::Result<()> {
     let folder = from.with_file_name(format!("journal-copy-{}", std::process::id()));
     if fs::DirBuilder::new().mode(0o700).create(&folder).is_err() {
-        // Read only, most likely, and then nobody changes it.
+        // Most likely read-only, so no process changes it.
         return copy_consistently(from, to, &|one, other| copy_whole(one, other));
     }
     let pinned = Pinned(folder);

@@ -199,7 +199,7 @@ async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Good
         loop {
             match parser.next(&mut buffer) {
                 Ok(Some(command)) if session.is_let_in() => commands.push(command),
-                // Whoever is not let in is heard one command at a time, and only to say who it is.
+                // Before it has authenticated, a client is read one command at a time.
                 Ok(Some(Command::Connect(json))) => {
                     if let Err(goodbye) = greet(shared, session, &json) {
                         return goodbye;

@@ -99,7 +99,7 @@ fn create(
     let mut is_new = false;
     let found = stream.consumer(&name);
     if let Some(found) = found.filter(|_| config.pause_until.is_none()) {
-        // Made again by somebody who knows nothing of the pause.
+        // Created again by a client that does not know of the pause.
         config.pause_until.clone_from(&found.config.pause_until);
     }
     let (id, created, start, resume) = match found {

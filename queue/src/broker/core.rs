@@ -294,13 +294,13 @@ impl Core {
         self.journal.make_room(bytes as u64, share, self.queued.0 * OWED_BYTES)
     }
 
-    /// Sends a message to everybody who listens; whether somebody does. `from` is a client that does
+    /// Sends a message to all subscribers; whether there are any. `from` is a client that does
     /// not want to hear itself.
     pub(super) fn route(&mut self, subject: &[u8], reply: Option<&[u8]>, body: &Body<'_>, from: Option<u64>) -> bool {
         self.route_as(subject, subject, reply, body, from)
     }
 
-    /// The same to everybody who listens to `subject`, who see it as one to `shown`.
+    /// The same to all subscribers of `subject`, who see it as one to `shown`.
     pub(super) fn route_as(
         &mut self,
         subject: &[u8],
@@ -372,7 +372,7 @@ impl Core {
         }
     }
 
-    /// The same, and nothing is kept back: for whoever is about to wait for the disk.
+    /// The same, keeping nothing back: for a caller that is about to wait for the disk.
     pub(super) fn finish_all(&mut self) {
         self.finish();
         self.journal.flush();

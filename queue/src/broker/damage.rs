@@ -97,7 +97,7 @@ impl Core {
 }
 
 impl Shared {
-    /// The same as [`Core::unreadable`], for whoever has not the lock.
+    /// The same as [`Core::unreadable`], for callers without the lock.
     pub(super) fn unreadable(&self, of: (u32, u64), place: Place, error: &io::Error) {
         let mut core = self.lock();
         core.unreadable(of, place, error);

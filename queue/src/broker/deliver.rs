@@ -1,4 +1,4 @@
-//! Handing messages out: to those who asked, in turn, or to whoever listens where they are pushed.
+//! Delivering messages: to pull requests in turn, or to subscribers of a push subject.
 
 use std::time::Duration;
 
@@ -23,12 +23,12 @@ const FULL_PAUSE: Duration = Duration::from_millis(100);
 enum Receiver {
     /// The request at this place among those that wait.
     Request(usize),
-    /// Whoever listens where the consumer pushes to.
+    /// Subscribers of the consumer's push subject.
     Listener,
 }
 
 impl Core {
-    /// Serves everybody who waits at a stream's consumers.
+    /// Serves all requests that wait at a stream's consumers.
     pub(super) fn serve_all(&mut self, id: u32, now: Now) {
         let awaited = self.streams.get(&id).map(crate::stream::Stream::awaited).unwrap_or_default();
         for consumer in awaited {
@@ -44,7 +44,7 @@ impl Core {
         {}
     }
 
-    /// Who gets the next message; nobody, if it has to wait, or there is none.
+    /// The receiver of the next message; none if it has to wait or does not exist.
     fn receiver(&mut self, id: u32, consumer_id: u32, now: Now) -> Option<Receiver> {
         let Self { subscriptions, streams, outgoing, .. } = self;
         let consumer = streams.get_mut(&id)?.consumer_by_id(consumer_id)?;
@@ -128,7 +128,7 @@ impl Core {
             time: now.wall,
         };
         if self.change(&delivered, false, now).is_err() {
-            // No room even to note it: whoever asked waits on.
+            // No disk space even to write that: the request waits on.
             let consumer = self.consumer(id, consumer_id)?;
             consumer.waiting.extend(waiting);
             consumer.waiting.rotate_right(usize::from(matches!(receiver, Receiver::Request(_))));
@@ -161,7 +161,7 @@ impl Core {
             Some(waiting) => self.requeue(id, consumer_id, waiting, size, now),
             None => self.pushed(id, consumer_id, size, now),
         }
-        // Where nothing is acked, a message that everybody has seen may go now.
+        // Without acks, a message that all consumers have seen can be removed now.
         self.remove_unneeded(id, &[handout.sequence], now);
         Some(())
     }

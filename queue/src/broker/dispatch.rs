@@ -1,4 +1,4 @@
-//! From a command to whoever deals with it.
+//! From a command to its handler.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -178,8 +178,8 @@ fn unsubscribe(core: &mut Core, session: &mut Session, sid: &Bytes, after: u64) 
     }
 }
 
-/// A message of a client: to the API, as an ack, into a stream, to who listens, but for the one who
-/// does not want to hear it; or to nobody.
+/// A client's message: to the API, as an ack, into a stream, or to subscribers other than a sender without echo;
+/// or to none.
 pub(super) fn publish(
     core: &mut Core,
     client: &str,

@@ -228,7 +228,7 @@ impl Core {
         self.tell(reply, &status("204 EOB", &lines), &Bytes::new());
     }
 
-    /// Sends a stored message to somebody who looks at it.
+    /// Sends a stored message to a client that reads it.
     fn send_stored(
         &mut self,
         stream: &str,

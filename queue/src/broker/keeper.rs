@@ -117,7 +117,7 @@ impl Shared {
             }
             state.dated_at = Some(Instant::now());
         }
-        // Deliveries and such that nobody waits for are on their way to the disk now at the latest.
+        // Deliveries and unconfirmed acks are written now at the latest.
         self.lock().finish_all();
         let is_short = self.fill_spares()?;
         if state.swept_at.elapsed() >= SWEEP_PAUSE || is_short {

@@ -3,7 +3,7 @@
 //! One lock holds all that is true (`core`). A connection (`connection`) reads what its client
 //! sends, takes the lock, and lets each command change streams, journal and whatever is to be sent
 //! together. What is to be sent leaves when the journal has made safe what it
-//! rests on; reads and plain messages wait in the same line, so nobody is ever told of anything
+//! rests on; reads and plain messages wait in the same line, so no client ever learns of anything
 //! that a power cut could undo.
 //!
 //! Files stand in the order in which a job meets them.
@@ -150,7 +150,7 @@ pub struct Broker {
 #[derive(Debug)]
 struct Shared {
     core: Mutex<Core>,
-    /// Apart from the lock: whoever waits for the disk must not hold others up.
+    /// Apart from the lock: waiting for the disk must not block others.
     committer: Arc<Committer<Outgoing>>,
     options: Options,
     server_id: String,
@@ -235,7 +235,7 @@ impl Shared {
         totals.slow_consumers.fetch_add(traffic.was_slow.load(Ordering::Relaxed).into(), Ordering::Relaxed);
     }
 
-    /// Tells everybody that the broker is about to leave.
+    /// Notifies all clients that the broker is about to stop.
     fn take_leave(&self) {
         for client in self.clients().values() {
             client.send_now(connection::greeting(self, client.peer, client.id, true));
@@ -268,7 +268,7 @@ impl Broker {
         let fail = Arc::new(fail);
         let failing = fail.clone();
         let on_failure = Box::new(move |error: std::io::Error| {
-            // Durability: after a failed write or sync nobody knows what is on disk. Only a fresh
+            // Durability: after a failed write or sync it is unknown what is on disk. Only a fresh
             // start finds out.
             tracing::error!(%error, "journal cannot be written; broker stopping");
             failing.send_replace(Some(format!("the journal in {shown} cannot be written: {error}")));

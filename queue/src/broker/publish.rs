@@ -34,7 +34,7 @@ impl Core {
         }
     }
 
-    /// Counts a message that nobody wants: it has had its sequence, and its id is known.
+    /// Counts a message that no consumer wants: it has had its sequence, and its id is known.
     fn pass_over(&mut self, stream: u32, sequence: u64, header: &[u8], now: Now) -> Result<(), Full> {
         let counted = Change::Counted { stream, last: sequence, last_time: now.wall };
         self.change(&counted, true, now)?;
@@ -97,7 +97,7 @@ impl Core {
         let refuses_when_full = stream.config.discard == Discard::New;
         let (sequence, expires, replaces, evicts) = match accepted {
             Accepted::Duplicate(sequence) => {
-                // The first one may have been published by somebody who waited for nothing.
+                // The first one may have been published without a reply.
                 self.journal.require_sync();
                 return Ok((sequence, true));
             }
@@ -111,7 +111,7 @@ impl Core {
             Stored { stream: id, sequence, time: now.wall, expires, replaces, moved: false, subject, header, payload };
         let full = |_| if refuses_when_full { Refusal::limit("bytes") } else { Refusal::no_room() };
         self.make_room(id, FRAME_BYTES + stored.body_bytes(), payload.len()).map_err(full)?;
-        // Durability: with a reply somebody waits for an ack, which must mean on disk.
+        // Durability: with a reply a client waits for an ack, which must mean on disk.
         self.change(&Change::Stored(stored), publication.reply.is_some(), now).map_err(full)?;
         for (from, to) in evicts {
             // The new message is not among them: it is behind them all.

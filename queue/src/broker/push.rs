@@ -12,7 +12,7 @@ use crate::stream::Now;
 const FLOW_PREFIX: &str = "$JS.FC";
 
 impl Core {
-    /// Whether somebody listens where a consumer pushes to.
+    /// Whether a consumer's push subject has subscribers.
     pub(super) fn is_bound(&self, stream: u32, consumer: u32) -> bool {
         let Some(found) = self.streams.get(&stream).and_then(|stream| stream.consumer_of(consumer)) else {
             return false;
@@ -26,12 +26,12 @@ impl Core {
         config.is_push() && is_heard
     }
 
-    /// Somebody listens to a subject from now on: a consumer may have waited for that.
+    /// A subject has a new subscriber: a consumer may have waited for that.
     pub(super) fn listened(&mut self, filter: &[u8], now: Now) {
         let wanted = self.push_targets.iter().filter(|(_, subject)| matches(filter, subject.as_bytes()));
         let consumers: Vec<(u32, u32)> = wanted.map(|(consumer, _)| *consumer).collect();
         for (stream, consumer) in consumers {
-            // After a restart nobody has begun to count.
+            // After a restart counting has not begun.
             self.begin_to_beat(stream, consumer, now);
             self.serve(stream, consumer, now);
             self.schedule(stream, consumer, now);

@@ -69,7 +69,7 @@ pub(super) fn settle(core: &mut Core, tokens: &[u8], publication: &Publication, 
     let Some((stream, consumer, sequence)) = delivery(tokens) else { return false };
     let found = core.stream(stream).and_then(|stream| stream.consumer(consumer));
     if found.is_some_and(|consumer| consumer.config.ack_policy == AckPolicy::None) {
-        // Nobody waits for such a word, and whoever waits for an answer to it hears that.
+        // Without acks there is nothing to settle; a request gets "no responders".
         return false;
     }
     let verdict = Verdict::read(&publication.payload);

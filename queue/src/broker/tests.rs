@@ -150,7 +150,7 @@ fn wherever_a_bit_flips_what_is_whole_is_served_and_the_rest_is_reported() {
             }
             let missing = expected.keys().filter(|key| !found.contains_key(*key)).count();
             assert!(missing <= 1, "{place}: {missing} messages for one bit");
-            assert!(missing == 0 || losses > 0, "{place}: {missing} missing, and nobody says so");
+            assert!(missing == 0 || losses > 0, "{place}: {missing} missing without a report");
         }
     }
 }

@@ -121,7 +121,7 @@ impl Output {
     }
 
     /// Nothing more is sent. What was sent arrives even if there is something of the client's that
-    /// nobody reads.
+    /// is not read.
     pub(super) async fn end(&mut self) {
         let ended = match self {
             Self::Tls(stream) => stream.shutdown().await,

@@ -35,7 +35,7 @@ impl Queue {
         let reason = format!("{}: {}", error.code, error.message);
         let failed = stored.record.fail(error, now).expect("it has not ended");
         if self.replace(stored.revision, &failed).await? == Replaced::Refused {
-            // A worker was faster, or somebody called it off.
+            // A worker was faster, or it was canceled.
             return Ok(false);
         }
         let (spec, stream) = (&failed.spec, jobs_stream(id.topic(), failed.partition));

@@ -24,7 +24,7 @@ const NAMED_MAX: usize = 1_000;
 /// The books of a topic.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Audit {
-    /// Jobs that are known: by their record, their message, or because whoever asks was told so.
+    /// Known jobs: by their record, their message, or from the caller's list.
     pub accepted: u64,
     /// How many are in each state: `queued`, `running`, `succeeded`, `failed`, `canceled`.
     pub states: BTreeMap<&'static str, u64>,
@@ -95,7 +95,7 @@ fn was_rejected(record: Option<&Record>) -> bool {
 }
 
 impl Queue {
-    /// Audits a topic. `told` are jobs that must be known, because somebody got a `202` for them.
+    /// Audits a topic. `told` are jobs that must be known, because a client got a `202` for them.
     ///
     /// # Errors
     /// [`TopicError`].

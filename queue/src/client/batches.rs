@@ -1,7 +1,7 @@
 //! Batches: many jobs that were sent together.
 //!
 //! A batch's record says what cannot be seen from its jobs: whether all of it has come, and whether
-//! it was called off. Everything else is counted from the jobs, which name their batch.
+//! it was canceled. Everything else is counted from the jobs, which name their batch.
 
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use futures::TryStreamExt;
@@ -40,13 +40,13 @@ pub struct Batch {
     /// What it held that is no image on purpose: folders, and what file managers leave behind.
     #[serde(default, skip_serializing_if = "Skipped::is_empty")]
     pub skipped: Skipped,
-    /// When it was called off.
+    /// When it was canceled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canceled_at: Option<Timestamp>,
-    /// Why, if nobody asked for it.
+    /// Why, if no client asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<JobError>,
-    /// Once more of its jobs than this have failed, it is called off.
+    /// Once more of its jobs than this have failed, it is canceled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures_max: Option<u64>,
     /// Whom to tell when all of it has ended.

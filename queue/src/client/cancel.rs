@@ -14,7 +14,7 @@ use crate::{JobId, JobSpec, PartitionId, QueueError, Record, Sequence, State, Ti
 /// What became of a wish to call a job off.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Canceled {
-    /// It is called off; this is its record.
+    /// It is canceled; this is its record.
     Done(Stored),
     /// It had ended already, this way or another.
     HadEnded(Stored),
@@ -23,7 +23,7 @@ pub enum Canceled {
 }
 
 impl Queue {
-    /// Calls a job off, whether it waits or runs. May be done twice.
+    /// Cancels a job, queued or running. May be done twice.
     ///
     /// # Errors
     /// [`QueueError`] when it is not known what became of it.
@@ -44,7 +44,7 @@ impl Queue {
         }
     }
 
-    /// Tells whoever runs a canceled job, and removes its message. What of this fails is done by the
+    /// Notifies the worker of a canceled job, and removes its message. What of this fails is done by the
     /// worker who gets the message.
     async fn let_go(&self, record: &Record) {
         let id = &record.spec.id;
@@ -77,7 +77,7 @@ impl Queue {
         }
     }
 
-    /// Jobs that somebody calls off while this is listened to.
+    /// Jobs that are canceled while the stream is read.
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.

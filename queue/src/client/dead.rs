@@ -52,7 +52,7 @@ fn without_id<S: Serializer>(spec: &Option<JobSpec>, serializer: S) -> Result<S:
 pub enum Redriven {
     /// It is queued.
     Queued,
-    /// Somebody else was first, or it never ended.
+    /// Another process was faster, or it never ended.
     AlreadyQueued,
 }
 
@@ -62,7 +62,7 @@ pub enum RedriveError {
     /// There is no dead letter.
     #[error("no dead letter for {0}: the job did not fail, was redriven, or its letter has expired")]
     NoLetter(JobId),
-    /// Nobody can tell what was asked for.
+    /// What was asked for is unknown.
     #[error("the message of {0} was not written by Sightline, so its job is unknown")]
     NoSpec(JobId),
     /// Its topic is gone, or full.
@@ -143,7 +143,7 @@ impl Queue {
         }
         let again = Some((revision, record.sequence));
         let placed = self.publish_job(topic, &spec, &[partition], payload, again).await?;
-        let queued = record.again(partition, placed.sequence).expect("it has failed or was called off");
+        let queued = record.again(partition, placed.sequence).expect("it has failed or was canceled");
         let written = self.replace(revision, &queued).await?;
         self.wake(&spec.id, partition).await;
         Ok(match written {
@@ -157,7 +157,7 @@ impl Queue {
         let subject = format!("STREAM.MSG.DELETE.{}", dead_stream(id.topic()));
         let request = serde_json::json!({ "seq": sequence.0, "no_erase": true });
         match self.ask::<serde_json::Value>("remove a dead letter", &subject, &request).await {
-            // Not there any more: it was replaced by a newer one, or somebody else removed it.
+            // Already removed, or replaced by a newer one.
             Ok(_) | Err(Ask::Refused { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }

@@ -161,7 +161,7 @@ impl Queue {
     async fn describe_partition(&self, topic: &Topic, partition: PartitionId) -> Result<Partition, TopicError> {
         let stream = jobs_stream(topic.name(), partition);
         let info = match self.stream_info(&stream).await {
-            // Nobody leads it now. That is worth showing, and the others are.
+            // It has no leader now. Show that, and its other replicas.
             Err(TopicError::Queue(_)) if topic.replicas > 1 => return Ok(Partition::silent(partition)),
             info => info?,
         };

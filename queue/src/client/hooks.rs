@@ -1,5 +1,5 @@
-//! Calls that are owed to somebody: one message for each change of a job or batch of which its client wants
-//! to be told. They are kept until they are delivered or given up, whoever dies meanwhile.
+//! Webhook calls that are due: one message for each change of a job or batch that its webhook is notified about.
+//! They are kept until they are delivered or given up, whichever process dies meanwhile.
 
 use std::fmt;
 use std::time::Duration;

@@ -19,7 +19,7 @@ const TERM: Duration = Duration::from_secs(6);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause between two tries to get a lease for a short piece of work.
 const TRY_PAUSE: Duration = Duration::from_millis(50);
-/// How long to try: longer than a term, so that the lease of somebody who was killed does not count.
+/// How long to try: longer than a term, so that the lease of a killed process has expired.
 const TRY_PATIENCE: Duration = Duration::from_secs(15);
 
 /// A lease that is wanted for as long as the process lives.
@@ -113,7 +113,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits until nobody else does what `name` stands for.
+    /// Waits until no other process holds the lease `name`.
     pub(crate) async fn exclusive(&self, name: &str) -> Result<Exclusive, QueueError> {
         let candidate = Mutex::new(Candidate::new(own_id(), TERM));
         let started = Instant::now();

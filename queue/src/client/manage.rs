@@ -20,7 +20,7 @@ use crate::topic::{
 };
 use crate::{JobId, PartitionId, QueueError, State, Timestamp, Topic, TopicError, TopicName};
 
-/// Jobs that are called off at a time.
+/// Jobs that are canceled at a time.
 const PURGE_WIDTH: usize = 32;
 /// What stands for no bound of a topic's own.
 pub(super) const UNBOUNDED: u64 = u64::MAX;
@@ -59,8 +59,8 @@ impl Queue {
         if self.read_topic(name).await?.is_some() {
             return Err(TopicError::Exists(name.clone()));
         }
-        // What an interrupted creation with other settings, or a removal, has left holds nothing
-        // that anybody was promised: no record could be written without the records stream.
+        // Streams left by an interrupted creation or deletion hold no accepted job: no record could be
+        // written without the records stream.
         for stream in self.stream_names_of(name).await? {
             self.delete_stream(&stream).await?;
         }
@@ -268,8 +268,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Calls off every job that waits, and empties a log. Jobs that run go on. Returns how many
-    /// jobs were called off, and how many messages are gone.
+    /// Cancels every job that waits, and empties a log. Jobs that run go on. Returns how many
+    /// jobs were canceled, and how many messages are gone.
     ///
     /// # Errors
     /// [`TopicError`]; doing it again goes on.
@@ -294,7 +294,7 @@ impl Queue {
         Ok(purged)
     }
 
-    /// Calls off one job that waits and removes its message. Both may be done twice.
+    /// Cancels one job that waits and removes its message. Both may be done twice.
     async fn purge_job(&self, id: JobId, partition: PartitionId) -> Result<(bool, u64), QueueError> {
         loop {
             // Without a record it is just being accepted.

@@ -205,7 +205,7 @@ impl Queue {
         Ok(Self { client, jetstream, defaults: Arc::new(defaults), topics, ensured: Arc::default(), topic_bytes_max })
     }
 
-    /// What topics are created with when nobody says otherwise.
+    /// Default settings of new topics.
     pub fn defaults(&self) -> &Defaults {
         &self.defaults
     }
@@ -245,7 +245,7 @@ impl Queue {
         subscribed.map_err(|error| chain(&error))
     }
 
-    /// A stream by its name. Asks nobody, so it may not be there.
+    /// A stream by its name. Sends no request, so it may not exist.
     async fn handle(&self, stream: &str) -> Result<Stream<()>, QueueError> {
         self.jetstream.get_stream_no_info(stream).await.map_err(QueueError::unavailable("find a stream"))
     }

@@ -23,7 +23,7 @@ pub(super) const KEY_HEADER: &str = "Sl-Key";
 const SCAN_BATCH: usize = 500;
 /// Bytes that one request of a scan brings, about.
 const SCAN_BYTES: usize = 16 << 20;
-/// How long the server keeps a scan that nobody goes on with.
+/// How long the server keeps a scan that is not continued.
 const SCAN_IDLE: Duration = Duration::from_secs(60);
 
 /// A message as it lies in a stream.

@@ -46,7 +46,7 @@ pub struct Stored {
 pub enum Replaced {
     /// It is durable, as this revision.
     Done(Revision),
-    /// Somebody else was first: read again and decide.
+    /// Another process was faster: read again and decide.
     Refused,
 }
 
@@ -179,7 +179,7 @@ impl Queue {
             match verdict(&error) {
                 // Perhaps by an earlier try of ours whose answer was lost; then it is our own
                 // bytes that stand there.
-                Verdict::SomebodyWasFirst => {
+                Verdict::Outrun => {
                     return Ok(match self.read_raw(&topic, id).await? {
                         Some((stored, revision)) if stored == payload => Replaced::Done(revision),
                         _ => Replaced::Refused,
@@ -235,8 +235,8 @@ impl Queue {
         match self.publish_acked(subject, message).await {
             Ok(sequence) => Ok(Replaced::Done(Revision(sequence.0))),
             Err(error) => match verdict(&error) {
-                // In a cluster, also: somebody else's write has begun, and will be the first.
-                Verdict::SomebodyWasFirst | Verdict::InFlight => Ok(Replaced::Refused),
+                // In a cluster, also: another write has begun, and will be the first.
+                Verdict::Outrun | Verdict::InFlight => Ok(Replaced::Refused),
                 Verdict::TooLarge | Verdict::Unknown => Err(QueueError::unavailable(action)(error)),
             },
         }
@@ -244,7 +244,7 @@ impl Queue {
 }
 
 enum Verdict {
-    SomebodyWasFirst,
+    Outrun,
     InFlight,
     TooLarge,
     Unknown,
@@ -252,7 +252,7 @@ enum Verdict {
 
 fn verdict(error: &PublishError) -> Verdict {
     match error.kind() {
-        PublishErrorKind::WrongLastSequence => return Verdict::SomebodyWasFirst,
+        PublishErrorKind::WrongLastSequence => return Verdict::Outrun,
         PublishErrorKind::MaxPayloadExceeded => return Verdict::TooLarge,
         _ => {}
     }

@@ -34,7 +34,7 @@ pub struct Delivery {
     pub deliveries: u64,
     /// What the message itself says was asked for; an error if it was not written by us.
     pub spec: Result<JobSpec, String>,
-    /// Set when somebody asked for a finished job to be run again: the record that this takes back.
+    /// Set when a client retried a finished job: the record that this takes back.
     pub again: Option<Revision>,
     /// The image.
     pub payload: Bytes,
@@ -57,7 +57,7 @@ impl Delivery {
         let (id, partition) = match JobId::from_subject(&message.subject) {
             Ok(found) => found,
             Err(error) => {
-                // Nobody ever could do anything with it, and it would come again and again.
+                // No worker could ever handle it, and it would be redelivered for ever.
                 if let Some(reply) = message.reply {
                     drop(queue.send_settlement(&AckSubject(reply.into_string()), "+TERM".into()).await);
                 }

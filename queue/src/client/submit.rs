@@ -4,7 +4,7 @@
 //! the record needs; then the record. A crash between them leaves a job that a worker can begin by
 //! itself; the other order would leave a record whose image is nowhere.
 //!
-//! In a cluster each stream has a leader, and when its server dies nobody leads the stream for some
+//! In a cluster each stream has a leader, and when its server dies the stream has no leader for some
 //! seconds. Neither write waits for that: a job that is bound to no partition goes to the next one,
 //! and the record is written once it can be, while the job is known by its message.
 
@@ -250,7 +250,7 @@ impl Queue {
                         let theirs = (!is_ours).then(|| Box::new(stored));
                         return Ok(Placed { theirs, partition, sequence });
                     }
-                    // The message of the run that this one is to take back: nobody needs it any more.
+                    // The message of the run that this one takes back: it is no longer needed.
                     Some(message) if topic.settings.retention == Retention::Work => {
                         self.remove_message(&spec.id, partition, message.sequence).await?;
                     }

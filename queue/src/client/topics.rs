@@ -1,5 +1,5 @@
 //! Finding topics. The streams are the registry; what was found is remembered, and looked at again
-//! once a second or when somebody says that it has changed.
+//! once a second or when a change is announced.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ const NAME_IN_USE: ErrorCode = ErrorCode(10058);
 pub(super) const STREAM_NOT_FOUND: ErrorCode = ErrorCode(10059);
 /// A server without a cluster, and a cluster that is too small.
 const TOO_MANY_REPLICAS: [ErrorCode; 2] = [ErrorCode(10074), ErrorCode(10005)];
-/// How often all topics are looked at, whether or not somebody said that one has changed.
+/// How often all topics are read without an announced change.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Queue {
@@ -107,7 +107,7 @@ impl Queue {
         for config in self.stream_configs("records.>").await? {
             match Topic::from_records_stream(&config) {
                 Ok(topic) => drop(found.insert(topic.name().clone(), Arc::new(topic))),
-                // Somebody else's stream is no reason to stop work.
+                // A foreign stream is no reason to stop work.
                 Err(error) => tracing::warn!(%error, "not a topic"),
             }
         }
@@ -205,7 +205,7 @@ impl Queue {
         topic
     }
 
-    /// Tells everybody that a topic has changed. They also look by themselves.
+    /// Announces that a topic has changed. Processes also check by themselves.
     pub(super) async fn announce_topic(&self, name: &TopicName) {
         if let Err(error) = self.send(topic_subject(name), bytes::Bytes::new()).await {
             tracing::debug!(error, "topic change not announced");

@@ -1,11 +1,10 @@
-//! Waiting for a job by doorbell.
+//! Waiting for a job by notification.
 //!
-//! Every write of a record is also a plain message on the record's subject. Whoever waits
-//! subscribes first and reads then. The message is only a doorbell: a write that is refused rings
-//! it too, so the answer is always read from the stream. And a server may ring before it has
-//! stored what it rings for (a NATS server with `sync_interval: always` does); so after a ring
-//! that promises an end the record is read until the end shows, or so long that the write must
-//! have been refused.
+//! Every write of a record is also a plain message on the record's subject. A waiting client
+//! subscribes first and then reads. The message only notifies: a refused write sends it too, so
+//! the answer is always read from the stream. A server may also notify before it has stored the
+//! write (a NATS server with `sync_interval: always` does). So after a notification that promises
+//! an end the record is read until it has ended, or until the write must have been refused.
 
 use std::time::Duration;
 
@@ -73,7 +72,7 @@ impl Queue {
     }
 }
 
-/// Whoever follows one job's changes.
+/// A client that follows one job's changes.
 struct Follower {
     queue: Queue,
     id: JobId,
@@ -139,8 +138,8 @@ impl Follower {
     }
 }
 
-/// Waits for a ring that promises an end; others change nothing for whoever waits for one. `false`
-/// when there will be no more rings.
+/// Waits for a notification that promises an end and ignores others. `false` when there will be no
+/// more.
 async fn next_end(rings: &mut (impl StreamExt<Item = Message> + Unpin)) -> bool {
     while let Some(ring) = rings.next().await {
         let promise: Promise = serde_json::from_slice(&ring.payload).unwrap_or_default();

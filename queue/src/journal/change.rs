@@ -35,9 +35,9 @@ pub(crate) enum Change<'a> {
     Nakked { stream: u32, consumer: u32, sequence: u64, until: i64 },
     /// Snapshots only: a message whose entry is earlier in the journal.
     Indexed(Indexed<'a>),
-    /// The stream's last sequence: in snapshots, and for a message that nobody wanted.
+    /// The stream's last sequence: in snapshots, and for a message that no consumer wanted.
     Counted { stream: u32, last: u64, last_time: i64 },
-    /// An id in the dedupe window: in snapshots, and of a message that nobody wanted.
+    /// An id in the dedupe window: in snapshots, and of a message that no consumer wanted.
     Registered { stream: u32, sequence: u64, time: i64, id: &'a [u8] },
     /// Snapshots only: how far a consumer is.
     Cursor { stream: u32, consumer: u32, cursor: u64, consumer_sequence: u64, time: i64 },

@@ -1,7 +1,7 @@
 //! Group commit: one thread writes what all streams have to say, in order.
 //!
 //! While a sync runs, further batches gather; the next sync makes all of them durable at once. So
-//! a sync's cost is shared by everybody who waits for one, and nobody waits for more than two.
+//! all that wait share a sync's cost, and no client waits for more than two.
 //!
 //! Durability: what a batch releases is released after its bytes are written, and, if it must be
 //! durable, after they are synced. Batches are released in the order in which they were made. A
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use super::segment::{Header, SegmentFile};
 use crate::tasks::words_of;
 
-/// How long written bytes that nobody waits for may stay unsynced.
+/// How long written bytes without a waiting client may stay unsynced.
 const LAZY_SYNC: Duration = Duration::from_millis(100);
 /// Adjacent writes shorter than this are put together.
 const JOIN_BYTES: usize = 64 * 1024;

@@ -3,7 +3,7 @@
 //! The log is a line of positions, cut into segments (`segment`). [`Journal::append`] gives an
 //! entry (`entry`) its place and keeps its bytes; [`Journal::commit`] hands them to the
 //! committer (`commit`), which makes them durable. What is live is known by the streams, which
-//! [claim](Journal::claim) and [release](Journal::release) places; a segment that nobody claims
+//! [claim](Journal::claim) and [release](Journal::release) places; a segment without claims
 //! anything in is dropped once a snapshot (`snapshot`) stands behind it.
 //!
 //! Invariant: between two commits the log, the streams and what clients are told are changed
@@ -39,7 +39,7 @@ use space::Space;
 /// read from disk.
 const RECENT_BYTES_MAX: usize = 32 << 20;
 
-/// So many bytes are handed over even if nobody waits for them.
+/// Bytes that are handed over even if no client waits for them.
 const LAZY_BYTES_MAX: usize = 64 << 10;
 
 /// Segments that the log may take beyond one and a half times what lives, before old ones are emptied at
@@ -81,7 +81,7 @@ struct Segment {
     span: u64,
     /// The version that it is written in.
     version: u32,
-    /// Bytes of entries that somebody claims.
+    /// Bytes of claimed entries.
     live: u64,
     /// The same at the last look for one to empty.
     live_before: u64,
@@ -112,7 +112,7 @@ impl<R: Release> Journal<R> {
         end.saturating_sub(self.head + FRAME_BYTES as u64)
     }
 
-    /// Appends an entry. `durable`: somebody will be told, so it is synced before that.
+    /// Appends an entry. `durable`: a client will be answered, so it is synced before that.
     pub(crate) fn append(&mut self, change: &Change<'_>, share: Share, durable: bool) -> Result<Place, Full> {
         let estimate = match change {
             Change::Stored(stored) => stored.body_bytes(),
@@ -171,7 +171,7 @@ impl<R: Release> Journal<R> {
     /// Hands over what was appended, with what waits for it. Returns `release` when it waits for
     /// nothing: nothing durable was appended, and nothing earlier is on its way.
     ///
-    /// What need not be durable (deliveries, acks that nobody waits for) stays here until something
+    /// What need not be durable (deliveries, unconfirmed acks) stays here until something
     /// must be, or until [`Journal::flush`]: it is not worth waking a thread for.
     pub(crate) fn commit(&mut self, release: Option<R>) -> Option<R> {
         let is_lazy = !self.must_sync && self.open.len() < LAZY_BYTES_MAX && self.writes.is_empty();
@@ -238,7 +238,7 @@ impl<R: Release> Journal<R> {
         self.segments.range(..=place.position).next_back().map(|(base, segment)| (*base, segment))
     }
 
-    /// Somebody needs the entry. Whether it is there.
+    /// Marks the entry as needed. Whether it exists.
     pub(crate) fn claim(&mut self, place: Place) -> bool {
         match self.segments.range_mut(..=place.position).next_back() {
             Some((base, segment)) if place.position + u64::from(place.bytes) <= base + segment.span => {
@@ -249,7 +249,7 @@ impl<R: Release> Journal<R> {
         }
     }
 
-    /// Nobody needs the entry any more.
+    /// The entry is no longer needed.
     pub(crate) fn release(&mut self, place: Place) {
         if let Some((_, segment)) = self.segments.range_mut(..=place.position).next_back() {
             debug_assert!(segment.live >= u64::from(place.bytes), "released more than was claimed");
@@ -353,7 +353,7 @@ impl<R: Release> Journal<R> {
         self.space.segment_bytes
     }
 
-    /// The room on the disk, looked at by whoever keeps the spares.
+    /// Free disk space, as the keeper of the spares last read it.
     pub(crate) fn space(&mut self) -> &mut Space {
         &mut self.space
     }

@@ -213,7 +213,7 @@ impl SegmentFile {
         self.files.storage.sync_names()
     }
 
-    /// Has the file removed once nobody reads it.
+    /// Has the file removed once no reader uses it.
     pub(crate) fn doom(&self) {
         self.doomed.store(true, Ordering::Release);
     }

@@ -191,7 +191,7 @@ fn a_flipped_bit_costs_one_entry_at_most_and_is_reported() {
         let is_unused = (12..16).contains(&at) || (44..64).contains(&at);
         assert!(is_found || (is_unused && seen.len() as u64 == COUNT), "byte {at} of file {which}: not found");
         if let Some(gone) = (1..COUNT).find(|sequence| !seen.contains(sequence)) {
-            assert!(!recovered.damage.is_empty(), "{gone} is gone, and nobody says so");
+            assert!(!recovered.damage.is_empty(), "{gone} is missing without a report");
         }
     }
 }

@@ -75,7 +75,7 @@ fn the_table_is_right_within_six_seconds_of_whatever_happens() {
             if !*is_there && random(3) > 0 {
                 *life += 1;
             } else if *is_there {
-                // Whoever has said good-bye does not come back.
+                // A process that has said goodbye does not come back.
                 *life += u64::from(mail.values().any(|m| m.state == GONE && m.id == format!("{place}-{life}")));
             }
             (*is_there, *since) = (!*is_there, now);
@@ -99,6 +99,6 @@ fn the_table_is_right_within_six_seconds_of_whatever_happens() {
             let id = format!("{place}-{life}");
             assert_eq!(known.contains(id.as_str()), *is_there, "member {id} at {now} ms, unchanged since {since}");
         }
-        assert!(known.len() <= MEMBERS * 2, "whoever is gone is forgotten");
+        assert!(known.len() <= MEMBERS * 2, "departed members are forgotten");
     }
 }

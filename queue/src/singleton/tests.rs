@@ -41,7 +41,7 @@ impl World {
 
 /// Runs `candidates` for ten minutes over a network that delays each letter by up to `delay_ms` and
 /// loses a tenth, while each of them is now and then paused for up to 20 s. Returns how many
-/// seconds somebody held the lease.
+/// seconds the lease was held.
 fn simulate(candidates: usize, delay_ms: u64, seed: u64) -> u64 {
     let mut state = seed | 1;
     let mut random = move |bound: u64| {
@@ -112,7 +112,7 @@ proptest! {
 }
 
 #[test]
-fn somebody_holds_the_lease_most_of_the_time() {
+fn the_lease_is_held_most_of_the_time() {
     let held: u64 = (1..=20).map(|seed| simulate(5, 300, seed * 7_919)).sum();
     assert!(held > 20 * 600 / 2, "of 12,000 s it was held for {held}");
 }

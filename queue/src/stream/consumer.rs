@@ -21,10 +21,10 @@ use super::messages::{Found, Messages};
 use super::waiting::{Pin, Waiting};
 use crate::nats::{is_literal, matches};
 
-/// The shortest time after which a consumer that nobody uses may end: it costs a look each time.
+/// The shortest time after which an unused consumer may end: each check costs time.
 const INACTIVE_MIN: Duration = Duration::from_millis(100);
 
-/// A consumer and whoever waits for its messages.
+/// A consumer and the requests that wait for its messages.
 #[derive(Debug)]
 pub(crate) struct Consumer {
     pub(crate) id: u32,
@@ -60,7 +60,7 @@ pub(crate) struct Consumer {
     pub(crate) flow: Flow,
     /// When the receiver of a push consumer hears from it at the latest.
     pub(crate) heartbeat_at: Option<Instant>,
-    /// When somebody last asked or listened, for consumers that end when nobody does.
+    /// Last request or subscription, for consumers that end when they are unused.
     pub(crate) asked_at: Instant,
     /// When to try again what could not be handed out just now.
     pub(crate) retry_at: Option<Instant>,
@@ -82,7 +82,7 @@ pub(crate) struct Pending {
     pub(crate) since: Instant,
     /// When it comes again; `None` is now.
     until: Option<Instant>,
-    /// The same on the calendar, if somebody asked for the delay: it outlives a restart.
+    /// The same as a date, if a client asked for the delay: it outlives a restart.
     pub(super) put_off_until: Option<i64>,
 }
 
@@ -388,7 +388,7 @@ impl Consumer {
         self.last_active
     }
 
-    /// When somebody has to look at it again.
+    /// When it has to be checked again.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let due = self.deadlines.first().map(|(until, _)| *until);
         let waiting = self
@@ -400,7 +400,7 @@ impl Consumer {
         own.into_iter().flatten().chain(waiting).chain(pin).min()
     }
 
-    /// When it ends because nobody asks, if it ever does.
+    /// When it ends if it stays unused, if it ever does.
     pub(crate) fn ends_at(&self) -> Option<Instant> {
         let threshold = u64::try_from(self.config.inactive_threshold).ok().filter(|threshold| *threshold > 0)?;
         Some(self.asked_at + Duration::from_nanos(threshold).max(INACTIVE_MIN))

@@ -1,4 +1,4 @@
-//! How much may be on its way to whoever a push consumer delivers to.
+//! How much may be in flight to the subscriber of a push consumer.
 //!
 //! Every so many bytes the receiver is asked to answer a plain message. It reads in order, so its
 //! answer says that it has taken what was sent before. The window opens while answers come.

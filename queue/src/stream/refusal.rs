@@ -192,7 +192,7 @@ impl Refusal {
         Self::new(400, 10153, "consumer inactive threshold exceeds system limit")
     }
 
-    /// A push consumer whose messages go to somebody already.
+    /// A push consumer that already has a subscriber.
     pub(crate) fn consumer_in_use() -> Self {
         Self::new(400, 10013, "consumer name already in use")
     }

@@ -4,7 +4,7 @@ use super::Message;
 use super::messages::Found;
 use super::state::Stream;
 
-/// Messages that one look may remove, so that a stream whose age was cut does not hold everybody up.
+/// Messages that one check may remove, so that a stream with a shorter age does not block others.
 const BATCH: usize = 1024;
 
 impl Stream {

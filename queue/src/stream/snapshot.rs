@@ -23,7 +23,7 @@ impl Stream {
         put_record(&Change::Counted { stream, last: self.last, last_time: self.last_time }, records);
     }
 
-    /// The ids of the dedupe window, to be put into the snapshot without holding anybody up.
+    /// The ids of the dedupe window, to be put into the snapshot without blocking clients.
     pub(crate) fn snapshot_ids(&self) -> Vec<(Arc<str>, u64, i64)> {
         self.dedupe.all()
     }

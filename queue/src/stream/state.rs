@@ -70,7 +70,7 @@ impl Stream {
         }
     }
 
-    /// Applies a change. Places that nobody needs any more are put into `freed`.
+    /// Applies a change. Positions that are no longer needed are put into `freed`.
     ///
     /// # Errors
     /// What is wrong with a change that cannot have been written by us.
@@ -323,7 +323,7 @@ impl Stream {
         self.consumers.values_mut()
     }
 
-    /// Consumers somebody waits for messages of.
+    /// Consumers with waiting requests.
     pub(crate) fn awaited(&self) -> Vec<u32> {
         let is_awaited = |consumer: &&Consumer| consumer.config.is_push() || !consumer.waiting.is_empty();
         self.consumers.values().filter(is_awaited).map(|consumer| consumer.id).collect()

@@ -170,7 +170,7 @@ impl Bed {
             (messages, stream.last, stream.messages.bytes(), counts, numbers)
         };
         assert_eq!(shape(&fresh), shape(&self.stream), "a restart (snapshot: {with_snapshot}) changed something");
-        // Whoever held something holds it anew, for as long as at first; a delay is kept.
+        // Leases start anew at their full length; a delay is kept.
         for held in &mut self.model.in_hand {
             let pending = fresh.consumer("workers").expect("there").pending_of(held.0).expect("held");
             held.2 = match pending.until() {

@@ -1,4 +1,4 @@
-//! What can be said about a topic, and what is said when nobody does.
+//! Settings of topics, and their defaults.
 
 use std::fmt;
 use std::str::FromStr;
@@ -96,7 +96,7 @@ impl RetryPolicy {
     }
 }
 
-/// What somebody says of a topic, new or not; the rest stays as it is.
+/// Given settings of a topic, new or not; the rest stays unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
     /// See [`Settings::partitions`].
@@ -142,7 +142,7 @@ impl Change {
     }
 }
 
-/// What topics are created with when nobody says otherwise.
+/// Default settings of new topics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Defaults {
     /// See [`Settings::partitions`].
@@ -227,7 +227,7 @@ impl Settings {
     /// Says what is wrong with these settings, if anything is.
     ///
     /// # Errors
-    /// One sentence for whoever wrote them.
+    /// One sentence for their author.
     pub fn check(&self) -> Result<(), String> {
         let range = |what: &str, value: Duration, from: Duration| {
             if (from..=100 * YEAR).contains(&value) {
@@ -272,7 +272,7 @@ impl Settings {
     /// Says why a topic with these settings cannot be changed to `next`.
     ///
     /// # Errors
-    /// One sentence for whoever wants it.
+    /// One sentence for their author.
     pub fn check_change(&self, next: &Self) -> Result<(), String> {
         let kind = |retention: &Retention| matches!(retention, Retention::Work);
         if next.partitions < self.partitions {

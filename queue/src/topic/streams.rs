@@ -52,7 +52,7 @@ pub fn dead_stream(topic: &TopicName) -> String {
     format!("dead_{topic}")
 }
 
-/// Subject on which everybody hears that a topic's settings have changed, or that it is gone.
+/// Subject that announces that a topic's settings have changed, or that it was deleted.
 pub fn topic_subject(topic: &TopicName) -> String {
     format!("topics.{topic}")
 }

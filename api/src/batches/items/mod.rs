@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_reader_whose_items_nobody_takes_gives_back_what_it_has_although_its_body_never_ends() {
+    async fn a_reader_without_a_receiver_releases_its_memory_although_its_body_never_ends() {
         let memory = Memory::new(1024);
         let archives = Arc::new(Semaphore::new(1));
         for (kind, body) in bodies(&[7; 3 << 20]) {

@@ -1,4 +1,4 @@
-//! Files that are no image of ours, named as what they are, so that whoever sent one knows what to do.
+//! Files of unsupported kinds, named as what they are, so that the sender knows what to do.
 
 use crate::ImageError;
 
