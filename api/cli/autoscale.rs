@@ -165,7 +165,7 @@ impl Scaler {
     }
 }
 
-/// Workers that work off so many jobs within the goal.
+/// Workers that work off this many jobs within the goal.
 fn workers_for(jobs: u64, service: Duration) -> usize {
     let seconds = jobs as f64 * service.as_secs_f64() / DRAIN_GOAL.as_secs_f64();
     if jobs == 0 { 0 } else { (seconds.ceil() as usize).max(1) }

@@ -311,7 +311,7 @@ struct HeldJobs {
     jobs: HashMap<JobId, HeldJob>,
     /// Under which id it is known to others.
     member: Option<String>,
-    /// Jobs that it has ended. One that has ended some is no worker that cannot start.
+    /// Jobs that it has ended. One that has ended some is not a worker that cannot start.
     settled: usize,
 }
 

@@ -173,7 +173,7 @@ async fn finish_page(mut response: axum::response::Response) -> axum::response::
     response
 }
 
-/// A body that is no text: an image, or an archive of images.
+/// A body that is not a text: an image, or an archive of images.
 pub(crate) struct Binary;
 
 impl PartialSchema for Binary {

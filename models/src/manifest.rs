@@ -209,7 +209,7 @@ pub struct Detection {
     /// Of two boxes of a class that overlap more than this (intersection over union), the weaker
     /// one is dropped.
     pub iou_threshold: f32,
-    /// At most so many boxes are returned when a job does not say.
+    /// At most this many boxes are returned when a job does not say.
     #[serde(default = "hundred")]
     pub top_k: u32,
 }

@@ -80,7 +80,7 @@ impl Timestamp {
     }
 }
 
-/// A text that is no moment.
+/// A text that is not a moment.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a time such as 2026-11-23T17:00:00Z: {0}")]
 pub struct NoMoment(String);

@@ -221,7 +221,7 @@ pub(crate) mod tests {
         Announcement::new(Role::Worker, &["cats".into()])
     }
 
-    /// What is said after two looks, so many seconds apart.
+    /// What is said after two looks, this many seconds apart.
     fn after(seconds: u64, topic: &Description, members: &[Announcement]) -> Vec<Reason> {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         assert_eq!(watchdog.look(std::slice::from_ref(topic), members, start), []);

@@ -12,7 +12,7 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Makes and mounts a disk of so many MiB. `None`, with a message, where that is not allowed.
+    /// Makes and mounts a disk of this many MiB. `None`, with a message, where that is not allowed.
     pub(crate) fn mount(mib: u64) -> Option<Self> {
         let uid = Command::new("id").arg("-u").output().expect("id runs");
         if !cfg!(target_os = "linux") || uid.stdout.trim_ascii() != b"0" {

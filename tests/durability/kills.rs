@@ -52,7 +52,7 @@ async fn submit(queue: Queue, topic: Arc<Topic>, stop: Arc<AtomicBool>, count: A
     while !stop.load(Ordering::Relaxed) {
         let spec = spec();
         let (id, bytes) = (spec.id.clone(), image(&spec.id));
-        // Not accepted is no promise.
+        // Not accepted is not a promise.
         if queue.submit(&topic, spec, bytes).await.is_ok() {
             accepted.push(id);
             count.fetch_add(1, Ordering::Relaxed);

@@ -29,7 +29,7 @@ with tarfile.open(target, 'w', format=getattr(tarfile, form)) as out:
     out.add(folder, arcname='.')
 ";
 
-/// A folder as they lie on people's disks: five images, two of which link to others, what is no image, and litter.
+/// A folder as they lie on people's disks: five images, two of which link to others, what is not an image, and litter.
 fn folder(root: &Path) {
     let write = |name: &str, bytes: &[u8]| std::fs::write(root.join(name), bytes).expect("written");
     std::fs::create_dir(root.join("sub")).expect("created");

@@ -273,7 +273,7 @@ async fn a_data_folder_may_have_any_name_and_is_of_one_engine() {
             &["up", "--engine", "nats", "--listen", "127.0.0.1:0", "--data", &shown],
             "pass that, or choose another folder",
         );
-        // A file that is no database is named, and is not replaced.
+        // A file that is not a database is named, and is not replaced.
         std::fs::write(data.join("index.db"), "no database at all, whatever its name says".repeat(100))
             .expect("written");
         for more in ["index.db-wal", "index.db-shm"] {

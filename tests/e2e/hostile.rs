@@ -1,4 +1,4 @@
-//! Everything that is no image, and images that are too much: a clear answer each, no worker
+//! Everything that is not an image, and images that are too much: a clear answer each, no worker
 //! dies, memory stays flat.
 
 use std::process::Command;

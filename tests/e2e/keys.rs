@@ -116,7 +116,7 @@ async fn jobs_of_other_owners_are_not_found() {
     };
     assert_ne!(with_key(&ann).await, with_key(&ben).await);
 
-    // A revoked key is no key, and the last admin stays.
+    // A revoked key is not a key, and the last admin stays.
     let listed = admin.get("/v1/keys").await.json;
     let id_of = |name: &str| {
         let keys = listed["keys"].as_array().expect("a list");

@@ -5,7 +5,7 @@ pub(crate) mod harness;
 
 /// What people type.
 mod commands;
-/// Everything that is no image, and images that are too much.
+/// Everything that is not an image, and images that are too much.
 mod hostile;
 /// Headers, hosts, pace: the server's edges.
 mod http;

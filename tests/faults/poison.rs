@@ -14,7 +14,7 @@ use super::harness::{Stack, cache, photo, root, send};
 use super::rounds;
 use super::workers::dead_letter;
 
-/// One in so many is poison.
+/// One job in this many is poison.
 const POISON_EVERY: usize = 100;
 /// Uploads on their way at a time.
 const UPLOADERS: usize = 16;
@@ -52,7 +52,7 @@ struct Outcome {
     poison: Vec<Value>,
 }
 
-/// Queues so many jobs, of which some are poison, lets the workers loose on them and waits.
+/// Queues this many jobs, of which some are poison, lets the workers loose on them and waits.
 async fn run(jobs: usize, with_poison: bool) -> Outcome {
     let (_folder, library) = trapped_runtime();
     let library = library.display().to_string();

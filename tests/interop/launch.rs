@@ -165,7 +165,7 @@ impl Raw {
         line.trim_end().to_owned()
     }
 
-    /// The next line that is no sign of life and no further word of the server on itself.
+    /// The next line that is not a sign of life and no further word of the server on itself.
     pub(crate) fn answer(&mut self) -> String {
         loop {
             let line = self.line();

@@ -22,7 +22,7 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// Loads the first model of `config` so many times.
+    /// Loads the first model of `config` this many times.
     ///
     /// # Errors
     /// [`WorkerError`] when the runtime or the model cannot be loaded.

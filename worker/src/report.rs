@@ -70,7 +70,7 @@ impl Reporter {
         Self { supervised: false }
     }
 
-    /// Sends one report. A supervisor that is gone is no error here: its pipe's end says so.
+    /// Sends one report. A supervisor that is gone is not an error here: its pipe's end says so.
     pub fn send(self, report: &Report) {
         if self.supervised {
             let mut line = serde_json::to_vec(report).expect("a report holds strings and numbers");

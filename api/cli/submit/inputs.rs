@@ -13,7 +13,7 @@ use models::ImageError;
 use models::decode::Format;
 
 /// A file of a folder or tar counts if its name says that it is an image or if its first bytes do; one that is named
-/// itself always counts. What counts and is no image is refused, in a line of its own.
+/// itself always counts. What counts and is not an image is refused, in a line of its own.
 const ENDINGS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "gif", "bmp"];
 const JUDGED_BYTES: u64 = 512;
 

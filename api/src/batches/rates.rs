@@ -13,7 +13,7 @@ const BATCHES_MAX: usize = 1_000;
 const MEMORY: Duration = Duration::from_secs(15);
 /// Looks that are closer are one.
 const LOOK_MIN: Duration = Duration::from_millis(500);
-/// Longer than this is no estimate any more, seconds.
+/// Longest estimate that is reported, seconds.
 const SECONDS_MAX: f64 = 30.0 * 86_400.0;
 /// Jobs that must have ended for a first pace, from the batch's begin on.
 const ENDED_MIN: u64 = 5;

@@ -489,7 +489,7 @@ async fn take(target: &Target<'_>, item: Item) -> Result<bool, ApiError> {
     Ok(true)
 }
 
-/// Facts of what is no image.
+/// Facts of what is not an image.
 fn unknown_facts(bytes: &Bytes) -> ImageFacts {
     let sha256 = sha256(bytes);
     ImageFacts { width: 0, height: 0, format: "unknown".into(), bytes: bytes.len() as u64, sha256 }

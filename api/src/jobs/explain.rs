@@ -77,7 +77,7 @@ fn explain(record: &Record, situation: &Situation, now: Timestamp) -> Vec<Event>
     let spec = &record.spec;
     let by = if spec.accepted_by.is_empty() { "an API process" } else { &spec.accepted_by };
     let place = format!("partition {} at {}", record.partition, record.sequence);
-    // What came with a batch and is no image was never queued.
+    // What came with a batch and is not an image was never queued.
     let was_queued = record.sequence != Sequence(0);
     let went =
         if was_queued { format!("went to {place} of topic {}", spec.id.topic()) } else { "was not queued".into() };

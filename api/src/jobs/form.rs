@@ -14,7 +14,7 @@ pub(super) fn is_form(headers: &HeaderMap) -> bool {
     content_type(headers).is_some_and(|value| value.to_ascii_lowercase().starts_with("multipart/form-data"))
 }
 
-/// The boundary of a form; `None` when the body is no form.
+/// The boundary of a form; `None` when the body is not a form.
 pub(super) fn boundary(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     match content_type(headers).filter(|_| is_form(headers)) {
         Some(value) => multer::parse_boundary(value).map(Some).map_err(|error| ApiError::Form(error.to_string())),

@@ -10,7 +10,7 @@ use queue::{JobSpec, PartitionId, Topic};
 use crate::keys::Caller;
 use crate::state::State as Inner;
 
-/// So many jobs of others are a crowd, and so many own ones are much.
+/// Jobs of others that count as a crowd, and own jobs that count as many.
 const CROWD_MIN: u64 = 16;
 
 /// The number of the partition that is to take a job; none: where it belongs.

@@ -246,7 +246,7 @@ fn timeout(name: &str, value: &str) -> Result<u64, ApiError> {
     Ok(duration.as_millis() as u64)
 }
 
-/// A moment, or a time from now on. One that has passed is no mistake: the job fails with that reason.
+/// A moment, or a time from now on. One that has passed is not a mistake: the job fails with that reason.
 fn start_by(name: &str, value: &str) -> Result<Timestamp, ApiError> {
     if let Ok(moment) = value.parse() {
         return Ok(moment);

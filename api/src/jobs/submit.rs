@@ -182,7 +182,7 @@ async fn queue_image(
     Ok(Taken { record, is_replayed: false, wait })
 }
 
-/// An image comes as it is; `identity` is no encoding.
+/// An image comes as it is; `identity` is not an encoding.
 pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     let values =
         headers.get_all(header::CONTENT_ENCODING).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));

@@ -107,7 +107,7 @@ async fn own(state: &Inner, caller: &Caller, route: &str, request: &mut Request<
     let Ok(parameters) = request.extract_parts::<RawPathParams>().await else { return Ok(()) };
     let Some((_, id)) = parameters.iter().find(|(name, _)| *name == "id") else { return Ok(()) };
     if route.starts_with("/v1/jobs/") {
-        // What is no id is refused by the route itself.
+        // What is not an id is refused by the route itself.
         let Ok(job) = id.parse() else { return Ok(()) };
         let is_own = state.queue.find(&job).await?.is_none_or(|stored| super::sees(caller, &stored.record));
         return if is_own { Ok(()) } else { Err(ApiError::JobUnknown(id.to_owned())) };

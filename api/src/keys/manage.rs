@@ -19,7 +19,7 @@ use crate::state::Shared;
 
 /// Length of a name.
 const NAME_MAX: usize = 64;
-/// What a key can be limited to: more is no limit, and not every JSON reader knows larger numbers.
+/// What a key can be limited to: more is not a limit, and not every JSON reader knows larger numbers.
 const QUEUED_JOBS_MAX: u64 = 1_000_000_000_000;
 const QUEUED_BYTES_MAX: u64 = 1_000_000_000_000_000;
 /// Requests a second that a key can be limited to.

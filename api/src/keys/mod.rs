@@ -143,7 +143,7 @@ impl Caller {
         }
     }
 
-    /// Counts one more job that is to wait, with an image of so many bytes.
+    /// Counts one more job that is to wait, with an image of this many bytes.
     ///
     /// # Errors
     /// [`ApiError::TooMany`] when the key has enough waiting.

@@ -248,7 +248,7 @@ fn gif(bytes: &[u8]) -> Option<Walked<'_>> {
             None => break frames > 0 && at == bytes.len(),
             Some(_) => break frames > 0,
         }
-        // Sub-blocks: a length byte and so many bytes, until a length of 0.
+        // Sub-blocks: a length byte and this many bytes, until a length of 0.
         loop {
             match bytes.get(at) {
                 Some(0) => break,

@@ -145,7 +145,7 @@ pub async fn latency(address: &Address, bytes: usize, per_second: f64, count: us
     Ok(times)
 }
 
-/// Queues so many jobs as our own client does: a message in a work queue and a record beside it, small
+/// Queues this many jobs as our own client does: a message in a work queue and a record beside it, small
 /// ones. They stay.
 ///
 /// # Errors

@@ -57,7 +57,7 @@ pub(super) struct Traffic {
 }
 
 impl Traffic {
-    /// One more message of so many bytes.
+    /// One more message of this many bytes.
     pub(super) fn count(messages: &AtomicU64, bytes: &AtomicU64, size: usize) {
         messages.fetch_add(1, Ordering::Relaxed);
         bytes.fetch_add(size as u64, Ordering::Relaxed);
@@ -258,7 +258,7 @@ pub(super) struct Subscription {
     pub(super) sid: Bytes,
     pub(super) queue: Option<Bytes>,
     pub(super) delivered: AtomicU64,
-    /// It ends after so many; 0 is never.
+    /// It ends after this many; 0 is never.
     pub(super) ends_after: AtomicU64,
 }
 

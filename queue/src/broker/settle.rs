@@ -13,7 +13,7 @@ use crate::stream::{AckPolicy, Now, go_duration};
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict<'a> {
     Ack,
-    /// Again, after so many ns.
+    /// Redeliver after this many ns.
     Nak(i64),
     Progress,
     Term(&'a str),
@@ -64,7 +64,7 @@ fn delivery(tokens: &[u8]) -> Option<(&str, &str, u64)> {
     Some((fields[0], fields[1], fields[3].parse().ok()?))
 }
 
-/// Settles a delivery, and answers the sender if it waits for that. `false`: that is no ack subject.
+/// Settles a delivery, and answers the sender if it waits for that. `false`: that is not an ack subject.
 pub(super) fn settle(core: &mut Core, tokens: &[u8], publication: &Publication, now: Now) -> bool {
     let Some((stream, consumer, sequence)) = delivery(tokens) else { return false };
     let found = core.stream(stream).and_then(|stream| stream.consumer(consumer));

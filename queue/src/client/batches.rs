@@ -37,7 +37,7 @@ pub struct Batch {
     /// When that was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub complete_at: Option<Timestamp>,
-    /// What it held that is no image on purpose: folders, and what file managers leave behind.
+    /// What it held that is not an image on purpose: folders, and what file managers leave behind.
     #[serde(default, skip_serializing_if = "Skipped::is_empty")]
     pub skipped: Skipped,
     /// When it was canceled.

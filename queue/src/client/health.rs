@@ -57,7 +57,7 @@ impl Queue {
 }
 
 impl Server {
-    /// What may be wrong with it for topics of so many replicas. `syncs` is whether it writes to
+    /// What may be wrong with it for topics of this many replicas. `syncs` is whether it writes to
     /// disk before it acknowledges, where that is known.
     pub fn doubts(&self, replicas: usize, syncs: Option<bool>) -> Vec<Doubt> {
         if self.is_own {

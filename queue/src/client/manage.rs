@@ -31,7 +31,7 @@ impl Queue {
     /// Makes a topic; without a number of replicas, with as many as the system keeps of its own streams.
     ///
     /// # Errors
-    /// [`TopicError`]; `Refused` when the server cannot give so many replicas or so much room.
+    /// [`TopicError`]; `Refused` when the server cannot give this many replicas or so much room.
     pub async fn create_topic(&self, settings: Settings, replicas: Option<usize>) -> Result<Arc<Topic>, TopicError> {
         settings.check().map_err(TopicError::Invalid)?;
         check_replicas(replicas)?;

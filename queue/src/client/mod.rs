@@ -68,7 +68,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Refused because a stream's limit would be passed; which one is in the text.
 const LIMIT_REACHED: ErrorCode = ErrorCode(10077);
-/// Another write on this subject is in flight; only clusters say so, and it is no verdict.
+/// Another write on this subject is in flight; only clusters say so, and it is not a verdict.
 const WRITE_IN_FLIGHT: ErrorCode = ErrorCode(10164);
 
 /// Where the queue is, and how to be let in.

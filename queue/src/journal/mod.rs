@@ -65,7 +65,7 @@ pub(crate) struct Journal<R> {
     must_sync: bool,
     /// Up to where the log is known to be durable by what is in the log.
     marked: u64,
-    /// Where the last entry that is no mark ends.
+    /// Where the last entry that is not a mark ends.
     told: u64,
     /// Bytes of entries appended since the start, and how many of them were carried.
     appended: u64,

@@ -4,7 +4,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// First line of a header block that is no status.
+/// First line of a header block that is not a status.
 pub(crate) const HEADER_START: &[u8] = b"NATS/1.0\r\n";
 
 /// A view on a header block.

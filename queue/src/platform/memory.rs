@@ -75,7 +75,7 @@ impl Memory {
         MemoryFile { content: Mutex::new(content), syncs_left: Mutex::default(), power: self.power.clone() }
     }
 
-    /// Lets every step fail after so many that go well.
+    /// Lets every step fail after this many that go well.
     pub(crate) fn fail_after(&self, steps: u64) {
         *self.power.left.lock().expect("no panic") = Some(steps);
     }
@@ -112,7 +112,7 @@ impl Memory {
         left
     }
 
-    /// Lets the sync of every file fail after so many that go well.
+    /// Lets the sync of every file fail after this many that go well.
     pub(crate) fn fail_syncs_after(&self, count: u64) {
         let state = self.state.lock().expect("no panic");
         state.files.values().for_each(|file| *file.syncs_left.lock().expect("no panic") = Some(count));

@@ -399,7 +399,7 @@ impl ConsumerConfig {
     }
 
     /// The queue group that it pushes to, if only one of a group is to have each message. Who listens
-    /// otherwise, in another group or in none, is no receiver of its.
+    /// otherwise, in another group or in none, is not a receiver of its.
     pub(crate) fn group(&self) -> Option<&[u8]> {
         Some(self.deliver_group.as_bytes()).filter(|group| !group.is_empty())
     }

@@ -1,6 +1,6 @@
 //! How much may be in flight to the subscriber of a push consumer.
 //!
-//! Every so many bytes the receiver is asked to answer a plain message. It reads in order, so its
+//! After each window of bytes the receiver is asked to answer a plain message. It reads in order, so its
 //! answer says that it has taken what was sent before. The window opens while answers come.
 
 const WINDOW_MIN: u64 = 2 << 20;

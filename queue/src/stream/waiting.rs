@@ -25,9 +25,9 @@ pub(crate) struct Waiting {
 /// What a request says of its place among others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Priority {
-    /// It helps out only when so many messages wait; 0 is always.
+    /// It helps out only when this many messages wait; 0 is always.
     pub(crate) min_pending: u64,
-    /// It helps out only when so many messages are in hand; 0 is always.
+    /// It helps out only when this many messages are in hand; 0 is always.
     pub(crate) min_ack_pending: u64,
     /// The lowest number is served first.
     pub(crate) number: u8,

@@ -131,7 +131,7 @@ fn packed_as(first: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// Why an entry of a tar is no file of its own.
+/// Why an entry of a tar is not a file of its own.
 fn no_file(entry: &mut tar::Entry<'_, impl Read>) -> Option<JobError> {
     let kind = entry.header().entry_type();
     let target = entry.link_name_bytes().map(|name| String::from_utf8_lossy(&name).into_owned()).unwrap_or_default();

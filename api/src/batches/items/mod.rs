@@ -52,7 +52,7 @@ pub(super) struct Item {
 #[derive(Debug)]
 pub(super) enum Entry {
     Item(Item),
-    /// What is no image on purpose, by name: folders, and what file managers leave behind.
+    /// What is not an image on purpose, by name: folders, and what file managers leave behind.
     Skipped(String),
 }
 

@@ -293,7 +293,7 @@ impl<'a> Source<'a> {
         if passed < count { Err(cut()) } else { Ok(()) }
     }
 
-    /// Reads the descriptor behind a file of so many bytes and returns the checksum in it.
+    /// Reads the descriptor behind a file of this many bytes and returns the checksum in it.
     fn pass_descriptor(&mut self, packed: u64) -> io::Result<u32> {
         let next = self.peek(DESCRIPTOR_MAX)?;
         let (length, crc) = descriptor(next, packed).ok_or_else(|| io::Error::other("a file's length is wrong"))?;
@@ -334,7 +334,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Length and checksum of a descriptor of a file of so many packed bytes.
+/// Length and checksum of a descriptor of a file of this many packed bytes.
 fn descriptor(bytes: &[u8], packed: u64) -> Option<(usize, u32)> {
     let long = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     let longer = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
