@@ -43,6 +43,8 @@ mod nats;
 mod platform;
 mod error;
 mod timestamp;
+#[cfg(test)]
+mod stored;
 
 pub use calendar::Calendar;
 pub use client::Queue;

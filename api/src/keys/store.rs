@@ -106,3 +106,20 @@ impl Witness {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What this and earlier versions have stored: it must still be read, and written without a difference.
+    const STORED: &str = r#"{"keys":[{"id":"0a1b2c3d4e5f","name":"ann","scopes":["submit","read"],"created_at":"2026-11-23T17:00:00.000Z","expires_at":"2027-02-21T17:00:00.000Z","revoked_at":"2026-12-01T00:00:00.000Z","limits":{"requests_per_second":50.0,"uploads":8,"priority":"high","queued_jobs":10000,"queued_bytes":500000000},"hash":"5d41402a"}]}"#;
+
+    #[test]
+    fn stored_keys_are_read_and_written_again_unchanged() {
+        let read: Document = serde_json::from_str(STORED).expect("the stored format is read");
+        assert_eq!(serde_json::to_string(&read).expect("JSON"), STORED);
+        let least =
+            r#"{"keys":[{"id":"a","name":"b","scopes":["admin"],"created_at":"2026-11-23T17:00:00.000Z","hash":"c"}]}"#;
+        assert!(serde_json::from_str::<Document>(least).is_ok(), "fields that came later are optional");
+    }
+}
