@@ -302,7 +302,7 @@ fn whatever_prevents_a_start_is_one_clear_line() {
     fails(&["api", "--listen", &taken, "--data", data], "choose another address with --listen");
     fails(
         &["up", "--listen", "127.0.0.1:0", "--data", "/dev/null/x"],
-        "cannot be written; choose another one with --data",
+        "is not writable; choose another one with --data",
     );
     let in_use = shared().data().to_str().expect("UTF-8").to_owned();
     fails(&["up", "--listen", "127.0.0.1:0", "--data", &in_use], "is in use by another sightline");

@@ -251,7 +251,7 @@ mod tests {
             [
                 "accepted by a-1; its input went to partition 2 at 7 of topic cats",
                 "waited 100 ms until a worker took it",
-                "attempt 1 by w-1 was lost: its worker died or was silent, which was noticed after 30 s",
+                "attempt 1 by w-1 was lost: its worker died or stopped renewing its lease, detected after 30 s",
                 "waited 0 ms for the next worker",
                 "attempt 2 by w-2 failed after 1000 ms while running: timeout: the run took longer than 1s",
                 "waits 28 s so far: it is retried in 30 s",
@@ -266,9 +266,9 @@ mod tests {
         worker.files = vec![ModelFiles { model: "cats".into(), version: 1, digest: "d".into() }];
         let last = |situation: &Situation| texts(&queued(), situation).pop().expect("events");
         assert!(last(&Situation::default()).ends_with("no worker has the model cats"));
-        assert!(last(&other).ends_with("version 1 with the digest d…, and no worker has these files now"));
+        assert!(last(&other).ends_with("version 1 with the digest d…, and no worker has these files"));
         let served = || Situation { workers: vec![worker.clone()], ..Situation::default() };
-        assert!(last(&served()).contains("the queue does not say"));
+        assert!(last(&served()).contains("its position is unknown"));
         assert!(last(&Situation { paused: true, ..served() }).ends_with("the topic is paused"));
     }
 
@@ -276,6 +276,6 @@ mod tests {
     fn a_running_job_says_where_and_whether_its_worker_is_heard() {
         let running = queued().start("w-1", at(100)).expect("starts");
         let gone = texts(&running, &Situation::default()).pop().expect("events");
-        assert!(gone.contains("w-1 is not heard any more"), "{gone}");
+        assert!(gone.contains("w-1 no longer answers"), "{gone}");
     }
 }
