@@ -3,7 +3,7 @@
 
 use std::net::TcpListener;
 
-use super::suite::harness::{Broker, Stack, photo, send};
+use super::harness::{Broker, Stack, photo, send};
 
 #[tokio::test]
 async fn a_server_with_less_care_is_warned_of_and_its_limits_are_named() {

@@ -56,20 +56,4 @@ mod topics;
 /// Who gets what, who notices what is wrong, and what follows.
 mod coordination;
 
-use std::sync::OnceLock;
-
-use harness::{Stack, photo};
-
-/// A system that tests share which neither stop nor fill it. It ends with the test process.
-fn shared() -> &'static Stack {
-    static SHARED: OnceLock<Stack> = OnceLock::new();
-    SHARED.get_or_init(|| Stack::start(&["--workers", "2"]))
-}
-
-/// A JPEG whose structure is whole but whose Huffman tables are nonsense: only a decoder sees that.
-fn damaged_jpeg() -> Vec<u8> {
-    let mut image = photo("china.jpg");
-    let tables = image.windows(2).position(|pair| pair == [0xFF, 0xC4]).expect("it has tables");
-    image[tables + 5..tables + 21].fill(0xFE);
-    image
-}
+use harness::{damaged_jpeg, shared};

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::harness::{ENGINE, Stack, eventually, photo, rounds, send};
+use super::harness::{Stack, eventually, photo, rounds, send};
 
 /// Clients of a kind at a time.
 const CLIENTS: usize = 600;
@@ -167,9 +167,6 @@ async fn strangers_hold_up_no_other_client() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_of_the_queue_leave_it_to_its_own_clients() {
-    if ENGINE != "own" {
-        return;
-    }
     let stack = Stack::start_with_files(1024, &["--workers", "1", "--models", "efficientnet-lite0"]);
     let url = std::fs::read_to_string(stack.data().join("broker.url")).expect("it is left there");
     let address = url.trim().rsplit(['/', '@']).next().expect("an address").to_owned();

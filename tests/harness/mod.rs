@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use queue::Queue;
@@ -359,6 +360,20 @@ impl Stack {
         command.args(words).arg("--data").arg(self.data());
         command
     }
+}
+
+/// A system that the tests of one process share if they neither stop nor fill it.
+pub(crate) fn shared() -> &'static Stack {
+    static SHARED: OnceLock<Stack> = OnceLock::new();
+    SHARED.get_or_init(|| Stack::start(&["--workers", "2"]))
+}
+
+/// A JPEG with an intact structure and meaningless Huffman tables, which only a decoder notices.
+pub(crate) fn damaged_jpeg() -> Vec<u8> {
+    let mut image = photo("china.jpg");
+    let tables = image.windows(2).position(|pair| pair == [0xFF, 0xC4]).expect("it has tables");
+    image[tables + 5..tables + 21].fill(0xFE);
+    image
 }
 
 /// Three NATS servers as one cluster, in a folder of their own. Dropping it ends them.
