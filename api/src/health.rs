@@ -40,7 +40,7 @@ pub(crate) async fn live() -> Json<Live> {
 #[utoipa::path(
     get, path = "/readyz", tag = "operations", operation_id = "isReady", security(()),
     responses(
-        (status = 200, description = "Checks that jobs can be accepted.", body = Ready),
+        (status = 200, description = "Jobs can be accepted.", body = Ready),
         (status = 503, description = "`queue_unavailable`: the queue does not answer; `task_down`: a background task keeps failing."),
     ),
 )]

@@ -127,8 +127,7 @@ impl Index {
 }
 
 /// Looks into a file once, since a pool would try again and again. A file that is not a database is refused,
-/// not replaced: an
-/// earlier version kept keys there.
+/// not replaced: an earlier version kept keys there.
 async fn check_file(options: &AnyConnectOptions) -> Result<(), String> {
     let looked = async {
         let mut connection = AnyConnection::connect_with(options).await?;

@@ -127,8 +127,7 @@ async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, 
 }
 
 /// Resolves when an upload has waited for some time and the queue's server gives no sign of life. One that
-/// lives may
-/// be waiting for its disk, or for a leader to be elected, which ends well.
+/// lives may be waiting for its disk, or for a leader to be elected, which ends well.
 async fn queue_is_dead(state: &Inner) {
     loop {
         tokio::time::sleep(QUEUE_PATIENCE).await;

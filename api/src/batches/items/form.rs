@@ -109,8 +109,7 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
 }
 
 /// The name of a field's file. `filename*` holds any letters, in UTF-8 (RFC 5987); by the standard for forms
-/// it is not
-/// sent, by some clients alone.
+/// it is not sent, by some clients alone.
 fn file_name(field: &multer::Field<'_>) -> Option<String> {
     let disposition = field.headers().get(header::CONTENT_DISPOSITION)?.to_str().unwrap_or("");
     let extended = disposition.split(';').find_map(|part| part.trim().strip_prefix("filename*="));
