@@ -94,11 +94,11 @@ async fn decide(queue: &Queue, table: &Table, scaler: &mut Scaler) {
         *backlog.entry(model.clone()).or_insert(0) +=
             depths.iter().map(|depth| depth.queued + depth.in_hand).sum::<u64>();
     }
-    let supervisors: Vec<Place> = table
+    let supervisors: Vec<SupervisorLoad> = table
         .members()
         .filter_map(|member| {
             let scale = member.scale.filter(|scale| scale.min < scale.max)?;
-            Some(Place { id: member.id.clone(), models: member.models.clone(), scale })
+            Some(SupervisorLoad { id: member.id.clone(), models: member.models.clone(), scale })
         })
         .collect();
     let service = |model: &str| service_time(table, model);
@@ -115,7 +115,7 @@ fn service_time(table: &Table, model: &str) -> Duration {
 
 /// A supervisor, as the one who decides sees it.
 #[derive(Debug, Clone)]
-struct Place {
+struct SupervisorLoad {
     id: String,
     models: Vec<String>,
     scale: Scale,
@@ -132,7 +132,7 @@ impl Scaler {
     /// How many workers each supervisor is to have.
     fn decide(
         &mut self,
-        supervisors: &[Place],
+        supervisors: &[SupervisorLoad],
         backlog: &BTreeMap<String, u64>,
         service: impl Fn(&str) -> Duration,
         now: Instant,
@@ -140,7 +140,7 @@ impl Scaler {
         self.needed.retain(|id, _| supervisors.iter().any(|place| place.id == *id));
         let mut wanted: BTreeMap<&str, usize> = BTreeMap::new();
         for (model, jobs) in backlog {
-            let able: Vec<&Place> = supervisors.iter().filter(|place| place.models.contains(model)).collect();
+            let able: Vec<&SupervisorLoad> = supervisors.iter().filter(|place| place.models.contains(model)).collect();
             let workers = workers_for(*jobs, service(model));
             // Evenly; who has most room takes what is left over.
             for (number, place) in able.iter().enumerate() {
@@ -175,11 +175,11 @@ fn workers_for(jobs: u64, service: Duration) -> usize {
 mod tests {
     use super::*;
 
-    fn place(id: &str, min: usize, max: usize, now: usize) -> Place {
-        Place { id: id.into(), models: vec!["cats".into()], scale: Scale { min, max, now } }
+    fn place(id: &str, min: usize, max: usize, now: usize) -> SupervisorLoad {
+        SupervisorLoad { id: id.into(), models: vec!["cats".into()], scale: Scale { min, max, now } }
     }
 
-    fn decide(scaler: &mut Scaler, places: &[Place], jobs: u64, now: Instant) -> Vec<usize> {
+    fn decide(scaler: &mut Scaler, places: &[SupervisorLoad], jobs: u64, now: Instant) -> Vec<usize> {
         let backlog = BTreeMap::from([("cats".to_owned(), jobs)]);
         let service = |_: &str| Duration::from_millis(100);
         scaler.decide(places, &backlog, service, now).into_iter().map(|(_, workers)| workers).collect()

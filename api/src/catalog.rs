@@ -12,13 +12,13 @@ use crate::state::Shared;
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Catalog {
-    models: Vec<Entry>,
+    models: Vec<ServedModel>,
 }
 
 /// One model as clients see it.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Model)]
-pub(crate) struct Entry {
+pub(crate) struct ServedModel {
     name: String,
     description: String,
     license: String,
@@ -60,24 +60,24 @@ pub(crate) async fn list(State(state): State<Shared>) -> Json<Catalog> {
     get, path = "/v1/models/{name}", tag = "models", operation_id = "getModel",
     params(("name" = String, Path, example = "efficientnet-lite0")),
     responses(
-        (status = 200, description = "The model.", body = Entry),
+        (status = 200, description = "The model.", body = ServedModel),
         (status = 404, description = "`model_unknown`."),
     ),
 )]
 pub(crate) async fn show(
     State(state): State<Shared>,
     name: Result<Path<String>, PathRejection>,
-) -> Result<Json<Entry>, ApiError> {
+) -> Result<Json<ServedModel>, ApiError> {
     let name = name.map_or_else(|_| "?".to_owned(), |Path(name)| name);
     let unknown = || ApiError::ModelUnknown { name: name.chars().take(80).collect(), known: state.repository.names() };
     let model = state.repository.get(&name).ok_or_else(unknown)?;
     Ok(Json(entry(&state, model)))
 }
 
-fn entry(state: &Shared, model: &Model) -> Entry {
+fn entry(state: &Shared, model: &Model) -> ServedModel {
     let manifest = model.manifest();
     let version = |version: &models::ModelVersion| Version { number: version.number, digest: version.digest.clone() };
-    Entry {
+    ServedModel {
         name: model.name().to_owned(),
         description: manifest.description.clone(),
         license: manifest.license.clone(),

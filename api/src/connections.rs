@@ -164,7 +164,7 @@ async fn converse(
 struct Addresses(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 /// A connection's place among those of its address.
-struct Place {
+struct ConnectionSlot {
     addresses: Addresses,
     of: IpAddr,
 }
@@ -174,7 +174,7 @@ impl Addresses {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, peer: IpAddr, most: usize) -> Option<Place> {
+    fn enter(&self, peer: IpAddr, most: usize) -> Option<ConnectionSlot> {
         let of = network_of(peer);
         let mut addresses = self.lock();
         let count = addresses.entry(of).or_default();
@@ -182,11 +182,11 @@ impl Addresses {
             return None;
         }
         *count += 1;
-        Some(Place { addresses: self.clone(), of })
+        Some(ConnectionSlot { addresses: self.clone(), of })
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut addresses = self.addresses.lock();
         if let Some(count) = addresses.get_mut(&self.of) {
@@ -287,7 +287,7 @@ mod tests {
         let one: IpAddr = "2001:db8::1".parse().expect("an address");
         let same_network: IpAddr = "2001:db8::2".parse().expect("an address");
         let other: IpAddr = "2001:db8:1::1".parse().expect("an address");
-        let places: Vec<Place> = (0..3).filter_map(|_| addresses.enter(one, 3)).collect();
+        let places: Vec<ConnectionSlot> = (0..3).filter_map(|_| addresses.enter(one, 3)).collect();
         assert_eq!(places.len(), 3);
         assert!(addresses.enter(same_network, 3).is_none());
         assert!(addresses.enter(other, 3).is_some());

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use crate::error::ApiError;
 use crate::jobs::JobPath;
 use crate::openapi::Binary;
-use crate::state::{Shared, State as Inner};
+use crate::state::{AppState, Shared};
 
 /// Default and largest number of letters in a list.
 const LIMIT: usize = 100;
@@ -22,7 +22,7 @@ const LIMIT_MAX: usize = 10_000;
 /// Which letters are meant.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Wish {
+pub(crate) struct ListQuery {
     /// Only dead letters of this topic.
     topic: Option<TopicName>,
     /// Upper bound.
@@ -68,7 +68,7 @@ struct Left {
 )]
 pub(crate) async fn list(
     State(state): State<Shared>,
-    wish: Result<Query<Wish>, QueryRejection>,
+    wish: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Letters>, ApiError> {
     Ok(Json(Letters { dead: letters(&state, wish).await? }))
 }
@@ -82,7 +82,7 @@ pub(crate) async fn list(
         (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),
     ),
 )]
-pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<DeadLetter>, ApiError> {
+pub(crate) async fn show(State(state): State<Shared>, id: IdPath) -> Result<Json<DeadLetter>, ApiError> {
     let id = named(id)?;
     let letter = state.queue.dead_letter(&id).await?;
     Ok(Json(letter.ok_or(RedriveError::NoLetter(id))?.0))
@@ -97,7 +97,7 @@ pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<
         (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),
     ),
 )]
-pub(crate) async fn image(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
+pub(crate) async fn image(State(state): State<Shared>, id: IdPath) -> Result<Response, ApiError> {
     let id = named(id)?;
     let (_, payload) = state.queue.dead_letter(&id).await?.ok_or(RedriveError::NoLetter(id))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], payload).into_response())
@@ -113,7 +113,7 @@ pub(crate) async fn image(State(state): State<Shared>, id: Named) -> Result<Resp
         (status = 409, description = "`dead_letter_unreadable`."),
     ),
 )]
-pub(crate) async fn redrive(State(state): State<Shared>, id: Named) -> Result<Json<Redrive>, ApiError> {
+pub(crate) async fn redrive(State(state): State<Shared>, id: IdPath) -> Result<Json<Redrive>, ApiError> {
     let id = named(id)?;
     let outcome = state.queue.redrive(&id).await?;
     Ok(Json(Redrive { id, outcome }))
@@ -134,7 +134,7 @@ pub(crate) async fn redrive(State(state): State<Shared>, id: Named) -> Result<Js
 )]
 pub(crate) async fn redrive_all(
     State(state): State<Shared>,
-    wish: Result<Query<Wish>, QueryRejection>,
+    wish: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<RedriveAll>, ApiError> {
     let mut all = RedriveAll { redriven: Vec::new(), left: Vec::new() };
     for letter in letters(&state, wish).await? {
@@ -146,7 +146,10 @@ pub(crate) async fn redrive_all(
     Ok(Json(all))
 }
 
-async fn letters(state: &Inner, wish: Result<Query<Wish>, QueryRejection>) -> Result<Vec<DeadLetter>, ApiError> {
+async fn letters(
+    state: &AppState,
+    wish: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Vec<DeadLetter>, ApiError> {
     let Query(wish) = wish.map_err(|rejection| ApiError::Option {
         name: "query".into(),
         problem: format!("{}; the options here are topic and limit", rejection.body_text()),
@@ -168,9 +171,9 @@ async fn letters(state: &Inner, wish: Result<Query<Wish>, QueryRejection>) -> Re
 }
 
 /// The id in a path.
-pub(crate) type Named = Result<Path<String>, PathRejection>;
+pub(crate) type IdPath = Result<Path<String>, PathRejection>;
 
-pub(crate) fn named(id: Named) -> Result<JobId, ApiError> {
+pub(crate) fn named(id: IdPath) -> Result<JobId, ApiError> {
     let id = id.map_or_else(|_| "?".to_owned(), |Path(id)| id);
     id.parse().map_err(|_| ApiError::JobUnknown(id.chars().take(128).collect()))
 }

@@ -16,7 +16,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use queue::members::Role;
 
 use crate::error::ApiError;
-use crate::state::{Shared, State as Inner};
+use crate::state::{AppState, Shared};
 
 const ACCEPTED: &str = "sightline_api_jobs_accepted_total";
 const REFUSED: &str = "sightline_api_jobs_refused_total";
@@ -115,7 +115,7 @@ pub(crate) async fn show(State(state): State<Shared>) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-async fn render_queue(state: &Inner, text: &mut String) {
+async fn render_queue(state: &AppState, text: &mut String) {
     let mut available = Series::new("sightline_queue_available_jobs", "gauge", "Jobs that wait for a worker.");
     let mut in_hand =
         Series::new("sightline_queue_jobs_in_hand", "gauge", "Jobs delivered to workers and not yet settled.");
@@ -153,7 +153,7 @@ async fn render_queue(state: &Inner, text: &mut String) {
     stalled.finish(text);
 }
 
-fn render_workers(state: &Inner, text: &mut String) {
+fn render_workers(state: &AppState, text: &mut String) {
     let members = state.roster.members();
     let mut present = Series::new("sightline_members", "gauge", "Processes heard in the last 5 seconds.");
     for (name, role) in [("api", Role::Api), ("supervisor", Role::Supervisor), ("worker", Role::Worker)] {
@@ -181,7 +181,7 @@ fn render_workers(state: &Inner, text: &mut String) {
     stages.finish(text);
 }
 
-async fn render_index(state: &Inner, text: &mut String) {
+async fn render_index(state: &AppState, text: &mut String) {
     let mut set_aside =
         Series::new("sightline_index_set_aside_jobs", "gauge", "Jobs that the job index cannot hold; see /v1/index.");
     match state.index.count_set_aside().await {
@@ -191,7 +191,7 @@ async fn render_index(state: &Inner, text: &mut String) {
     set_aside.finish(text);
 }
 
-fn render_tasks(state: &Inner, text: &mut String) {
+fn render_tasks(state: &AppState, text: &mut String) {
     let mut restarts = Series::new(
         "sightline_background_task_restarts_total",
         "counter",

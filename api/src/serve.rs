@@ -24,7 +24,7 @@ use crate::links;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
 use crate::router::router;
-use crate::state::State;
+use crate::state::AppState;
 use crate::watch::Watch;
 use crate::webhooks::Sender;
 
@@ -146,7 +146,7 @@ pub async fn serve(
     // The largest upload fits beside the reserve.
     let permits = config.bodies_bytes_max.max((config.upload_bytes_max + 2 * BODY_UNIT) / 7 * 8) / BODY_UNIT;
     let limits = Limits { connections_max: config.connections_max, behind_proxy: config.behind_proxy };
-    let state = State {
+    let state = AppState {
         queue,
         repository,
         member,

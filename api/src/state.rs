@@ -19,10 +19,10 @@ use crate::roster::Roster;
 use crate::watch::Watch;
 
 /// Handed to each handler; clones are cheap.
-pub(crate) type Shared = Arc<State>;
+pub(crate) type Shared = Arc<AppState>;
 
 /// Everything that outlives a request.
-pub(crate) struct State {
+pub(crate) struct AppState {
     pub(crate) queue: Queue,
     pub(crate) repository: Repository,
     pub(crate) config: Config,
@@ -47,7 +47,7 @@ pub(crate) struct State {
     pub(crate) stop: CancellationToken,
 }
 
-impl State {
+impl AppState {
     /// Whether little is left of the memory for uploads, or for items of batches, so that those who have some must
     /// be quick. Neither suffers from the other.
     pub(crate) fn is_short_of_memory(&self, is_batch: bool, client: Option<IpAddr>) -> bool {

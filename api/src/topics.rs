@@ -19,13 +19,13 @@ use utoipa::{IntoParams, IntoResponses, PartialSchema, ToSchema};
 use crate::error::ApiError;
 use crate::json::Settings;
 use crate::links;
-use crate::state::{Shared, State as Inner};
+use crate::state::{AppState, Shared};
 
 /// Settings of a topic, new or to be changed.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = NewTopic)]
-pub(crate) struct Wish {
+pub(crate) struct NewTopic {
     #[schema(required = true, nullable = false)]
     name: Option<TopicName>,
     /// Model to run; default: the model of the same name, otherwise none (a plain log).
@@ -71,7 +71,7 @@ pub(crate) struct Alteration;
 
 impl PartialSchema for Alteration {
     fn schema() -> RefOr<Schema> {
-        let RefOr::T(Schema::Object(mut wish)) = Wish::schema() else { return Wish::schema() };
+        let RefOr::T(Schema::Object(mut wish)) = NewTopic::schema() else { return NewTopic::schema() };
         wish.properties.retain(|name, _| !["name", "model", "ordered"].contains(&name.as_str()));
         wish.required.clear();
         wish.into()
@@ -144,14 +144,14 @@ pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<Topics>, Ap
         NoTopic,
     ),
 )]
-pub(crate) async fn describe(State(state): State<Shared>, name: Named) -> Result<Json<Topic>, ApiError> {
+pub(crate) async fn describe(State(state): State<Shared>, name: TopicInPath) -> Result<Json<Topic>, ApiError> {
     Ok(Json(show(&state, &named(name)?).await?))
 }
 
 /// Creates a topic.
 #[utoipa::path(
     post, path = "/v1/topics", tag = "topics", operation_id = "createTopic",
-    request_body(content = Wish),
+    request_body(content = NewTopic),
     responses(
         (status = 201, description = "The topic exists now.", body = Topic,
             headers(("Location" = String, description = "URL of the topic."))),
@@ -161,7 +161,10 @@ pub(crate) async fn describe(State(state): State<Shared>, name: Named) -> Result
         (status = 413, description = "`body_too_large`."),
     ),
 )]
-pub(crate) async fn create(State(state): State<Shared>, Settings(wish): Settings<Wish>) -> Result<Response, ApiError> {
+pub(crate) async fn create(
+    State(state): State<Shared>,
+    Settings(wish): Settings<NewTopic>,
+) -> Result<Response, ApiError> {
     let name = wish.name.clone().ok_or_else(|| ApiError::Json("`name` is missing".into()))?;
     // A model's own topic is its model's, or its jobs would find a topic that runs nothing.
     let own = || state.repository.get(name.as_str()).map(|model| model.name().to_owned());
@@ -195,8 +198,8 @@ pub(crate) async fn create(State(state): State<Shared>, Settings(wish): Settings
 )]
 pub(crate) async fn alter(
     State(state): State<Shared>,
-    name: Named,
-    Settings(wish): Settings<Wish>,
+    name: TopicInPath,
+    Settings(wish): Settings<NewTopic>,
 ) -> Result<Json<Topic>, ApiError> {
     let name = named(name)?;
     if wish.name.is_some() || wish.model.is_some() || wish.ordered.is_some() {
@@ -216,7 +219,7 @@ pub(crate) async fn alter(
         NoTopic,
     ),
 )]
-pub(crate) async fn delete(State(state): State<Shared>, name: Named) -> Result<StatusCode, ApiError> {
+pub(crate) async fn delete(State(state): State<Shared>, name: TopicInPath) -> Result<StatusCode, ApiError> {
     state.queue.delete_topic(&named(name)?).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -230,7 +233,7 @@ pub(crate) async fn delete(State(state): State<Shared>, name: Named) -> Result<S
         NoTopic,
     ),
 )]
-pub(crate) async fn purge(State(state): State<Shared>, name: Named) -> Result<Json<Purged>, ApiError> {
+pub(crate) async fn purge(State(state): State<Shared>, name: TopicInPath) -> Result<Json<Purged>, ApiError> {
     Ok(Json(state.queue.purge_topic(&named(name)?).await?))
 }
 
@@ -243,7 +246,7 @@ pub(crate) async fn purge(State(state): State<Shared>, name: Named) -> Result<Js
         NoTopic,
     ),
 )]
-pub(crate) async fn pause(State(state): State<Shared>, name: Named) -> Result<Json<Topic>, ApiError> {
+pub(crate) async fn pause(State(state): State<Shared>, name: TopicInPath) -> Result<Json<Topic>, ApiError> {
     set_paused(&state, name, true).await
 }
 
@@ -256,30 +259,30 @@ pub(crate) async fn pause(State(state): State<Shared>, name: Named) -> Result<Js
         NoTopic,
     ),
 )]
-pub(crate) async fn resume(State(state): State<Shared>, name: Named) -> Result<Json<Topic>, ApiError> {
+pub(crate) async fn resume(State(state): State<Shared>, name: TopicInPath) -> Result<Json<Topic>, ApiError> {
     set_paused(&state, name, false).await
 }
 
-async fn set_paused(state: &Inner, name: Named, paused: bool) -> Result<Json<Topic>, ApiError> {
+async fn set_paused(state: &AppState, name: TopicInPath, paused: bool) -> Result<Json<Topic>, ApiError> {
     let name = named(name)?;
     state.queue.pause_topic(&name, paused).await?;
     Ok(Json(show(state, &name).await?))
 }
 
-async fn show(state: &Inner, name: &TopicName) -> Result<Topic, ApiError> {
+async fn show(state: &AppState, name: &TopicName) -> Result<Topic, ApiError> {
     Ok(Topic { description: state.queue.describe(name).await?, stalls: state.watch.stalls_of(name) })
 }
 
 /// The name in a path.
-pub(crate) type Named = Result<Path<String>, PathRejection>;
+pub(crate) type TopicInPath = Result<Path<String>, PathRejection>;
 
 /// Reads a topic's name; one that no topic can have is unknown.
-pub(crate) fn named(name: Named) -> Result<TopicName, ApiError> {
+pub(crate) fn named(name: TopicInPath) -> Result<TopicName, ApiError> {
     let name = name.map_or_else(|_| "?".to_owned(), |Path(name)| name);
     name.parse().map_err(|error: queue::IdError| TopicError::Invalid(error.to_string()).into())
 }
 
-impl Wish {
+impl NewTopic {
     /// The settings that were said.
     fn change(&self) -> Result<Change, ApiError> {
         let wrong = |problem| ApiError::Json(format!("`retention`: {problem}"));

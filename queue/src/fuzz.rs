@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::broker::fuzz_api;
-use crate::journal::entry::{Step, Walk};
+use crate::journal::entry::{Walk, WalkItem};
 use crate::journal::segment::{Header, VERSION, segment_name};
 use crate::journal::{Change, Journal, Release};
 use crate::nats::{Command, HeaderBlock, Parser};
@@ -60,11 +60,11 @@ pub fn journal(bytes: &[u8]) {
     let mut at = 64;
     for step in Walk::new(64, bytes, None) {
         let (position, length) = match step {
-            Step::Entry { position, entry } => {
+            WalkItem::Entry { position, entry } => {
                 drop(Change::decode(entry.kind, entry.body).map(|change| change.encode(&mut BytesMut::new())));
                 (position, entry.bytes())
             }
-            Step::Gap { position, bytes } => (position, bytes.len()),
+            WalkItem::Gap { position, bytes } => (position, bytes.len()),
         };
         assert!(position >= at && length > 0, "a walk goes on");
         at = position + length as u64;

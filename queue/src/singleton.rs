@@ -33,7 +33,7 @@ pub struct Candidate {
 
 /// What a candidate does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum LeaseAction {
     /// Nothing: it is ours and fresh, or another candidate's.
     Wait,
     /// Write the record with ourselves as its holder over exactly this revision.
@@ -62,8 +62,8 @@ impl Candidate {
     }
 
     /// Decides after the record was read; `now` is a moment after the answer came.
-    pub fn step(&mut self, read: Option<(Revision, LeaseRecord)>, now: Instant) -> Step {
-        let Some((revision, record)) = read else { return Step::Write(Revision::default()) };
+    pub fn step(&mut self, read: Option<(Revision, LeaseRecord)>, now: Instant) -> LeaseAction {
+        let Some((revision, record)) = read else { return LeaseAction::Write(Revision::default()) };
         if let Some((held, until)) = self.held {
             if revision != held && record.holder.as_deref() == Some(&self.id) {
                 // A write of ours whose answer was lost; it gives no more time than we know of.
@@ -74,7 +74,7 @@ impl Candidate {
         }
         if let Some((_, until)) = self.held.filter(|(_, until)| now < *until) {
             let fresh = until.saturating_duration_since(now) > self.term.mul_f64(2.0 / 3.0);
-            return if fresh { Step::Wait } else { Step::Write(revision) };
+            return if fresh { LeaseAction::Wait } else { LeaseAction::Write(revision) };
         }
         let since = match self.seen {
             Some((seen, since)) if seen == revision => since,
@@ -85,7 +85,7 @@ impl Candidate {
         };
         // One of our earlier lives counts like another's: what it may still do is unknown.
         let over = now.saturating_duration_since(since) >= self.term.mul_f64(1.1);
-        if record.holder.is_none() || over { Step::Write(revision) } else { Step::Wait }
+        if record.holder.is_none() || over { LeaseAction::Write(revision) } else { LeaseAction::Wait }
     }
 
     /// Takes in what became of a write that was sent at `sent_at`.

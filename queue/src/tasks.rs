@@ -22,10 +22,10 @@ const FAILURES_MAX: u32 = 3;
 
 /// The background tasks of a process; clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Tasks(Arc<Mutex<BTreeMap<&'static str, State>>>);
+pub struct Tasks(Arc<Mutex<BTreeMap<&'static str, TaskState>>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct TaskState {
     /// Times it was started again, in all.
     restarts: u64,
     /// Ends in a row.
@@ -48,7 +48,7 @@ pub struct Health {
 }
 
 impl Tasks {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, State>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, TaskState>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -123,7 +123,12 @@ async fn what_cannot_be_done_is_refused_with_a_reason() {
     is_problem(&refused("model=efficientnet-lite0&topk=9").await, 400, "option_invalid", "unknown option");
     is_problem(&refused("model=efficientnet-lite0&top_k=x").await, 400, "option_invalid", "`top_k`");
     let form = Form::new().text("model", "efficientnet-lite0");
-    is_problem(&send(shared().upload("", "").multipart(form)).await, 400, "form_invalid", "the field `image` is missing");
+    is_problem(
+        &send(shared().upload("", "").multipart(form)).await,
+        400,
+        "form_invalid",
+        "the field `image` is missing",
+    );
     let broken = shared().upload("model=efficientnet-lite0", "--x\r\n").header("Content-Type", "multipart/form-data");
     is_problem(&send(broken).await, 400, "form_invalid", "boundary");
 }

@@ -21,7 +21,7 @@ use crate::lease::LeaseKeeper;
 use crate::outcome::{Outcome, Settlement, bury, decide};
 use crate::peers::job_pause;
 use crate::report::{Report, Reporter};
-use crate::rounds::Place;
+use crate::rounds::TopicPartition;
 use crate::runs::Runs;
 use crate::status::Status;
 
@@ -30,7 +30,7 @@ const ARRIVAL_MAX: Duration = Duration::from_millis(100);
 
 /// What all jobs of a worker need.
 #[derive(Clone)]
-pub(crate) struct Bench {
+pub(crate) struct JobContext {
     pub(crate) queue: Queue,
     pub(crate) engine: Engine,
     /// The worker's member id.
@@ -83,7 +83,7 @@ enum Begun {
 }
 
 impl InHand {
-    pub(crate) fn new(delivery: Delivery, topic: Arc<Topic>, bench: &Bench) -> Self {
+    pub(crate) fn new(delivery: Delivery, topic: Arc<Topic>, bench: &JobContext) -> Self {
         bench.status.stage(&delivery.id, Stage::InHand);
         bench.reporter.send(&Report::Took {
             job: delivery.id.clone(),
@@ -101,19 +101,19 @@ impl InHand {
     }
 
     /// Reads the record ahead, while another job is in the model.
-    pub(crate) async fn look(&mut self, bench: &Bench) {
+    pub(crate) async fn look(&mut self, bench: &JobContext) {
         // What goes wrong here is found, and said, when the job begins.
         self.seen = bench.queue.record(&self.delivery.id).await.ok().flatten();
     }
 
     /// Where it comes from.
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> TopicPartition {
         (self.topic.name().clone(), self.delivery.partition)
     }
 
     /// What it was promised, if another worker's files are needed for that. Of a job that has ended, or cannot be
     /// read, nothing is run.
-    pub(crate) fn is_for_others(&self, bench: &Bench) -> Option<JobSpec> {
+    pub(crate) fn is_for_others(&self, bench: &JobContext) -> Option<JobSpec> {
         let spec = match (&self.seen, &self.delivery.spec) {
             (Some(seen), _) if seen.record.is_terminal() => return None,
             (Some(seen), _) => &seen.record.spec,
@@ -143,7 +143,7 @@ impl InHand {
     ///
     /// # Errors
     /// [`WorkerError::Stuck`]: the job is settled, but this process must end.
-    pub(crate) async fn execute(mut self, bench: &Bench, slot: OwnedSemaphorePermit) -> Result<(), WorkerError> {
+    pub(crate) async fn execute(mut self, bench: &JobContext, slot: OwnedSemaphorePermit) -> Result<(), WorkerError> {
         let canceled = bench.runs.enter(&self.delivery.id);
         let (running, revision) = match self.begin(bench).await {
             Begun::Running { record, revision } => (record, revision),
@@ -189,7 +189,7 @@ impl InHand {
     }
 
     /// Writes `running`, unless the record says that there is nothing to run.
-    async fn begin(&mut self, bench: &Bench) -> Begun {
+    async fn begin(&mut self, bench: &JobContext) -> Begun {
         loop {
             match self.try_begin(bench).await {
                 Ok(Some(begun)) => return begun,
@@ -203,7 +203,7 @@ impl InHand {
     }
 
     /// `None` when another process wrote the record meanwhile.
-    async fn try_begin(&mut self, bench: &Bench) -> Result<Option<Begun>, QueueError> {
+    async fn try_begin(&mut self, bench: &JobContext) -> Result<Option<Begun>, QueueError> {
         if !self.delivery.lease().is_held(Instant::now()) {
             return Ok(Some(Begun::Left));
         }
@@ -284,7 +284,13 @@ impl InHand {
 
     /// Writes the record of an outcome, then settles. Returns the name under which the attempt is
     /// counted.
-    async fn conclude(self, bench: &Bench, running: &Record, revision: Revision, outcome: Outcome) -> &'static str {
+    async fn conclude(
+        self,
+        bench: &JobContext,
+        running: &Record,
+        revision: Revision,
+        outcome: Outcome,
+    ) -> &'static str {
         match bench.queue.replace(revision, &outcome.record).await {
             Ok(Replaced::Done(_)) => {
                 bench.reporter.send(&Report::Ended { job: self.delivery.id.clone() });

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::WorkerError;
 use crate::peers::Avoided;
-use crate::rounds::{Place, Rounds};
+use crate::rounds::{Rounds, TopicPartition};
 
 /// How often all partitions are checked without a notification.
 const PASS_INTERVAL: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ const IDLE_PATIENCE: Duration = Duration::from_millis(20);
 pub(crate) struct Intake {
     queue: Queue,
     fetcher: Fetcher,
-    wakes: Pin<Box<dyn Stream<Item = Place> + Send>>,
+    wakes: Pin<Box<dyn Stream<Item = TopicPartition> + Send>>,
     /// Topics that have just changed.
     changes: Pin<Box<dyn Stream<Item = TopicName> + Send>>,
     /// This worker and its models, as others hear of them.
@@ -104,12 +104,12 @@ impl Intake {
 
     /// A job of this partition was for another worker, and is given back for this long: that one gets time to take
     /// it.
-    pub(crate) fn avoid(&mut self, place: Place, pause: Duration) {
+    pub(crate) fn avoid(&mut self, place: TopicPartition, pause: Duration) {
         self.avoided.add(place, pause, Instant::now());
     }
 
     /// A job of this partition was for this worker.
-    pub(crate) fn suits(&mut self, place: &Place) {
+    pub(crate) fn suits(&mut self, place: &TopicPartition) {
         self.avoided.remove(place);
     }
 
@@ -129,7 +129,7 @@ impl Intake {
         }
     }
 
-    async fn woken(&mut self, place: Place) {
+    async fn woken(&mut self, place: TopicPartition) {
         // The wake of a topic's first job comes before the next pass would find the topic.
         let is_ours = |topic: &Arc<Topic>| *topic.name() == place.0;
         let may_be_ours = self.topics.iter().any(is_ours) || self.idle.models.iter().any(|m| *m == place.0.as_str());

@@ -12,7 +12,7 @@ use queue::members::Table;
 use queue::{JobSpec, Queue};
 use tokio::time::Instant;
 
-use crate::rounds::Place;
+use crate::rounds::TopicPartition;
 
 /// How long a job is given back: the first time, and at most.
 const JOB_PAUSE: Duration = Duration::from_millis(500);
@@ -48,7 +48,7 @@ pub(crate) fn job_pause(deliveries: u64) -> Duration {
 
 /// Partitions whose jobs are for others at the moment.
 #[derive(Debug, Default)]
-pub(crate) struct Avoided(HashMap<Place, Foreign>);
+pub(crate) struct Avoided(HashMap<TopicPartition, Foreign>);
 
 #[derive(Debug, Default)]
 struct Foreign {
@@ -62,7 +62,7 @@ struct Foreign {
 
 impl Avoided {
     /// Another job there was for others; it is given back for this long.
-    pub(crate) fn add(&mut self, place: Place, pause: Duration, now: Instant) {
+    pub(crate) fn add(&mut self, place: TopicPartition, pause: Duration, now: Instant) {
         let foreign = self.0.entry(place).or_default();
         foreign.count += 1;
         foreign.back = foreign.back.max(Some(now + pause));
@@ -72,7 +72,7 @@ impl Avoided {
     }
 
     /// There was nothing behind them.
-    pub(crate) fn emptied(&mut self, place: &Place) {
+    pub(crate) fn emptied(&mut self, place: &TopicPartition) {
         if let Some(foreign) = self.0.get_mut(place)
             && let Some(back) = foreign.back
         {
@@ -81,12 +81,12 @@ impl Avoided {
     }
 
     /// A job there was for this worker.
-    pub(crate) fn remove(&mut self, place: &Place) {
+    pub(crate) fn remove(&mut self, place: &TopicPartition) {
         self.0.remove(place);
     }
 
     /// Whether to leave it alone for now.
-    pub(crate) fn holds(&self, place: &Place, now: Instant) -> bool {
+    pub(crate) fn holds(&self, place: &TopicPartition, now: Instant) -> bool {
         self.0.get(place).is_some_and(|foreign| foreign.until.is_some_and(|until| now < until))
     }
 }
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use queue::{PartitionId, Priority};
 
-    fn place() -> Place {
+    fn place() -> TopicPartition {
         ("cats".parse().expect("a name"), PartitionId::new(0, Priority::Normal))
     }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use queue::{PartitionId, Priority, TopicName};
 
 /// A partition of a topic.
-pub(crate) type Place = (TopicName, PartitionId);
+pub(crate) type TopicPartition = (TopicName, PartitionId);
 
 /// What a clock moves for a job of share 1; divisible by all shares.
 const STRIDE: u64 = 12;
@@ -29,30 +29,30 @@ impl Rounds {
         Self { rounds: [Round::new(start), Round::new(start), Round::new(start)], clocks: [0; 3] }
     }
 
-    pub(crate) fn knows(&self, place: &Place) -> bool {
+    pub(crate) fn knows(&self, place: &TopicPartition) -> bool {
         self.rounds[class(place)].knows(place)
     }
 
     /// Takes over a new list and marks all of it.
-    pub(crate) fn set_places(&mut self, places: Vec<Place>) {
+    pub(crate) fn set_places(&mut self, places: Vec<TopicPartition>) {
         for (number, round) in self.rounds.iter_mut().enumerate() {
             round.set_places(places.iter().filter(|place| class(place) == number).cloned().collect());
         }
     }
 
-    pub(crate) fn mark(&mut self, place: Place) {
+    pub(crate) fn mark(&mut self, place: TopicPartition) {
         self.rounds[class(&place)].mark(place);
     }
 
     /// A place had a job: it is charged to its priority, and asked again.
-    pub(crate) fn found(&mut self, place: Place) {
+    pub(crate) fn found(&mut self, place: TopicPartition) {
         let given = class(&place);
         self.clocks[given] += STRIDE / Priority::ALL[given].share();
         self.mark(place);
     }
 
     /// The next marked place, unmarked.
-    pub(crate) fn take(&mut self) -> Option<Place> {
+    pub(crate) fn take(&mut self) -> Option<TopicPartition> {
         let busy = |rounds: &[Round; 3]| (0..3).filter(|n| rounds[*n].is_marked()).collect::<Vec<_>>();
         let marked = busy(&self.rounds);
         let next = *marked.iter().min_by_key(|number| self.clocks[**number])?;
@@ -64,7 +64,7 @@ impl Rounds {
     }
 }
 
-fn class(place: &Place) -> usize {
+fn class(place: &TopicPartition) -> usize {
     match place.1.priority() {
         Priority::High => 0,
         Priority::Normal => 1,
@@ -74,8 +74,8 @@ fn class(place: &Place) -> usize {
 
 /// The places of one priority in order, and which of them to ask.
 struct Round {
-    places: Vec<Place>,
-    marked: BTreeSet<Place>,
+    places: Vec<TopicPartition>,
+    marked: BTreeSet<TopicPartition>,
     /// Where the next look begins; counts on, so that it goes round.
     cursor: usize,
 }
@@ -85,7 +85,7 @@ impl Round {
         Self { places: Vec::new(), marked: BTreeSet::new(), cursor: start }
     }
 
-    fn knows(&self, place: &Place) -> bool {
+    fn knows(&self, place: &TopicPartition) -> bool {
         self.places.contains(place)
     }
 
@@ -93,18 +93,18 @@ impl Round {
         !self.marked.is_empty()
     }
 
-    fn set_places(&mut self, places: Vec<Place>) {
+    fn set_places(&mut self, places: Vec<TopicPartition>) {
         self.marked = places.iter().cloned().collect();
         self.places = places;
     }
 
-    fn mark(&mut self, place: Place) {
+    fn mark(&mut self, place: TopicPartition) {
         if self.knows(&place) {
             self.marked.insert(place);
         }
     }
 
-    fn take(&mut self) -> Option<Place> {
+    fn take(&mut self) -> Option<TopicPartition> {
         let count = self.places.len();
         let start = self.cursor;
         let found = (0..count)
@@ -119,12 +119,12 @@ impl Round {
 mod tests {
     use super::*;
 
-    fn places_of(count: u16, priority: Priority) -> Vec<Place> {
+    fn places_of(count: u16, priority: Priority) -> Vec<TopicPartition> {
         let topic = TopicName::new("cats").expect("valid");
         (0..count).map(|index| (topic.clone(), PartitionId::new(index, priority))).collect()
     }
 
-    fn places(count: u16) -> Vec<Place> {
+    fn places(count: u16) -> Vec<TopicPartition> {
         places_of(count, Priority::Normal)
     }
 

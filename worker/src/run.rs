@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::WorkerError;
 use crate::engine::Engine;
-use crate::execute::{Bench, InHand};
+use crate::execute::{InHand, JobContext};
 use crate::intake::Intake;
 use crate::peers::Peers;
 use crate::report::{Report, Reporter};
@@ -73,7 +73,7 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
     let idle = Idle { member: member.clone(), models: models.clone() };
     let mut intake = Intake::new(queue.clone(), idle, start).await?;
     let (reporter, settling) = (config.reporter, Arc::new(Semaphore::new(1)));
-    let bench = Bench {
+    let bench = JobContext {
         queue: queue.clone(),
         engine,
         member: member.clone(),
@@ -105,7 +105,7 @@ pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Resul
     result
 }
 
-async fn take_jobs(intake: &mut Intake, bench: &Bench, stop: &CancellationToken) -> Result<(), WorkerError> {
+async fn take_jobs(intake: &mut Intake, bench: &JobContext, stop: &CancellationToken) -> Result<(), WorkerError> {
     let (slot, mut peers) = (Arc::new(Semaphore::new(1)), Peers::default());
     let failure = Arc::new(Mutex::new(None));
     // Canceled when the worker is stopped, and by a job that leaves it unfit for the next one.
@@ -170,7 +170,7 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// Waits until another worker that could run this job has nothing to do.
-async fn a_worker_is_idle(idle: &mut (impl Stream<Item = Idle> + Unpin), job: &InHand, bench: &Bench) {
+async fn a_worker_is_idle(idle: &mut (impl Stream<Item = Idle> + Unpin), job: &InHand, bench: &JobContext) {
     while let Some(worker) = idle.next().await {
         if worker.member != bench.member && job.is_for(&worker.models) {
             return;

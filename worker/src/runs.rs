@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct Runs(Arc<Mutex<HashMap<JobId, CancellationToken>>>);
 
 /// A job's entry; gone with this.
-pub(crate) struct Entry {
+pub(crate) struct RunGuard {
     id: JobId,
     runs: Runs,
     canceled: CancellationToken,
@@ -20,10 +20,10 @@ pub(crate) struct Entry {
 
 impl Runs {
     /// Enters a job; what it returns says when the job is canceled.
-    pub(crate) fn enter(&self, id: &JobId) -> Entry {
+    pub(crate) fn enter(&self, id: &JobId) -> RunGuard {
         let canceled = CancellationToken::new();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), canceled.clone());
-        Entry { id: id.clone(), runs: self.clone(), canceled }
+        RunGuard { id: id.clone(), runs: self.clone(), canceled }
     }
 
     /// Listens for jobs that are canceled, for as long as it is awaited. What it hears is only a
@@ -42,14 +42,14 @@ impl Runs {
     }
 }
 
-impl Entry {
+impl RunGuard {
     /// Ends when the job is canceled.
     pub(crate) async fn canceled(&self) {
         self.canceled.cancelled().await;
     }
 }
 
-impl Drop for Entry {
+impl Drop for RunGuard {
     fn drop(&mut self) {
         self.runs.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
     }

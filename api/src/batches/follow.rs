@@ -36,7 +36,7 @@ pub(crate) struct Follower {
 
 /// What is to be done about a batch.
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+enum BatchAction {
     /// Nothing yet.
     Wait,
     /// Too many of its jobs have failed.
@@ -54,24 +54,24 @@ fn is_of_interest(batch: &Batch, now: Timestamp) -> bool {
     (batch.finished_at.is_none() && is_ending) || was_just_canceled
 }
 
-fn step(batch: &Batch, counts: &Counts, now: Timestamp) -> Step {
+fn step(batch: &Batch, counts: &Counts, now: Timestamp) -> BatchAction {
     let open = counts.queued + counts.running;
     if let Some(canceled) = batch.canceled_at {
         return match open {
-            0 if batch.finished_at.is_none() && has_passed(canceled, SENDER_LATE_MAX, now) => Step::Finish,
-            0 => Step::Wait,
-            _ => Step::CancelRest,
+            0 if batch.finished_at.is_none() && has_passed(canceled, SENDER_LATE_MAX, now) => BatchAction::Finish,
+            0 => BatchAction::Wait,
+            _ => BatchAction::CancelRest,
         };
     }
     if batch.failures_max.is_some_and(|failures_max| counts.failed > failures_max) {
-        return Step::Stop;
+        return BatchAction::Stop;
     }
     match batch.total {
         Some(total) if open == 0 => {
             let is_late = batch.complete_at.is_some_and(|complete| has_passed(complete, RECORDS_LATE_MAX, now));
-            if counts.total() >= total || is_late { Step::Finish } else { Step::Wait }
+            if counts.total() >= total || is_late { BatchAction::Finish } else { BatchAction::Wait }
         }
-        Some(_) | None => Step::Wait,
+        Some(_) | None => BatchAction::Wait,
     }
 }
 
@@ -126,10 +126,10 @@ impl Follower {
 
     async fn deal_with(&self, batch: &Batch, revision: Revision, now: Timestamp) -> Result<(), IndexError> {
         match step(batch, &self.index.counts(&batch.id).await?, now) {
-            Step::Wait => Ok(()),
-            Step::Stop => Ok(self.stop(batch, revision).await?),
-            Step::CancelRest => cancel_jobs(&self.queue, &self.index, &batch.id).await,
-            Step::Finish => Ok(self.finish(batch, revision).await?),
+            BatchAction::Wait => Ok(()),
+            BatchAction::Stop => Ok(self.stop(batch, revision).await?),
+            BatchAction::CancelRest => cancel_jobs(&self.queue, &self.index, &batch.id).await,
+            BatchAction::Finish => Ok(self.finish(batch, revision).await?),
         }
     }
 
@@ -184,21 +184,21 @@ mod tests {
         let canceled = Batch { canceled_at: Some(at(0)), ..batch.clone() };
         let over = Batch { finished_at: Some(at(0)), ..canceled.clone() };
         for (batch, counts, millis, expected) in [
-            (&batch, counts(0, 5, 0), 9_000, Step::Wait),
-            (&batch, counts(0, 2, 3), 9_000, Step::Stop),
-            (&complete, counts(1, 4, 0), 9_000, Step::Wait),
+            (&batch, counts(0, 5, 0), 9_000, BatchAction::Wait),
+            (&batch, counts(0, 2, 3), 9_000, BatchAction::Stop),
+            (&complete, counts(1, 4, 0), 9_000, BatchAction::Wait),
             // The fifth may not have been written yet; later it must have expired.
-            (&complete, counts(0, 4, 0), 9_000, Step::Wait),
-            (&complete, counts(0, 4, 0), 90_000, Step::Finish),
-            (&complete, counts(1, 3, 0), 90_000, Step::Wait),
-            (&complete, counts(0, 3, 2), 9_000, Step::Finish),
-            (&complete, counts(0, 2, 3), 9_000, Step::Stop),
-            (&canceled, counts(1, 0, 3), 1_000, Step::CancelRest),
+            (&complete, counts(0, 4, 0), 9_000, BatchAction::Wait),
+            (&complete, counts(0, 4, 0), 90_000, BatchAction::Finish),
+            (&complete, counts(1, 3, 0), 90_000, BatchAction::Wait),
+            (&complete, counts(0, 3, 2), 9_000, BatchAction::Finish),
+            (&complete, counts(0, 2, 3), 9_000, BatchAction::Stop),
+            (&canceled, counts(1, 0, 3), 1_000, BatchAction::CancelRest),
             // A client may still be sending.
-            (&canceled, counts(0, 1, 3), 1_000, Step::Wait),
-            (&canceled, counts(0, 1, 3), 9_000, Step::Finish),
-            (&over, counts(1, 1, 3), 9_000, Step::CancelRest),
-            (&over, counts(0, 1, 3), 9_000, Step::Wait),
+            (&canceled, counts(0, 1, 3), 1_000, BatchAction::Wait),
+            (&canceled, counts(0, 1, 3), 9_000, BatchAction::Finish),
+            (&over, counts(1, 1, 3), 9_000, BatchAction::CancelRest),
+            (&over, counts(0, 1, 3), 9_000, BatchAction::Wait),
         ] {
             assert_eq!(step(batch, &counts, at(millis)), expected, "{batch:?} {counts:?} {millis}");
         }

@@ -18,12 +18,12 @@ use super::receive::ITEMS_MAX;
 use super::room::{Room, Rooms, SMALL_BYTES};
 use super::{BatchPath, NoBatch, item_id, named, wire};
 use crate::bodies::BUSY_PATIENCE;
-use crate::dead::Named;
+use crate::dead::IdPath;
 use crate::error::ApiError;
 use crate::incoming;
 use crate::index::{Index, IndexError};
 use crate::keys::Caller;
-use crate::state::{Shared, State as Inner};
+use crate::state::{AppState, Shared};
 
 /// Batches that are listed.
 const LISTED_MAX: usize = 100;
@@ -72,12 +72,12 @@ pub(crate) async fn list(
         NoBatch,
     ),
 )]
-pub(crate) async fn show(State(state): State<Shared>, id: Named) -> Result<Json<wire::Document>, ApiError> {
+pub(crate) async fn show(State(state): State<Shared>, id: IdPath) -> Result<Json<wire::Document>, ApiError> {
     Ok(Json(wire::shown(&state, &find(&state, id).await?).await?))
 }
 
 /// The batch in a path.
-pub(crate) async fn find(state: &Inner, id: Named) -> Result<Batch, ApiError> {
+pub(crate) async fn find(state: &AppState, id: IdPath) -> Result<Batch, ApiError> {
     let id = named(id)?;
     let found = state.queue.batch(&id).await?;
     found.map(|(batch, _)| batch).ok_or(ApiError::BatchUnknown(id))
@@ -93,7 +93,7 @@ pub(crate) async fn find(state: &Inner, id: Named) -> Result<Batch, ApiError> {
         NoBatch,
     ),
 )]
-pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
+pub(crate) async fn cancel(State(state): State<Shared>, id: IdPath) -> Result<Response, ApiError> {
     let id = named(id)?;
     let batch = loop {
         let Some((batch, revision)) = state.queue.batch(&id).await? else { return Err(ApiError::BatchUnknown(id)) };
@@ -138,7 +138,8 @@ async fn open_jobs(index: &Index, id: &str) -> Result<Vec<JobId>, IndexError> {
 
 /// Whether each item of a batch has ended, by its record.
 #[derive(Debug, Default, Serialize, ToSchema)]
-pub(crate) struct Verdict {
+#[schema(as = Verdict)]
+pub(crate) struct Verification {
     /// Whether each item has exactly one final record.
     complete: bool,
     /// Number of items, once all have arrived.
@@ -161,14 +162,14 @@ pub(crate) struct Verdict {
     get, path = "/v1/batches/{id}/verify", tag = "batches", operation_id = "verifyBatch",
     params(BatchPath),
     responses(
-        (status = 200, description = "Whether each item has exactly one final record, and which items do not.", body = Verdict),
+        (status = 200, description = "Whether each item has exactly one final record, and which items do not.", body = Verification),
         NoBatch,
     ),
 )]
-pub(crate) async fn verify(State(state): State<Shared>, id: Named) -> Result<Json<Verdict>, ApiError> {
+pub(crate) async fn verify(State(state): State<Shared>, id: IdPath) -> Result<Json<Verification>, ApiError> {
     let batch = find(&state, id).await?;
     state.index.catch_up(&state.queue).await?;
-    let mut verdict = Verdict { total: batch.total, ..Verdict::default() };
+    let mut verdict = Verification { total: batch.total, ..Verification::default() };
     let mut after: Option<String> = None;
     loop {
         let page = state.index.batch_page(&batch.id, after.as_deref(), PAGE).await?;
@@ -204,7 +205,7 @@ struct Names(String);
     params(BatchPath),
     request_body(content = Names, content_type = "text/plain", description = "Custom ids, one per line."),
     responses(
-        (status = 200, description = "Whether each of them has exactly one final record, and which do not.", body = Verdict),
+        (status = 200, description = "Whether each of them has exactly one final record, and which do not.", body = Verification),
         (status = 400, description = "`batch_id_invalid`, `body_broken`: the body is not UTF-8, or names no items."),
         (status = 404, description = "`batch_unknown`: the batch does not exist, or belongs to another owner."),
         (status = 408, description = "`body_timeout`."),
@@ -213,9 +214,9 @@ struct Names(String);
 )]
 pub(crate) async fn verify_expected(
     State(state): State<Shared>,
-    id: Named,
+    id: IdPath,
     body: Body,
-) -> Result<Json<Verdict>, ApiError> {
+) -> Result<Json<Verification>, ApiError> {
     let batch = find(&state, id).await?;
     // What is in memory is lent, as for images.
     let rooms = state.batch_bodies.of_one_batch();
@@ -229,7 +230,7 @@ pub(crate) async fn verify_expected(
     if expected.is_empty() {
         return Err(ApiError::BodyBroken("it names no item: send custom ids, one a line".into()));
     }
-    let mut verdict = Verdict { total: Some(expected.len() as u64), ..Verdict::default() };
+    let mut verdict = Verification { total: Some(expected.len() as u64), ..Verification::default() };
     let looks = expected.into_iter().map(|name| {
         let (queue, id) = (state.queue.clone(), item_id(&batch, &name));
         async move { queue.find(&id).await.map(|stored| (name, stored)) }
@@ -264,7 +265,7 @@ async fn soon(room: impl Future<Output = Room>) -> Result<Room, ApiError> {
     tokio::time::timeout(BUSY_PATIENCE, room).await.map_err(|_| ApiError::UploadsBusy)
 }
 
-impl Verdict {
+impl Verification {
     fn count(&mut self, name: String, stored: Option<&Stored>) {
         match stored {
             Some(stored) if stored.record.is_terminal() => {

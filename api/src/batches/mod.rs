@@ -20,14 +20,14 @@ use queue::JobId;
 use queue::client::Batch;
 use utoipa::{IntoParams, IntoResponses};
 
-use crate::dead::Named;
+use crate::dead::IdPath;
 use crate::error::ApiError;
 
 /// Length of a batch's id.
 const ID_MAX: usize = 64;
 
 /// The id in a path.
-fn named(id: Named) -> Result<String, ApiError> {
+fn named(id: IdPath) -> Result<String, ApiError> {
     let id = id.map_or_else(|_| "?".to_owned(), |Path(id)| id);
     if is_id(&id) { Ok(id) } else { Err(ApiError::BatchId(id.chars().take(80).collect())) }
 }

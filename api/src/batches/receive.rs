@@ -22,17 +22,17 @@ use queue::{ImageFacts, JobError, Record, SubmitError, Timestamp, Topic};
 use tokio::sync::mpsc::Receiver;
 use utoipa::IntoResponses;
 
-use super::items::{self, Bounds, Entry, Files, Item, Line};
+use super::items::{self, BodyEntry, Bounds, Files, Item, Line};
 use super::options::BatchOptions;
 use super::{BatchPath, wire};
-use crate::dead::Named;
+use crate::dead::IdPath;
 use crate::digest::sha256;
 use crate::error::ApiError;
 use crate::jobs::{Options, check_encoding, find_model, find_topic, lane, resolve_options, spec};
 use crate::keys::Caller;
 use crate::metrics;
 use crate::openapi::Binary;
-use crate::state::{Shared, State as Inner};
+use crate::state::{AppState, Shared};
 use crate::webhooks;
 
 /// Items that are queued at a time.
@@ -128,7 +128,7 @@ pub(crate) async fn create(
 pub(crate) async fn put(
     State(state): State<Shared>,
     Extension(caller): Extension<Caller>,
-    id: Named,
+    id: IdPath,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
@@ -139,7 +139,7 @@ pub(crate) async fn put(
 
 /// What all items of a batch share.
 struct Target<'a> {
-    state: &'a Inner,
+    state: &'a AppState,
     caller: &'a Caller,
     batch: &'a Batch,
     topic: &'a Topic,
@@ -149,7 +149,7 @@ struct Target<'a> {
 }
 
 async fn receive(
-    state: &Inner,
+    state: &AppState,
     caller: &Caller,
     id: String,
     query: &str,
@@ -175,8 +175,8 @@ async fn receive(
     let mut skipped = Skipped::default();
     let first = loop {
         match items.recv().await {
-            Some(Ok(Entry::Item(item))) => break item,
-            Some(Ok(Entry::Skipped(name))) => skipped.note(name),
+            Some(Ok(BodyEntry::Item(item))) => break item,
+            Some(Ok(BodyEntry::Skipped(name))) => skipped.note(name),
             Some(Err(error)) => return Err(error),
             None => {
                 return Err(ApiError::Archive(format!(
@@ -223,7 +223,7 @@ async fn receive(
 
 /// The batch's record, which is there before its first job. One that is there already stays as it is, but
 /// for what is said anew.
-async fn open(state: &Inner, new: Batch) -> Result<Batch, ApiError> {
+async fn open(state: &AppState, new: Batch) -> Result<Batch, ApiError> {
     loop {
         if let Some((batch, revision)) = state.queue.batch(&new.id).await? {
             // Two owners may take the same id at the same moment.
@@ -253,7 +253,7 @@ async fn open(state: &Inner, new: Batch) -> Result<Batch, ApiError> {
 }
 
 /// Notes that all has come.
-async fn close(state: &Inner, id: &str, count: u64, are_new: bool, skipped: Skipped) -> Result<Batch, ApiError> {
+async fn close(state: &AppState, id: &str, count: u64, are_new: bool, skipped: Skipped) -> Result<Batch, ApiError> {
     state.index.catch_up(&state.queue).await?;
     loop {
         let Some((batch, revision)) = state.queue.batch(id).await? else {
@@ -327,7 +327,7 @@ impl Tally {
 async fn take_all(
     target: &Target<'_>,
     first: Item,
-    mut entries: Receiver<Result<Entry, ApiError>>,
+    mut entries: Receiver<Result<BodyEntry, ApiError>>,
     tally: &Mutex<Tally>,
 ) -> Result<(), ApiError> {
     let tally = || tally.lock().unwrap_or_else(PoisonError::into_inner);
@@ -342,12 +342,12 @@ async fn take_all(
         }
         tokio::select! {
             entry = entries.recv(), if !is_whole && taking.len() < WIDTH => match entry {
-                Some(Ok(Entry::Item(item))) if names.len() < ITEMS_MAX => next = Some(item),
-                Some(Ok(Entry::Item(_))) => {
+                Some(Ok(BodyEntry::Item(item))) if names.len() < ITEMS_MAX => next = Some(item),
+                Some(Ok(BodyEntry::Item(_))) => {
                     fault = Some(ApiError::BatchTooLarge { limit: ITEMS_MAX });
                     is_whole = true;
                 }
-                Some(Ok(Entry::Skipped(name))) => tally().skipped.note(name),
+                Some(Ok(BodyEntry::Skipped(name))) => tally().skipped.note(name),
                 Some(Err(error)) => {
                     fault.get_or_insert(error);
                     is_whole = true;

@@ -2,7 +2,7 @@
 //! custom ids.
 
 use super::{BatchPath, NoBatch};
-use crate::dead::Named;
+use crate::dead::IdPath;
 use crate::error::ApiError;
 use crate::jobs;
 use crate::state::Shared;
@@ -66,7 +66,7 @@ impl Ended {
 )]
 pub(crate) async fn results(
     extract::State(state): extract::State<Shared>,
-    id: Named,
+    id: IdPath,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let (format, wanted) = read(query.as_deref().unwrap_or(""))?;

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::index::{Counts, Index, IndexError};
 use crate::links;
-use crate::state::State;
+use crate::state::AppState;
 
 /// The batch document.
 #[derive(Debug, Serialize, ToSchema)]
@@ -75,7 +75,7 @@ pub(super) fn batch_url(id: &str) -> String {
 }
 
 /// How a batch stands, and how long it will take.
-pub(super) async fn shown(state: &State, batch: &Batch) -> Result<Document, IndexError> {
+pub(super) async fn shown(state: &AppState, batch: &Batch) -> Result<Document, IndexError> {
     let mut document = document(&state.index, batch).await?;
     if document.state == "running" {
         let counts = &document.counts;

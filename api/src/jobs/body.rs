@@ -10,7 +10,7 @@ use crate::bodies::{BODY_UNIT, Room};
 use crate::error::ApiError;
 use crate::incoming;
 use crate::keys::Caller;
-use crate::state::State;
+use crate::state::AppState;
 
 /// Room for a form's other fields beside the image.
 const FORM_OVERHEAD: usize = BODY_UNIT;
@@ -23,7 +23,7 @@ pub(super) struct Upload<'a> {
 
 /// Reads the whole body.
 pub(super) async fn read<'a>(
-    state: &'a State,
+    state: &'a AppState,
     caller: &Caller,
     headers: &HeaderMap,
     body: Body,

@@ -19,7 +19,7 @@ use super::status::whole;
 use super::wire;
 use super::wire::JobState;
 use super::{JobPath, NoJob};
-use crate::dead::{Named, named};
+use crate::dead::{IdPath, named};
 use crate::error::ApiError;
 use crate::state::Shared;
 
@@ -53,7 +53,7 @@ struct JobEvent {
         NoJob,
     ),
 )]
-pub(crate) async fn events(State(state): State<Shared>, id: Named, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(crate) async fn events(State(state): State<Shared>, id: IdPath, headers: HeaderMap) -> Result<Response, ApiError> {
     let id = named(id)?;
     let after = headers.get("last-event-id").map(|value| whole(value.to_str().ok()?));
     let after = after.unwrap_or(Some(0)).ok_or_else(|| ApiError::Option {

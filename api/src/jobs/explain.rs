@@ -11,7 +11,7 @@ use queue::{Record, Sequence, State, Timestamp};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::state::State as Inner;
+use crate::state::AppState;
 
 /// An event or state in a job's history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
@@ -38,7 +38,7 @@ struct Situation {
 }
 
 /// Tells a job's life.
-pub(super) async fn life(state: &Inner, record: &Record) -> Vec<Event> {
+pub(super) async fn life(state: &AppState, record: &Record) -> Vec<Event> {
     let mut situation = Situation::default();
     if !record.is_terminal() {
         // What cannot be found out is left out.
@@ -48,7 +48,7 @@ pub(super) async fn life(state: &Inner, record: &Record) -> Vec<Event> {
 }
 
 /// What a job that has not ended waits for, or who runs it, by what was seen of its topic last.
-pub(super) fn progress(state: &Inner, record: &Record) -> Option<String> {
+pub(super) fn progress(state: &AppState, record: &Record) -> Option<String> {
     let seen = || state.watch.topics().iter().find(|topic| topic.name == *record.spec.id.topic()).cloned();
     match record.state {
         State::Queued { retry_at } => {
@@ -60,7 +60,7 @@ pub(super) fn progress(state: &Inner, record: &Record) -> Option<String> {
 }
 
 impl Situation {
-    fn of(state: &Inner, record: &Record, topic: Option<Description>) -> Self {
+    fn of(state: &AppState, record: &Record, topic: Option<Description>) -> Self {
         let mut situation = Self::default();
         if let Some(topic) = topic {
             (situation.paused, situation.ordered) = (topic.paused, topic.ordered);

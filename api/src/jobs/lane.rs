@@ -8,13 +8,13 @@ use queue::client::{Description, place};
 use queue::{JobSpec, PartitionId, Topic};
 
 use crate::keys::Caller;
-use crate::state::State as Inner;
+use crate::state::AppState;
 
 /// Jobs of others that count as a crowd, and own jobs that count as many.
 const CROWD_MIN: u64 = 16;
 
 /// The number of the partition that is to take a job; none: where it belongs.
-pub(crate) async fn of(state: &Inner, caller: &Caller, topic: &Topic, spec: &JobSpec) -> Option<u16> {
+pub(crate) async fn of(state: &AppState, caller: &Caller, topic: &Topic, spec: &JobSpec) -> Option<u16> {
     if caller.owner.is_none() || spec.options.partition_key.is_some() || topic.settings.ordered {
         return None;
     }

@@ -16,7 +16,7 @@ use utoipa::IntoParams;
 use super::wire;
 use super::wire::Job;
 use super::{JobPath, NoJob};
-use crate::dead::{Named, named};
+use crate::dead::{IdPath, named};
 use crate::error::ApiError;
 use crate::keys::Caller;
 use crate::openapi::Binary;
@@ -37,7 +37,7 @@ const LETTER_PAUSE: Duration = Duration::from_millis(100);
         (status = 409, description = "`job_ended`: the job has already succeeded or failed."),
     ),
 )]
-pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
+pub(crate) async fn cancel(State(state): State<Shared>, id: IdPath) -> Result<Response, ApiError> {
     let id = named(id)?;
     match state.queue.cancel(&id).await? {
         Canceled::Done(stored) => Ok(Json(wire::Job::from(&stored.record)).into_response()),
@@ -60,7 +60,7 @@ pub(crate) async fn cancel(State(state): State<Shared>, id: Named) -> Result<Res
         (status = 409, description = "`job_not_failed`; `input_gone`: upload it again."),
     ),
 )]
-pub(crate) async fn retry(State(state): State<Shared>, id: Named) -> Result<Response, ApiError> {
+pub(crate) async fn retry(State(state): State<Shared>, id: IdPath) -> Result<Response, ApiError> {
     let id = named(id)?;
     let unknown = || ApiError::JobUnknown(id.to_string());
     let stored = state.queue.find(&id).await?.ok_or_else(unknown)?;
@@ -119,7 +119,7 @@ pub(crate) struct Copy {
 pub(crate) async fn image(
     State(state): State<Shared>,
     Extension(caller): Extension<Caller>,
-    id: Named,
+    id: IdPath,
     copy: Result<Query<Copy>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(copy) = copy.map_err(|_| ApiError::Option {

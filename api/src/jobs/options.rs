@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use queue::{IdError, JobOptions, Priority, Timestamp, TopicName, Webhook};
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{AdditionalProperties, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
+use utoipa::openapi::schema::{
+    AdditionalProperties, AnyOfBuilder, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type,
+};
 use utoipa::openapi::{RefOr, Required};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
@@ -212,7 +214,10 @@ impl PartialSchema for Form {
         let image = ObjectBuilder::new().schema_type(Type::String).format(Some(binary));
         let form = ObjectBuilder::new().property("image", image).required("image");
         let form = form.additional_properties(Some(AdditionalProperties::FreeForm(false)));
-        described().into_iter().fold(form, |form, (name, schema, _)| form.property(name, schema)).into()
+        // Browsers send each field of a form; an empty one is as good as none.
+        let empty = || ObjectBuilder::new().schema_type(Type::String).max_length(Some(0));
+        let or_empty = |schema| Schema::AnyOf(AnyOfBuilder::new().item(schema).item(empty()).build());
+        described().into_iter().fold(form, |form, (name, schema, _)| form.property(name, or_empty(schema))).into()
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use queue::client::Description;
 use queue::{Record, State};
 
-use crate::state::State as Inner;
+use crate::state::AppState;
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub(super) struct Position {
 }
 
 /// Where a waiting job stands; none if it is not queued or was not looked up yet.
-pub(super) fn of(state: &Inner, record: &Record) -> Option<Position> {
+pub(super) fn of(state: &AppState, record: &Record) -> Option<Position> {
     let topics = state.watch.topics();
     let topic = topics.iter().find(|topic| topic.name == *record.spec.id.topic())?;
     let workers = state.roster.workers_of(&record.spec.model);

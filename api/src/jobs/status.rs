@@ -20,7 +20,7 @@ use crate::state::Shared;
 /// The query of a status request.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Wish {
+pub(crate) struct StatusQuery {
     /// Seconds to wait for the job to end, at most 60.
     #[serde(default)]
     wait: Option<String>,
@@ -53,7 +53,7 @@ pub(super) fn whole(text: &str) -> Option<u64> {
 pub(crate) async fn status(
     State(state): State<Shared>,
     id: Result<Path<String>, PathRejection>,
-    wish: Result<Query<Wish>, QueryRejection>,
+    wish: Result<Query<StatusQuery>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(wish) = wish.map_err(|rejection| ApiError::Option {
         name: "query".into(),

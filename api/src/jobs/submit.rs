@@ -27,7 +27,7 @@ use crate::error::ApiError;
 use crate::keys::Caller;
 use crate::metrics;
 use crate::openapi::Binary;
-use crate::state::{Shared, State as Inner};
+use crate::state::{AppState, Shared};
 use crate::webhooks;
 
 /// The longest time that a request may wait for its job.
@@ -98,7 +98,13 @@ pub(crate) async fn submit(
     }
 }
 
-async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, body: Body) -> Result<Taken, ApiError> {
+async fn take(
+    state: &AppState,
+    caller: &Caller,
+    query: &str,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Taken, ApiError> {
     let key = idempotency_key(headers)?;
     check_encoding(headers)?;
     let mut options = Options::default();
@@ -128,7 +134,7 @@ async fn take(state: &Inner, caller: &Caller, query: &str, headers: &HeaderMap, 
 
 /// Resolves when an upload has waited for some time and the queue's server gives no sign of life. One that
 /// lives may be waiting for its disk, or for a leader to be elected, which ends well.
-async fn queue_is_dead(state: &Inner) {
+async fn queue_is_dead(state: &AppState) {
     loop {
         tokio::time::sleep(QUEUE_PATIENCE).await;
         if !state.queue.is_alive(SIGN_OF_LIFE).await {
@@ -140,7 +146,7 @@ async fn queue_is_dead(state: &Inner) {
 /// Queues an image that has come. Dropped at any point, it leaves what a crash would: a worker completes it, or
 /// there is nothing.
 async fn queue_image(
-    state: &Inner,
+    state: &AppState,
     caller: &Caller,
     key: Option<&str>,
     mut options: Options,
@@ -245,7 +251,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
 }
 
 /// What options mean on this server: a topic stands for its model, and a webhook must be one that may be called.
-pub(crate) async fn resolve_options(state: &Inner, options: &mut Options) -> Result<(), ApiError> {
+pub(crate) async fn resolve_options(state: &AppState, options: &mut Options) -> Result<(), ApiError> {
     if let Some(url) = options.webhook() {
         webhooks::check_target(url, &state.config.webhook_allow)?;
     }
@@ -257,7 +263,7 @@ pub(crate) async fn resolve_options(state: &Inner, options: &mut Options) -> Res
 }
 
 /// The topic that was named, or else the model's own, which is made with its first job.
-pub(crate) async fn find_topic(state: &Inner, options: &Options, model: &Model) -> Result<Arc<Topic>, ApiError> {
+pub(crate) async fn find_topic(state: &AppState, options: &Options, model: &Model) -> Result<Arc<Topic>, ApiError> {
     let topic = match &options.topic {
         Some(name) => state.queue.topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?,
         None => {
@@ -275,7 +281,10 @@ pub(crate) async fn find_topic(state: &Inner, options: &Options, model: &Model) 
     }
 }
 
-pub(crate) fn find_model<'a>(state: &'a Inner, options: &Options) -> Result<(&'a Model, &'a ModelVersion), ApiError> {
+pub(crate) fn find_model<'a>(
+    state: &'a AppState,
+    options: &Options,
+) -> Result<(&'a Model, &'a ModelVersion), ApiError> {
     let known = || state.repository.names();
     let name = options.model.as_ref().ok_or_else(|| ApiError::ModelMissing { known: known() })?;
     let unknown = || ApiError::ModelUnknown { name: name.chars().take(80).collect(), known: known() };
@@ -287,7 +296,7 @@ pub(crate) fn find_model<'a>(state: &'a Inner, options: &Options) -> Result<(&'a
 
 /// What a job is asked to do.
 pub(crate) fn spec(
-    state: &Inner,
+    state: &AppState,
     caller: &Caller,
     model: &Model,
     version: &ModelVersion,
@@ -329,7 +338,7 @@ pub fn image_facts(image: &Bytes) -> Result<ImageFacts, ImageError> {
 }
 
 /// `202` and the job; with `Prefer: wait`, `200` if it was finished in time.
-async fn answer(state: &Inner, Taken { record, is_replayed, .. }: Taken, wait: Option<Duration>) -> Response {
+async fn answer(state: &AppState, Taken { record, is_replayed, .. }: Taken, wait: Option<Duration>) -> Response {
     let id = record.spec.id.clone();
     let (status, record) = match wait {
         _ if is_replayed && record.is_terminal() => (StatusCode::OK, record),
@@ -362,7 +371,7 @@ async fn answer(state: &Inner, Taken { record, is_replayed, .. }: Taken, wait: O
 }
 
 /// Waits for a job, but not beyond the end of this process.
-pub(super) async fn wait_for(state: &Inner, id: &JobId, patience: Duration) -> Result<Waited, queue::QueueError> {
+pub(super) async fn wait_for(state: &AppState, id: &JobId, patience: Duration) -> Result<Waited, queue::QueueError> {
     tokio::select! {
         waited = state.queue.wait(id, patience) => waited,
         () = state.stop.cancelled() => state.queue.wait(id, Duration::ZERO).await,

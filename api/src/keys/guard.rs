@@ -14,7 +14,7 @@ use crate::connections::client_address;
 use crate::error::ApiError;
 use crate::metrics;
 use crate::openapi;
-use crate::state::{Shared, State as Inner};
+use crate::state::{AppState, Shared};
 
 /// Routes that need no key: health, and what says how to ask.
 const OPEN: [&str; 6] = ["/healthz", "/readyz", openapi::PATH, openapi::DOCS, "/docs/", "/docs/{*rest}"];
@@ -47,7 +47,7 @@ pub(crate) async fn guard(State(state): State<Shared>, mut request: Request, nex
 }
 
 async fn admit(
-    state: &Inner,
+    state: &AppState,
     route: &str,
     request: &mut Request,
 ) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, ApiError> {
@@ -103,7 +103,7 @@ fn needed(method: &Method, route: &str) -> Scope {
 }
 
 /// Ids of other owners are not found.
-async fn own(state: &Inner, caller: &Caller, route: &str, request: &mut Request<Body>) -> Result<(), ApiError> {
+async fn own(state: &AppState, caller: &Caller, route: &str, request: &mut Request<Body>) -> Result<(), ApiError> {
     let Ok(parameters) = request.extract_parts::<RawPathParams>().await else { return Ok(()) };
     let Some((_, id)) = parameters.iter().find(|(name, _)| *name == "id") else { return Ok(()) };
     if route.starts_with("/v1/jobs/") {

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{Key, Limits};
 use crate::error::ApiError;
 use crate::index::IndexError;
-use crate::state::State;
+use crate::state::AppState;
 
 /// How long a count of waiting jobs is good for.
 const COUNT_AGE: Duration = Duration::from_millis(500);
@@ -161,7 +161,7 @@ impl Allowance {
         self.key.limits.priority
     }
 
-    pub(super) async fn charge(&self, state: &State, bytes: u64) -> Result<Charge, ApiError> {
+    pub(super) async fn charge(&self, state: &AppState, bytes: u64) -> Result<Charge, ApiError> {
         let limits = &self.key.limits;
         let mut charge = Charge { allowance: self.clone(), bytes: None };
         if limits.queued_jobs.is_none() && limits.queued_bytes.is_none() {
@@ -174,13 +174,13 @@ impl Allowance {
         Ok(charge)
     }
 
-    pub(super) async fn waiting(&self, state: &State) -> Result<u64, IndexError> {
+    pub(super) async fn waiting(&self, state: &AppState) -> Result<u64, IndexError> {
         self.count(state).await?;
         Ok(self.limiter.with(&self.key, |usage| usage.waiting().jobs))
     }
 
     /// Counts anew what waits, unless that was done a moment ago.
-    async fn count(&self, state: &State) -> Result<(), IndexError> {
+    async fn count(&self, state: &AppState) -> Result<(), IndexError> {
         let is_old = |usage: &mut Usage| usage.counted_at.is_none_or(|at| at.elapsed() > COUNT_AGE);
         if !self.limiter.with(&self.key, is_old) {
             return Ok(());

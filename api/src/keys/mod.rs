@@ -31,7 +31,7 @@ pub use manage::{NewKey, create_local, list_local, revoke_local};
 use crate::digest::sha256;
 use crate::error::ApiError;
 use crate::index::{Index, IndexError};
-use crate::state::State;
+use crate::state::AppState;
 use limits::{Allowance, Charge, Limiter};
 use store::Witness;
 use strangers::Strangers;
@@ -147,7 +147,7 @@ impl Caller {
     ///
     /// # Errors
     /// [`ApiError::TooMany`] when the key has enough waiting.
-    pub(crate) async fn charge(&self, state: &State, bytes: u64) -> Result<Option<Charge>, ApiError> {
+    pub(crate) async fn charge(&self, state: &AppState, bytes: u64) -> Result<Option<Charge>, ApiError> {
         match &self.allowance {
             Some(allowance) => allowance.charge(state, bytes).await.map(Some),
             None => Ok(None),
@@ -155,7 +155,7 @@ impl Caller {
     }
 
     /// How many of this caller's jobs wait, more or less.
-    pub(crate) async fn waiting(&self, state: &State) -> Result<u64, IndexError> {
+    pub(crate) async fn waiting(&self, state: &AppState) -> Result<u64, IndexError> {
         match &self.allowance {
             Some(allowance) => allowance.waiting(state).await,
             None => Ok(0),

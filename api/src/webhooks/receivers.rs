@@ -33,19 +33,19 @@ pub(super) struct Receiver {
 
 /// What is to be done with a call.
 #[derive(Debug)]
-pub(super) enum Turn {
+pub(super) enum CallPermit {
     /// It is made now; the place is kept while it is.
-    Now(Place),
+    Now(CallSlot),
     /// It is put off.
     Later(Duration),
 }
 
 /// All receivers; clones share them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Receivers(Arc<Mutex<State>>);
+pub(super) struct Receivers(Arc<Mutex<ReceiverState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct ReceiverState {
     receivers: HashMap<Receiver, Health>,
     calls: usize,
     of_owner: HashMap<Option<String>, usize>,
@@ -65,18 +65,18 @@ struct Health {
 
 /// A call's place, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct CallSlot {
     receivers: Receivers,
     receiver: Receiver,
 }
 
 impl Receivers {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ReceiverState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a call may be made now.
-    pub(super) fn turn(&self, receiver: &Receiver, now: Instant) -> Turn {
+    pub(super) fn turn(&self, receiver: &Receiver, now: Instant) -> CallPermit {
         let mut state = self.lock();
         let state = &mut *state;
         if state.receivers.len() >= RECEIVERS_MAX && !state.receivers.contains_key(receiver) {
@@ -88,12 +88,12 @@ impl Receivers {
         let is_due = health.next_at.is_none_or(|at| at <= now);
         if is_due && health.calls < most && *of_owner < OWNER_CALLS_MAX && state.calls < CALLS_MAX {
             (health.calls, *of_owner, state.calls) = (health.calls + 1, *of_owner + 1, state.calls + 1);
-            return Turn::Now(Place { receivers: self.clone(), receiver: receiver.clone() });
+            return CallPermit::Now(CallSlot { receivers: self.clone(), receiver: receiver.clone() });
         }
         let earliest = health.next_at.filter(|at| *at > now).unwrap_or(now + PAUSES[0] / 5);
         let at = health.put_off_until.map_or(earliest, |until| until.max(earliest)) + GAP;
         health.put_off_until = Some(at);
-        Turn::Later((at - now).min(PUT_OFF_MAX))
+        CallPermit::Later((at - now).min(PUT_OFF_MAX))
     }
 
     /// How a call has ended: whether the receiver is well.
@@ -126,7 +126,7 @@ impl Receivers {
     }
 }
 
-impl Drop for Place {
+impl Drop for CallSlot {
     fn drop(&mut self) {
         let mut state = self.receivers.lock();
         state.calls -= 1;
@@ -153,22 +153,23 @@ mod tests {
     #[test]
     fn a_receiver_that_hangs_leaves_slots_to_others() {
         let (receivers, now) = (Receivers::default(), Instant::now());
-        let turns: Vec<Turn> = (0..300).map(|_| receivers.turn(&receiver("ann", "hangs"), now)).collect();
-        let going = turns.iter().filter(|turn| matches!(turn, Turn::Now(_))).count();
+        let turns: Vec<CallPermit> = (0..300).map(|_| receivers.turn(&receiver("ann", "hangs"), now)).collect();
+        let going = turns.iter().filter(|turn| matches!(turn, CallPermit::Now(_))).count();
         assert_eq!(going, RECEIVER_CALLS_MAX);
-        let longest = turns.iter().filter_map(|turn| if let Turn::Later(pause) = turn { Some(*pause) } else { None });
+        let longest =
+            turns.iter().filter_map(|turn| if let CallPermit::Later(pause) = turn { Some(*pause) } else { None });
         assert!(longest.max().expect("some") > GAP * 200, "they come back one after the other");
-        assert!(matches!(receivers.turn(&receiver("ann", "other"), now), Turn::Now(_)));
-        assert!(matches!(receivers.turn(&receiver("ben", "hangs"), now), Turn::Now(_)));
+        assert!(matches!(receivers.turn(&receiver("ann", "other"), now), CallPermit::Now(_)));
+        assert!(matches!(receivers.turn(&receiver("ben", "hangs"), now), CallPermit::Now(_)));
     }
 
     #[test]
     fn an_owner_with_many_receivers_leaves_slots_to_others() {
         let (receivers, now) = (Receivers::default(), Instant::now());
         let host = |number: usize| receiver("ann", &format!("host{number}"));
-        let held: Vec<Turn> = (0..CALLS_MAX).map(|number| receivers.turn(&host(number), now)).collect();
-        assert_eq!(held.iter().filter(|turn| matches!(turn, Turn::Now(_))).count(), OWNER_CALLS_MAX);
-        assert!(matches!(receivers.turn(&receiver("ben", "host"), now), Turn::Now(_)));
+        let held: Vec<CallPermit> = (0..CALLS_MAX).map(|number| receivers.turn(&host(number), now)).collect();
+        assert_eq!(held.iter().filter(|turn| matches!(turn, CallPermit::Now(_))).count(), OWNER_CALLS_MAX);
+        assert!(matches!(receivers.turn(&receiver("ben", "host"), now), CallPermit::Now(_)));
         drop(held);
         assert!(receivers.lock().of_owner.is_empty() && receivers.lock().calls == 0);
     }
@@ -177,17 +178,17 @@ mod tests {
     fn one_that_fails_is_tried_alone_and_less_and_less_often_until_it_is_well() {
         let (receivers, mut now, down) = (Receivers::default(), Instant::now(), receiver("ann", "down"));
         for pause in [5, 30, 120, 600, 600] {
-            let Turn::Now(place) = receivers.turn(&down, now) else { panic!("it is due") };
-            assert!(!matches!(receivers.turn(&down, now), Turn::Now(_)) || pause == 5, "one at a time");
+            let CallPermit::Now(place) = receivers.turn(&down, now) else { panic!("it is due") };
+            assert!(!matches!(receivers.turn(&down, now), CallPermit::Now(_)) || pause == 5, "one at a time");
             receivers.note(&down, false, now);
             drop(place);
-            let Turn::Later(put_off) = receivers.turn(&down, now) else { panic!("it failed just now") };
+            let CallPermit::Later(put_off) = receivers.turn(&down, now) else { panic!("it failed just now") };
             assert!(put_off >= Duration::from_secs(pause), "{put_off:?}");
             now += Duration::from_secs(pause);
         }
         assert_eq!(receivers.failing_for(&down, now), Duration::from_secs(5 + 30 + 120 + 600 + 600));
         receivers.note(&down, true, now);
-        assert!(matches!(receivers.turn(&down, now), Turn::Now(_)));
+        assert!(matches!(receivers.turn(&down, now), CallPermit::Now(_)));
         assert_eq!(receivers.failing_for(&down, now), Duration::ZERO);
     }
 }

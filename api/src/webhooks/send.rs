@@ -15,9 +15,9 @@ use tokio::task::JoinSet;
 use utoipa::ToSchema;
 
 use super::guard;
-use super::receivers::{CALLS_MAX, Receiver, Receivers, Turn};
+use super::receivers::{CALLS_MAX, CallPermit, Receiver, Receivers};
 use crate::batches;
-use crate::dead::{Named, named};
+use crate::dead::{IdPath, named};
 use crate::error::ApiError;
 use crate::index::{Index, IndexError};
 use crate::jobs::{Job, JobPath, NoJob};
@@ -104,21 +104,21 @@ impl Sender {
             // One that cannot be read fails as a call, with its reason.
             let receiver = receiver_of(&call.hook);
             match self.receivers.turn(&receiver, Instant::now()) {
-                Turn::Now(place) => {
+                CallPermit::Now(place) => {
                     let sender = self.clone();
                     calls.spawn(async move {
                         sender.deliver(&call, &receiver).await;
                         drop(place);
                     });
                 }
-                Turn::Later(pause) if self.is_given_up(&call, &receiver) => {
+                CallPermit::Later(pause) if self.is_given_up(&call, &receiver) => {
                     let error = "its receiver has failed for eight hours".to_owned();
                     match self.attempt(&call).await {
                         Ok(attempt) => self.conclude(&call, attempt, Err(error), "given_up", None).await,
                         Err(_) => put_off(&call, pause).await,
                     }
                 }
-                Turn::Later(pause) => put_off(&call, pause).await,
+                CallPermit::Later(pause) => put_off(&call, pause).await,
             }
         }
     }
@@ -311,7 +311,7 @@ pub(crate) struct Deliveries {
         NoJob,
     ),
 )]
-pub(crate) async fn deliveries(State(state): State<Shared>, id: Named) -> Result<Json<Deliveries>, ApiError> {
+pub(crate) async fn deliveries(State(state): State<Shared>, id: IdPath) -> Result<Json<Deliveries>, ApiError> {
     let id = named(id)?;
     state.queue.find(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
     Ok(Json(Deliveries { deliveries: state.index.deliveries(&About::Job(id)).await? }))
@@ -326,7 +326,7 @@ pub(crate) async fn deliveries(State(state): State<Shared>, id: Named) -> Result
         batches::NoBatch,
     ),
 )]
-pub(crate) async fn batch_deliveries(State(state): State<Shared>, id: Named) -> Result<Json<Deliveries>, ApiError> {
+pub(crate) async fn batch_deliveries(State(state): State<Shared>, id: IdPath) -> Result<Json<Deliveries>, ApiError> {
     let batch = batches::manage::find(&state, id).await?;
     Ok(Json(Deliveries { deliveries: state.index.deliveries(&About::Batch(batch.id)).await? }))
 }

@@ -11,7 +11,7 @@ const PREFIX: &str = "$JS.EVENT.ADVISORY";
 
 /// What became of a delivery.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Fate<'a> {
+pub(super) enum DeliveryEnd<'a> {
     Naked,
     Terminated(&'a str),
 }
@@ -87,15 +87,15 @@ impl Core {
     pub(super) fn advise_delivery(
         &mut self,
         (stream, consumer): (u32, u32),
-        fate: Fate<'_>,
+        fate: DeliveryEnd<'_>,
         sequence: u64,
         pending: &Pending,
         now: Now,
     ) {
         let Some((stream, consumer)) = self.names_of(stream, consumer) else { return };
         let (event, kind, reason) = match fate {
-            Fate::Naked => ("MSG_NAKED", "advisory.v1.nak", ""),
-            Fate::Terminated(reason) => ("MSG_TERMINATED", "advisory.v1.terminated", reason),
+            DeliveryEnd::Naked => ("MSG_NAKED", "advisory.v1.nak", ""),
+            DeliveryEnd::Terminated(reason) => ("MSG_TERMINATED", "advisory.v1.terminated", reason),
         };
         let subject = format!("{PREFIX}.CONSUMER.{event}.{stream}.{consumer}");
         let fields = || {

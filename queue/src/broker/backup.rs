@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::core::Core;
 use super::{Loss, Options};
-use crate::journal::entry::{Step, Walk};
+use crate::journal::entry::{Walk, WalkItem};
 use crate::journal::segment::{HEADER_BYTES, SEAL};
 use crate::journal::{OpenError, snapshot};
 use crate::platform::storage::{Folder, private};
@@ -148,12 +148,12 @@ fn torn_at(base: u64, bytes: &[u8]) -> Option<usize> {
     let mut first_gap = None;
     for step in Walk::new(base + HEADER_BYTES, body, None) {
         match step {
-            Step::Entry { entry, .. } if entry.kind == SEAL => return None,
-            Step::Entry { entry, .. } => {
+            WalkItem::Entry { entry, .. } if entry.kind == SEAL => return None,
+            WalkItem::Entry { entry, .. } => {
                 let durable = entry.durable().unwrap_or(0);
                 first_gap = first_gap.filter(|gap| *gap >= durable);
             }
-            Step::Gap { position, .. } => first_gap = first_gap.or(Some(position)),
+            WalkItem::Gap { position, .. } => first_gap = first_gap.or(Some(position)),
         }
     }
     first_gap.map(|position| (position - base) as usize)

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::auth::{Asked, Permissions};
-use crate::journal::{Place, Release, Source};
+use crate::journal::{LogPlace, Release, Source};
 use crate::nats::Frame;
 
 /// Bytes shorter than this are put together, longer ones are passed on as they are.
@@ -91,7 +91,7 @@ pub(super) struct StoredMessage {
     pub(super) source: Source,
     /// Stream and sequence.
     pub(super) of: (u32, u64),
-    pub(super) place: Place,
+    pub(super) place: LogPlace,
     pub(super) line: Bytes,
     pub(super) parts: Vec<Part>,
     /// What is sent instead if it is not whole.
@@ -295,7 +295,7 @@ pub(super) struct Stored {
     pub(super) source: Source,
     /// Stream and sequence.
     pub(super) of: (u32, u64),
-    pub(super) place: Place,
+    pub(super) place: LogPlace,
     /// Where the header block begins in the entry.
     pub(super) start: usize,
     pub(super) header_bytes: usize,

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::client::{About, Chunk, Client, Part, StoredMessage, Subscription};
-use super::places::Place;
+use super::places::ConnectionSlot;
 use super::transport::{self, Input, Output};
 use super::{PROTOCOL_VERSION, Phase, Shared};
 use crate::nats::{Command, Parser, err, info};
@@ -45,7 +45,7 @@ pub(super) struct Session {
     /// It wants to hear of subjects with wildcards in what it publishes.
     pub(super) is_pedantic: bool,
     /// None if all are taken.
-    place: Option<Place>,
+    place: Option<ConnectionSlot>,
 }
 
 /// Why a connection ends: what to tell the client, if anything.
@@ -76,7 +76,7 @@ impl Session {
 
     /// Whether it may send more than `CONNECT`.
     fn is_let_in(&self) -> bool {
-        self.place.as_ref().is_some_and(Place::is_known)
+        self.place.as_ref().is_some_and(ConnectionSlot::is_known)
     }
 
     fn let_in(&mut self) {
@@ -87,11 +87,17 @@ impl Session {
 }
 
 /// Serves a client until it goes or has to.
-pub(super) async fn serve(shared: Arc<Shared>, socket: TcpStream, peer: SocketAddr, id: u64, place: Option<Place>) {
+pub(super) async fn serve(
+    shared: Arc<Shared>,
+    socket: TcpStream,
+    peer: SocketAddr,
+    id: u64,
+    place: Option<ConnectionSlot>,
+) {
     // Answers are small and awaited.
     drop(socket.set_nodelay(true));
     let client = Client::new(id, peer, super::core::now().wall, shared.options.outbox_bytes_max);
-    let cut = place.as_ref().map(Place::cut).unwrap_or_default();
+    let cut = place.as_ref().map(ConnectionSlot::cut).unwrap_or_default();
     let greeting = greeting(&shared, peer, id, false);
     let opening = timeout(shared.options.auth_timeout, transport::open(&shared, socket, &greeting));
     let opened = tokio::select! {

@@ -18,13 +18,13 @@ pub(super) fn operate(
     request: &Request<'_>,
 ) -> Option<(&'static str, Answer)> {
     Some(match (operation, names) {
-        ("CREATE", [stream]) => ("consumer_create", create(core, stream, Named::Nowhere, None, request)),
-        ("CREATE", [stream, name]) => ("consumer_create", create(core, stream, Named::Here(name), None, request)),
+        ("CREATE", [stream]) => ("consumer_create", create(core, stream, NamedBy::Nowhere, None, request)),
+        ("CREATE", [stream, name]) => ("consumer_create", create(core, stream, NamedBy::Here(name), None, request)),
         ("DURABLE", ["CREATE", stream, name]) => {
-            ("consumer_create", create(core, stream, Named::Durable(name), None, request))
+            ("consumer_create", create(core, stream, NamedBy::Durable(name), None, request))
         }
         ("CREATE", [stream, name, filter @ ..]) => {
-            ("consumer_create", create(core, stream, Named::Here(name), Some(filter.join(".")), request))
+            ("consumer_create", create(core, stream, NamedBy::Here(name), Some(filter.join(".")), request))
         }
         ("INFO", [stream, name]) => {
             ("consumer_info", request.must_be_empty().and_then(|()| info(core, stream, name, request.now)))
@@ -47,7 +47,7 @@ pub(super) fn operate(
 
 /// Where a new consumer's name stands.
 #[derive(Debug, Clone, Copy)]
-enum Named<'a> {
+enum NamedBy<'a> {
     /// In the body, or the server makes one.
     Nowhere,
     Here(&'a str),
@@ -67,7 +67,7 @@ struct CreateRequest {
 fn create(
     core: &mut Core,
     stream_name: &str,
-    named: Named<'_>,
+    named: NamedBy<'_>,
     filter: Option<String>,
     request: &Request<'_>,
 ) -> Answer {
@@ -82,13 +82,13 @@ fn create(
     }
     let durable = config.durable_name.as_deref().filter(|name| !name.is_empty());
     match (named, durable) {
-        (Named::Nowhere, Some(_)) => return Err(Refusal::durable_unexpected()),
-        (Named::Durable(_), None) => return Err(Refusal::durable_missing()),
-        (Named::Here(name) | Named::Durable(name), Some(durable)) if name != durable => {
+        (NamedBy::Nowhere, Some(_)) => return Err(Refusal::durable_unexpected()),
+        (NamedBy::Durable(_), None) => return Err(Refusal::durable_missing()),
+        (NamedBy::Here(name) | NamedBy::Durable(name), Some(durable)) if name != durable => {
             return Err(Refusal::durable_not_in_subject());
         }
-        (Named::Here(name) | Named::Durable(name), _) => config.name = Some(name.to_owned()),
-        (Named::Nowhere, None) => {}
+        (NamedBy::Here(name) | NamedBy::Durable(name), _) => config.name = Some(name.to_owned()),
+        (NamedBy::Nowhere, None) => {}
     }
     if filter.is_some_and(|filter| filter != config.filter_subject) {
         return Err(Refusal::consumer_filter_mismatch());

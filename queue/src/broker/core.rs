@@ -12,7 +12,7 @@ use super::client::{Body, Handle, Outgoing};
 use super::damage::Loss;
 use super::{Options, date};
 use crate::Calendar;
-use crate::journal::{Change, Full, Journal, OpenError, Place, Share};
+use crate::journal::{Change, Full, Journal, LogPlace, OpenError, Share};
 use crate::nats::SubjectTree;
 use crate::platform::storage::Storage;
 use crate::stream::config::{Discard, Retention};
@@ -226,7 +226,7 @@ impl Core {
     }
 
     /// Applies a change of a stream that is there.
-    pub(super) fn apply(&mut self, change: &Change<'_>, place: Option<Place>, now: Now) {
+    pub(super) fn apply(&mut self, change: &Change<'_>, place: Option<LogPlace>, now: Now) {
         let id = change.stream();
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let before = weight(stream);
@@ -457,7 +457,7 @@ struct Replay {
 }
 
 impl Replay {
-    fn apply(&mut self, change: &Change<'_>, place: Option<Place>) -> Result<(), String> {
+    fn apply(&mut self, change: &Change<'_>, place: Option<LogPlace>) -> Result<(), String> {
         let id = change.stream();
         self.next_stream = self.next_stream.max(id + 1);
         if let Change::StreamPut { config, created, .. } = change

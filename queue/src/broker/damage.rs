@@ -7,7 +7,7 @@ use std::io;
 
 use super::Shared;
 use super::core::{Core, now};
-use crate::journal::{Change, Damage, Place};
+use crate::journal::{Change, Damage, LogPlace};
 use crate::stream::Stream;
 
 /// Losses that are kept in mind; further ones are only logged.
@@ -46,7 +46,7 @@ impl Core {
 
     /// A stored message could not be read. One that is damaged leaves its stream; after another fault
     /// the next one who asks may have more luck.
-    pub(super) fn unreadable(&mut self, (id, sequence): (u32, u64), place: Place, error: &io::Error) {
+    pub(super) fn unreadable(&mut self, (id, sequence): (u32, u64), place: LogPlace, error: &io::Error) {
         // It may have been carried elsewhere since it was looked up.
         let is_there = |stream: &&Stream| stream.messages.get(sequence).is_some_and(|message| message.place() == place);
         let Some(stream) = self.streams.get(&id).filter(is_there) else { return };
@@ -98,7 +98,7 @@ impl Core {
 
 impl Shared {
     /// The same as [`Core::unreadable`], for callers without the lock.
-    pub(super) fn unreadable(&self, of: (u32, u64), place: Place, error: &io::Error) {
+    pub(super) fn unreadable(&self, of: (u32, u64), place: LogPlace, error: &io::Error) {
         let mut core = self.lock();
         core.unreadable(of, place, error);
         core.finish();

@@ -15,10 +15,10 @@ use bytes::BytesMut;
 use super::Shared;
 use super::core::{Core, now};
 use crate::journal::change::Change;
-use crate::journal::entry::{Entry, Step, Walk};
+use crate::journal::entry::{Entry, Walk, WalkItem};
 use crate::journal::segment::{HEADER_BYTES, SEAL, SegmentFile};
 use crate::journal::snapshot::SnapshotWriter;
-use crate::journal::{Haste, Place, Stored};
+use crate::journal::{Haste, LogPlace, Stored};
 use crate::stream::put_id;
 use crate::tasks::words_of;
 
@@ -53,7 +53,7 @@ pub(super) struct Keeper {
 }
 
 /// What the keeper remembers between two looks.
-struct State {
+struct KeeperState {
     /// Where recovery would begin, and how long that snapshot is.
     mark: u64,
     snapshot_bytes: u64,
@@ -68,7 +68,7 @@ impl Keeper {
         let (worker, stopping) = (shared.clone(), stop.clone());
         let thread = std::thread::Builder::new().name("keeper".into()).spawn(move || {
             let now = Instant::now();
-            let mut state = State { mark: 0, snapshot_bytes: 0, snapshot_at: now, swept_at: now, dated_at: None };
+            let mut state = KeeperState { mark: 0, snapshot_bytes: 0, snapshot_at: now, swept_at: now, dated_at: None };
             while !stopping.load(Ordering::Acquire) {
                 // A look that panics is one that failed: without the keeper the journal would grow for ever.
                 let looked = std::panic::catch_unwind(AssertUnwindSafe(|| worker.look(&mut state, &stopping)));
@@ -109,7 +109,7 @@ impl Drop for Keeper {
 
 impl Shared {
     /// One look at the journal, and what it needs.
-    fn look(&self, state: &mut State, stopping: &AtomicBool) -> io::Result<()> {
+    fn look(&self, state: &mut KeeperState, stopping: &AtomicBool) -> io::Result<()> {
         if state.dated_at.is_none_or(|at| at.elapsed() >= DATE_PAUSE) {
             // It matters only to a start under a wrong clock; tidying matters now.
             if let Err(error) = self.note_date() {
@@ -317,17 +317,17 @@ struct Sweep<'a> {
 
 impl<'a> Sweep<'a> {
     /// The next messages, some [`TURN_BYTES`] of them; none at the segment's end.
-    fn turn(&mut self) -> Vec<(Stored<'a>, Place)> {
+    fn turn(&mut self) -> Vec<(Stored<'a>, LogPlace)> {
         let (mut turn, mut bytes) = (Vec::new(), 0);
         while bytes <= TURN_BYTES && !self.is_over {
             match self.steps.next() {
                 // What lies behind a seal is left over from before a torn tail.
-                None | Some(Step::Entry { entry: Entry { kind: SEAL, .. }, .. }) => self.is_over = true,
-                Some(Step::Gap { .. }) => self.is_damaged = true,
-                Some(Step::Entry { position, entry }) => {
+                None | Some(WalkItem::Entry { entry: Entry { kind: SEAL, .. }, .. }) => self.is_over = true,
+                Some(WalkItem::Gap { .. }) => self.is_damaged = true,
+                Some(WalkItem::Entry { position, entry }) => {
                     if let Some(Change::Stored(stored)) = Change::decode(entry.kind, entry.body) {
                         bytes += entry.bytes();
-                        turn.push((stored, Place { position, bytes: entry.bytes() as u32 }));
+                        turn.push((stored, LogPlace { position, bytes: entry.bytes() as u32 }));
                     }
                 }
             }
@@ -349,7 +349,7 @@ impl Core {
     }
 
     /// Writes a message anew at the head of the log, if this is where it lies.
-    fn carry(&mut self, stored: &Stored<'_>, place: Place) -> io::Result<()> {
+    fn carry(&mut self, stored: &Stored<'_>, place: LogPlace) -> io::Result<()> {
         let message = self.streams.get(&stored.stream).and_then(|stream| stream.messages.get(stored.sequence));
         if message.is_none_or(|message| message.place() != place) {
             return Ok(());

@@ -18,7 +18,7 @@ pub(super) struct Places {
 
 /// One connection's place, until this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct ConnectionSlot {
     shared: Arc<Shared>,
     id: u64,
     cut: CancellationToken,
@@ -27,7 +27,7 @@ pub(super) struct Place {
 
 /// Gives a new connection a place, if there is one. Strangers get half of all places; beyond that the one that
 /// has been silent the longest is cut, so that a client that speaks at once is always heard.
-pub(super) fn enter(shared: &Arc<Shared>, id: u64) -> Option<Place> {
+pub(super) fn enter(shared: &Arc<Shared>, id: u64) -> Option<ConnectionSlot> {
     let connections_max = shared.options.connections_max;
     let cut = CancellationToken::new();
     let mut places = places(shared);
@@ -40,10 +40,10 @@ pub(super) fn enter(shared: &Arc<Shared>, id: u64) -> Option<Place> {
         return None;
     }
     places.strangers.insert(id, cut.clone());
-    Some(Place { shared: shared.clone(), id, cut, is_known: false })
+    Some(ConnectionSlot { shared: shared.clone(), id, cut, is_known: false })
 }
 
-impl Place {
+impl ConnectionSlot {
     /// Is cancelled when another connection needs this place.
     pub(super) fn cut(&self) -> CancellationToken {
         self.cut.clone()
@@ -65,7 +65,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut places = places(&self.shared);
         if self.is_known {

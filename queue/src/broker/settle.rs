@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::advise::Fate;
+use super::advise::DeliveryEnd;
 use super::core::Core;
 use crate::journal::Change;
 use crate::nats::Publication;
@@ -11,7 +11,7 @@ use crate::stream::{AckPolicy, Now, go_duration};
 
 /// What a holder of a delivery says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Verdict<'a> {
+enum AckKind<'a> {
     Ack,
     /// Redeliver after this many ns.
     Nak(i64),
@@ -23,7 +23,7 @@ enum Verdict<'a> {
     Unknown,
 }
 
-impl<'a> Verdict<'a> {
+impl<'a> AckKind<'a> {
     fn read(payload: &'a [u8]) -> Self {
         let rest = |word: &str| payload.strip_prefix(word.as_bytes()).map(<[u8]>::trim_ascii);
         if matches!(payload, b"" | b"+ACK" | b"+OK") {
@@ -72,10 +72,10 @@ pub(super) fn settle(core: &mut Core, tokens: &[u8], publication: &Publication, 
         // Without acks there is nothing to settle; a request gets "no responders".
         return false;
     }
-    let verdict = Verdict::read(&publication.payload);
+    let verdict = AckKind::read(&publication.payload);
     let applied = apply(core, stream, consumer, sequence, &verdict, publication.reply.is_some(), now);
     let Some(reply) = &publication.reply else { return true };
-    if let Verdict::Next(pull) = verdict {
+    if let AckKind::Next(pull) = verdict {
         core.pull(stream, consumer, Some(reply), pull, now);
     } else if applied {
         // Whether it was settled now or before, the answer says that this is on disk.
@@ -91,7 +91,7 @@ fn apply(
     stream_name: &str,
     consumer_name: &str,
     sequence: u64,
-    verdict: &Verdict<'_>,
+    verdict: &AckKind<'_>,
     is_confirmed: bool,
     now: Now,
 ) -> bool {
@@ -101,30 +101,30 @@ fn apply(
     };
     let consumer = found.id;
     let pending = match verdict {
-        Verdict::Ack | Verdict::Next(_) | Verdict::Term(_) => found.pending_at(sequence),
+        AckKind::Ack | AckKind::Next(_) | AckKind::Term(_) => found.pending_at(sequence),
         _ => found.pending_of(sequence),
     };
     let Some(pending) = pending.copied() else { return true };
     let settled = found.settled_by(sequence);
     let change = match verdict {
-        Verdict::Ack | Verdict::Next(_) | Verdict::Term(_) => Change::Acked { stream, consumer, sequence },
-        Verdict::Nak(_) if found.is_used_up(pending.count) => {
+        AckKind::Ack | AckKind::Next(_) | AckKind::Term(_) => Change::Acked { stream, consumer, sequence },
+        AckKind::Nak(_) if found.is_used_up(pending.count) => {
             found.give_up(sequence);
             core.advise_given_up(stream, consumer, &[(sequence, pending.count)], now);
             core.serve(stream, consumer, now);
             core.schedule(stream, consumer, now);
             return true;
         }
-        Verdict::Nak(delay) => {
+        AckKind::Nak(delay) => {
             let until = if *delay > 0 { now.wall.saturating_add(*delay) } else { 0 };
-            core.advise_delivery((stream, consumer), Fate::Naked, sequence, &pending, now);
+            core.advise_delivery((stream, consumer), DeliveryEnd::Naked, sequence, &pending, now);
             Change::Nakked { stream, consumer, sequence, until }
         }
-        Verdict::Progress => {
+        AckKind::Progress => {
             found.progress(sequence, now.clock);
             return true;
         }
-        Verdict::Unknown => return true,
+        AckKind::Unknown => return true,
     };
     if core.change(&change, is_confirmed, now).is_err() {
         tracing::warn!(stream = stream_name, sequence, "disk full: end of a delivery not written");
@@ -132,10 +132,10 @@ fn apply(
     }
     core.remove_unneeded(stream, &settled, now);
     match verdict {
-        Verdict::Term(reason) => {
-            core.advise_delivery((stream, consumer), Fate::Terminated(reason), sequence, &pending, now);
+        AckKind::Term(reason) => {
+            core.advise_delivery((stream, consumer), DeliveryEnd::Terminated(reason), sequence, &pending, now);
         }
-        Verdict::Ack | Verdict::Next(_) => core.sample_ack((stream, consumer), sequence, &pending, now),
+        AckKind::Ack | AckKind::Next(_) => core.sample_ack((stream, consumer), sequence, &pending, now),
         _ => {}
     }
     core.serve(stream, consumer, now);
@@ -150,18 +150,18 @@ mod tests {
     #[test]
     fn verdicts_are_read_as_clients_write_them() {
         for (payload, expected) in [
-            ("", Verdict::Ack),
-            ("+ACK", Verdict::Ack),
-            ("-NAK", Verdict::Nak(0)),
-            (r#"-NAK {"delay":1500}"#, Verdict::Nak(1500)),
-            ("-NAK 1.5s", Verdict::Nak(1_500_000_000)),
-            ("-NAK nonsense", Verdict::Nak(0)),
-            ("+WPI", Verdict::Progress),
-            ("+TERM bad image", Verdict::Term("bad image")),
-            ("+NXT 3", Verdict::Next(b"3")),
-            ("hello", Verdict::Unknown),
+            ("", AckKind::Ack),
+            ("+ACK", AckKind::Ack),
+            ("-NAK", AckKind::Nak(0)),
+            (r#"-NAK {"delay":1500}"#, AckKind::Nak(1500)),
+            ("-NAK 1.5s", AckKind::Nak(1_500_000_000)),
+            ("-NAK nonsense", AckKind::Nak(0)),
+            ("+WPI", AckKind::Progress),
+            ("+TERM bad image", AckKind::Term("bad image")),
+            ("+NXT 3", AckKind::Next(b"3")),
+            ("hello", AckKind::Unknown),
         ] {
-            assert_eq!(Verdict::read(payload.as_bytes()), expected, "{payload}");
+            assert_eq!(AckKind::read(payload.as_bytes()), expected, "{payload}");
         }
     }
 

@@ -133,16 +133,16 @@ impl Queue {
         suspects.extend(told.iter().filter(|id| id.topic() == name && !states.contains_key(*id)).cloned());
         for (id, verdict) in self.look_again(&topic, suspects).await? {
             match verdict {
-                Verdict::Well(state) => drop(states.insert(id, state)),
-                Verdict::Settling(state) => {
+                Finding::Well(state) => drop(states.insert(id, state)),
+                Finding::Settling(state) => {
                     states.insert(id, state);
                     audit.settling += 1;
                 }
-                Verdict::Arriving => {
+                Finding::Arriving => {
                     states.remove(&id);
                     audit.arriving += 1;
                 }
-                Verdict::Wrong(problem) => {
+                Finding::Wrong(problem) => {
                     if problem == Problem::Unknown || problem == Problem::Unreadable {
                         states.remove(&id);
                         audit.accepted += 1;
@@ -165,12 +165,12 @@ impl Queue {
         &self,
         topic: &Topic,
         mut suspects: BTreeSet<JobId>,
-    ) -> Result<Vec<(JobId, Verdict)>, QueueError> {
+    ) -> Result<Vec<(JobId, Finding)>, QueueError> {
         let mut verdicts = Vec::new();
         for look in 1..=LOOKS {
             for id in std::mem::take(&mut suspects) {
                 match self.look_at_job(topic, &id).await? {
-                    Verdict::Well(state) => verdicts.push((id, Verdict::Well(state))),
+                    Finding::Well(state) => verdicts.push((id, Finding::Well(state))),
                     verdict if look == LOOKS => verdicts.push((id, verdict)),
                     _ => drop(suspects.insert(id)),
                 }
@@ -184,10 +184,10 @@ impl Queue {
     }
 
     /// Looks at one job as it stands now.
-    async fn look_at_job(&self, topic: &Topic, id: &JobId) -> Result<Verdict, QueueError> {
+    async fn look_at_job(&self, topic: &Topic, id: &JobId) -> Result<Finding, QueueError> {
         let record = match self.record(id).await {
             Ok(stored) => stored.map(|Stored { record, .. }| record),
-            Err(QueueError::Damaged { .. }) => return Ok(Verdict::Wrong(Problem::Unreadable)),
+            Err(QueueError::Damaged { .. }) => return Ok(Finding::Wrong(Problem::Unreadable)),
             Err(error) => return Err(error),
         };
         let is_log = topic.settings.retention != Retention::Work;
@@ -207,11 +207,11 @@ impl Queue {
         };
         Ok(match (problem(record.as_ref(), &Seen { has_message, has_letter, is_log }), record) {
             (Some(Problem::NotSettled), Some(record)) if is_leased(&record, topic, Timestamp::now()) => {
-                Verdict::Settling(record.state.name())
+                Finding::Settling(record.state.name())
             }
-            (Some(problem), _) => Verdict::Wrong(problem),
-            (None, Some(record)) => Verdict::Well(record.state.name()),
-            (None, None) => Verdict::Arriving,
+            (Some(problem), _) => Finding::Wrong(problem),
+            (None, Some(record)) => Finding::Well(record.state.name()),
+            (None, None) => Finding::Arriving,
         })
     }
 
@@ -228,7 +228,7 @@ fn is_leased(record: &Record, topic: &Topic, now: Timestamp) -> bool {
     record.state.finished_at().is_some_and(|finished| u128::from(now.millis_since(finished)) < lease.as_millis())
 }
 
-enum Verdict {
+enum Finding {
     Well(&'static str),
     Settling(&'static str),
     Arriving,

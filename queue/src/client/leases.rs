@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::read::is_without_stream;
 use super::{Queue, Replaced, Revision, bounded};
 use crate::QueueError;
-use crate::singleton::{Candidate, LeaseRecord, Step};
+use crate::singleton::{Candidate, LeaseAction, LeaseRecord};
 
 pub(super) const STREAM: &str = "leases";
 /// How long a lease lasts without a renewal.
@@ -105,7 +105,7 @@ impl Queue {
         let lock = || candidate.lock().expect("no panic holds this lock");
         let read = self.read_lease(name).await?;
         let step = lock().step(read, Instant::now());
-        if let Step::Write(expected) = step {
+        if let LeaseAction::Write(expected) = step {
             let (sent_at, id) = (Instant::now(), lock().id().to_owned());
             let outcome = self.write_lease(name, expected, Some(id)).await?;
             lock().wrote(outcome, sent_at);

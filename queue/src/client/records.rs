@@ -179,22 +179,22 @@ impl Queue {
             match verdict(&error) {
                 // Perhaps by an earlier try of ours whose answer was lost; then it is our own
                 // bytes that stand there.
-                Verdict::Outrun => {
+                WriteOutcome::Outrun => {
                     return Ok(match self.read_raw(&topic, id).await? {
                         Some((stored, revision)) if stored == payload => Replaced::Done(revision),
                         _ => Replaced::Refused,
                     });
                 }
-                Verdict::Unknown if started.elapsed() > PATIENCE => {
+                WriteOutcome::Unknown if started.elapsed() > PATIENCE => {
                     return Err(QueueError::unavailable("write a record")(error));
                 }
-                Verdict::Unknown => {
+                WriteOutcome::Unknown => {
                     tracing::debug!(job_id = %id, error = chain(&error), "writing a record again");
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                Verdict::InFlight if started.elapsed() <= PATIENCE => tokio::time::sleep(IN_FLIGHT_PAUSE).await,
-                Verdict::InFlight => return Err(QueueError::unavailable("write a record")(error)),
-                Verdict::TooLarge => {
+                WriteOutcome::InFlight if started.elapsed() <= PATIENCE => tokio::time::sleep(IN_FLIGHT_PAUSE).await,
+                WriteOutcome::InFlight => return Err(QueueError::unavailable("write a record")(error)),
+                WriteOutcome::TooLarge => {
                     let max_payload = self.max_payload();
                     return Err(QueueError::TooLarge { bytes: payload.len(), max_payload });
                 }
@@ -236,28 +236,28 @@ impl Queue {
             Ok(sequence) => Ok(Replaced::Done(Revision(sequence.0))),
             Err(error) => match verdict(&error) {
                 // In a cluster, also: another write has begun, and will be the first.
-                Verdict::Outrun | Verdict::InFlight => Ok(Replaced::Refused),
-                Verdict::TooLarge | Verdict::Unknown => Err(QueueError::unavailable(action)(error)),
+                WriteOutcome::Outrun | WriteOutcome::InFlight => Ok(Replaced::Refused),
+                WriteOutcome::TooLarge | WriteOutcome::Unknown => Err(QueueError::unavailable(action)(error)),
             },
         }
     }
 }
 
-enum Verdict {
+enum WriteOutcome {
     Outrun,
     InFlight,
     TooLarge,
     Unknown,
 }
 
-fn verdict(error: &PublishError) -> Verdict {
+fn verdict(error: &PublishError) -> WriteOutcome {
     match error.kind() {
-        PublishErrorKind::WrongLastSequence => return Verdict::Outrun,
-        PublishErrorKind::MaxPayloadExceeded => return Verdict::TooLarge,
+        PublishErrorKind::WrongLastSequence => return WriteOutcome::Outrun,
+        PublishErrorKind::MaxPayloadExceeded => return WriteOutcome::TooLarge,
         _ => {}
     }
     match server_error(error) {
-        Some(refusal) if refusal.error_code() == WRITE_IN_FLIGHT => Verdict::InFlight,
-        _ => Verdict::Unknown,
+        Some(refusal) if refusal.error_code() == WRITE_IN_FLIGHT => WriteOutcome::InFlight,
+        _ => WriteOutcome::Unknown,
     }
 }

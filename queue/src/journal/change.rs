@@ -68,7 +68,7 @@ pub(crate) struct Indexed<'a> {
     pub(crate) sequence: u64,
     pub(crate) time: i64,
     pub(crate) expires: i64,
-    pub(crate) place: Place,
+    pub(crate) place: LogPlace,
     pub(crate) header_bytes: u32,
     pub(crate) payload_bytes: u32,
     pub(crate) subject: &'a [u8],
@@ -76,7 +76,7 @@ pub(crate) struct Indexed<'a> {
 
 /// Where an entry lies: its position in the whole log, and its length with its frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Place {
+pub(crate) struct LogPlace {
     pub(crate) position: u64,
     pub(crate) bytes: u32,
 }
@@ -268,7 +268,7 @@ impl<'a> Change<'a> {
             NAKKED => Self::Nakked { stream, consumer: from.u32()?, sequence: from.u64()?, until: from.i64()? },
             INDEXED => {
                 let (sequence, time, expires) = (from.u64()?, from.i64()?, from.i64()?);
-                let place = Place { position: from.u64()?, bytes: from.u32()? };
+                let place = LogPlace { position: from.u64()?, bytes: from.u32()? };
                 let (header_bytes, payload_bytes) = (from.u32()?, from.u32()?);
                 let subject = from.rest();
                 Self::Indexed(Indexed { stream, sequence, time, expires, place, header_bytes, payload_bytes, subject })

@@ -59,7 +59,7 @@ pub(crate) struct Committer<R> {
 
 #[derive(Debug)]
 struct Shared<R> {
-    state: Mutex<State<R>>,
+    state: Mutex<CommitState<R>>,
     /// Something is to be done.
     work: Condvar,
     /// Something was done.
@@ -69,7 +69,7 @@ struct Shared<R> {
 }
 
 #[derive(Debug)]
-struct State<R> {
+struct CommitState<R> {
     waiting: Vec<Batch<R>>,
     waiting_bytes: usize,
     /// Batches that were ever put in, and that were ever released.
@@ -80,7 +80,7 @@ struct State<R> {
 }
 
 impl<R> Shared<R> {
-    fn lock(&self) -> MutexGuard<'_, State<R>> {
+    fn lock(&self) -> MutexGuard<'_, CommitState<R>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -94,7 +94,8 @@ impl<R: Release> Committer<R> {
         end: u64,
         on_failure: Box<dyn FnOnce(io::Error) + Send>,
     ) -> io::Result<Self> {
-        let state = State { waiting: Vec::new(), waiting_bytes: 0, pushed: 0, released: 0, stop: false, failed: false };
+        let state =
+            CommitState { waiting: Vec::new(), waiting_bytes: 0, pushed: 0, released: 0, stop: false, failed: false };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             work: Condvar::new(),
@@ -184,7 +185,7 @@ fn run<R: Release>(shared: &Shared<R>, mut current: Arc<SegmentFile>) -> io::Res
         let must_sync = batches.iter().any(|batch| batch.must_sync) || batches.is_empty();
         for write in joined_writes(batches.iter().flat_map(|batch| &batch.writes), &mut joined) {
             match write {
-                Step::Begin(segment, header) => {
+                CommitStep::Begin(segment, header) => {
                     // The old segment is durable before anything lies in the next one: recovery
                     // takes a gap in the middle for damage.
                     current.file()?.sync()?;
@@ -192,7 +193,7 @@ fn run<R: Release>(shared: &Shared<R>, mut current: Arc<SegmentFile>) -> io::Res
                     current.close();
                     current = segment.clone();
                 }
-                Step::Data(segment, offset, bytes) => segment.file()?.write_at(bytes, offset)?,
+                CommitStep::Data(segment, offset, bytes) => segment.file()?.write_at(bytes, offset)?,
             }
             is_dirty = true;
         }
@@ -232,13 +233,13 @@ fn next<R>(shared: &Shared<R>, is_dirty: bool) -> (Vec<Batch<R>>, bool) {
     (std::mem::take(&mut state.waiting), state.stop)
 }
 
-enum Step<'a> {
+enum CommitStep<'a> {
     Begin(&'a Arc<SegmentFile>, &'a Header),
     Data(&'a Arc<SegmentFile>, u64, &'a [u8]),
 }
 
 /// The same writes with adjacent small ones put together in `buffer`: fewer system calls.
-fn joined_writes<'a>(writes: impl Iterator<Item = &'a Write>, buffer: &'a mut Vec<u8>) -> Vec<Step<'a>> {
+fn joined_writes<'a>(writes: impl Iterator<Item = &'a Write>, buffer: &'a mut Vec<u8>) -> Vec<CommitStep<'a>> {
     let writes: Vec<&Write> = writes.collect();
     // Two passes, because the slices of the second borrow what the first has filled.
     let mut spans: Vec<(usize, std::ops::Range<usize>)> = Vec::new();
@@ -265,9 +266,9 @@ fn joined_writes<'a>(writes: impl Iterator<Item = &'a Write>, buffer: &'a mut Ve
     }
     let buffer: &'a [u8] = buffer;
     let step = |(index, span): (usize, std::ops::Range<usize>)| match writes[index] {
-        Write::Begin { segment, header } => Step::Begin(segment, header),
-        Write::Data { segment, offset, bytes } if span.is_empty() => Step::Data(segment, *offset, bytes),
-        Write::Data { segment, offset, .. } => Step::Data(segment, *offset, &buffer[span]),
+        Write::Begin { segment, header } => CommitStep::Begin(segment, header),
+        Write::Data { segment, offset, bytes } if span.is_empty() => CommitStep::Data(segment, *offset, bytes),
+        Write::Data { segment, offset, .. } => CommitStep::Data(segment, *offset, &buffer[span]),
     };
     spans.into_iter().map(step).collect()
 }

@@ -97,7 +97,7 @@ pub(crate) struct Entry<'a> {
 
 /// What a walk along the log meets.
 #[derive(Debug)]
-pub(crate) enum Step<'a> {
+pub(crate) enum WalkItem<'a> {
     Entry {
         position: u64,
         entry: Entry<'a>,
@@ -146,22 +146,22 @@ impl<'a> Walk<'a> {
 }
 
 impl<'a> Iterator for Walk<'a> {
-    type Item = Step<'a>;
+    type Item = WalkItem<'a>;
 
-    fn next(&mut self) -> Option<Step<'a>> {
+    fn next(&mut self) -> Option<WalkItem<'a>> {
         let position = self.position;
         let entry = Entry::decode(position, self.rest);
         let (bytes, step) = match entry.filter(|entry| self.before.is_none_or(|before| entry.before == before)) {
             Some(entry) => {
                 self.before = Some(entry.crc);
-                (entry.bytes(), Step::Entry { position, entry })
+                (entry.bytes(), WalkItem::Entry { position, entry })
             }
             None => {
                 // Zeros to the end are room that was never written.
                 let written = self.rest.iter().rposition(|byte| *byte != 0)? + 1;
                 self.before = None;
                 let bytes = self.resume();
-                (bytes, Step::Gap { position, bytes: &self.rest[..bytes.min(written)] })
+                (bytes, WalkItem::Gap { position, bytes: &self.rest[..bytes.min(written)] })
             }
         };
         self.position += bytes as u64;

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub(crate) use change::{Change, Indexed, Place, Stored, stored_bytes};
+pub(crate) use change::{Change, Indexed, LogPlace, Stored, stored_bytes};
 pub(crate) use commit::{Committer, Release};
 pub(crate) use recovery::{Damage, OpenError};
 pub(crate) use space::{Full, Share};
@@ -113,7 +113,7 @@ impl<R: Release> Journal<R> {
     }
 
     /// Appends an entry. `durable`: a client will be answered, so it is synced before that.
-    pub(crate) fn append(&mut self, change: &Change<'_>, share: Share, durable: bool) -> Result<Place, Full> {
+    pub(crate) fn append(&mut self, change: &Change<'_>, share: Share, durable: bool) -> Result<LogPlace, Full> {
         let estimate = match change {
             Change::Stored(stored) => stored.body_bytes(),
             Change::StreamPut { config, .. } | Change::ConsumerPut { config, .. } => config.len() + 64,
@@ -133,7 +133,7 @@ impl<R: Release> Journal<R> {
         self.must_sync |= durable;
         // Invariant: an entry lies within one segment, with room for the seal behind it.
         debug_assert!(self.head + FRAME_BYTES as u64 <= self.active + self.segments[&self.active].span);
-        Ok(Place { position, bytes: bytes as u32 })
+        Ok(LogPlace { position, bytes: bytes as u32 })
     }
 
     /// Has everything up to here synced with the next commit.
@@ -221,7 +221,7 @@ impl<R: Release> Journal<R> {
     }
 
     /// An entry's bytes, or where to read them.
-    pub(crate) fn read(&mut self, place: Place) -> Source {
+    pub(crate) fn read(&mut self, place: LogPlace) -> Source {
         let open_start = self.head - self.open.len() as u64;
         if place.position >= open_start {
             let from = (place.position - open_start) as usize;
@@ -234,12 +234,12 @@ impl<R: Release> Journal<R> {
         Source::Disk { file: segment.file.clone(), offset: place.position - base, place }
     }
 
-    fn segment_of(&self, place: Place) -> Option<(u64, &Segment)> {
+    fn segment_of(&self, place: LogPlace) -> Option<(u64, &Segment)> {
         self.segments.range(..=place.position).next_back().map(|(base, segment)| (*base, segment))
     }
 
     /// Marks the entry as needed. Whether it exists.
-    pub(crate) fn claim(&mut self, place: Place) -> bool {
+    pub(crate) fn claim(&mut self, place: LogPlace) -> bool {
         match self.segments.range_mut(..=place.position).next_back() {
             Some((base, segment)) if place.position + u64::from(place.bytes) <= base + segment.span => {
                 segment.live += u64::from(place.bytes);
@@ -250,7 +250,7 @@ impl<R: Release> Journal<R> {
     }
 
     /// The entry is no longer needed.
-    pub(crate) fn release(&mut self, place: Place) {
+    pub(crate) fn release(&mut self, place: LogPlace) {
         if let Some((_, segment)) = self.segments.range_mut(..=place.position).next_back() {
             debug_assert!(segment.live >= u64::from(place.bytes), "released more than was claimed");
             segment.live = segment.live.saturating_sub(u64::from(place.bytes));
@@ -395,7 +395,7 @@ pub(crate) enum Source {
     /// Its bytes, frame included.
     Memory(Bytes),
     /// Where they are. The file stays for as long as this is kept.
-    Disk { file: Arc<SegmentFile>, offset: u64, place: Place },
+    Disk { file: Arc<SegmentFile>, offset: u64, place: LogPlace },
 }
 
 impl Source {
@@ -432,7 +432,7 @@ impl Recent {
         }
     }
 
-    fn get(&self, place: Place) -> Option<Bytes> {
+    fn get(&self, place: LogPlace) -> Option<Bytes> {
         let after = self.chunks.partition_point(|(start, _)| *start <= place.position);
         let (start, chunk) = self.chunks.get(after.checked_sub(1)?)?;
         let from = (place.position - start) as usize;

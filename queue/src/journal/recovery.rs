@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 
-use super::change::{Change, Place};
+use super::change::{Change, LogPlace};
 use super::commit::{Committer, Release};
-use super::entry::{MARK, Step, Walk};
+use super::entry::{MARK, Walk, WalkItem};
 use super::segment::{Files, HEADER_BYTES, Header, HeaderRead, SEAL, SegmentFile, VERSION, segment_name};
 use super::snapshot::{self, Mark, Unusable};
 use super::space::Space;
@@ -66,7 +66,7 @@ impl OpenError {
 }
 
 /// Takes each change, with the place of its entry if it comes from one; says what is wrong with it.
-pub(crate) type Apply<'a> = dyn FnMut(Change<'_>, Option<Place>) -> Result<(), String> + 'a;
+pub(crate) type Apply<'a> = dyn FnMut(Change<'_>, Option<LogPlace>) -> Result<(), String> + 'a;
 
 /// Bytes of the log that were whole once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -329,7 +329,7 @@ fn replay_segment(
     let durable = if is_last { last_mark(end, &bytes) } else { base + segment.header.span };
     for step in Walk::new(end.head, &bytes, end.crc) {
         match step {
-            Step::Entry { position, entry } => {
+            WalkItem::Entry { position, entry } => {
                 // A seal at the end of the log was written and not acknowledged. It is taken back, by
                 // going on in its place: `end.crc` stays the one before it.
                 if entry.kind == SEAL {
@@ -338,7 +338,7 @@ fn replay_segment(
                     }
                     return Ok(());
                 }
-                let place = Place { position, bytes: entry.bytes() as u32 };
+                let place = LogPlace { position, bytes: entry.bytes() as u32 };
                 if entry.kind != MARK {
                     let damaged =
                         |problem: String| OpenError::Damaged { name: name.clone(), offset: position - base, problem };
@@ -349,13 +349,13 @@ fn replay_segment(
                 }
                 (end.head, end.crc) = (position + entry.bytes() as u64, Some(entry.crc));
             }
-            Step::Gap { position, bytes } if position < durable => {
+            WalkItem::Gap { position, bytes } if position < durable => {
                 let message = Change::glimpse(bytes);
                 let (offset, bytes) = (position - base, bytes.len() as u64);
                 recovered.damage.push(Damage { name: name.clone(), offset, bytes, message });
                 (end.head, end.crc) = (position + bytes, None);
             }
-            Step::Gap { bytes, .. } => {
+            WalkItem::Gap { bytes, .. } => {
                 recovered.torn_bytes += bytes.len() as u64;
                 return Ok(());
             }
@@ -367,8 +367,8 @@ fn replay_segment(
 /// The farthest position that entries of the last segment call durable.
 fn last_mark(end: &End, bytes: &[u8]) -> u64 {
     let marks = Walk::new(end.head, bytes, end.crc).filter_map(|step| match step {
-        Step::Entry { entry, .. } => entry.durable(),
-        Step::Gap { .. } => None,
+        WalkItem::Entry { entry, .. } => entry.durable(),
+        WalkItem::Gap { .. } => None,
     });
     marks.max().unwrap_or(0)
 }

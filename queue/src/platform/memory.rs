@@ -12,7 +12,7 @@ const SECTOR_BYTES: usize = 512;
 /// A disk in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    state: Mutex<State>,
+    state: Mutex<DiskState>,
     power: Arc<Power>,
 }
 
@@ -36,7 +36,7 @@ impl Power {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct DiskState {
     files: BTreeMap<String, Arc<MemoryFile>>,
     /// Names as they are on disk.
     synced: BTreeMap<String, Arc<MemoryFile>>,

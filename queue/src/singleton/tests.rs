@@ -87,7 +87,7 @@ fn simulate(candidates: usize, delay_ms: u64, seed: u64) -> u64 {
                     world.send(asleep_until[who], who, mail, sent);
                 }
                 Mail::Answer(answer) if !lost => {
-                    if let Step::Write(expected) = all[who].step(answer, at(now)) {
+                    if let LeaseAction::Write(expected) = all[who].step(answer, at(now)) {
                         world.send(due, who, Mail::Write(expected), now);
                     }
                 }
@@ -123,11 +123,11 @@ fn a_lease_that_is_given_back_is_taken_at_once_and_a_silent_one_after_a_term() {
     let after = |seconds| start + Duration::from_secs(seconds);
     let record = |holder: Option<&str>| Some((Revision::from(4), LeaseRecord { holder: holder.map(str::to_owned) }));
     let mut candidate = Candidate::new("a", TERM);
-    assert_eq!(candidate.step(record(None), start), Step::Write(4.into()));
+    assert_eq!(candidate.step(record(None), start), LeaseAction::Write(4.into()));
     candidate.wrote(Replaced::Refused, start);
-    assert_eq!(candidate.step(record(Some("b")), after(1)), Step::Wait);
-    assert_eq!(candidate.step(record(Some("b")), after(6)), Step::Wait);
-    assert_eq!(candidate.step(record(Some("b")), after(8)), Step::Write(4.into()));
+    assert_eq!(candidate.step(record(Some("b")), after(1)), LeaseAction::Wait);
+    assert_eq!(candidate.step(record(Some("b")), after(6)), LeaseAction::Wait);
+    assert_eq!(candidate.step(record(Some("b")), after(8)), LeaseAction::Write(4.into()));
     candidate.wrote(Replaced::Done(5.into()), after(8));
     assert!(candidate.is_held(after(13)) && !candidate.is_held(after(14)));
 }
@@ -136,9 +136,9 @@ fn a_lease_that_is_given_back_is_taken_at_once_and_a_silent_one_after_a_term() {
 fn a_holder_renews_before_its_term_ends() {
     let start = Instant::now();
     let mut candidate = Candidate::new("a", TERM);
-    assert_eq!(candidate.step(None, start), Step::Write(Revision::default()));
+    assert_eq!(candidate.step(None, start), LeaseAction::Write(Revision::default()));
     candidate.wrote(Replaced::Done(1.into()), start);
     let own = || Some((Revision::from(1), LeaseRecord { holder: Some("a".into()) }));
-    assert_eq!(candidate.step(own(), start + Duration::from_secs(1)), Step::Wait);
-    assert_eq!(candidate.step(own(), start + Duration::from_secs(3)), Step::Write(1.into()));
+    assert_eq!(candidate.step(own(), start + Duration::from_secs(1)), LeaseAction::Wait);
+    assert_eq!(candidate.step(own(), start + Duration::from_secs(3)), LeaseAction::Write(1.into()));
 }

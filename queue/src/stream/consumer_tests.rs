@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::consumer_config::DeliverPolicy;
 use super::tests::name;
 use super::*;
-use crate::journal::change::{Change, Place, Stored};
+use crate::journal::change::{Change, LogPlace, Stored};
 
 /// What a consumer may be told to want, in few enough kinds that each is met often.
 fn wishes() -> impl Strategy<Value = (ConsumerConfig, Vec<&'static str>)> {
@@ -78,7 +78,7 @@ struct Plain {
 
 impl Plain {
     fn apply(&mut self, change: &Change<'_>) {
-        let place = Place { position: self.stream.last, bytes: 1 };
+        let place = LogPlace { position: self.stream.last, bytes: 1 };
         self.stream.apply(change, Some(place), self.now, &mut Vec::new()).expect("applies");
         // Where messages stay only for consumers, the broker removes what none needs.
         let all: Vec<u64> = self.stream.messages.from(0).map(Found::sequence).collect();

@@ -13,7 +13,7 @@ const BLOCK: usize = 256;
 
 /// A message without its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct IndexEntry {
     pub(super) sequence: u64,
     /// Where its entry begins in the journal.
     pub(super) position: u64,
@@ -30,7 +30,7 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) struct Entries {
     /// Each with the sequence that it began with when it was made; none is empty.
-    blocks: Vec<(u64, VecDeque<Entry>)>,
+    blocks: Vec<(u64, VecDeque<IndexEntry>)>,
     len: usize,
     block_max: usize,
 }
@@ -62,22 +62,22 @@ impl Entries {
         Some((block, place))
     }
 
-    pub(super) fn get(&self, sequence: u64) -> Option<&Entry> {
+    pub(super) fn get(&self, sequence: u64) -> Option<&IndexEntry> {
         let (block, place) = self.find(sequence)?;
         self.blocks[block].1.get(place)
     }
 
-    pub(super) fn get_mut(&mut self, sequence: u64) -> Option<&mut Entry> {
+    pub(super) fn get_mut(&mut self, sequence: u64) -> Option<&mut IndexEntry> {
         let (block, place) = self.find(sequence)?;
         self.blocks[block].1.get_mut(place)
     }
 
-    pub(super) fn last(&self) -> Option<&Entry> {
+    pub(super) fn last(&self) -> Option<&IndexEntry> {
         self.blocks.last()?.1.back()
     }
 
     /// The entries from a sequence on.
-    pub(super) fn from(&self, sequence: u64) -> impl DoubleEndedIterator<Item = &Entry> {
+    pub(super) fn from(&self, sequence: u64) -> impl DoubleEndedIterator<Item = &IndexEntry> {
         let block = self.block_of(sequence).unwrap_or(0);
         let skipped =
             self.blocks.get(block).map_or(0, |(_, entries)| entries.partition_point(|entry| entry.sequence < sequence));
@@ -88,7 +88,7 @@ impl Entries {
 
     /// Adds an entry whose sequence is free. At the end that costs nothing; elsewhere only recovery
     /// adds.
-    pub(super) fn insert(&mut self, entry: Entry) {
+    pub(super) fn insert(&mut self, entry: IndexEntry) {
         let sequence = entry.sequence;
         self.len += 1;
         let is_last = self.last().is_none_or(|last| last.sequence < sequence);
@@ -110,7 +110,7 @@ impl Entries {
         }
     }
 
-    pub(super) fn remove(&mut self, sequence: u64) -> Option<Entry> {
+    pub(super) fn remove(&mut self, sequence: u64) -> Option<IndexEntry> {
         let (index, place) = self.find(sequence)?;
         let entry = self.blocks[index].1.remove(place)?;
         self.len -= 1;
@@ -125,7 +125,7 @@ impl Entries {
 
     /// Puts a block that has become small together with the next one, if that is small as well.
     fn join(&mut self, index: usize) {
-        let is_small = |block: &(u64, VecDeque<Entry>)| block.1.len() <= self.block_max / 4;
+        let is_small = |block: &(u64, VecDeque<IndexEntry>)| block.1.len() <= self.block_max / 4;
         if self.blocks.get(index + 1).is_some_and(is_small) {
             let (_, later) = self.blocks.remove(index + 1);
             self.blocks[index].1.extend(later);
@@ -144,9 +144,9 @@ mod tests {
 
     use super::{Entries, SubjectId};
 
-    fn entry(sequence: u64) -> super::Entry {
+    fn entry(sequence: u64) -> super::IndexEntry {
         let position = sequence * 100;
-        super::Entry {
+        super::IndexEntry {
             sequence,
             position,
             time: 0,

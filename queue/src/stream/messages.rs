@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use super::entries::{Entries, Entry};
+use super::entries::{Entries, IndexEntry};
 use super::subjects::Subjects;
-use crate::journal::{Place, stored_bytes};
+use crate::journal::{LogPlace, stored_bytes};
 
 /// What JetStream counts for a message beside its own bytes.
 const OVERHEAD_BYTES: u64 = 30;
@@ -16,7 +16,7 @@ const HEADER_OVERHEAD_BYTES: u64 = 4;
 pub(crate) struct Message {
     pub(crate) sequence: u64,
     pub(crate) subject: String,
-    pub(crate) place: Place,
+    pub(crate) place: LogPlace,
     pub(crate) header_bytes: u32,
     pub(crate) payload_bytes: u32,
     /// When it was stored, Unix time in ns.
@@ -26,7 +26,7 @@ pub(crate) struct Message {
 /// A message that is there, where it is kept.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Found<'a> {
-    entry: &'a Entry,
+    entry: &'a IndexEntry,
     subjects: &'a Subjects,
 }
 
@@ -58,7 +58,7 @@ impl<'a> Found<'a> {
     }
 
     /// Where its entry lies; how long that is follows from its parts.
-    pub(crate) fn place(self) -> Place {
+    pub(crate) fn place(self) -> LogPlace {
         place(self.entry, self.subjects.bytes(self.entry.subject))
     }
 
@@ -84,12 +84,12 @@ impl<'a> Found<'a> {
     }
 }
 
-fn place(entry: &Entry, subject_bytes: usize) -> Place {
+fn place(entry: &IndexEntry, subject_bytes: usize) -> LogPlace {
     let bytes = stored_bytes(subject_bytes, entry.header_bytes as usize, entry.payload_bytes as usize);
-    Place { position: entry.position, bytes: bytes as u32 }
+    LogPlace { position: entry.position, bytes: bytes as u32 }
 }
 
-fn counted_entry(entry: &Entry, subject_bytes: usize) -> u64 {
+fn counted_entry(entry: &IndexEntry, subject_bytes: usize) -> u64 {
     counted_bytes(subject_bytes, entry.header_bytes as usize, entry.payload_bytes as usize)
 }
 
@@ -123,11 +123,11 @@ pub(super) struct Arrival<'a> {
 /// A message that was removed.
 pub(super) struct Gone {
     pub(super) subject: String,
-    pub(super) place: Place,
+    pub(super) place: LogPlace,
 }
 
 impl Messages {
-    fn found<'a>(&'a self, entry: &'a Entry) -> Found<'a> {
+    fn found<'a>(&'a self, entry: &'a IndexEntry) -> Found<'a> {
         Found { entry, subjects: &self.subjects }
     }
 
@@ -192,7 +192,7 @@ impl Messages {
         let Arrival { sequence, position, time, expires, header_bytes, payload_bytes, subject } = *arrival;
         debug_assert!(self.entries.get(sequence).is_none(), "sequence {sequence} was taken");
         let id = self.subjects.insert(subject, sequence);
-        let entry = Entry { sequence, position, time, expires, header_bytes, payload_bytes, subject: id };
+        let entry = IndexEntry { sequence, position, time, expires, header_bytes, payload_bytes, subject: id };
         self.bytes += counted_entry(&entry, subject.len());
         if expires != 0 {
             self.expiring.insert((expires, sequence));
@@ -201,7 +201,7 @@ impl Messages {
     }
 
     /// Says where a message lies now; returns where it lay.
-    pub(super) fn relocate(&mut self, sequence: u64, position: u64) -> Option<Place> {
+    pub(super) fn relocate(&mut self, sequence: u64, position: u64) -> Option<LogPlace> {
         let entry = self.entries.get_mut(sequence)?;
         let before = place(entry, self.subjects.bytes(entry.subject));
         entry.position = position;

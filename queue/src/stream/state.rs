@@ -9,7 +9,7 @@ use super::consumer::{Consumer, Handout, Start};
 use super::consumer_config::{ConsumerConfig, DeliverPolicy};
 use super::dedupe::Dedupe;
 use super::messages::{Arrival, Found, Messages};
-use crate::journal::{Change, Indexed, Place, Stored};
+use crate::journal::{Change, Indexed, LogPlace, Stored};
 use crate::nats::{HeaderBlock, matches, overlaps};
 
 /// Header with the id by which a repeated publish is known.
@@ -77,9 +77,9 @@ impl Stream {
     pub(crate) fn apply(
         &mut self,
         change: &Change<'_>,
-        place: Option<Place>,
+        place: Option<LogPlace>,
         now: Now,
-        freed: &mut Vec<Place>,
+        freed: &mut Vec<LogPlace>,
     ) -> Result<(), String> {
         match *change {
             Change::Stored(ref stored) => {
@@ -161,7 +161,7 @@ impl Stream {
         Ok(())
     }
 
-    fn store(&mut self, stored: &Stored<'_>, place: Place, freed: &mut Vec<Place>) -> Result<(), String> {
+    fn store(&mut self, stored: &Stored<'_>, place: LogPlace, freed: &mut Vec<LogPlace>) -> Result<(), String> {
         if !stored.moved
             && let Some(id) = HeaderBlock(stored.header).get(MESSAGE_ID).filter(|id| !id.is_empty())
         {
@@ -184,7 +184,7 @@ impl Stream {
         Ok(())
     }
 
-    fn index(&mut self, indexed: &Indexed<'_>, freed: &mut Vec<Place>) -> Result<(), String> {
+    fn index(&mut self, indexed: &Indexed<'_>, freed: &mut Vec<LogPlace>) -> Result<(), String> {
         let Indexed { sequence, time, expires, place, header_bytes, payload_bytes, .. } = *indexed;
         let subject = std::str::from_utf8(indexed.subject).map_err(|error| error.to_string())?;
         if sequence > self.last {
@@ -200,7 +200,7 @@ impl Stream {
         Ok(())
     }
 
-    fn remove(&mut self, sequence: u64, freed: &mut Vec<Place>) {
+    fn remove(&mut self, sequence: u64, freed: &mut Vec<LogPlace>) {
         if let Some(gone) = self.messages.remove(sequence) {
             self.consumers.values_mut().for_each(|consumer| consumer.removed(sequence, &gone.subject));
             freed.push(gone.place);

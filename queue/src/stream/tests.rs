@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::*;
-use crate::journal::change::{Change, Place, Stored};
+use crate::journal::change::{Change, LogPlace, Stored};
 
 const ACK_WAIT: u64 = 30;
 
@@ -81,7 +81,7 @@ impl Model {
 /// A stream with its log.
 struct Bed {
     stream: Stream,
-    log: Vec<(u8, Vec<u8>, Place)>,
+    log: Vec<(u8, Vec<u8>, LogPlace)>,
     start: Now,
     model: Model,
 }
@@ -119,7 +119,7 @@ impl Bed {
     fn apply(&mut self, change: &Change<'_>) {
         let mut body = BytesMut::new();
         let kind = change.encode(&mut body);
-        let place = Place { position: self.log.len() as u64, bytes: 1 };
+        let place = LogPlace { position: self.log.len() as u64, bytes: 1 };
         self.log.push((kind, body.to_vec(), place));
         let now = self.now();
         self.stream.apply(change, Some(place), now, &mut Vec::new()).expect("applies");

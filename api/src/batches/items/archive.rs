@@ -9,7 +9,7 @@ use bytes::Bytes;
 use queue::JobError;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
-use super::{Bounds, Chunks, Content, Entry, Fault, Sender, hand_over, named, too_large, unless_closed};
+use super::{BodyEntry, Bounds, Chunks, Content, Fault, Sender, hand_over, named, too_large, unless_closed};
 use crate::batches::room::Room;
 use crate::error::ApiError;
 
@@ -186,7 +186,7 @@ pub(super) fn wait_to_hand_over(send: &Sender, room: Room, custom_id: String, co
 
 /// Notes what is left out on purpose; `false`: the receiver of items is gone.
 pub(super) fn skip(send: &Sender, name: &str) -> bool {
-    send.blocking_send(Ok(Entry::Skipped(name.chars().take(NAME_SHOWN_MAX).collect()))).is_ok()
+    send.blocking_send(Ok(BodyEntry::Skipped(name.chars().take(NAME_SHOWN_MAX).collect()))).is_ok()
 }
 
 pub(super) fn is_litter(name: &str) -> bool {

@@ -14,7 +14,7 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::{Bounds, Chunks, Entry, Sender, hand_over, named, too_large, unless_closed};
+use super::{BodyEntry, Bounds, Chunks, Sender, hand_over, named, too_large, unless_closed};
 use crate::batches::room::SMALL_BYTES;
 use crate::error::ApiError;
 use crate::openapi::Binary;
@@ -89,7 +89,7 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
             return Err(ApiError::Form(format!("field `{name}` is not a file; options of a batch stand in the query")));
         }
         if file_name.is_none() && bytes.is_empty() {
-            if send.send(Ok(Entry::Skipped(field_name()))).await.is_err() {
+            if send.send(Ok(BodyEntry::Skipped(field_name()))).await.is_err() {
                 return Ok(());
             }
             continue;

@@ -50,13 +50,13 @@ pub(super) struct Item {
 
 /// What a body holds.
 #[derive(Debug)]
-pub(super) enum Entry {
+pub(super) enum BodyEntry {
     Item(Item),
     /// What is not an image on purpose, by name: folders, and what file managers leave behind.
     Skipped(String),
 }
 
-type Sender = mpsc::Sender<Result<Entry, ApiError>>;
+type Sender = mpsc::Sender<Result<BodyEntry, ApiError>>;
 type Chunks = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, io::Error>> + Send>>;
 
 /// What a body's items are read with.
@@ -74,7 +74,7 @@ pub(super) fn read(
     headers: &HeaderMap,
     body: Body,
     bounds: Bounds,
-) -> Result<mpsc::Receiver<Result<Entry, ApiError>>, ApiError> {
+) -> Result<mpsc::Receiver<Result<BodyEntry, ApiError>>, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").trim().to_owned();
     let essence = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     // A library in between passes on what is wrong with a body as words; ours is kept beside it.
@@ -153,7 +153,7 @@ async fn hand_over(
     metadata: BTreeMap<String, String>,
 ) -> bool {
     room.shrink(content.as_ref().map_or(0, Bytes::len));
-    send.send(Ok(Entry::Item(Item { custom_id, content, metadata, _room: room }))).await.is_ok()
+    send.send(Ok(BodyEntry::Item(Item { custom_id, content, metadata, _room: room }))).await.is_ok()
 }
 
 /// The custom id that a name becomes, and the content, which fails if the name cannot be one.
@@ -192,8 +192,8 @@ mod tests {
         let mut found = Vec::new();
         while let Some(entry) = items.recv().await {
             match entry.map_err(|error| error.to_string())? {
-                Entry::Item(item) => found.push((item.custom_id, item.content.ok().map(|bytes| bytes.len()))),
-                Entry::Skipped(name) => found.push((format!("skipped {name}"), None)),
+                BodyEntry::Item(item) => found.push((item.custom_id, item.content.ok().map(|bytes| bytes.len()))),
+                BodyEntry::Skipped(name) => found.push((format!("skipped {name}"), None)),
             }
         }
         Ok(found)
@@ -258,7 +258,7 @@ mod tests {
                 let mut items = read(&headers(kind), Body::from(body), bounds).expect("read");
                 let item = tokio::time::timeout(std::time::Duration::from_secs(60), items.recv()).await;
                 let item = item.unwrap_or_else(|_| panic!("{kind} hangs")).expect("an item").expect("good");
-                let Entry::Item(item) = item else { panic!("{kind}: {item:?}") };
+                let BodyEntry::Item(item) = item else { panic!("{kind}: {item:?}") };
                 assert_eq!(item.content.expect("an image").len(), limit, "{kind}");
                 assert!(items.recv().await.is_none(), "{kind}");
             }
@@ -345,7 +345,7 @@ mod tests {
         let mut items = read(&headers("application/x-tar"), Body::from(body), bounds).expect("read");
         let mut found = Vec::new();
         while let Some(entry) = items.recv().await {
-            let Ok(Entry::Item(item)) = entry else { panic!("{entry:?}") };
+            let Ok(BodyEntry::Item(item)) = entry else { panic!("{entry:?}") };
             found.push((item.custom_id, item.content.err().map(|error| error.message).unwrap_or_default()));
         }
         assert_eq!(found.len(), 3, "{found:?}");
@@ -394,7 +394,7 @@ mod tests {
             Bounds { limit: 1 << 20, rooms: Memory::new(64).of_one_batch(), archives: Arc::new(Semaphore::new(1)) };
         let mut items = read(&headers("application/zip"), Body::from(finder.expect("there")), bounds).expect("read");
         for name in ["a.png", "b.png"] {
-            let Some(Ok(Entry::Item(item))) = items.recv().await else { panic!("{name}") };
+            let Some(Ok(BodyEntry::Item(item))) = items.recv().await else { panic!("{name}") };
             assert_eq!((item.custom_id.as_str(), item.content.expect("an image").len()), (name, 140));
         }
         assert!(items.recv().await.is_none());

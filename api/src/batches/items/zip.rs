@@ -51,7 +51,7 @@ pub(super) fn read(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Res
         match source.u32().map_err(broken)? {
             LOCAL => {
                 files += 1;
-                let entry = Entry::read(&mut source).map_err(broken)?;
+                let entry = ZipEntry::read(&mut source).map_err(broken)?;
                 if !take(entry, &mut source, bounds, send).map_err(broken)? {
                     return Ok(());
                 }
@@ -85,7 +85,7 @@ pub(super) fn read(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Res
 }
 
 /// What stands before a file.
-struct Entry {
+struct ZipEntry {
     name: String,
     flags: u16,
     method: u16,
@@ -94,7 +94,7 @@ struct Entry {
     packed: Option<u64>,
 }
 
-impl Entry {
+impl ZipEntry {
     fn read(source: &mut Source<'_>) -> io::Result<Self> {
         let head = source.array::<26>()?;
         let short = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
@@ -140,7 +140,7 @@ fn of_code_page(name: &[u8]) -> String {
 }
 
 /// Hands one file over, or why it is none; `false`: the receiver of items is gone.
-fn take(entry: Entry, source: &mut Source<'_>, bounds: &Bounds, send: &Sender) -> io::Result<bool> {
+fn take(entry: ZipEntry, source: &mut Source<'_>, bounds: &Bounds, send: &Sender) -> io::Result<bool> {
     let is_file = !entry.name.ends_with('/') && !is_litter(&entry.name);
     let Some(room) = wait(bounds.rooms.lend(bounds.limit.min(entry.room())), send) else { return Ok(false) };
     let problem = match (entry.flags & ENCRYPTED != 0, entry.method) {
@@ -205,7 +205,7 @@ fn take(entry: Entry, source: &mut Source<'_>, bounds: &Bounds, send: &Sender) -
     Ok(wait_to_hand_over(send, room, custom_id, content))
 }
 
-impl Entry {
+impl ZipEntry {
     /// Bytes that are certain to be needed: of a length that is told behind it, all that an image may have.
     fn room(&self) -> usize {
         let known = self.packed.and_then(|packed| usize::try_from(packed).ok());
