@@ -76,6 +76,6 @@ mod tests {
         assert!(
             matches!(position("2026-11-25T10:00:00Z").expect("good"), Position::Since(t) if t.to_string() == "2026-11-25T10:00:00.000Z")
         );
-        assert!(position("yesterday").expect_err("refused").to_string().contains("how long ago"));
+        assert!(position("yesterday").expect_err("refused").to_string().contains("an age such as 1h"));
     }
 }

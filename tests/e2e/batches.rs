@@ -370,7 +370,7 @@ async fn jobs_and_batches_are_managed_from_the_command_line() {
     }
     let failed = jobs.iter().find(|job| job["state"] == "failed").expect("one")["id"].as_str().expect("an id");
     assert!(!stack.command(&["jobs", "wait", failed]).status.success(), "a failure is one for scripts too");
-    assert!(super::topics::refused(&stack, &["batches", "get", "nope"]).contains("no batch"));
+    assert!(super::topics::refused(&stack, &["batches", "get", "nope"]).contains("not found"));
 }
 
 /// Runs one of the examples against a system.

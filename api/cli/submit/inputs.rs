@@ -298,6 +298,6 @@ mod tests {
         std::fs::write(path("torn.tar"), "no tar").expect("written");
         assert!(format!("{:#}", images(&[path("torn.tar")]).expect_err("refused")).contains("as a tar"));
         std::fs::write(path("x.tar.gz"), "").expect("written");
-        assert!(images(&[path("x.tar.gz")]).expect_err("refused").to_string().contains("unpack it first"));
+        assert!(images(&[path("x.tar.gz")]).expect_err("refused").to_string().contains("uncompress it first"));
     }
 }
