@@ -192,7 +192,7 @@ async fn a_batch_that_is_cut_by_a_crash_is_sent_again_and_is_whole_once() {
         results(&stack, "torn", "").await.iter().map(|job| job["id"].as_str().expect("an id").to_owned()).collect();
     assert_eq!(ids.len(), 300, "none twice");
     assert_eq!(stack.get("/v1/batches/torn/verify").await.json["complete"], true);
-    assert!(super::lifecycle::rebuild(&stack).contains("knows 300 jobs"));
+    assert!(super::lifecycle::rebuild(&stack).contains("300 jobs indexed"));
     assert_eq!(stack.get("/v1/batches/torn").await.json["counts"]["succeeded"], 300);
 }
 

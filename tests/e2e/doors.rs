@@ -57,7 +57,7 @@ async fn the_first_key_is_made_on_the_machine_and_never_by_a_request() {
         [&["--behind-proxy"][..], &["--allow-host", "sight.example"], &["--public-url", "https://sight.example"]]
     {
         let refused = Stack::try_start_at(data.clone(), &[&IDLE[..], flags].concat()).err().expect("refused");
-        assert!(refused.contains("can be reached by others") && refused.contains("--local"), "{refused}");
+        assert!(refused.contains("is reachable from other machines") && refused.contains("--local"), "{refused}");
     }
     // It is made while nothing runs; a NATS server has to run for that.
     let key = match create_local(&data) {

@@ -299,7 +299,7 @@ async fn jobs_are_listed_by_what_they_are_and_the_index_can_be_made_anew() {
     check(&stack).await;
     let listed = stack.get("/v1/jobs?limit=1").await.json["jobs"][0].clone();
     assert_eq!(listed, stack.get(&format!("/v1/jobs/{}", ids[0])).await.json, "the same document");
-    assert!(rebuild(&stack).contains("knows 8 jobs"));
+    assert!(rebuild(&stack).contains("8 jobs indexed"));
     check(&stack).await;
     // It may be lost altogether.
     stack.terminate();
