@@ -137,7 +137,7 @@ pub(crate) enum ApiError {
         state: &'static str,
     },
     /// Only what has failed or was canceled can be run again.
-    #[error("job {id} is {state}; only failed and canceled jobs can be retried")]
+    #[error("job {id} is {state}; only failed jobs can be retried")]
     JobNotFailed {
         /// The job.
         id: JobId,
@@ -185,7 +185,7 @@ pub(crate) enum ApiError {
     Archive(String),
     /// Items came before with other bytes.
     #[error(
-        "custom id `{custom_id}` already exists with another image, and so do {others} more; give new images new ids"
+        "custom id `{custom_id}` already exists with another image ({others} more conflict too); give new images new ids"
     )]
     CustomIdChanged {
         /// The first.
@@ -251,7 +251,7 @@ pub(crate) enum ApiError {
         wait: u32,
     },
     /// No such receiver among those that are not called.
-    #[error("`{0}` has not answered 410 and is still called")]
+    #[error("`{0}` is not on the list of URLs that answered 410; GET /v1/webhooks/gone returns that list")]
     ReceiverUnknown(String),
     /// No such route.
     #[error("no such route: {0}; /docs lists all routes")]

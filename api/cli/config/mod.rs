@@ -1,4 +1,4 @@
-//! All flags. Each is also an environment variable, `SIGHTLINE_` and its name in capitals.
+//! All flags. Those of `up`, `api`, `broker` and `worker` are also environment variables that begin with `SIGHTLINE_`.
 
 mod bench;
 mod remote;
@@ -129,7 +129,7 @@ pub(crate) struct UpArgs {
     /// Users, encryption and limits of the built-in queue (TOML)
     #[arg(long, env = "SIGHTLINE_BROKER_CONFIG", value_name = "FILE")]
     pub(crate) broker_config: Option<PathBuf>,
-    /// Threads per worker inside one operator of a model
+    /// ONNX Runtime intra-op threads per worker
     #[arg(long, env = "SIGHTLINE_THREADS", default_value = "1", value_name = "N")]
     pub(crate) threads: NonZeroUsize,
     /// Exit when standard input closes
@@ -211,7 +211,7 @@ pub(crate) struct BrokerServeArgs {
     /// Time for clients to leave when the broker stops
     #[arg(long, env = "SIGHTLINE_LAME_DUCK", default_value = "2s", value_parser = humantime::parse_duration, value_name = "TIME")]
     pub(crate) lame_duck: Duration,
-    /// Largest message
+    /// Maximum size of a message
     #[arg(long, env = "SIGHTLINE_MAX_PAYLOAD", default_value = "32MiB", value_name = "BYTES")]
     pub(crate) max_payload: ByteSize,
     /// Never sync: a power cut loses acknowledged messages (for measurements)
@@ -244,7 +244,7 @@ pub(crate) struct WorkerArgs {
     /// Worker processes: a number, or a range that follows the backlog
     #[arg(long, env = "SIGHTLINE_PROCESSES", default_value = "1", value_name = "N|MIN..MAX")]
     pub(crate) processes: Workers,
-    /// Threads per process inside one operator of a model
+    /// ONNX Runtime intra-op threads per process
     #[arg(long, env = "SIGHTLINE_THREADS", default_value = "1", value_name = "N")]
     pub(crate) threads: NonZeroUsize,
     /// Report to the supervisor, and exit when standard input closes
@@ -349,7 +349,7 @@ pub(crate) struct HttpArgs {
     /// Private hosts that webhooks may call, comma-separated
     #[arg(long, env = "SIGHTLINE_WEBHOOK_ALLOW", value_delimiter = ',', value_name = "HOST")]
     pub(crate) webhook_allow: Vec<String>,
-    /// Largest image
+    /// Maximum size of an image
     #[arg(long, env = "SIGHTLINE_UPLOAD_LIMIT", default_value = "20MiB", value_name = "BYTES")]
     pub(crate) upload_limit: ByteSize,
 }
@@ -469,7 +469,7 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage")).collect();
     let words = lines.into_iter().filter(|line| !line.is_empty() && !line.starts_with("For more"));
     let line = words.collect::<Vec<_>>().join(" ");
-    format!("{} (see sightline --help)", line.strip_prefix("error: ").unwrap_or(&line))
+    format!("{} (see --help of the command)", line.strip_prefix("error: ").unwrap_or(&line))
 }
 
 /// Lines that may wait to be written; further lines are dropped.

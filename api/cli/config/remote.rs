@@ -121,7 +121,7 @@ pub(crate) struct KeysArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysAction {
-    /// Create a key and print it once; the first key closes the API to requests without one
+    /// Create a key and print it once; the first one makes keys required
     Create {
         /// Name of the owner; keys of one name see the same jobs
         #[arg(long, value_name = "NAME")]
@@ -182,7 +182,7 @@ pub(crate) struct LocalArgs {
     /// Use the queue through the data folder, without a key
     #[arg(long)]
     pub(crate) local: bool,
-    /// With --local: another queue than that of the data folder
+    /// Queue to use with --local [default: the data folder's]
     #[arg(long, env = "SIGHTLINE_QUEUE", hide_env_values = true, value_name = "URL")]
     pub(crate) queue: Option<String>,
 }
@@ -218,7 +218,7 @@ pub(crate) enum BatchesAction {
         /// Model to run
         #[arg(long, env = "SIGHTLINE_MODEL", value_name = "NAME")]
         model: String,
-        /// Failed jobs beyond which the batch is canceled
+        /// Cancel the batch after more than N failed jobs
         #[arg(long, value_name = "N")]
         max_failures: Option<u64>,
         /// URL to notify when the whole batch has ended
@@ -258,7 +258,7 @@ pub(crate) enum BatchesAction {
     },
     /// Cancel the jobs that have not ended
     Cancel(BatchArgs),
-    /// Check that each item has exactly one final record; exits with 1 if not, with 4 if some failed or were canceled
+    /// Check that each item has one final record (exit 1: no, 4: some failed)
     Verify {
         /// File with expected custom ids, one per line, or - for standard input
         #[arg(long, value_name = "FILE")]

@@ -104,7 +104,7 @@ pub(crate) struct SettingsArgs {
     /// Number of partitions; it can only grow
     #[arg(long, value_name = "N")]
     pub(crate) partitions: Option<NonZeroU16>,
-    /// Copies of each stream; more than 1 needs a NATS cluster [default: that of `up`]
+    /// Copies of each stream; more than 1 needs a NATS cluster [default: --replicas of `up`]
     #[arg(long, value_name = "N")]
     pub(crate) replicas: Option<NonZeroUsize>,
     /// `work` deletes inputs when their jobs end; `log:24h` keeps them for that time
@@ -196,7 +196,7 @@ pub(crate) struct ConsumeArgs {
     /// Age of the first message to read, such as 1h
     #[arg(long, value_parser = humantime::parse_duration, value_name = "TIME")]
     pub(crate) since: Option<Duration>,
-    /// Messages after which to stop [default: never]
+    /// Stop after N messages [default: never]
     #[arg(long, value_name = "N")]
     pub(crate) max: Option<u64>,
     /// Group to join: members share its messages, and it keeps its position
@@ -337,7 +337,7 @@ pub(crate) struct DrillArgs {
     /// Number of kills
     #[arg(long, default_value = "5", value_name = "N")]
     pub(crate) times: usize,
-    /// Pause every other victim beyond its lease instead of killing it
+    /// Pause every second victim past its lease instead of killing it
     #[arg(long)]
     pub(crate) pause: bool,
     /// Queue: three NATS servers with three replicas, or our own broker
