@@ -48,7 +48,13 @@ async fn copies_are_there_when_a_command_says_so() {
     ok(&stack, &["topics", "create", "copied", "--model", "efficientnet-lite0", "--replicas", "1"]);
     stack.run("topic=copied", photo("rocket.jpg")).await;
     ok(&stack, &["topics", "alter", "copied", "--replicas", "3"]);
-    let topic = json_of(&ok(&stack, &["topics", "describe", "copied", "--json"]));
+    // Leaders are spread afterwards; while one is elected, a partition cannot show its copies.
+    let topic = eventually("each partition has a leader", async || {
+        let topic = json_of(&ok(&stack, &["topics", "describe", "copied", "--json"]));
+        let partitions = topic["partitions"].as_array().expect("a list");
+        partitions.iter().all(|partition| partition["leader"] != "none").then_some(topic)
+    })
+    .await;
     for partition in topic["partitions"].as_array().expect("a list") {
         let copies = partition["replicas"].as_array().expect("a list");
         assert!(copies.len() == 2 && copies.iter().all(|copy| copy["current"] == true), "{partition}");
