@@ -3,9 +3,9 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use super::Dice;
 use super::disk::Disk;
 use super::harness::{Stack, sightline};
-use super::{Dice, rounds};
 
 const FLAGS: [&str; 4] = ["--workers", "0..1", "--models", "efficientnet-lite0"];
 
@@ -20,7 +20,7 @@ fn start(data: &std::path::Path) -> Child {
 async fn a_power_cut_in_the_first_start_leaves_a_folder_that_starts() {
     let Some(disk) = Disk::mount(400) else { return };
     let mut dice = Dice(20);
-    for turn in 0..rounds(4, 20) {
+    for turn in 0..20 {
         let data = disk.path().join(format!("data-{turn}"));
         let scissors = disk.scissors();
         let mut up = start(&data);
