@@ -39,16 +39,14 @@ async fn list(args: JobsListArgs) -> anyhow::Result<ExitCode> {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         query.push_str(&format!("&metadata.{}={}", escaped(key), escaped(value)));
     }
-    let (mut jobs, mut cursor, mut are_more) = (Vec::new(), String::new(), false);
-    while jobs.len() < args.limit {
+    let (mut jobs, mut next) = (Vec::new(), Some(String::new()));
+    while let Some(cursor) = next.take_if(|_| jobs.len() < args.limit) {
         let limit = (args.limit - jobs.len()).min(1_000);
         let page = api.get(&format!("/v1/jobs?limit={limit}{query}{cursor}")).await?;
         jobs.extend(page["jobs"].as_array().cloned().unwrap_or_default());
-        are_more = page["next_cursor"].is_string();
-        let Some(next) = page["next_cursor"].as_str() else { break };
-        cursor = format!("&cursor={}", escaped(next));
+        next = page["next_cursor"].as_str().map(|cursor| format!("&cursor={}", escaped(cursor)));
     }
-    if are_more {
+    if next.is_some() {
         note!("only the newest {} are listed; --limit lists more", jobs.len());
     }
     if args.json {

@@ -45,10 +45,10 @@ const MESSAGES: u64 = 120;
 
 /// The call that fails, and how.
 struct Fault<'a> {
-    library: &'a Path,
+    shim: &'a Path,
     call: &'a str,
     errno: i32,
-    /// The how manieth of them.
+    /// Which of these calls, from 1.
     at: u64,
 }
 
@@ -58,7 +58,7 @@ impl Fault<'_> {
         vec![
             // Its own start anew, to turn telemetry off, would count calls twice.
             ("ORT_DISABLE_TELEMETRY", "1".into()),
-            ("LD_PRELOAD", self.library.into()),
+            ("LD_PRELOAD", self.shim.into()),
             ("SHIM_CALL", self.call.into()),
             ("SHIM_ERRNO", self.errno.to_string().into()),
             ("SHIM_AT", self.at.to_string().into()),
@@ -196,14 +196,14 @@ async fn strike(faults: &[(&str, u64, &[i32])], few: usize, check: impl AsyncFn(
         return;
     }
     let folder = temporary_folder();
-    let library = compile(folder.path());
+    let shim = compile(folder.path());
     let mut dice = Dice(0x5eed);
     for &(call, calls, errors) in faults {
         let (mut struck, mut turns) = (0, 0);
         for &errno in errors {
             for turn in 0..rounds(few, calls as usize) as u64 {
                 let at = if rounds(0, 1) == 1 { turn + 1 } else { 1 + dice.roll(calls) };
-                struck += u64::from(check(&Fault { library: &library, call, errno, at }).await);
+                struck += u64::from(check(&Fault { shim: &shim, call, errno, at }).await);
                 turns += 1;
             }
         }

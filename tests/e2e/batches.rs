@@ -362,6 +362,11 @@ async fn jobs_and_batches_are_managed_from_the_command_line() {
     let jobs = jobs.as_array().expect("a list");
     assert_eq!(jobs.len(), 4);
     assert!(ok(&stack, &["jobs", "list", "--state", "succeeded"]).contains("missile"));
+    for (limit, is_cut) in [("1", true), ("4", false)] {
+        let listed = stack.command(&["jobs", "list", "--limit", limit]);
+        let note = String::from_utf8_lossy(&listed.stderr).into_owned();
+        assert_eq!(note.contains("only the newest 1 are listed"), is_cut, "{note}");
+    }
     let id = jobs.iter().find(|job| job["state"] == "succeeded").expect("one")["id"].as_str().expect("an id");
     assert!(ok(&stack, &["jobs", "get", id]).contains("succeeded"));
     assert_eq!(json(&["jobs", "wait", id, "--json"])["id"], id);

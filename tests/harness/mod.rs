@@ -131,11 +131,10 @@ impl Stack {
 
     /// The same where it may refuse to start: what it said then.
     pub(crate) fn try_start_at(data: PathBuf, flags: &[&str]) -> Result<Self, String> {
-        let mut stack = Self::prepared(temporary_folder(), data, flags);
-        stack.try_restart(None).map(|()| stack)
+        Self::try_start_among(data, flags, Vec::new())
     }
 
-    /// The same with more of an environment, whether it starts or not.
+    /// The same with these environment variables too.
     pub(crate) fn try_start_among(
         data: PathBuf,
         flags: &[&str],

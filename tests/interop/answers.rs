@@ -7,7 +7,7 @@ use async_nats::{Client, ConnectOptions, HeaderMap};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::harness::ENGINE;
+use super::harness::{ENGINE, eventually};
 use super::launch::{Server, Settings, TOKEN};
 
 /// Where answers may differ, by the beginning of the request's name, and why.
@@ -442,13 +442,10 @@ async fn both_servers_answer_alike() {
             count += 1;
             let (mut theirs, ours) = tokio::join!(ask(&there, &step), ask(&here, &step));
             // A NATS server removes a deleted stream's files in the background and cannot create it meanwhile.
-            for _ in 0..100 {
-                let is_busy = |answer: &Value| answer["body"]["err_code"] == 10049;
-                if !is_busy(&theirs) || is_busy(&ours) {
-                    break;
-                }
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                theirs = ask(&there, &step).await;
+            let is_busy = |answer: &Value| answer["body"]["err_code"] == 10049;
+            if is_busy(&theirs) && !is_busy(&ours) {
+                let again = async || Some(ask(&there, &step).await).filter(|answer| !is_busy(answer));
+                theirs = eventually("the deleted stream's files are removed", again).await;
             }
             let mut differing = Vec::new();
             differences("", &theirs, &ours, &mut differing);

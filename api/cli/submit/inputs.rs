@@ -87,11 +87,11 @@ impl std::fmt::Display for Skipped {
 pub(super) struct Input {
     /// What it is called in the output.
     pub(super) name: String,
-    place: Origin,
+    place: ImageSource,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Origin {
+enum ImageSource {
     File,
     Entry { tar: PathBuf, offset: u64, size: u64 },
 }
@@ -100,8 +100,8 @@ impl Input {
     /// When it was changed last; an entry of a tar with its tar.
     pub(super) fn modified(&self) -> io::Result<SystemTime> {
         let path = match &self.place {
-            Origin::File => Path::new(&self.name),
-            Origin::Entry { tar, .. } => tar,
+            ImageSource::File => Path::new(&self.name),
+            ImageSource::Entry { tar, .. } => tar,
         };
         std::fs::metadata(path)?.modified()
     }
@@ -110,8 +110,8 @@ impl Input {
     pub(super) async fn read(&self) -> io::Result<Bytes> {
         let input = self.clone();
         tokio::task::spawn_blocking(move || match &input.place {
-            Origin::File => std::fs::read(&input.name).map(Bytes::from),
-            Origin::Entry { tar, offset, size } => {
+            ImageSource::File => std::fs::read(&input.name).map(Bytes::from),
+            ImageSource::Entry { tar, offset, size } => {
                 let mut file = File::open(tar)?;
                 file.seek(SeekFrom::Start(*offset))?;
                 let mut bytes = Vec::new();
@@ -135,7 +135,7 @@ pub(super) fn images(paths: &[String]) -> anyhow::Result<(Vec<Input>, Skipped)> 
         } else if [".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2"].iter().any(|ending| path.ends_with(ending)) {
             bail!("{path} is compressed; uncompress it first");
         } else {
-            images.insert(path.clone(), Input { name: path, place: Origin::File });
+            images.insert(path.clone(), Input { name: path, place: ImageSource::File });
         }
     }
     Ok((images.into_values().collect(), skipped))
@@ -161,7 +161,7 @@ fn entries(path: &str, images: &mut BTreeMap<String, Input>, skipped: &mut Skipp
         if skipped.judge(&inside, Ok(&mut entry)) {
             let name = format!("{path}:{inside}");
             // As with tar itself, the last one of a name counts.
-            images.insert(name.clone(), Input { name, place: Origin::Entry { tar: path.into(), offset, size } });
+            images.insert(name.clone(), Input { name, place: ImageSource::Entry { tar: path.into(), offset, size } });
         }
     }
     Ok(())

@@ -107,7 +107,7 @@ impl Queue {
         for config in self.stream_configs("records.>").await? {
             match Topic::from_records_stream(&config) {
                 Ok(topic) => drop(found.insert(topic.name().clone(), Arc::new(topic))),
-                // A foreign stream is no reason to stop work.
+                // A foreign stream must not stop work.
                 Err(error) => tracing::warn!(%error, "not a topic"),
             }
         }
