@@ -111,7 +111,7 @@ async fn a_message_that_decays_is_named_and_never_served_and_the_others_are() {
     assert!(!output.status.success(), "{}", said(&output));
     assert!(said(&output).contains("49 messages") && said(&output).contains("message 20 of stream s is lost"));
     broker.restart().await;
-    assert!(broker.log().contains("message 20 of stream s is lost"), "{}", broker.log());
+    broker.logged("message 20 of stream s is lost").await;
     let stream = broker.bare().await.get_stream("s").await.expect("there");
     for number in 1..=50_u64 {
         let found = stream.direct_get(number).await;
@@ -142,5 +142,5 @@ async fn a_message_that_decays_while_the_broker_runs_is_found_when_it_is_asked_f
         (stream.get_info().await.expect("answers").state.messages == 19).then_some(())
     })
     .await;
-    assert!(broker.log().contains("message 7 of stream s is lost"), "{}", broker.log());
+    broker.logged("message 7 of stream s is lost").await;
 }

@@ -203,7 +203,7 @@ async fn other_users_of_the_machine_read_nothing() {
     fs::set_permissions(data.join("broker.url"), fs::Permissions::from_mode(0o644)).expect("set");
     let stack = Stack::try_start_at(data.clone(), &IDLE).unwrap_or_else(|log| panic!("{log}"));
     stack.accept("efficientnet-lite0", photo("rocket.jpg")).await;
-    assert!(stack.log().contains("is open to other users"), "it is said: {}", stack.log());
+    stack.logged("is open to other users").await;
     let below = |path: &PathBuf| path.strip_prefix(&data).expect("below").components().count();
     for path in walk(&data).iter().filter(|path| below(path) == 1) {
         assert_eq!(mode(path) & 0o077, 0, "{}", path.display());

@@ -12,10 +12,10 @@ async fn a_server_with_less_care_is_warned_of_and_its_limits_are_named() {
     let url = format!("http://{monitor}");
     let flags = ["--workers", "1", "--models", "efficientnet-lite0", "--queue-monitor", &url];
     let stack = Stack::start_on(&broker.url(), &flags);
-    let log = stack.log();
     for warning in ["warning: queue: 1 replica(s)", "max_payload", "sync_interval"] {
-        assert!(log.contains(warning), "{warning}: {log}");
+        stack.logged(warning).await;
     }
+    let log = stack.log();
     assert!(!log.contains(Broker::TOKEN), "the token is no one's business: {log}");
     // A valid picture, and more than a megabyte.
     let mut large = photo("rocket.jpg");

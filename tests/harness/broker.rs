@@ -9,7 +9,7 @@ use queue::client::Address;
 use queue::topic::Defaults;
 use tempfile::TempDir;
 
-use super::{ENGINE, cache, eventually, sightline, temporary_folder};
+use super::{ENGINE, cache, eventually, logged, sightline, temporary_folder};
 
 /// A queue server alone: own port, own store. Dropping it ends it.
 pub(crate) struct Broker {
@@ -91,6 +91,12 @@ impl Broker {
     /// What it wrote to standard error.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
+    }
+
+    /// Waits until it has written `text` to its log. Log lines are written in the background, so
+    /// an answer may be here before the line about it.
+    pub(crate) async fn logged(&self, text: &str) {
+        logged(|| self.log(), text).await;
     }
 
     fn own(&self) -> Command {

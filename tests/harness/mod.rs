@@ -214,6 +214,12 @@ impl Stack {
         std::fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
     }
 
+    /// Waits until it has written `text` to its log. Log lines are written in the background, so
+    /// an answer may be here before the line about it.
+    pub(crate) async fn logged(&self, text: &str) {
+        logged(|| self.log(), text).await;
+    }
+
     /// Process id of `up`.
     pub(crate) fn pid(&self) -> u32 {
         self.up.as_ref().expect("it runs").child.id()
@@ -547,6 +553,15 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Opt
             return found;
         }
         assert!(Instant::now() < deadline, "this never came: {what}");
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
+/// Waits until a log has `text`; fails with the whole log.
+async fn logged(log: impl Fn() -> String, text: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while !log().contains(text) {
+        assert!(Instant::now() < deadline, "{text:?} never came into the log: {}", log());
         tokio::time::sleep(LOOK_PAUSE).await;
     }
 }
