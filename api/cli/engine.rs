@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::broker::Broker;
 use anyhow::ensure;
 use queue::Queue;
-use queue::broker::Broker;
 use queue::client::Address;
 
 use crate::bounds::Bounds;

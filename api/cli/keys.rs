@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use ::broker::Broker;
 use anyhow::{Context, anyhow, bail};
 use queue::Queue;
-use queue::broker::Broker;
 use queue::topic::Defaults;
 use reqwest::Method;
 use serde_json::{Value, json};

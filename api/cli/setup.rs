@@ -207,7 +207,7 @@ pub(crate) fn http_config(args: &HttpArgs, max_payload: usize, folder: &Path) ->
         note!("note: images are limited to {taken} bytes, not {wanted}, by max_payload of the queue's server");
     }
     let tls = args.tls_cert.as_deref().zip(args.tls_key.as_deref());
-    let tls = tls.map(|(certificate, key)| queue::broker::server_config(certificate, key)).transpose();
+    let tls = tls.map(|(certificate, key)| ::broker::server_config(certificate, key)).transpose();
     let tls = tls.map_err(|problem| anyhow::anyhow!("--tls-cert, --tls-key: {problem}"))?;
     Ok(::api::Config {
         tls: tls.map(Arc::new),

@@ -14,7 +14,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::Request;
@@ -23,7 +23,6 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use queue::accept::AcceptErrors;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -38,6 +37,10 @@ use crate::pace::Pace;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes that are read ahead of a connection.
 const READ_BYTES_MAX: usize = 64 * 1024;
+/// Pause after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often that is logged.
+const ACCEPT_WARNING_PAUSE: Duration = Duration::from_secs(60);
 /// How long requests may take to end once the server is told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a client may take nothing of its answer.
@@ -83,7 +86,7 @@ pub(crate) async fn serve(
     let graceful = GracefulShutdown::new();
     let addresses = Addresses::default();
     let mut connections = JoinSet::new();
-    let mut errors = AcceptErrors::default();
+    let mut warned: Option<Instant> = None;
     loop {
         // At the bound clients wait in the system's queue, until some connection ends.
         let is_full = connections.len() >= limits.connections_max;
@@ -95,7 +98,12 @@ pub(crate) async fn serve(
         let (socket, peer) = match accepted {
             Ok((socket, peer)) => (socket, peer.ip()),
             Err(error) => {
-                errors.pause(&error, connections.len()).await;
+                // Out of file descriptors, most likely. Those that are open go on.
+                if warned.is_none_or(|at| at.elapsed() >= ACCEPT_WARNING_PAUSE) {
+                    warned = Some(Instant::now());
+                    tracing::warn!(%error, open = connections.len(), "connections not accepted; they will wait");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };

@@ -30,17 +30,9 @@ pub mod singleton;
 pub mod watchdog;
 pub mod balance;
 pub mod members;
-pub mod accept;
 pub mod tasks;
 mod calendar;
-pub mod broker;
 pub mod bench;
-#[cfg(feature = "fuzz")]
-pub mod fuzz;
-mod stream;
-mod journal;
-mod nats;
-mod platform;
 mod error;
 mod timestamp;
 #[cfg(test)]

@@ -8,7 +8,9 @@ use async_nats::jetstream::stream::Config;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
+use broker::{JournalUsage, Options};
 use queue::bench::journal::{Load, Sample, journal};
+use queue::client::Address;
 
 use super::harness::{Broker, eventually};
 use super::rounds;
@@ -110,12 +112,16 @@ async fn the_journal_follows_what_lives_at_full_speed() {
         };
         let (mut worst, mut amplification) = ((i64::MIN, 0), 0.0);
         let data = folder.path().join(image_bytes.to_string());
-        let mut look = |sample: &Sample| {
+        let mut look = |sample: &Sample<JournalUsage>| {
             let excess = sample.folder_bytes.cast_signed() - 2 * sample.journal.live_bytes.cast_signed();
             worst = (worst.0.max(excess), worst.1.max(sample.open_files));
-            amplification = sample.amplification();
+            amplification = sample.journal.amplification();
         };
-        journal(&data, load, &mut look).await.expect("all is acknowledged");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let broker = broker::Broker::start(Options::new(data.clone()), listener).expect("starts");
+        let address = Address::parse(&format!("nats://{}", broker.address())).expect("an address");
+        journal(&address, &data, load, || broker.journal_usage(), &mut look).await.expect("all is acknowledged");
+        broker.stop().await;
         println!(
             "images of {image_bytes} bytes: at most {} MiB beyond twice what lives, {} open files",
             worst.0 >> 20,

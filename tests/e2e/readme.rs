@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use super::harness::{Stack, photo, root, signal, temporary_folder};
 
 /// Files whose commands run, in this order: later ones use what earlier ones created.
-const FILES: [&str; 3] = ["README.md", "api/README.md", "queue/README.md"];
+const FILES: [&str; 4] = ["README.md", "api/README.md", "queue/README.md", "queue/broker/README.md"];
 
 /// Commands that do not run here, and why.
 const ELSEWHERE: [(&str, &str); 5] = [

@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use queue::bench::journal::{Load, Sample, journal};
+use broker::{Broker, JournalUsage, Options};
+use queue::bench::journal::{Load, journal};
+use queue::client::Address;
 use serde_json::json;
 
 use super::median;
@@ -19,6 +21,8 @@ use crate::scratch::Scratch;
 /// Room that the journal may take beyond twice what lives.
 const SLACK_BYTES: u64 = 512 << 20;
 const MIB: f64 = (1_u64 << 20) as f64;
+
+type Sample = queue::bench::journal::Sample<JournalUsage>;
 
 /// Measures and prints.
 pub(super) async fn run(args: BenchJournalArgs) -> anyhow::Result<ExitCode> {
@@ -47,7 +51,13 @@ pub(super) async fn run(args: BenchJournalArgs) -> anyhow::Result<ExitCode> {
         }
         samples.push(sample.clone());
     };
-    journal(&scratch.0, load, &mut show).await.map_err(|problem| anyhow!(problem))?;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.context("find a port")?;
+    let options = Options::new(scratch.0.clone());
+    let broker = tokio::task::spawn_blocking(move || Broker::start(options, listener)).await??;
+    let address = Address::parse(&format!("nats://{}", broker.address()))?;
+    let ended = journal(&address, &scratch.0, load, || broker.journal_usage(), &mut show).await;
+    broker.stop().await;
+    ended.map_err(|problem| anyhow!(problem))?;
     let excess = samples.iter().map(excess_bytes).max().unwrap_or(0);
     let last = samples.last().context("the span is too short for a sample")?;
     let p99 = median(samples.iter().map(|sample| sample.publish_p99_ms).collect());
@@ -55,7 +65,7 @@ pub(super) async fn run(args: BenchJournalArgs) -> anyhow::Result<ExitCode> {
     let holds = excess <= SLACK_BYTES.cast_signed();
     if args.json {
         let summary = json!({
-            "jobs_per_s": rate, "amplification": last.amplification(), "publish_p99_ms": p99,
+            "jobs_per_s": rate, "amplification": last.journal.amplification(), "publish_p99_ms": p99,
             "excess_bytes_max": excess, "holds": holds, "samples": samples,
         });
         outln!("{summary:#}");
@@ -63,7 +73,7 @@ pub(super) async fn run(args: BenchJournalArgs) -> anyhow::Result<ExitCode> {
         outln!(
             "\n{rate:.0} jobs/s; {:.2} bytes written for each that had to be; publish p99 {p99:.1} ms;\n\
              at most {:.0} MiB beyond twice what lives (bound: 512 MiB): {}",
-            last.amplification(),
+            last.journal.amplification(),
             excess as f64 / MIB,
             if holds { "holds" } else { "EXCEEDED" },
         );
@@ -85,7 +95,7 @@ fn row(sample: &Sample) {
         mib(sample.journal.live_bytes),
         mib(sample.folder_bytes),
         excess_bytes(sample) as f64 / MIB,
-        sample.amplification(),
+        sample.journal.amplification(),
         sample.open_files,
         sample.publish_p50_ms,
         sample.publish_p99_ms,

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use ::broker::backup::{self, Inventory};
+use ::broker::{Auth, Broker, Options};
 use anyhow::{Context, bail};
-use queue::broker::backup::{self, Inventory};
-use queue::broker::{Auth, Broker, Options};
 use queue::client::Address;
 use serde_json::json;
 use tokio::net::TcpListener;

@@ -1,10 +1,10 @@
 //! The broker's monitoring port: plain HTTP, read only, in the words of NATS servers.
 
+use ::broker::Monitor;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
-use queue::broker::Monitor;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;

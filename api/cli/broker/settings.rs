@@ -25,9 +25,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ::broker::{Options, Tls, User};
 use anyhow::{Context, bail};
 use bytesize::ByteSize;
-use queue::broker::{Options, Tls, User};
 use serde::Deserialize;
 
 /// What the file says.

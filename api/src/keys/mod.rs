@@ -318,7 +318,7 @@ fn hash(key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use queue::broker::{Broker, Options};
+    use broker::{Broker, Options};
     use queue::client::Address;
     use queue::topic::Defaults;
 

@@ -1,6 +1,6 @@
 //! Does the journal's room follow what lives in it, at full speed?
 //!
-//! Jobs pass through a broker of this process as they do in the product: an image in a work queue, then
+//! Jobs pass through a server as they do in the product: an image in a work queue, then
 //! three records of which the last one stays, then the image is deleted. So records that live lie
 //! between images that are dead, which is what makes a log hard to tidy. A number of images always waits.
 
@@ -15,7 +15,6 @@ use async_nats::jetstream::stream::{Config, RetentionPolicy};
 use bytes::Bytes;
 
 use super::{STREAM, connect, records};
-use crate::broker::{Broker, JournalUsage, Options};
 use crate::client::Address;
 use crate::error::chain;
 
@@ -39,9 +38,9 @@ pub struct Load {
     pub sample_every: Duration,
 }
 
-/// What was seen at one moment.
+/// What was seen at one moment, with what the server says of its log.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Sample {
+pub struct Sample<U> {
     /// Seconds since the start.
     pub elapsed_s: f64,
     /// Jobs until now.
@@ -49,7 +48,7 @@ pub struct Sample {
     /// Bytes of images that were published until now.
     pub published_bytes: u64,
     /// What the log takes.
-    pub journal: JournalUsage,
+    pub journal: U,
     /// Bytes of all files in its folder: segments, spares and snapshots.
     pub folder_bytes: u64,
     /// Open files of this process.
@@ -61,25 +60,19 @@ pub struct Sample {
     pub publish_p99_ms: f64,
 }
 
-impl Sample {
-    /// Bytes written for each byte that had to be.
-    pub fn amplification(&self) -> f64 {
-        let JournalUsage { appended_bytes, carried_bytes, .. } = self.journal;
-        appended_bytes as f64 / appended_bytes.saturating_sub(carried_bytes).max(1) as f64
-    }
-}
-
-/// Publishes jobs to a broker on `folder` and shows a sample now and then. Nothing of it stays.
+/// Publishes jobs to the server at `address`, whose log is in `folder` and takes what `usage` says, and shows a
+/// sample now and then.
 ///
 /// # Errors
-/// What the broker or its client said.
-pub async fn journal(folder: &Path, load: Load, show: &mut dyn FnMut(&Sample)) -> Result<(), String> {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.map_err(|error| chain(&error))?;
-    let options = Options::new(folder.to_owned());
-    let broker = tokio::task::spawn_blocking(move || Broker::start(options, listener)).await;
-    let broker = broker.map_err(|error| chain(&error))?.map_err(|error| chain(&error))?;
-    let address = Address::parse(&format!("nats://{}", broker.address())).map_err(|error| chain(&error))?;
-    let context = connect(&address).await?;
+/// What the client said.
+pub async fn journal<U>(
+    address: &Address,
+    folder: &Path,
+    load: Load,
+    usage: impl Fn() -> U,
+    show: &mut dyn FnMut(&Sample<U>),
+) -> Result<(), String> {
+    let context = connect(address).await?;
     let images = Config {
         name: STREAM.into(),
         subjects: vec![format!("{STREAM}.>")],
@@ -114,7 +107,7 @@ pub async fn journal(folder: &Path, load: Load, show: &mut dyn FnMut(&Sample)) -
                     elapsed_s: started.elapsed().as_secs_f64(),
                     jobs: total,
                     published_bytes: total * load.image_bytes as u64,
-                    journal: broker.journal_usage(),
+                    journal: usage(),
                     folder_bytes: folder_bytes(folder).map_err(|error| chain(&error))?,
                     open_files: std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count),
                     publish_p50_ms: at(50),
@@ -123,7 +116,6 @@ pub async fn journal(folder: &Path, load: Load, show: &mut dyn FnMut(&Sample)) -
             }
         }
     }
-    broker.stop().await;
     Ok(())
 }
 

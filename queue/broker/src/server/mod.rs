@@ -40,7 +40,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use tokio::net::TcpListener;
@@ -53,12 +53,10 @@ use self::core::Core;
 pub use self::damage::Loss;
 pub use self::monitor::Monitor;
 pub use self::tls::{Tls, server_config};
-use crate::accept::AcceptErrors;
 use crate::journal::Committer;
 pub use crate::journal::Usage as JournalUsage;
 pub use crate::journal::recovery::OpenError;
 use crate::platform::storage::Folder;
-use crate::tasks::words_of;
 use keeper::Keeper;
 
 /// The version of NATS whose protocol this speaks; clients look at it.
@@ -66,6 +64,11 @@ pub(crate) const PROTOCOL_VERSION: &str = "2.14.0";
 
 /// Pause between two looks whether all clients have left.
 const LAME_DUCK_LOOK: Duration = Duration::from_millis(20);
+
+/// Pause after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often that is logged.
+const ACCEPT_WARNING_PAUSE: Duration = Duration::from_secs(60);
 
 /// Connections beyond the bound that are on their way out: cut, or told that there is no room.
 const LEAVING_MAX: usize = 16;
@@ -356,7 +359,7 @@ fn watched(
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
         if let Err(panic) = std::panic::AssertUnwindSafe(work).catch_unwind().await {
-            let problem = format!("the broker's part for {what} panicked: {}", words_of(panic.as_ref()));
+            let problem = format!("the broker's part for {what} panicked: {}", crate::panics::text(panic.as_ref()));
             tracing::error!(problem, "broker stopped");
             fail.send_replace(Some(problem));
         }
@@ -373,7 +376,7 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
     let mut phase = shared.phase.subscribe();
     let mut connections = JoinSet::new();
     let mut next_id = 0;
-    let mut errors = AcceptErrors::default();
+    let mut warned: Option<Instant> = None;
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -392,7 +395,11 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely. The ones there are must go on.
-                    errors.pause(&error, connections.len()).await;
+                    if warned.is_none_or(|at| at.elapsed() >= ACCEPT_WARNING_PAUSE) {
+                        warned = Some(Instant::now());
+                        tracing::warn!(%error, open = connections.len(), "connections not accepted; they will wait");
+                    }
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
             Some(_) = connections.join_next() => {}
@@ -403,7 +410,7 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
     while connections.join_next().await.is_some() {}
 }
 
-/// Requests of any bytes, for `queue/fuzz`.
+/// Requests of any bytes, for `queue/broker/fuzz`.
 #[cfg(feature = "fuzz")]
 pub(crate) fn fuzz_api(bytes: &[u8]) {
     let options = Options { segment_bytes: Some(1 << 16), ..Options::new("memory".into()) };

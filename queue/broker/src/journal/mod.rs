@@ -376,6 +376,13 @@ pub struct Usage {
     pub carried_bytes: u64,
 }
 
+impl Usage {
+    /// Bytes written for each byte that had to be.
+    pub fn amplification(&self) -> f64 {
+        self.appended_bytes as f64 / self.appended_bytes.saturating_sub(self.carried_bytes).max(1) as f64
+    }
+}
+
 /// Whether segments that drain by themselves are emptied too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Haste {

@@ -4,7 +4,6 @@
 //! it dead is durable: else a power cut could bring back a message whose bytes are gone.
 
 use std::io;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -19,8 +18,8 @@ use crate::journal::entry::{Entry, Walk, WalkItem};
 use crate::journal::segment::{HEADER_BYTES, SEAL, SegmentFile};
 use crate::journal::snapshot::SnapshotWriter;
 use crate::journal::{Haste, LogPlace, Stored};
+use crate::panics::caught;
 use crate::stream::put_id;
-use crate::tasks::words_of;
 
 /// Pause between two looks.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -71,9 +70,7 @@ impl Keeper {
             let mut state = KeeperState { mark: 0, snapshot_bytes: 0, snapshot_at: now, swept_at: now, dated_at: None };
             while !stopping.load(Ordering::Acquire) {
                 // A look that panics is one that failed: without the keeper the journal would grow for ever.
-                let looked = std::panic::catch_unwind(AssertUnwindSafe(|| worker.look(&mut state, &stopping)));
-                let looked = looked.unwrap_or_else(|panic| Err(io::Error::other(words_of(panic.as_ref()))));
-                if let Err(error) = looked {
+                if let Err(error) = caught(|| worker.look(&mut state, &stopping)) {
                     tracing::warn!(%error, "journal not compacted; it will be retried");
                 }
                 std::thread::park_timeout(LOOK_PAUSE);

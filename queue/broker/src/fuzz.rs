@@ -1,17 +1,17 @@
 //! What fuzzers feed: each function takes any bytes, and must neither panic nor run away.
 //!
-//! Behind the feature `fuzz`, for the targets in `queue/fuzz`.
+//! Behind the feature `fuzz`, for the targets in `queue/broker/fuzz`.
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::broker::fuzz_api;
 use crate::journal::entry::{Walk, WalkItem};
 use crate::journal::segment::{Header, VERSION, segment_name};
 use crate::journal::{Change, Journal, Release};
 use crate::nats::{Command, HeaderBlock, Parser};
 use crate::platform::memory::Memory;
+use crate::server::fuzz_api;
 
 const PAYLOAD_BYTES_MAX: usize = 1 << 16;
 

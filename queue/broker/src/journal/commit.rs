@@ -8,7 +8,6 @@
 //! failed write or sync is final: nothing is released any more.
 
 use std::io;
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -17,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::segment::{Header, SegmentFile};
-use crate::tasks::words_of;
+use crate::panics::caught;
 
 /// How long written bytes without a waiting client may stay unsynced.
 const LAZY_SYNC: Duration = Duration::from_millis(100);
@@ -105,9 +104,7 @@ impl<R: Release> Committer<R> {
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("journal".into()).spawn(move || {
             // A panic here is as final as a failed write: what is on disk is unknown.
-            let ended = std::panic::catch_unwind(AssertUnwindSafe(|| run(&worker, current)));
-            let ended = ended.unwrap_or_else(|panic| Err(io::Error::other(words_of(panic.as_ref()))));
-            if let Err(error) = ended {
+            if let Err(error) = caught(|| run(&worker, current)) {
                 let mut state = worker.lock();
                 state.failed = true;
                 state.waiting.clear();

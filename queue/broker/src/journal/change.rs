@@ -1,7 +1,7 @@
 //! What the journal says: changes of streams and consumers, and their bytes.
 //!
 //! All numbers are little-endian. Kinds are never reused. The byte tables are in
-//! `queue/README.md`.
+//! `queue/broker/README.md`.
 
 use bytes::{BufMut, BytesMut};
 

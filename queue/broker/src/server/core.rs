@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::client::{Body, Handle, Outgoing};
 use super::damage::Loss;
 use super::{Options, date};
-use crate::Calendar;
+use crate::calendar::Calendar;
 use crate::journal::{Change, Full, Journal, LogPlace, OpenError, Share};
 use crate::nats::SubjectTree;
 use crate::platform::storage::Storage;
