@@ -45,7 +45,7 @@ pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
                     JobOptions { partition_key: args.key.clone(), priority: args.priority, ..JobOptions::default() };
                 let id = JobId::random(topic.name().clone());
                 let spec = spec(id, model, version, options, &image).with_context(|| path.clone())?;
-                let record = queue.submit(&topic, spec, image).await.with_context(|| path.clone())?;
+                let record = queue.submit(&topic, spec, image).await.with_context(|| path.clone())?.into_record();
                 say(&path, &record.spec.id, record.partition, record.sequence);
             }
         }

@@ -1,13 +1,13 @@
 //! `GET /v1/models`: what can be asked for, and who can answer.
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use models::Model;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
+use crate::path::ModelPath;
 use crate::state::Shared;
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -58,7 +58,7 @@ pub(crate) async fn list(State(state): State<Shared>) -> Json<Catalog> {
 /// Returns a model.
 #[utoipa::path(
     get, path = "/v1/models/{name}", tag = "models", operation_id = "getModel",
-    params(("name" = String, Path, example = "efficientnet-lite0")),
+    params(ModelPath),
     responses(
         (status = 200, description = "The model.", body = ServedModel),
         (status = 404, description = "`model_unknown`."),
@@ -66,9 +66,8 @@ pub(crate) async fn list(State(state): State<Shared>) -> Json<Catalog> {
 )]
 pub(crate) async fn show(
     State(state): State<Shared>,
-    name: Result<Path<String>, PathRejection>,
+    ModelPath { name }: ModelPath,
 ) -> Result<Json<ServedModel>, ApiError> {
-    let name = name.map_or_else(|_| "?".to_owned(), |Path(name)| name);
     let unknown = || ApiError::ModelUnknown { name: name.chars().take(80).collect(), known: state.repository.names() };
     let model = state.repository.get(&name).ok_or_else(unknown)?;
     Ok(Json(entry(&state, model)))

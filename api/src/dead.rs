@@ -1,8 +1,8 @@
 //! `/v1/dead`: the inputs of jobs that failed, to be looked at and run again.
 
 use axum::Json;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use queue::client::{DeadLetter, RedriveError, Redriven};
@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
-use crate::jobs::JobPath;
-use crate::openapi::Binary;
+use crate::path::JobPath;
+use crate::schema::Binary;
 use crate::state::{AppState, Shared};
 
 /// Default and largest number of letters in a list.
@@ -82,8 +82,7 @@ pub(crate) async fn list(
         (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),
     ),
 )]
-pub(crate) async fn show(State(state): State<Shared>, id: IdPath) -> Result<Json<DeadLetter>, ApiError> {
-    let id = named(id)?;
+pub(crate) async fn show(State(state): State<Shared>, JobPath { id }: JobPath) -> Result<Json<DeadLetter>, ApiError> {
     let letter = state.queue.dead_letter(&id).await?;
     Ok(Json(letter.ok_or(RedriveError::NoLetter(id))?.0))
 }
@@ -97,8 +96,7 @@ pub(crate) async fn show(State(state): State<Shared>, id: IdPath) -> Result<Json
         (status = 404, description = "`dead_letter_unknown`, `job_unknown`."),
     ),
 )]
-pub(crate) async fn image(State(state): State<Shared>, id: IdPath) -> Result<Response, ApiError> {
-    let id = named(id)?;
+pub(crate) async fn image(State(state): State<Shared>, JobPath { id }: JobPath) -> Result<Response, ApiError> {
     let (_, payload) = state.queue.dead_letter(&id).await?.ok_or(RedriveError::NoLetter(id))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], payload).into_response())
 }
@@ -113,8 +111,7 @@ pub(crate) async fn image(State(state): State<Shared>, id: IdPath) -> Result<Res
         (status = 409, description = "`dead_letter_unreadable`."),
     ),
 )]
-pub(crate) async fn redrive(State(state): State<Shared>, id: IdPath) -> Result<Json<Redrive>, ApiError> {
-    let id = named(id)?;
+pub(crate) async fn redrive(State(state): State<Shared>, JobPath { id }: JobPath) -> Result<Json<Redrive>, ApiError> {
     let outcome = state.queue.redrive(&id).await?;
     Ok(Json(Redrive { id, outcome }))
 }
@@ -168,12 +165,4 @@ async fn letters(
         letters.extend(state.queue.dead_letters(topic.name(), limit - letters.len().min(limit)).await?);
     }
     Ok(letters)
-}
-
-/// The id in a path.
-pub(crate) type IdPath = Result<Path<String>, PathRejection>;
-
-pub(crate) fn named(id: IdPath) -> Result<JobId, ApiError> {
-    let id = id.map_or_else(|_| "?".to_owned(), |Path(id)| id);
-    id.parse().map_err(|_| ApiError::JobUnknown(id.chars().take(128).collect()))
 }

@@ -292,6 +292,11 @@ pub(crate) enum ApiError {
 }
 
 impl ApiError {
+    /// The stable code.
+    pub(crate) fn code(&self) -> &'static str {
+        self.kind().1
+    }
+
     /// Status and stable code.
     pub(crate) fn kind(&self) -> (StatusCode, &'static str) {
         match self {

@@ -1,35 +1,15 @@
-//! `GET /v1/members`: the processes that were heard lately.
+//! The processes that this one has heard lately.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use axum::Json;
-use axum::extract::State;
 use futures::StreamExt;
 use queue::members::{Announcement, Role, Table, Totals};
 use queue::{Queue, QueueError};
-use serde::Serialize;
-use utoipa::ToSchema;
-
-use crate::state::Shared;
 
 /// The member table of this process, kept up to date in the background.
 #[derive(Clone, Default)]
 pub(crate) struct Roster(Arc<Mutex<Table>>);
-
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Members {
-    members: Vec<Announcement>,
-}
-
-/// Lists all members.
-#[utoipa::path(
-    get, path = "/v1/members", tag = "operations", operation_id = "listMembers",
-    responses((status = 200, description = "Processes that announced themselves recently.", body = Members)),
-)]
-pub(crate) async fn list(State(state): State<Shared>) -> Json<Members> {
-    Json(Members { members: state.roster.members() })
-}
 
 impl Roster {
     /// Who is there now.

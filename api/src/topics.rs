@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use queue::client::{Description, Purged};
@@ -14,11 +13,13 @@ use queue::{TopicError, TopicName};
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
-use utoipa::{IntoParams, IntoResponses, PartialSchema, ToSchema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::ApiError;
 use crate::json::Settings;
 use crate::links;
+use crate::path::TopicPath;
+use crate::schema::NoTopic;
 use crate::state::{AppState, Shared};
 
 /// Settings of a topic, new or to be changed.
@@ -94,27 +95,6 @@ pub(crate) struct Topic {
     stalls: Vec<Stall>,
 }
 
-/// The topic that a path names, as the API's description has it.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "it only says how a path looks")]
-struct TopicPath {
-    /// The topic.
-    name: TopicName,
-}
-
-/// There is no such topic, as the API's description has it.
-#[derive(IntoResponses)]
-#[expect(dead_code, reason = "it only says how answers look")]
-enum NoTopic {
-    /// `topic_invalid`: not a topic name.
-    #[response(status = 400)]
-    Invalid,
-    /// `topic_unknown`.
-    #[response(status = 404)]
-    Unknown,
-}
-
 /// Lists all topics.
 #[utoipa::path(
     get, path = "/v1/topics", tag = "topics", operation_id = "listTopics",
@@ -144,8 +124,11 @@ pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<Topics>, Ap
         NoTopic,
     ),
 )]
-pub(crate) async fn describe(State(state): State<Shared>, name: TopicInPath) -> Result<Json<Topic>, ApiError> {
-    Ok(Json(show(&state, &named(name)?).await?))
+pub(crate) async fn describe(
+    State(state): State<Shared>,
+    TopicPath { name }: TopicPath,
+) -> Result<Json<Topic>, ApiError> {
+    Ok(Json(show(&state, &name).await?))
 }
 
 /// Creates a topic.
@@ -198,10 +181,9 @@ pub(crate) async fn create(
 )]
 pub(crate) async fn alter(
     State(state): State<Shared>,
-    name: TopicInPath,
+    TopicPath { name }: TopicPath,
     Settings(wish): Settings<NewTopic>,
 ) -> Result<Json<Topic>, ApiError> {
-    let name = named(name)?;
     if wish.name.is_some() || wish.model.is_some() || wish.ordered.is_some() {
         return Err(ApiError::Json("name, model and ordered are said when a topic is made".into()));
     }
@@ -219,8 +201,8 @@ pub(crate) async fn alter(
         NoTopic,
     ),
 )]
-pub(crate) async fn delete(State(state): State<Shared>, name: TopicInPath) -> Result<StatusCode, ApiError> {
-    state.queue.delete_topic(&named(name)?).await?;
+pub(crate) async fn delete(State(state): State<Shared>, TopicPath { name }: TopicPath) -> Result<StatusCode, ApiError> {
+    state.queue.delete_topic(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -233,8 +215,11 @@ pub(crate) async fn delete(State(state): State<Shared>, name: TopicInPath) -> Re
         NoTopic,
     ),
 )]
-pub(crate) async fn purge(State(state): State<Shared>, name: TopicInPath) -> Result<Json<Purged>, ApiError> {
-    Ok(Json(state.queue.purge_topic(&named(name)?).await?))
+pub(crate) async fn purge(
+    State(state): State<Shared>,
+    TopicPath { name }: TopicPath,
+) -> Result<Json<Purged>, ApiError> {
+    Ok(Json(state.queue.purge_topic(&name).await?))
 }
 
 /// Stops workers from taking jobs.
@@ -246,7 +231,7 @@ pub(crate) async fn purge(State(state): State<Shared>, name: TopicInPath) -> Res
         NoTopic,
     ),
 )]
-pub(crate) async fn pause(State(state): State<Shared>, name: TopicInPath) -> Result<Json<Topic>, ApiError> {
+pub(crate) async fn pause(State(state): State<Shared>, TopicPath { name }: TopicPath) -> Result<Json<Topic>, ApiError> {
     set_paused(&state, name, true).await
 }
 
@@ -259,27 +244,20 @@ pub(crate) async fn pause(State(state): State<Shared>, name: TopicInPath) -> Res
         NoTopic,
     ),
 )]
-pub(crate) async fn resume(State(state): State<Shared>, name: TopicInPath) -> Result<Json<Topic>, ApiError> {
+pub(crate) async fn resume(
+    State(state): State<Shared>,
+    TopicPath { name }: TopicPath,
+) -> Result<Json<Topic>, ApiError> {
     set_paused(&state, name, false).await
 }
 
-async fn set_paused(state: &AppState, name: TopicInPath, paused: bool) -> Result<Json<Topic>, ApiError> {
-    let name = named(name)?;
+async fn set_paused(state: &AppState, name: TopicName, paused: bool) -> Result<Json<Topic>, ApiError> {
     state.queue.pause_topic(&name, paused).await?;
     Ok(Json(show(state, &name).await?))
 }
 
 async fn show(state: &AppState, name: &TopicName) -> Result<Topic, ApiError> {
     Ok(Topic { description: state.queue.describe(name).await?, stalls: state.watch.stalls_of(name) })
-}
-
-/// The name in a path.
-pub(crate) type TopicInPath = Result<Path<String>, PathRejection>;
-
-/// Reads a topic's name; one that no topic can have is unknown.
-pub(crate) fn named(name: TopicInPath) -> Result<TopicName, ApiError> {
-    let name = name.map_or_else(|_| "?".to_owned(), |Path(name)| name);
-    name.parse().map_err(|error: queue::IdError| TopicError::Invalid(error.to_string()).into())
 }
 
 impl NewTopic {

@@ -25,7 +25,7 @@ async fn of_two_images_for_one_job_at_once_the_record_is_of_the_one_that_runs() 
         let of = spec();
         let [one, other] = ["one", "other"].map(|which| request(&of, &format!("{which} {round}")));
         let submit = async |(spec, image): (JobSpec, Bytes)| {
-            let record = queue.submit(&topic, spec.clone(), image).await.expect("answered");
+            let record = queue.submit(&topic, spec.clone(), image).await.expect("answered").into_record();
             (record.spec.is_of_request(&spec), record)
         };
         let (first, second) = tokio::join!(submit(one), submit(other));
@@ -57,7 +57,7 @@ async fn after_a_crash_between_message_and_record_another_request_does_not_relab
     let of = spec();
     let (crashed, later) = (request(&of, "crashed"), request(&of, "later"));
     publish_message(&broker, &topic, &crashed).await;
-    let record = queue.submit(&topic, later.0.clone(), later.1).await.expect("answered");
+    let record = queue.submit(&topic, later.0.clone(), later.1).await.expect("answered").into_record();
     assert!(record.spec.is_of_request(&crashed.0) && !record.spec.is_of_request(&later.0));
     let mut fetcher = Fetcher::new(queue).await.expect("listens");
     let delivery = next(&mut fetcher, &topic).await;

@@ -20,7 +20,7 @@ async fn of_many_writers_one_wins_and_its_record_stands() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
     for _ in 0..30 {
-        let id = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").spec.id;
+        let id = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").into_record().spec.id;
         let stored = queue.record(&id).await.expect("answered").expect("known");
         let writers = (0..4).map(|n| stored.record.start(&format!("w{n}"), Timestamp::now()).expect("starts"));
         let writers: Vec<Record> = writers.collect();
@@ -39,7 +39,7 @@ async fn writing_the_same_twice_is_done_once() {
     // What a writer does whose first answer was lost.
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
-    let id = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").spec.id;
+    let id = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").into_record().spec.id;
     let stored = queue.record(&id).await.expect("answered").expect("known");
     let running = stored.record.start("w", Timestamp::now()).expect("starts");
     let first = queue.replace(stored.revision, &running).await.expect("answered");
@@ -52,8 +52,8 @@ async fn writing_the_same_twice_is_done_once() {
 async fn finished_records_expire_and_open_ones_do_not() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, Defaults { result_ttl: Duration::from_secs(1), ..defaults() }).await;
-    let open = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").spec.id;
-    let done = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").spec.id;
+    let open = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").into_record().spec.id;
+    let done = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").into_record().spec.id;
     let stored = queue.record(&done).await.expect("answered").expect("known");
     queue.replace(stored.revision, &finished(&stored.record)).await.expect("written");
     eventually("it expires", async || queue.record(&done).await.expect("answered").is_none().then_some(())).await;
@@ -64,7 +64,7 @@ async fn finished_records_expire_and_open_ones_do_not() {
 async fn a_waiting_client_receives_the_end_and_only_the_end() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
-    let id = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").spec.id;
+    let id = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").into_record().spec.id;
     let waits = (0..8).map(|_| {
         let (queue, id) = (queue.clone(), id.clone());
         tokio::spawn(async move { queue.wait(&id, Duration::from_secs(60)).await.expect("answered") })
@@ -89,7 +89,7 @@ async fn a_waiting_client_receives_the_end_and_only_the_end() {
 async fn waiting_ends_with_patience_and_at_once_for_what_is_not_there() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
-    let id = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").spec.id;
+    let id = queue.submit(&topic, spec(), Bytes::new()).await.expect("accepted").into_record().spec.id;
     let waited = queue.wait(&id, Duration::from_millis(50)).await.expect("answered");
     assert!(matches!(waited, Waited::StillOpen(_)), "{waited:?}");
     let long = Duration::from_secs(600);

@@ -13,7 +13,8 @@ async fn a_job_is_found_by_its_id_and_delivered_with_its_image() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
     let spec = spec();
-    let record = queue.submit(&topic, spec.clone(), Bytes::from_static(b"image")).await.expect("accepted");
+    let record =
+        queue.submit(&topic, spec.clone(), Bytes::from_static(b"image")).await.expect("accepted").into_record();
     assert_eq!((record.sequence.0, &record.spec), (1, &spec));
     // Another process, which has never heard of the topic.
     let other = broker.queue(defaults()).await;
@@ -33,8 +34,8 @@ async fn a_submit_that_is_repeated_because_its_answer_was_lost_queues_once() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
     let spec = spec();
-    let first = queue.submit(&topic, spec.clone(), Bytes::from_static(b"image")).await.expect("accepted");
-    let again = queue.submit(&topic, spec, Bytes::from_static(b"image")).await.expect("accepted");
+    let first = queue.submit(&topic, spec.clone(), Bytes::from_static(b"image")).await.expect("accepted").into_record();
+    let again = queue.submit(&topic, spec, Bytes::from_static(b"image")).await.expect("accepted").into_record();
     assert_eq!(first, again);
     let mut fetcher = Fetcher::new(queue).await.expect("listens");
     next(&mut fetcher, &topic).await.ack().await.expect("settled");
@@ -103,7 +104,9 @@ async fn what_was_accepted_survives_the_kill_of_the_server() {
     let (queue, topic) = with_topic(&broker, defaults()).await;
     let mut ids = Vec::new();
     for _ in 0..50 {
-        ids.push(queue.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted").spec.id);
+        ids.push(
+            queue.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted").into_record().spec.id,
+        );
     }
     broker.kill();
     broker.restart().await;

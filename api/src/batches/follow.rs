@@ -11,7 +11,7 @@ use queue::client::{About, Batch, Hook, Replaced, Revision};
 use queue::{JobError, Queue, QueueError, Timestamp};
 use tokio::time::MissedTickBehavior;
 
-use super::manage::cancel_jobs;
+use super::cancel::cancel_jobs;
 use crate::index::{Counts, Index, IndexError};
 
 /// How often to look.

@@ -8,6 +8,8 @@ use utoipa::openapi::{RefOr, Required};
 use crate::error::ApiError;
 use crate::jobs::Options;
 
+/// Items of one batch.
+pub(super) const ITEMS_MAX: usize = 1_000_000;
 /// The event of a batch; the others are those of its jobs.
 const FINISHED: &str = "finished";
 

@@ -16,22 +16,23 @@ use axum::{Extension, Json};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use models::{Model, ModelVersion};
-use queue::client::{Batch, Replaced, Skipped};
-use queue::{ImageFacts, JobError, Record, SubmitError, Timestamp, Topic};
+use queue::client::{Batch, Replaced, Skipped, Submitted};
+use queue::{ImageFacts, JobError, JobSpec, Record, SubmitError, Timestamp};
 use tokio::sync::mpsc::Receiver;
 use utoipa::IntoResponses;
 
 use super::items::{self, BodyEntry, Bounds, Files, Item, Line};
-use super::options::BatchOptions;
-use super::{BatchPath, wire};
-use crate::dead::IdPath;
+use super::lookup::item_id;
+use super::options::{BatchOptions, ITEMS_MAX};
+use super::wire;
+use crate::admit::{Input, Target, admit, image_facts};
 use crate::digest::sha256;
 use crate::error::ApiError;
-use crate::jobs::{Options, check_encoding, find_model, find_topic, lane, resolve_options, spec};
+use crate::jobs::check_encoding;
 use crate::keys::Caller;
 use crate::metrics;
-use crate::openapi::Binary;
+use crate::path::BatchPath;
+use crate::schema::Binary;
 use crate::state::{AppState, Shared};
 use crate::webhooks;
 
@@ -46,8 +47,6 @@ const TRIES: u32 = 20;
 const FULL_PATIENCE: Duration = Duration::from_secs(10 * 60);
 /// How often to look whether the batch was canceled.
 const CANCEL_LOOK: Duration = Duration::from_secs(1);
-/// Items of one batch.
-pub(super) const ITEMS_MAX: usize = 1_000_000;
 
 /// Why a batch is not taken, as the API's description has it.
 #[derive(IntoResponses)]
@@ -101,7 +100,9 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let id = format!("b-{}", uuid::Uuid::now_v7());
-    receive(&state, &caller, id, query.as_deref().unwrap_or(""), &headers, body).await.inspect_err(metrics::refused)
+    receive(&state, &caller, id, query.as_deref().unwrap_or(""), &headers, body)
+        .await
+        .inspect_err(|error| metrics::refused(error.code()))
 }
 
 /// Accepts a batch under the client's own id; it may be sent repeatedly.
@@ -128,24 +129,22 @@ pub(crate) async fn create(
 pub(crate) async fn put(
     State(state): State<Shared>,
     Extension(caller): Extension<Caller>,
-    id: IdPath,
+    BatchPath { id }: BatchPath,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let id = super::named(id)?;
-    receive(&state, &caller, id, query.as_deref().unwrap_or(""), &headers, body).await.inspect_err(metrics::refused)
+    receive(&state, &caller, id, query.as_deref().unwrap_or(""), &headers, body)
+        .await
+        .inspect_err(|error| metrics::refused(error.code()))
 }
 
 /// What all items of a batch share.
-struct Target<'a> {
+struct Receiving<'a> {
     state: &'a AppState,
     caller: &'a Caller,
     batch: &'a Batch,
-    topic: &'a Topic,
-    model: &'a Model,
-    version: &'a ModelVersion,
-    options: &'a Options,
+    target: &'a Target<'a>,
 }
 
 async fn receive(
@@ -157,14 +156,11 @@ async fn receive(
     body: Body,
 ) -> Result<Response, ApiError> {
     check_encoding(headers)?;
-    let mut options = BatchOptions::read(query)?;
-    resolve_options(state, &mut options.jobs).await?;
-    if let Some(url) = &options.webhook {
+    let BatchOptions { jobs, failures_max, webhook } = BatchOptions::read(query)?;
+    if let Some(url) = &webhook {
         webhooks::check_target(url, &state.config.webhook_allow)?;
     }
-    let (model, version) = find_model(state, &options.jobs)?;
-    let topic = find_topic(state, &options.jobs, model).await?;
-    options.jobs.settle_priority(|asked| caller.priority(asked))?;
+    let target = Target::of(state, caller, jobs).await?;
     let bounds = Bounds {
         limit: state.config.upload_bytes_max,
         rooms: state.batch_bodies.of_one_batch(),
@@ -188,8 +184,8 @@ async fn receive(
     };
     let new = Batch {
         id: id.clone(),
-        model: model.name().to_owned(),
-        topic: topic.name().clone(),
+        model: target.model().to_owned(),
+        topic: target.topic.name().clone(),
         owner: caller.owner.clone(),
         created_at: Timestamp::now(),
         total: None,
@@ -197,16 +193,16 @@ async fn receive(
         skipped: Skipped::default(),
         canceled_at: None,
         error: None,
-        failures_max: options.failures_max,
-        webhook: options.webhook,
+        failures_max,
+        webhook,
         finished_at: None,
     };
     let batch = open(state, new).await?;
-    let target = Target { state, caller, batch: &batch, topic: &topic, model, version, options: &options.jobs };
+    let receiving = Receiving { state, caller, batch: &batch, target: &target };
     let tally = Mutex::new(Tally { skipped, ..Tally::default() });
     let taken = tokio::select! {
-        taken = take_all(&target, first, items, &tally) => taken,
-        error = interruption(&target) => Err(error),
+        taken = take_all(&receiving, first, items, &tally) => taken,
+        error = interruption(&receiving) => Err(error),
     };
     let Tally { taken: count, are_new, skipped, changed } = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     let broken = |error| ApiError::Batch { id: id.clone(), taken: count, error: Box::new(error) };
@@ -280,8 +276,8 @@ async fn close(state: &AppState, id: &str, count: u64, are_new: bool, skipped: S
 }
 
 /// Resolves when the batch is to be taken no further: it was canceled, or this process ends.
-async fn interruption(target: &Target<'_>) -> ApiError {
-    let Target { state, batch, .. } = target;
+async fn interruption(receiving: &Receiving<'_>) -> ApiError {
+    let Receiving { state, batch, .. } = receiving;
     let canceled = async {
         loop {
             tokio::time::sleep(CANCEL_LOOK).await;
@@ -325,7 +321,7 @@ impl Tally {
 
 /// Queues all items. What ends it ends the reading: what was read before is queued.
 async fn take_all(
-    target: &Target<'_>,
+    receiving: &Receiving<'_>,
     first: Item,
     mut entries: Receiver<Result<BodyEntry, ApiError>>,
     tally: &Mutex<Tally>,
@@ -338,7 +334,7 @@ async fn take_all(
     loop {
         if let Some(mut item) = next.take() {
             item.custom_id = names.unused(item.custom_id);
-            taking.push(take(target, item));
+            taking.push(take(receiving, item));
         }
         tokio::select! {
             entry = entries.recv(), if !is_whole && taking.len() < WIDTH => match entry {
@@ -397,11 +393,11 @@ impl Names {
 }
 
 /// Queues one item, or notes why it cannot be; whether it had not come before.
-async fn take(target: &Target<'_>, item: Item) -> Result<bool, ApiError> {
-    let Target { state, caller, batch, topic, model, version, options } = *target;
-    let id = super::item_id(batch, &item.custom_id);
+async fn take(receiving: &Receiving<'_>, item: Item) -> Result<bool, ApiError> {
+    let Receiving { state, caller, batch, target } = *receiving;
+    let id = item_id(batch, &item.custom_id);
     let facts = match &item.content {
-        Ok(bytes) => crate::jobs::image_facts(bytes).map_err(|error| JobError::new(error.code(), error.to_string())),
+        Ok(bytes) => image_facts(bytes).map_err(|error| JobError::new(error.code(), error.to_string())),
         Err(error) => Err(error.clone()),
     };
     let sha256 = match &facts {
@@ -419,11 +415,11 @@ async fn take(target: &Target<'_>, item: Item) -> Result<bool, ApiError> {
     if let Some(known) = state.queue.find(&id).await? {
         return is_same(&known.record);
     }
-    let mut options = options.clone();
+    let mut options = target.options.clone();
     let mut refused = None;
     for (key, value) in &item.metadata {
         if let Err(error) = options.set(&format!("metadata.{key}"), value) {
-            refused.get_or_insert(JobError::new(error.kind().1, error.to_string()));
+            refused.get_or_insert(JobError::new(error.code(), error.to_string()));
         }
     }
     let bytes = item.content.unwrap_or_default();
@@ -431,62 +427,40 @@ async fn take(target: &Target<'_>, item: Item) -> Result<bool, ApiError> {
         Ok(facts) => (facts, refused),
         Err(problem) => (unknown_facts(&bytes), Some(problem)),
     };
-    let mut spec = spec(state, caller, model, version, options, id, facts);
+    let mut spec = target.spec(state, caller, options, id, facts);
     spec.origin.batch = Some(batch.id.clone());
     spec.origin.custom_id = Some(item.custom_id);
-    spec.origin.lane = lane::of(state, caller, topic, &spec).await;
-    let deadline = Instant::now() + FULL_PATIENCE;
-    let mut attempt = 0;
-    // The sender waits while its key has enough waiting: its items are not read.
-    let charge = loop {
-        match caller.charge(state, if problem.is_none() { spec.image.bytes } else { 0 }).await {
-            Ok(charge) => break charge,
-            Err(ApiError::TooMany { .. }) if Instant::now() < deadline => tokio::time::sleep(FULL_PAUSE).await,
-            Err(error) => return Err(error),
-        }
-    };
-    let record = loop {
-        attempt += 1;
-        let outcome = match &problem {
-            Some(problem) => state.queue.reject(topic, spec.clone(), problem.clone()).await,
-            None => {
-                state
-                    .queue
-                    .submit(
-                        &state
-                            .queue
-                            .topic(topic.name())
-                            .await?
-                            .ok_or_else(|| SubmitError::NoTopic(topic.name().clone()))?,
-                        spec.clone(),
-                        bytes.clone(),
-                    )
-                    .await
-            }
-        };
-        match outcome {
-            Ok(record) => break record,
-            // The sender waits meanwhile: its items are not read.
-            Err(SubmitError::Full { .. }) if Instant::now() < deadline => tokio::time::sleep(FULL_PAUSE).await,
-            Err(SubmitError::Full { .. }) => return Err(ApiError::StayedFull(FULL_PATIENCE.as_secs())),
-            Err(SubmitError::Queue(error)) if attempt < TRIES => {
-                tracing::warn!(job_id = %spec.id, %error, "retrying a batch item");
-                tokio::time::sleep(FULL_PAUSE).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    };
-    if !record.spec.is_of_request(&spec) {
+    match offer(receiving, spec, problem.map_or(Input::Image(bytes), Input::Refused)).await? {
+        Submitted::New(_) => Ok(true),
         // Another sender of this item was faster.
-        return is_same(&record);
+        Submitted::Existing(record) => is_same(&record),
     }
-    if problem.is_none() {
-        if let Some(charge) = charge {
-            charge.waits();
+}
+
+/// Submits an item, again and again while there is no room for it. The sender waits meanwhile: its items are not
+/// read.
+async fn offer(receiving: &Receiving<'_>, spec: JobSpec, input: Input) -> Result<Submitted, ApiError> {
+    let Receiving { state, caller, batch, .. } = *receiving;
+    let deadline = Instant::now() + FULL_PATIENCE;
+    let mut silences = 0;
+    loop {
+        // Looked up each time: it may be given more partitions meanwhile, or be removed.
+        let topic = state.queue.topic(&batch.topic).await?;
+        let topic = topic.ok_or_else(|| SubmitError::NoTopic(batch.topic.clone()))?;
+        match admit(state, caller, &topic, spec.clone(), input.clone()).await {
+            Err(ApiError::TooMany { .. } | ApiError::Submit(SubmitError::Full { .. })) if Instant::now() < deadline => {
+            }
+            Err(ApiError::Submit(SubmitError::Full { .. })) => {
+                return Err(ApiError::StayedFull(FULL_PATIENCE.as_secs()));
+            }
+            Err(ApiError::Submit(SubmitError::Queue(error))) if silences < TRIES => {
+                silences += 1;
+                tracing::warn!(job_id = %spec.id, %error, "retrying a batch item");
+            }
+            outcome => return outcome,
         }
-        metrics::accepted(model.name());
+        tokio::time::sleep(FULL_PAUSE).await;
     }
-    Ok(true)
 }
 
 /// Facts of what is not an image.

@@ -1,12 +1,6 @@
 //! `GET /v1/batches/{id}/results`: what has ended so far, as JSON lines or CSV, in the order of the
 //! custom ids.
 
-use super::{BatchPath, NoBatch};
-use crate::dead::IdPath;
-use crate::error::ApiError;
-use crate::jobs;
-use crate::state::Shared;
-use crate::table;
 use axum::body::Body;
 use axum::extract;
 use axum::extract::RawQuery;
@@ -15,6 +9,14 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use queue::{Record, State};
 use utoipa::ToSchema;
+
+use super::lookup::find;
+use crate::error::ApiError;
+use crate::jobs;
+use crate::path::BatchPath;
+use crate::schema::NoBatch;
+use crate::state::Shared;
+use crate::table;
 
 /// Records that are read at a time.
 const PAGE: usize = 500;
@@ -66,11 +68,11 @@ impl Ended {
 )]
 pub(crate) async fn results(
     extract::State(state): extract::State<Shared>,
-    id: IdPath,
+    path: BatchPath,
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let (format, wanted) = read(query.as_deref().unwrap_or(""))?;
-    let batch = super::manage::find(&state, id).await?;
+    let batch = find(&state, path).await?;
     state.index.catch_up(&state.queue).await?;
     let head = futures::stream::iter((format == Format::Csv).then(|| Ok(Bytes::from_static(HEAD.as_bytes()))));
     let pages = futures::stream::try_unfold(None::<String>, move |after| {

@@ -19,7 +19,8 @@ pub(crate) struct Document {
     model: String,
     topic: TopicName,
     /// `receiving` until all items have arrived, `running` until all have ended, then `finished`; or `canceled`.
-    state: &'static str,
+    #[schema(value_type = String)]
+    state: BatchState,
     created_at: Timestamp,
     /// When its last job ended.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,10 +41,24 @@ pub(crate) struct Document {
     urls: Urls,
 }
 
+/// How far a batch has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum BatchState {
+    /// Items are still to come.
+    Receiving,
+    /// Some jobs have not ended.
+    Running,
+    /// All jobs have ended.
+    Finished,
+    /// It was canceled.
+    Canceled,
+}
+
 impl Document {
     /// Whether all of it has ended.
     pub(super) fn is_finished(&self) -> bool {
-        self.state == "finished"
+        self.state == BatchState::Finished
     }
 }
 
@@ -77,7 +92,7 @@ pub(super) fn batch_url(id: &str) -> String {
 /// How a batch stands, and how long it will take.
 pub(super) async fn shown(state: &AppState, batch: &Batch) -> Result<Document, IndexError> {
     let mut document = document(&state.index, batch).await?;
-    if document.state == "running" {
+    if document.state == BatchState::Running {
         let counts = &document.counts;
         let ended = counts.succeeded + counts.failed + counts.canceled;
         let age = Duration::from_millis(Timestamp::now().millis_since(batch.created_at));
@@ -103,10 +118,10 @@ fn describe(batch: &Batch, counts: &Counts) -> Document {
         None => counts.queued,
     };
     let state = match batch.total {
-        _ if batch.canceled_at.is_some() => "canceled",
-        None => "receiving",
-        Some(total) if ended < total && batch.finished_at.is_none() => "running",
-        Some(_) => "finished",
+        _ if batch.canceled_at.is_some() => BatchState::Canceled,
+        None => BatchState::Receiving,
+        Some(total) if ended < total && batch.finished_at.is_none() => BatchState::Running,
+        Some(_) => BatchState::Finished,
     };
     Document {
         id: batch.id.clone(),
@@ -154,13 +169,16 @@ mod tests {
         };
         let counts = Counts { queued: 1, running: 1, succeeded: 3, failed: 1, canceled: 0 };
         let at = |batch: &Batch| describe(batch, &counts);
-        assert_eq!((at(&batch).state, at(&batch).counts.queued, at(&batch).eta_seconds), ("receiving", 1, None));
+        assert_eq!(
+            (at(&batch).state, at(&batch).counts.queued, at(&batch).eta_seconds),
+            (BatchState::Receiving, 1, None)
+        );
         batch.total = Some(9);
         // Five are left, three of which the index has not seen.
-        assert_eq!((at(&batch).state, at(&batch).counts.queued), ("running", 4));
+        assert_eq!((at(&batch).state, at(&batch).counts.queued), (BatchState::Running, 4));
         batch.total = Some(4);
-        assert_eq!(at(&batch).state, "finished");
+        assert_eq!(at(&batch).state, BatchState::Finished);
         batch.canceled_at = Some(Timestamp::from_millis(1));
-        assert_eq!(at(&batch).state, "canceled");
+        assert_eq!(at(&batch).state, BatchState::Canceled);
     }
 }

@@ -7,7 +7,7 @@ use sqlx::any::AnyRow;
 
 use super::statement::{Statement, Value};
 use super::{Index, IndexError};
-use crate::webhooks::{Delivery, Gone};
+use crate::webhooks::{Delivery, Gone, Outcome};
 
 impl Index {
     /// Notes a try.
@@ -22,7 +22,7 @@ impl Index {
         .bind(i64::from(delivery.attempt))
         .bind(delivery.at.as_millis())
         .bind(delivery.status.map(i64::from))
-        .bind(delivery.outcome.clone())
+        .bind(delivery.outcome.name())
         .bind(delivery.error.clone())
         .execute(&self.pool)
         .await?;
@@ -43,7 +43,7 @@ impl Index {
             attempt: u32::try_from(row.get::<i64, _>(2)).unwrap_or(0),
             at: Timestamp::from_millis(row.get(3)),
             status: row.get::<Option<i64>, _>(4).and_then(|status| u16::try_from(status).ok()),
-            outcome: row.get(5),
+            outcome: Outcome::named(row.get(5)),
             error: row.get(6),
         };
         Ok(rows.iter().map(read).collect())

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use super::{Index, IndexError};
-use crate::webhooks;
+use crate::webhooks::owe;
 
 /// How often to look for new records without a notification.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -289,30 +289,6 @@ fn is_about_data(error: &sqlx::Error) -> bool {
     let is_of_class = |class: &str| code.len() == 5 && code.starts_with(class);
     ["22", "23", "54"].iter().any(|class| is_of_class(class))
         || code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 18..=20) && code < 10_000)
-}
-
-/// Notes the calls that these changes owe and that were not noted before.
-async fn owe(queue: &Queue, topic: &TopicName, position: Revision, chunk: &[Change]) -> Result<(), IndexError> {
-    let owed = chunk.iter().filter_map(|(revision, record)| {
-        let record = record.as_ref()?;
-        Some((*revision, record, webhooks::owed(record, *revision)?))
-    });
-    let owed: Vec<_> = owed.collect();
-    let Some(last) = owed.iter().map(|(revision, ..)| *revision).max() else { return Ok(()) };
-    let told = queue.told(topic).await?;
-    let now = Timestamp::now();
-    for (revision, record, hook) in &owed {
-        let is_news = match told {
-            Some(told) => *revision > told,
-            // What this index has seen was told; of what it has not, that cannot be known.
-            None => position > Revision::default() || webhooks::is_recent(record, now),
-        };
-        if is_news {
-            queue.owe(hook).await?;
-        }
-    }
-    queue.note_told(topic, last).await?;
-    Ok(())
 }
 
 async fn write_position(

@@ -48,3 +48,16 @@ pub(super) async fn read<'a>(
     }
     Ok(Upload { bytes: bytes.freeze(), _room: room })
 }
+
+/// An image comes as it is; `identity` is not an encoding.
+pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let values =
+        headers.get_all(header::CONTENT_ENCODING).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+    for value in values {
+        let is_plain = |encoding: &str| encoding.is_empty() || encoding.eq_ignore_ascii_case("identity");
+        if let Some(encoding) = value.split(',').map(str::trim).find(|encoding| !is_plain(encoding)) {
+            return Err(ApiError::ContentEncoding(encoding.to_owned()));
+        }
+    }
+    Ok(())
+}

@@ -15,12 +15,12 @@ use futures::StreamExt;
 use queue::client::{Revision, Stored};
 use utoipa::ToSchema;
 
-use super::status::whole;
+use super::wait::whole;
 use super::wire;
 use super::wire::JobState;
-use super::{JobPath, NoJob};
-use crate::dead::{IdPath, named};
 use crate::error::ApiError;
+use crate::path::JobPath;
+use crate::schema::NoJob;
 use crate::state::Shared;
 
 /// A sign of life while nothing happens, for whatever stands between.
@@ -53,8 +53,11 @@ struct JobEvent {
         NoJob,
     ),
 )]
-pub(crate) async fn events(State(state): State<Shared>, id: IdPath, headers: HeaderMap) -> Result<Response, ApiError> {
-    let id = named(id)?;
+pub(crate) async fn events(
+    State(state): State<Shared>,
+    JobPath { id }: JobPath,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let after = headers.get("last-event-id").map(|value| whole(value.to_str().ok()?));
     let after = after.unwrap_or(Some(0)).ok_or_else(|| ApiError::Option {
         name: "Last-Event-ID".into(),

@@ -22,7 +22,7 @@ pub(crate) async fn of(state: &AppState, caller: &Caller, topic: &Topic, spec: &
     let described = topics.iter().find(|one| one.name == *topic.name())?;
     let other = elsewhere(described, place(topic, spec))?;
     // Only asked where there is a crowd. A database that does not answer must not block submissions.
-    let waiting = caller.waiting(state).await.unwrap_or(u64::MAX);
+    let waiting = caller.waiting(&state.index, &state.queue).await.unwrap_or(u64::MAX);
     (waiting <= CROWD_MIN).then_some(other)
 }
 

@@ -11,8 +11,7 @@ use utoipa::openapi::schema::{
 use utoipa::openapi::{RefOr, Required};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
-use super::status::whole;
-use super::submit::WAIT_MAX;
+use super::wait::{WAIT_MAX, whole};
 use crate::error::ApiError;
 use crate::webhooks;
 
@@ -35,12 +34,12 @@ pub(crate) struct Options {
     pub(crate) model: Option<String>,
     pub(crate) topic: Option<TopicName>,
     priority: Option<Priority>,
-    pub(super) version: Option<u32>,
+    pub(crate) version: Option<u32>,
     /// How long the answer may wait for the job's end.
     pub(super) wait: Option<Duration>,
     webhook: Option<String>,
-    pub(super) job: JobOptions,
-    pub(super) metadata: BTreeMap<String, String>,
+    pub(crate) job: JobOptions,
+    pub(crate) metadata: BTreeMap<String, String>,
 }
 
 impl Options {
@@ -99,7 +98,7 @@ impl Options {
     }
 
     /// Whom to tell.
-    pub(super) fn webhook(&self) -> Option<&str> {
+    pub(crate) fn webhook(&self) -> Option<&str> {
         self.webhook.as_deref()
     }
 

@@ -4,7 +4,6 @@
 //! what is wrong; what only the decoder sees becomes a `failed` job. `202` is sent only when image
 //! and record are durable.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -13,25 +12,20 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use bytes::Bytes;
-use models::{ImageError, Limits, Model, ModelVersion, decode};
-use queue::client::Waited;
-use queue::{
-    ImageFacts, JobId, JobOptions, JobSpec, QueueError, Record, SubmitError, Timestamp, Topic, TopicError, TopicName,
-};
+use queue::client::{Submitted, Waited};
+use queue::{JobId, JobOptions, JobSpec, QueueError, Record, SubmitError};
 
+use super::body::check_encoding;
 use super::options::{Form, Options};
+use super::wait::wait_for;
 use super::wire::Job;
-use super::{body, form, lane, wire};
-use crate::digest::sha256;
+use super::{body, form, wait, wire};
+use crate::admit::{Input, Target, admit, check, image_facts};
 use crate::error::ApiError;
 use crate::keys::Caller;
 use crate::metrics;
-use crate::openapi::Binary;
+use crate::schema::Binary;
 use crate::state::{AppState, Shared};
-use crate::webhooks;
-
-/// The longest time that a request may wait for its job.
-pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// How long an upload that has come waits for the queue before it asks for a sign of life, and how long for that.
 const QUEUE_PATIENCE: Duration = Duration::from_millis(1_500);
@@ -88,11 +82,11 @@ pub(crate) async fn submit(
 ) -> Response {
     match take(&state, &caller, query.as_deref().unwrap_or(""), &headers, body).await {
         Ok(taken) => {
-            let wait = taken.wait.or_else(|| preferred_wait(&headers));
+            let wait = taken.wait.or_else(|| wait::preferred(&headers));
             answer(&state, taken, wait).await
         }
         Err(error) => {
-            metrics::refused(&error);
+            metrics::refused(error.code());
             error.into_response()
         }
     }
@@ -111,8 +105,7 @@ async fn take(
     options.read_query(query)?;
     // What the query alone shows to be wrong is said before the upload.
     if !form::is_form(headers) {
-        resolve_options(state, &mut options).await?;
-        find_model(state, &options)?;
+        check(state, &mut options).await?;
     }
     let upload = body::read(state, caller, headers, body).await?;
     let image = match form::boundary(headers)? {
@@ -149,55 +142,31 @@ async fn queue_image(
     state: &AppState,
     caller: &Caller,
     key: Option<&str>,
-    mut options: Options,
+    options: Options,
     image: Bytes,
 ) -> Result<Taken, ApiError> {
-    resolve_options(state, &mut options).await?;
-    let (model, version) = find_model(state, &options)?;
-    let topic = find_topic(state, &options, model).await?;
-    if options.job.webhook.as_ref().is_some_and(|webhook| webhook.url.is_empty()) {
+    let (version_asked, wait) = (options.version, options.wait);
+    let target = Target::of(state, caller, options).await?;
+    if target.options.job.webhook.as_ref().is_some_and(|webhook| webhook.url.is_empty()) {
         let problem = "it needs a webhook".to_owned();
         return Err(ApiError::Option { name: "webhook_events".into(), problem });
     }
+    let topic = target.topic.name().clone();
     let id = match key {
-        Some(key) => JobId::derived(topic.name().clone(), &[caller.owner.as_deref().unwrap_or(""), key]),
-        None => JobId::random(topic.name().clone()),
+        Some(key) => JobId::derived(topic, &[caller.owner.as_deref().unwrap_or(""), key]),
+        None => JobId::random(topic),
     };
-    options.settle_priority(|asked| caller.priority(asked))?;
-    let (version_asked, wait) = (options.version, options.wait);
-    let mut spec = spec(state, caller, model, version, options, id, image_facts(&image)?);
+    let spec = target.spec(state, caller, target.options.clone(), id, image_facts(&image)?);
     if key.is_some()
         && let Some(known) = state.queue.find(&spec.id).await?
     {
         return Taken::again(known.record, &spec, version_asked, wait);
     }
-    let charge = caller.charge(state, spec.image.bytes).await?;
-    spec.origin.lane = lane::of(state, caller, &topic, &spec).await;
-    let asked = spec.clone();
-    let record = state.queue.submit(&topic, spec, image).await?;
-    if !record.spec.is_of_request(&asked) {
+    match admit(state, caller, &target.topic, spec.clone(), Input::Image(image)).await? {
+        Submitted::New(record) => Ok(Taken { record, is_replayed: false, wait }),
         // The same key came twice at once, and the other one was faster.
-        return Taken::again(record, &asked, version_asked, wait);
+        Submitted::Existing(record) => Taken::again(record, &spec, version_asked, wait),
     }
-    if let Some(charge) = charge {
-        charge.waits();
-    }
-    metrics::accepted(model.name());
-    tracing::debug!(job_id = %record.spec.id, partition = %record.partition, "job accepted");
-    Ok(Taken { record, is_replayed: false, wait })
-}
-
-/// An image comes as it is; `identity` is not an encoding.
-pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
-    let values =
-        headers.get_all(header::CONTENT_ENCODING).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
-    for value in values {
-        let is_plain = |encoding: &str| encoding.is_empty() || encoding.eq_ignore_ascii_case("identity");
-        if let Some(encoding) = value.split(',').map(str::trim).find(|encoding| !is_plain(encoding)) {
-            return Err(ApiError::ContentEncoding(encoding.to_owned()));
-        }
-    }
-    Ok(())
 }
 
 /// A job that was taken in, now or by an earlier request with the same key.
@@ -250,93 +219,6 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     }
 }
 
-/// What options mean on this server: a topic stands for its model, and a webhook must be one that may be called.
-pub(crate) async fn resolve_options(state: &AppState, options: &mut Options) -> Result<(), ApiError> {
-    if let Some(url) = options.webhook() {
-        webhooks::check_target(url, &state.config.webhook_allow)?;
-    }
-    if let (None, Some(name)) = (&options.model, &options.topic) {
-        let topic = state.queue.topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?;
-        options.model = Some(topic.settings.model.clone().ok_or_else(|| ApiError::TopicPlain(name.clone()))?);
-    }
-    Ok(())
-}
-
-/// The topic that was named, or else the model's own, which is made with its first job.
-pub(crate) async fn find_topic(state: &AppState, options: &Options, model: &Model) -> Result<Arc<Topic>, ApiError> {
-    let topic = match &options.topic {
-        Some(name) => state.queue.topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?,
-        None => {
-            let name = TopicName::new(model.name()).map_err(|_| ApiError::Internal)?;
-            state.queue.ensure_topic(&name, model.name()).await?
-        }
-    };
-    match &topic.settings.model {
-        Some(its) if its == model.name() => Ok(topic),
-        Some(its) => {
-            let (topic, model) = (topic.name().clone(), model.name().to_owned());
-            Err(ApiError::TopicModel { topic, its: its.clone(), model })
-        }
-        None => Err(ApiError::TopicPlain(topic.name().clone())),
-    }
-}
-
-pub(crate) fn find_model<'a>(
-    state: &'a AppState,
-    options: &Options,
-) -> Result<(&'a Model, &'a ModelVersion), ApiError> {
-    let known = || state.repository.names();
-    let name = options.model.as_ref().ok_or_else(|| ApiError::ModelMissing { known: known() })?;
-    let unknown = || ApiError::ModelUnknown { name: name.chars().take(80).collect(), known: known() };
-    let model = state.repository.get(name).ok_or_else(unknown)?;
-    let number = options.version;
-    let missing = || ApiError::VersionUnknown { model: name.clone(), version: number.unwrap_or_default() };
-    Ok((model, model.version(number).ok_or_else(missing)?))
-}
-
-/// What a job is asked to do.
-pub(crate) fn spec(
-    state: &AppState,
-    caller: &Caller,
-    model: &Model,
-    version: &ModelVersion,
-    options: Options,
-    id: JobId,
-    image: ImageFacts,
-) -> JobSpec {
-    JobSpec {
-        id,
-        model: model.name().to_owned(),
-        model_version: version.number,
-        model_digest: version.digest.clone(),
-        created_at: Timestamp::now(),
-        accepted_by: state.member.clone(),
-        image,
-        options: options.job,
-        metadata: options.metadata,
-        origin: queue::Origin {
-            owner: caller.owner.clone(),
-            request: Some(uuid::Uuid::new_v4().simple().to_string()),
-            ..queue::Origin::default()
-        },
-    }
-}
-
-/// What an image's bytes say of it without being decoded.
-///
-/// # Errors
-/// [`ImageError`] when they are no image, or one that would be refused.
-pub fn image_facts(image: &Bytes) -> Result<ImageFacts, ImageError> {
-    let header = decode::inspect(image, &Limits::default())?;
-    Ok(ImageFacts {
-        width: header.width,
-        height: header.height,
-        format: header.format.name().to_owned(),
-        bytes: image.len() as u64,
-        sha256: sha256(image),
-    })
-}
-
 /// `202` and the job; with `Prefer: wait`, `200` if it was finished in time.
 async fn answer(state: &AppState, Taken { record, is_replayed, .. }: Taken, wait: Option<Duration>) -> Response {
     let id = record.spec.id.clone();
@@ -368,46 +250,4 @@ async fn answer(state: &AppState, Taken { record, is_replayed, .. }: Taken, wait
         headers.insert(PREFERENCE_APPLIED, applied.expect("digits are ASCII"));
     }
     response
-}
-
-/// Waits for a job, but not beyond the end of this process.
-pub(super) async fn wait_for(state: &AppState, id: &JobId, patience: Duration) -> Result<Waited, queue::QueueError> {
-    tokio::select! {
-        waited = state.queue.wait(id, patience) => waited,
-        () = state.stop.cancelled() => state.queue.wait(id, Duration::ZERO).await,
-    }
-}
-
-/// `wait=N` out of `Prefer` headers (RFC 7240), in seconds, at most [`WAIT_MAX`].
-fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
-    let values = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
-    let mut preferences = values.flat_map(|value| value.split([',', ';'])).map(str::trim);
-    let seconds = preferences.find_map(|preference| preference.strip_prefix("wait="))?;
-    let seconds: u64 = seconds.trim_matches('"').parse().ok()?;
-    Some(Duration::from_secs(seconds).min(WAIT_MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn prefers(values: &[&'static str], seconds: Option<u64>) {
-        let mut headers = HeaderMap::new();
-        for value in values {
-            headers.append("prefer", HeaderValue::from_static(value));
-        }
-        assert_eq!(preferred_wait(&headers), seconds.map(Duration::from_secs), "{values:?}");
-    }
-
-    #[test]
-    fn a_preferred_wait_is_read_and_bounded() {
-        prefers(&[], None);
-        prefers(&["wait=10"], Some(10));
-        prefers(&["respond-async, wait=5"], Some(5));
-        prefers(&["respond-async", "wait=\"7\""], Some(7));
-        prefers(&["wait=100000"], Some(60));
-        prefers(&["wait=-1"], None);
-        prefers(&["wait=soon"], None);
-    }
 }

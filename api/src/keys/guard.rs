@@ -9,11 +9,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::{RequestExt, body::Body};
 
-use super::{Caller, Scope};
+use super::caller::Caller;
+use super::scope::Scope;
 use crate::connections::client_address;
 use crate::error::ApiError;
 use crate::metrics;
 use crate::openapi;
+use crate::path::is_batch_id;
 use crate::state::{AppState, Shared};
 
 /// Routes that need no key: health, and what says how to ask.
@@ -36,7 +38,7 @@ pub(crate) async fn guard(State(state): State<Shared>, mut request: Request, nex
         Ok(permit) => permit,
         Err(error) => {
             if needed(request.method(), &route) == Scope::Submit {
-                metrics::refused(&error);
+                metrics::refused(error.code());
             }
             return error.into_response();
         }
@@ -109,10 +111,11 @@ async fn own(state: &AppState, caller: &Caller, route: &str, request: &mut Reque
     if route.starts_with("/v1/jobs/") {
         // What is not an id is refused by the route itself.
         let Ok(job) = id.parse() else { return Ok(()) };
-        let is_own = state.queue.find(&job).await?.is_none_or(|stored| super::sees(caller, &stored.record));
+        let stored = state.queue.find(&job).await?;
+        let is_own = stored.is_none_or(|stored| caller.sees(stored.record.spec.origin.owner.as_ref()));
         return if is_own { Ok(()) } else { Err(ApiError::JobUnknown(id.to_owned())) };
     }
-    if route.starts_with("/v1/batches/") && crate::batches::is_id(id) {
+    if route.starts_with("/v1/batches/") && is_batch_id(id) {
         let is_own = state.queue.batch(id).await?.is_none_or(|(batch, _)| caller.sees(batch.owner.as_ref()));
         return if is_own { Ok(()) } else { Err(ApiError::BatchUnknown(id.to_owned())) };
     }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use queue::{Priority, Queue};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Key, Limits};
+use super::key::{Key, Limits};
 use crate::error::ApiError;
-use crate::index::IndexError;
-use crate::state::AppState;
+use crate::index::{Index, IndexError};
 
 /// How long a count of waiting jobs is good for.
 const COUNT_AGE: Duration = Duration::from_millis(500);
@@ -157,30 +157,30 @@ pub(super) struct Allowance {
 
 impl Allowance {
     /// The highest priority that the key's jobs may have, if it is limited.
-    pub(super) fn priority_max(&self) -> Option<queue::Priority> {
+    pub(super) fn priority_max(&self) -> Option<Priority> {
         self.key.limits.priority
     }
 
-    pub(super) async fn charge(&self, state: &AppState, bytes: u64) -> Result<Charge, ApiError> {
+    pub(super) async fn charge(&self, index: &Index, queue: &Queue, bytes: u64) -> Result<Charge, ApiError> {
         let limits = &self.key.limits;
         let mut charge = Charge { allowance: self.clone(), bytes: None };
         if limits.queued_jobs.is_none() && limits.queued_bytes.is_none() {
             return Ok(charge);
         }
-        self.count(state).await?;
+        self.count(index, queue).await?;
         let charged = self.limiter.with(&self.key, |usage| usage.charge(limits, bytes));
         charged.map_err(|what| ApiError::TooMany { what, wait: 1 })?;
         charge.bytes = Some(bytes);
         Ok(charge)
     }
 
-    pub(super) async fn waiting(&self, state: &AppState) -> Result<u64, IndexError> {
-        self.count(state).await?;
+    pub(super) async fn waiting(&self, index: &Index, queue: &Queue) -> Result<u64, IndexError> {
+        self.count(index, queue).await?;
         Ok(self.limiter.with(&self.key, |usage| usage.waiting().jobs))
     }
 
     /// Counts anew what waits, unless that was done a moment ago.
-    async fn count(&self, state: &AppState) -> Result<(), IndexError> {
+    async fn count(&self, index: &Index, queue: &Queue) -> Result<(), IndexError> {
         let is_old = |usage: &mut Usage| usage.counted_at.is_none_or(|at| at.elapsed() > COUNT_AGE);
         if !self.limiter.with(&self.key, is_old) {
             return Ok(());
@@ -192,8 +192,8 @@ impl Allowance {
         }
         let submitted = self.limiter.with(&self.key, |usage| usage.submitted);
         // What was accepted just now counts.
-        state.index.catch_up(&state.queue).await?;
-        let (jobs, bytes) = state.index.waiting_of(&self.key.name).await?;
+        index.catch_up(queue).await?;
+        let (jobs, bytes) = index.waiting_of(&self.key.name).await?;
         self.limiter.with(&self.key, |usage| {
             (usage.counted, usage.submitted_then) = (Load { jobs, bytes }, submitted);
             usage.counted_at = Some(Instant::now());

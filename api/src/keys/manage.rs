@@ -12,7 +12,9 @@ use queue::{Queue, Timestamp};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Key, Limits, Scope, hash, store};
+use super::key::{Key, Limits, hash};
+use super::scope::Scope;
+use super::store;
 use crate::error::ApiError;
 use crate::json::{self, Settings};
 use crate::state::Shared;

@@ -12,7 +12,7 @@ use queue::client::{Replaced, Revision};
 use queue::{Queue, QueueError, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Key, has_admin};
+use super::key::Key;
 
 /// Name of the witness in the data folder.
 const WITNESS: &str = "keys.required";
@@ -72,7 +72,7 @@ pub(super) async fn adopt(queue: &Queue, old: Vec<Key>) -> Result<(), QueueError
 /// Whether there is an admin key, other than this one.
 pub(super) fn has_admin_beside(keys: &[Key], id: &str) -> bool {
     let now = Timestamp::now();
-    keys.iter().any(|key| has_admin(key, now) && key.id != id)
+    keys.iter().any(|key| key.is_admin(now) && key.id != id)
 }
 
 /// The witness that there were keys.

@@ -3,26 +3,20 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Json;
-use axum::extract::State;
 use queue::client::{About, Hook, OwedCall};
 use queue::{Queue, QueueError, Timestamp};
 use reqwest::StatusCode;
-use serde::Serialize;
 use serde_json::json;
 use standardwebhooks::Webhook;
 use tokio::task::JoinSet;
-use utoipa::ToSchema;
 
+use super::deliveries::{Delivery, Outcome};
 use super::guard;
 use super::receivers::{CALLS_MAX, CallPermit, Receiver, Receivers};
 use crate::batches;
-use crate::dead::{IdPath, named};
-use crate::error::ApiError;
 use crate::index::{Index, IndexError};
-use crate::jobs::{Job, JobPath, NoJob};
+use crate::jobs::Job;
 use crate::metrics;
-use crate::state::Shared;
 
 /// Pauses before the second and later tries: eight hours in all.
 const PAUSES: [Duration; 9] = [
@@ -44,22 +38,6 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(8 * 60 * 60);
 const OWN_FAULT_PAUSE: Duration = Duration::from_secs(5);
 /// Pause when nothing is due.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
-
-/// An attempt in the delivery log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub(crate) struct Delivery {
-    pub(crate) event: String,
-    pub(crate) url: String,
-    pub(crate) attempt: u32,
-    pub(crate) at: Timestamp,
-    /// Status code of the receiver; absent if it was not reached.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) status: Option<u16>,
-    /// `delivered`, `retrying`, `given_up`, or `disabled` after a 410.
-    pub(crate) outcome: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) error: Option<String>,
-}
 
 /// Delivers calls; clones share it.
 #[derive(Clone)]
@@ -114,7 +92,7 @@ impl Sender {
                 CallPermit::Later(pause) if self.is_given_up(&call, &receiver) => {
                     let error = "its receiver has failed for eight hours".to_owned();
                     match self.attempt(&call).await {
-                        Ok(attempt) => self.conclude(&call, attempt, Err(error), "given_up", None).await,
+                        Ok(attempt) => self.conclude(&call, attempt, Err(error), Outcome::GivenUp, None).await,
                         Err(_) => put_off(&call, pause).await,
                     }
                 }
@@ -155,7 +133,7 @@ impl Sender {
         };
         if is_gone {
             let error = "the receiver answered 410 before; calls to it are stopped".to_owned();
-            return self.conclude(call, attempt, Err(error), "disabled", None).await;
+            return self.conclude(call, attempt, Err(error), Outcome::Disabled, None).await;
         }
         let answer = self.try_call(call, data).await;
         // Of a receiver that does not answer, or cannot now, other calls would fare no better.
@@ -163,12 +141,12 @@ impl Sender {
         self.receivers.note(receiver, is_well, Instant::now());
         let pause = PAUSES.get(attempt.saturating_sub(1) as usize);
         let outcome = match &answer {
-            Ok(status) if status.is_success() => "delivered",
-            Ok(StatusCode::GONE) => "disabled",
-            _ if pause.is_some() => "retrying",
-            _ => "given_up",
+            Ok(status) if status.is_success() => Outcome::Delivered,
+            Ok(StatusCode::GONE) => Outcome::Disabled,
+            _ if pause.is_some() => Outcome::Retrying,
+            _ => Outcome::GivenUp,
         };
-        self.conclude(call, attempt, answer, outcome, pause.copied().filter(|_| outcome == "retrying")).await;
+        self.conclude(call, attempt, answer, outcome, pause.copied().filter(|_| outcome == Outcome::Retrying)).await;
     }
 
     /// Notes how a try has ended; `pause` is the time until the next one.
@@ -177,7 +155,7 @@ impl Sender {
         call: &OwedCall,
         attempt: u32,
         answer: Result<StatusCode, String>,
-        outcome: &str,
+        outcome: Outcome,
         pause: Option<Duration>,
     ) {
         let hook = &call.hook;
@@ -187,11 +165,11 @@ impl Sender {
             attempt,
             at: Timestamp::now(),
             status: answer.as_ref().ok().map(|status| status.as_u16()),
-            outcome: outcome.to_owned(),
+            outcome,
             error: answer.err(),
         };
-        metrics::called(outcome.to_owned());
-        tracing::debug!(about = %hook.about, outcome, attempt, "webhook");
+        metrics::called(outcome.name());
+        tracing::debug!(about = %hook.about, outcome = outcome.name(), attempt, "webhook");
         if let Err(error) = self.index.log_delivery(&hook.about, &delivery).await {
             tracing::warn!(about = %hook.about, %error, "webhook call not written to the delivery log");
         }
@@ -294,39 +272,4 @@ fn event(hook: &Hook) -> String {
         About::Batch(_) => "batch",
     };
     format!("{kind}.{}", hook.state)
-}
-
-/// Attempts to call the webhook.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Deliveries {
-    deliveries: Vec<Delivery>,
-}
-
-/// Returns the webhook delivery log of a job.
-#[utoipa::path(
-    get, path = "/v1/jobs/{id}/deliveries", tag = "jobs", operation_id = "listDeliveries",
-    params(JobPath),
-    responses(
-        (status = 200, description = "All attempts, oldest first.", body = Deliveries),
-        NoJob,
-    ),
-)]
-pub(crate) async fn deliveries(State(state): State<Shared>, id: IdPath) -> Result<Json<Deliveries>, ApiError> {
-    let id = named(id)?;
-    state.queue.find(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
-    Ok(Json(Deliveries { deliveries: state.index.deliveries(&About::Job(id)).await? }))
-}
-
-/// Returns the webhook delivery log of a batch.
-#[utoipa::path(
-    get, path = "/v1/batches/{id}/deliveries", tag = "batches", operation_id = "listBatchDeliveries",
-    params(batches::BatchPath),
-    responses(
-        (status = 200, description = "All attempts, oldest first.", body = Deliveries),
-        batches::NoBatch,
-    ),
-)]
-pub(crate) async fn batch_deliveries(State(state): State<Shared>, id: IdPath) -> Result<Json<Deliveries>, ApiError> {
-    let batch = batches::manage::find(&state, id).await?;
-    Ok(Json(Deliveries { deliveries: state.index.deliveries(&About::Batch(batch.id)).await? }))
 }

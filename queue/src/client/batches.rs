@@ -8,7 +8,7 @@ use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Queue, Replaced, Revision};
+use super::{Queue, Replaced, Revision, Submitted};
 use crate::{
     JobError, JobSpec, PartitionId, QueueError, Record, Sequence, SubmitError, Timestamp, Topic, TopicError, TopicName,
 };
@@ -132,20 +132,20 @@ impl Queue {
     }
 
     /// Takes note of a job that cannot be run: it has failed before it was queued, so that a count of the
-    /// jobs of a batch misses none. Returns the record that stands, which may be another request's.
+    /// jobs of a batch misses none. Another request may have been first.
     ///
     /// # Errors
     /// [`SubmitError`] when it is not known what became of it.
-    pub async fn reject(&self, topic: &Topic, spec: JobSpec, error: JobError) -> Result<Record, SubmitError> {
+    pub async fn reject(&self, topic: &Topic, spec: JobSpec, error: JobError) -> Result<Submitted, SubmitError> {
         let place = PartitionId::of_job(&spec.id, None, topic.settings.partitions, spec.options.priority);
-        let queued = Record::queued(spec, place, Sequence(0));
+        let queued = Record::queued(spec.clone(), place, Sequence(0));
         let failed = queued.fail(error, Timestamp::now()).expect("it has not ended");
         if self.create(&failed).await? == Replaced::Refused
             && let Some(stored) = self.record(&failed.spec.id).await?
         {
-            return Ok(stored.record);
+            return Ok(Submitted::of(stored.record, &spec));
         }
-        Ok(failed)
+        Ok(Submitted::New(failed))
     }
 }
 

@@ -50,7 +50,7 @@ pub use manage::Purged;
 pub use read::Message;
 pub use records::{Replaced, Revision, Stored};
 pub use settle::{AckSubject, Delivery};
-pub use submit::place;
+pub use submit::{Submitted, place};
 pub use wait::Waited;
 
 use crate::error::chain;

@@ -37,17 +37,41 @@ const LOOKS_AT_ONCE: usize = 16;
 /// Places that a job may be offered to.
 const PLACES_MAX: usize = 3;
 
+/// A job that is in the queue.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Submitted {
+    /// By this request.
+    New(Record),
+    /// By an earlier request, or one that was faster.
+    Existing(Record),
+}
+
+impl Submitted {
+    /// `asked` is the specification that this request wrote.
+    pub(super) fn of(record: Record, asked: &JobSpec) -> Self {
+        if record.spec.is_of_request(asked) { Self::New(record) } else { Self::Existing(record) }
+    }
+
+    /// The job's record, whoever submitted it.
+    pub fn into_record(self) -> Record {
+        match self {
+            Self::New(record) | Self::Existing(record) => record,
+        }
+    }
+}
+
 impl Queue {
     /// Queues a job. When this returns a record, the image is durable together with all that the
     /// record says; so is the record, unless the topic has copies and its records no leader now.
     ///
-    /// Another request for the same job may have been first: then the record is of that one, which
-    /// [`JobSpec::is_of_request`] tells.
+    /// Another request for the same job may have been first: then it is [`Submitted::Existing`], with the record of
+    /// that one.
     ///
     /// # Errors
     /// [`SubmitError::Full`] and [`SubmitError::TooLarge`] queue nothing. After
     /// [`SubmitError::Queue`] it is not known whether the job will run.
-    pub async fn submit(&self, topic: &Arc<Topic>, spec: JobSpec, image: Bytes) -> Result<Record, SubmitError> {
+    pub async fn submit(&self, topic: &Arc<Topic>, spec: JobSpec, image: Bytes) -> Result<Submitted, SubmitError> {
+        let asked = spec.clone();
         let topic = &self.with_priority(topic, spec.options.priority).await?;
         let placed = self.publish_job(topic, &spec, &places(topic, &spec), image, None).await?;
         let partition = placed.partition;
@@ -63,7 +87,7 @@ impl Queue {
             },
         };
         self.wake(&record.spec.id, partition).await;
-        Ok(record)
+        Ok(Submitted::of(record, &asked))
     }
 
     /// Writes a new job's record. `None`: its stream has no leader now; it is written when it has.

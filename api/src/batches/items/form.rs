@@ -17,7 +17,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::{BodyEntry, Bounds, Chunks, Sender, hand_over, named, too_large, unless_closed};
 use crate::batches::room::SMALL_BYTES;
 use crate::error::ApiError;
-use crate::openapi::Binary;
+use crate::schema::Binary;
 
 /// What may stand before a file of a form, the preamble included.
 const HEADER_MAX: u64 = 64 * 1024;

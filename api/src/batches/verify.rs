@@ -1,33 +1,28 @@
-//! Looking at batches, calling them off, and proving that none of their jobs is missing.
+//! `GET` and `POST /v1/batches/{id}/verify`: proves that no item of a batch is missing.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use futures::{StreamExt, TryStreamExt};
-use queue::client::{Batch, Canceled, Replaced, Revision, Stored};
-use queue::{JobId, Queue, State as JobState, Timestamp};
+use queue::State as JobState;
+use queue::client::Stored;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::receive::ITEMS_MAX;
+use super::lookup::{find, item_id};
+use super::options::ITEMS_MAX;
 use super::room::{Room, Rooms, SMALL_BYTES};
-use super::{BatchPath, NoBatch, item_id, named, wire};
 use crate::bodies::BUSY_PATIENCE;
-use crate::dead::IdPath;
 use crate::error::ApiError;
 use crate::incoming;
-use crate::index::{Index, IndexError};
-use crate::keys::Caller;
-use crate::state::{AppState, Shared};
+use crate::path::BatchPath;
+use crate::schema::NoBatch;
+use crate::state::Shared;
 
-/// Batches that are listed.
-const LISTED_MAX: usize = 100;
-/// Jobs that are canceled or looked at, at a time.
+/// Jobs that are looked at, at a time.
 const WIDTH: usize = 16;
 /// Jobs of a page.
 const PAGE: usize = 1_000;
@@ -36,105 +31,6 @@ const EXPECTED_BYTES_MAX: usize = 32 << 20;
 const EXPECTED_PATIENCE: Duration = Duration::from_secs(60);
 /// Jobs that are named.
 const NAMED_MAX: usize = 1_000;
-
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Batches {
-    batches: Vec<wire::Document>,
-}
-
-/// Lists the newest batches.
-#[utoipa::path(
-    get, path = "/v1/batches", tag = "batches", operation_id = "listBatches",
-    responses((status = 200, description = "The newest 100.", body = Batches)),
-)]
-pub(crate) async fn list(
-    State(state): State<Shared>,
-    Extension(caller): Extension<Caller>,
-) -> Result<Json<Batches>, ApiError> {
-    let all = state.queue.batches_after(Revision::default()).await?;
-    let mut batches: Vec<Batch> = all.into_iter().map(|(batch, _)| batch).collect();
-    batches.retain(|batch| caller.sees(batch.owner.as_ref()));
-    batches.sort_by_key(|batch| std::cmp::Reverse(batch.created_at));
-    batches.truncate(LISTED_MAX);
-    let mut documents = Vec::new();
-    for batch in &batches {
-        documents.push(wire::shown(&state, batch).await?);
-    }
-    Ok(Json(Batches { batches: documents }))
-}
-
-/// Shows one.
-#[utoipa::path(
-    get, path = "/v1/batches/{id}", tag = "batches", operation_id = "getBatch",
-    params(BatchPath),
-    responses(
-        (status = 200, description = "The job's current state.", body = wire::Document),
-        NoBatch,
-    ),
-)]
-pub(crate) async fn show(State(state): State<Shared>, id: IdPath) -> Result<Json<wire::Document>, ApiError> {
-    Ok(Json(wire::shown(&state, &find(&state, id).await?).await?))
-}
-
-/// The batch in a path.
-pub(crate) async fn find(state: &AppState, id: IdPath) -> Result<Batch, ApiError> {
-    let id = named(id)?;
-    let found = state.queue.batch(&id).await?;
-    found.map(|(batch, _)| batch).ok_or(ApiError::BatchUnknown(id))
-}
-
-/// Cancels the jobs that have not ended.
-#[utoipa::path(
-    delete, path = "/v1/batches/{id}", tag = "batches", operation_id = "cancelBatch",
-    params(BatchPath),
-    responses(
-        (status = 202, description = "Its jobs are being canceled.", body = wire::Document),
-        (status = 409, description = "`batch_finished`."),
-        NoBatch,
-    ),
-)]
-pub(crate) async fn cancel(State(state): State<Shared>, id: IdPath) -> Result<Response, ApiError> {
-    let id = named(id)?;
-    let batch = loop {
-        let Some((batch, revision)) = state.queue.batch(&id).await? else { return Err(ApiError::BatchUnknown(id)) };
-        if wire::document(&state.index, &batch).await?.is_finished() {
-            return Err(ApiError::BatchFinished(id));
-        }
-        let next = Batch { canceled_at: Some(batch.canceled_at.unwrap_or(Timestamp::now())), ..batch.clone() };
-        if next == batch || state.queue.write_batch(revision, &next).await? != Replaced::Refused {
-            break next;
-        }
-    };
-    let (queue, index) = (state.queue.clone(), state.index.clone());
-    tokio::spawn(async move {
-        if let Err(error) = cancel_jobs(&queue, &index, &id).await {
-            tracing::warn!(batch = id, %error, "batch not fully canceled yet");
-        }
-    });
-    Ok((StatusCode::ACCEPTED, Json(wire::shown(&state, &batch).await?)).into_response())
-}
-
-/// Cancels all jobs of a batch that have not ended.
-pub(super) async fn cancel_jobs(queue: &Queue, index: &Index, id: &str) -> Result<(), IndexError> {
-    // Once more after the last one: some may have come while we were at it.
-    for _ in 0..2 {
-        index.catch_up(queue).await?;
-        let open = open_jobs(index, id).await?;
-        let cancels = open.into_iter().map(|job| async move { queue.cancel(&job).await });
-        let _: Vec<Canceled> = futures::stream::iter(cancels).buffer_unordered(WIDTH).try_collect().await?;
-    }
-    Ok(())
-}
-
-async fn open_jobs(index: &Index, id: &str) -> Result<Vec<JobId>, IndexError> {
-    let (mut open, mut after) = (Vec::new(), None);
-    loop {
-        let page = index.batch_page(id, after.as_deref(), PAGE).await?;
-        let Some(last) = page.last() else { return Ok(open) };
-        after = last.spec.origin.custom_id.clone();
-        open.extend(page.iter().filter(|record| !record.is_terminal()).map(|record| record.spec.id.clone()));
-    }
-}
 
 /// Whether each item of a batch has ended, by its record.
 #[derive(Debug, Default, Serialize, ToSchema)]
@@ -166,8 +62,8 @@ pub(crate) struct Verification {
         NoBatch,
     ),
 )]
-pub(crate) async fn verify(State(state): State<Shared>, id: IdPath) -> Result<Json<Verification>, ApiError> {
-    let batch = find(&state, id).await?;
+pub(crate) async fn verify(State(state): State<Shared>, path: BatchPath) -> Result<Json<Verification>, ApiError> {
+    let batch = find(&state, path).await?;
     state.index.catch_up(&state.queue).await?;
     let mut verdict = Verification { total: batch.total, ..Verification::default() };
     let mut after: Option<String> = None;
@@ -214,10 +110,10 @@ struct Names(String);
 )]
 pub(crate) async fn verify_expected(
     State(state): State<Shared>,
-    id: IdPath,
+    path: BatchPath,
     body: Body,
 ) -> Result<Json<Verification>, ApiError> {
-    let batch = find(&state, id).await?;
+    let batch = find(&state, path).await?;
     // What is in memory is lent, as for images.
     let rooms = state.batch_bodies.of_one_batch();
     let reading = tokio::time::timeout(EXPECTED_PATIENCE, read_expected(&rooms, body));
