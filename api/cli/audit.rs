@@ -14,7 +14,7 @@ use crate::topics::connect;
 /// Ends with 1 unless everything adds up.
 pub(crate) async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
     let told = args.accepted.as_deref().map_or(Ok(Vec::new()), read_ids)?;
-    let audit = connect(&args.queue).await?.audit(&args.topic, &told).await?;
+    let audit = connect(&args.queue).await?.admin.audit(&args.topic, &told).await?;
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&audit)?);
     } else {

@@ -48,7 +48,7 @@ pub(crate) async fn run(
     own.state = "ready".into();
     let mut orders = queue.orders(&own.id).await?;
     let mut heard = queue.announcements().await?;
-    let leader = workers.is_range().then(|| queue.singleton("autoscaler"));
+    let leader = workers.is_range().then(|| queue.admin.singleton("autoscaler"));
     let (mut table, mut scaler) = (Table::default(), Scaler::default());
     let mut times = queue.announcement_times().await?;
     let mut due = tokio::time::interval(ANNOUNCE_INTERVAL);
@@ -90,7 +90,7 @@ async fn decide(queue: &Queue, table: &Table, scaler: &mut Scaler) {
     let Ok(topics) = queue.topics().await else { return };
     for topic in topics.iter().filter(|topic| !topic.settings.paused) {
         let Some(model) = &topic.settings.model else { continue };
-        let Ok(depths) = queue.depth(topic).await else { return };
+        let Ok(depths) = queue.topics.depth(topic).await else { return };
         *backlog.entry(model.clone()).or_insert(0) +=
             depths.iter().map(|depth| depth.queued + depth.in_hand).sum::<u64>();
     }

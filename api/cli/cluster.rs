@@ -117,7 +117,7 @@ impl Cluster {
             loop {
                 let defaults = Defaults { replicas: NODES, ..Defaults::default() };
                 if let Ok(queue) = Queue::connect(&address, "sightline start-up", defaults).await
-                    && queue.ensure_storage().await.is_ok()
+                    && queue.admin.ensure_storage().await.is_ok()
                 {
                     return;
                 }

@@ -20,7 +20,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Prints messages until there were enough, or until it is interrupted.
 pub(crate) async fn run(args: ConsumeArgs) -> anyhow::Result<ExitCode> {
     let queue = connect(&args.queue).await?;
-    let topic = queue.read_topic(&args.topic).await?;
+    let topic = queue.fresh_topic(&args.topic).await?;
     let topic = topic.with_context(|| format!("topic {} does not exist", args.topic))?;
     let partitions: Vec<PartitionId> =
         topic.partitions().filter(|partition| args.partition.is_none_or(|wanted| wanted == *partition)).collect();
@@ -29,7 +29,7 @@ pub(crate) async fn run(args: ConsumeArgs) -> anyhow::Result<ExitCode> {
         std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     }
     // Listened to before the first look, so that nothing comes between.
-    let mut rings = queue.rings(topic.name()).await?;
+    let mut rings = queue.logs.rings(topic.name()).await?;
     let mut reader = Reader::new(&queue, &topic, &partitions, &args).await?;
     let mut printed = 0;
     loop {
@@ -76,13 +76,13 @@ impl<'a> Reader<'a> {
         if let Some(group) = &args.group {
             let mut readers = Vec::new();
             for partition in partitions {
-                readers.push(queue.join_group(topic, *partition, group, from).await?);
+                readers.push(queue.logs.join_group(topic, *partition, group, from).await?);
             }
             return Ok(Self::Group { readers, pending: None });
         }
         let mut places = Vec::new();
         for partition in partitions {
-            places.push((*partition, queue.resolve(topic.name(), *partition, from).await?));
+            places.push((*partition, queue.logs.resolve(topic.name(), *partition, from).await?));
         }
         Ok(Self::Alone { queue, topic, places })
     }
@@ -91,7 +91,7 @@ impl<'a> Reader<'a> {
         match self {
             Self::Alone { queue, topic, places } => {
                 let (partition, from) = places[number];
-                Ok(queue.peek(topic.name(), partition, from).await?)
+                Ok(queue.logs.peek(topic.name(), partition, from).await?)
             }
             Self::Group { readers, pending } => {
                 *pending = readers[number].next().await?.map(Box::new);

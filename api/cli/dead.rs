@@ -18,14 +18,14 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
             let queue = connect(&queue).await?;
             let names = match topic {
                 Some(name) => {
-                    vec![queue.read_topic(&name).await?.with_context(|| format!("topic {name} does not exist"))?]
+                    vec![queue.fresh_topic(&name).await?.with_context(|| format!("topic {name} does not exist"))?]
                 }
                 None => queue.topics().await?,
             };
             let mut letters = Vec::new();
             for topic in names {
                 // One more than is shown, to know whether there are more.
-                let mut of_topic = queue.dead_letters(topic.name(), limit.saturating_add(1)).await?;
+                let mut of_topic = queue.jobs.dead_letters(topic.name(), limit.saturating_add(1)).await?;
                 if of_topic.len() > limit {
                     of_topic.truncate(limit);
                     note!("only {limit} of {} are listed; --limit lists more", topic.name());
@@ -46,7 +46,7 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
         }
         DeadAction::Show { id, save, json, queue } => {
             let queue = connect(&queue).await?;
-            let Some((letter, payload)) = queue.dead_letter(&id).await? else {
+            let Some((letter, payload)) = queue.jobs.dead_letter(&id).await? else {
                 bail!("no dead letter for {id}: the job did not fail, was redriven, or its letter has expired");
             };
             if let Some(path) = save {
@@ -69,13 +69,13 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
             let queue = connect(&queue).await?;
             let ids = match all {
                 Some(topic) => {
-                    queue.dead_letters(&topic, usize::MAX).await?.into_iter().map(|letter| letter.id).collect()
+                    queue.jobs.dead_letters(&topic, usize::MAX).await?.into_iter().map(|letter| letter.id).collect()
                 }
                 None => ids,
             };
             let (mut queued, mut left) = (0, 0);
             for id in &ids {
-                match queue.redrive(id).await {
+                match queue.jobs.redrive(id).await {
                     Ok(Redriven::Queued | Redriven::AlreadyQueued) => queued += 1,
                     Err(error) => {
                         left += 1;

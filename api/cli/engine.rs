@@ -142,13 +142,13 @@ impl Engine {
                 if !is_bounded_by_disk {
                     return Ok(self.topic_bytes_max);
                 }
-                let queued = queue.queued_bytes().await?;
+                let queued = queue.admin.queued_bytes().await?;
                 anyhow::Ok(Some(setup::topic_share(None, Some(folder), queued, topics)?))
             };
             let fitted = match wanted.await {
                 // Each change is a write to every stream.
                 Ok(share) if given.is_none_or(|given| differs(share, given)) => {
-                    queue.fit_topics(share).await.map(|()| given = Some(share)).map_err(anyhow::Error::from)
+                    queue.admin.fit_topics(share).await.map(|()| given = Some(share)).map_err(anyhow::Error::from)
                 }
                 Ok(_) => Ok(()),
                 Err(error) => Err(error),

@@ -17,12 +17,12 @@ pub(crate) async fn run(args: OffsetsArgs) -> anyhow::Result<ExitCode> {
     if let Some(OffsetsAction::Reset { topic, group, to, partition, queue }) = args.action {
         let position = position(&to)?;
         let queue = connect(&queue).await?;
-        queue.reset_group(&topic, partition, &group, position).await?;
+        queue.logs.reset_group(&topic, partition, &group, position).await?;
         outln!("group {group} of {topic} continues at {to}");
         return Ok(ExitCode::SUCCESS);
     }
     let topic = args.topic.context("name a topic")?;
-    let offsets = connect(&args.queue).await?.offsets(&topic).await?;
+    let offsets = connect(&args.queue).await?.logs.offsets(&topic).await?;
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&offsets)?);
         return Ok(ExitCode::SUCCESS);

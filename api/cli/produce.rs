@@ -20,7 +20,7 @@ use crate::topics::connect;
 /// Sends everything, in order, and says where it lies.
 pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
     let queue = connect(&args.queue).await?;
-    let topic = queue.read_topic(&args.topic).await?;
+    let topic = queue.fresh_topic(&args.topic).await?;
     let topic = topic
         .with_context(|| format!("topic {} does not exist; create it with sightline topics create", args.topic))?;
     let say = |name: &str, id: &JobId, partition: PartitionId, sequence: Sequence| {
@@ -45,21 +45,22 @@ pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
                     JobOptions { partition_key: args.key.clone(), priority: args.priority, ..JobOptions::default() };
                 let id = JobId::random(topic.name().clone());
                 let spec = spec(id, model, version, options, &image).with_context(|| path.clone())?;
-                let record = queue.submit(&topic, spec, image).await.with_context(|| path.clone())?.into_record();
+                let record = queue.jobs.submit(&topic, spec, image).await.with_context(|| path.clone())?.into_record();
                 say(&path, &record.spec.id, record.partition, record.sequence);
             }
         }
         None if args.paths.is_empty() => {
             for line in std::io::stdin().lock().lines() {
                 let line = line.context("read standard input")?;
-                let (id, partition, sequence) = queue.append(&topic, args.key.as_deref(), line.clone().into()).await?;
+                let (id, partition, sequence) =
+                    queue.logs.append(&topic, args.key.as_deref(), line.clone().into()).await?;
                 say(&line, &id, partition, sequence);
             }
         }
         None => {
             for path in files(&args.paths)? {
                 let payload = Bytes::from(std::fs::read(&path).with_context(|| format!("read {path}"))?);
-                let (id, partition, sequence) = queue.append(&topic, args.key.as_deref(), payload).await?;
+                let (id, partition, sequence) = queue.logs.append(&topic, args.key.as_deref(), payload).await?;
                 say(&path, &id, partition, sequence);
             }
         }

@@ -360,7 +360,7 @@ impl HeldJobs {
             // One that was running may have been what killed the worker.
             let delay = crash_pause(held.attempt);
             tracing::warn!(job_id = %job, attempt = held.attempt, "jobs of a dead worker returned to the queue");
-            if let Err(error) = queue.nak_for(&job, held.partition, &held.ack_subject, delay).await {
+            if let Err(error) = queue.work.nak_for(&job, held.partition, &held.ack_subject, delay).await {
                 tracing::warn!(job_id = %job, %error, "job not returned; its lease will expire");
             }
         }

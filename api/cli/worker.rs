@@ -34,7 +34,7 @@ pub(crate) async fn run(args: WorkerArgs, log: &LogArgs) -> anyhow::Result<ExitC
     let Models { repository, names, cache, .. } = models;
     let threads = args.threads.get();
     let config = ::worker::Config { repository, cache, models: names, runtime, threads, reporter };
-    ::worker::run(config, queue, stop).await?;
+    ::worker::run(config, queue.work, stop).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -105,8 +105,8 @@ pub(crate) async fn admit(
     let charge = caller.charge(&state.index, &state.queue, waiting.unwrap_or(0)).await?;
     spec.origin.lane = lane::of(state, caller, topic, &spec).await;
     let submitted = match input {
-        Input::Image(bytes) => state.queue.submit(topic, spec, bytes).await?,
-        Input::Refused(problem) => state.queue.reject(topic, spec, problem).await?,
+        Input::Image(bytes) => state.queue.jobs.submit(topic, spec, bytes).await?,
+        Input::Refused(problem) => state.queue.jobs.reject(topic, spec, problem).await?,
     };
     if let (Submitted::New(record), Some(_)) = (&submitted, waiting) {
         if let Some(charge) = charge {
@@ -136,7 +136,7 @@ async fn find_topic(state: &AppState, options: &Options, model: &Model) -> Resul
         Some(name) => state.queue.topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?,
         None => {
             let name = TopicName::new(model.name()).map_err(|_| ApiError::Internal)?;
-            state.queue.ensure_topic(&name, model.name()).await?
+            state.queue.topics.ensure(&name, model.name()).await?
         }
     };
     match &topic.settings.model {

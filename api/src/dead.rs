@@ -83,7 +83,7 @@ pub(crate) async fn list(
     ),
 )]
 pub(crate) async fn show(State(state): State<Shared>, JobPath { id }: JobPath) -> Result<Json<DeadLetter>, ApiError> {
-    let letter = state.queue.dead_letter(&id).await?;
+    let letter = state.queue.jobs.dead_letter(&id).await?;
     Ok(Json(letter.ok_or(RedriveError::NoLetter(id))?.0))
 }
 
@@ -97,7 +97,7 @@ pub(crate) async fn show(State(state): State<Shared>, JobPath { id }: JobPath) -
     ),
 )]
 pub(crate) async fn image(State(state): State<Shared>, JobPath { id }: JobPath) -> Result<Response, ApiError> {
-    let (_, payload) = state.queue.dead_letter(&id).await?.ok_or(RedriveError::NoLetter(id))?;
+    let (_, payload) = state.queue.jobs.dead_letter(&id).await?.ok_or(RedriveError::NoLetter(id))?;
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], payload).into_response())
 }
 
@@ -112,7 +112,7 @@ pub(crate) async fn image(State(state): State<Shared>, JobPath { id }: JobPath) 
     ),
 )]
 pub(crate) async fn redrive(State(state): State<Shared>, JobPath { id }: JobPath) -> Result<Json<Redrive>, ApiError> {
-    let outcome = state.queue.redrive(&id).await?;
+    let outcome = state.queue.jobs.redrive(&id).await?;
     Ok(Json(Redrive { id, outcome }))
 }
 
@@ -135,7 +135,7 @@ pub(crate) async fn redrive_all(
 ) -> Result<Json<RedriveAll>, ApiError> {
     let mut all = RedriveAll { redriven: Vec::new(), left: Vec::new() };
     for letter in letters(&state, wish).await? {
-        match state.queue.redrive(&letter.id).await {
+        match state.queue.jobs.redrive(&letter.id).await {
             Ok(outcome) => all.redriven.push(Redrive { id: letter.id, outcome }),
             Err(error) => all.left.push(Left { id: letter.id, problem: error.to_string() }),
         }
@@ -162,7 +162,7 @@ async fn letters(
     };
     let mut letters = Vec::new();
     for topic in topics {
-        letters.extend(state.queue.dead_letters(topic.name(), limit - letters.len().min(limit)).await?);
+        letters.extend(state.queue.jobs.dead_letters(topic.name(), limit - letters.len().min(limit)).await?);
     }
     Ok(letters)
 }

@@ -36,7 +36,7 @@ async fn render_queue(state: &AppState, text: &mut String) {
         Vec::new()
     });
     for topic in topics {
-        match state.queue.depth(&topic).await {
+        match state.queue.topics.depth(&topic).await {
             Ok(depths) => {
                 for depth in depths {
                     let partition = depth.partition.to_string();

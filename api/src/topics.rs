@@ -159,7 +159,7 @@ pub(crate) async fn create(
     wish.change()?.apply(&mut settings);
     settings.ordered = wish.ordered.unwrap_or(false);
     let replicas = wish.replicas.unwrap_or(state.queue.defaults().replicas);
-    state.queue.create_topic(settings, Some(replicas)).await?;
+    state.queue.topics.create(settings, Some(replicas)).await?;
     let mut response = (StatusCode::CREATED, Json(show(&state, &name).await?)).into_response();
     let location = HeaderValue::from_str(&links::to(&format!("/v1/topics/{name}"))).expect("names are ASCII");
     response.headers_mut().insert(header::LOCATION, location);
@@ -188,7 +188,7 @@ pub(crate) async fn alter(
         return Err(ApiError::Json("name, model and ordered are said when a topic is made".into()));
     }
     let change = wish.change()?;
-    state.queue.alter_topic(&name, wish.replicas, |settings| change.apply(settings)).await?;
+    state.queue.topics.alter(&name, wish.replicas, |settings| change.apply(settings)).await?;
     Ok(Json(show(&state, &name).await?))
 }
 
@@ -202,7 +202,7 @@ pub(crate) async fn alter(
     ),
 )]
 pub(crate) async fn delete(State(state): State<Shared>, TopicPath { name }: TopicPath) -> Result<StatusCode, ApiError> {
-    state.queue.delete_topic(&name).await?;
+    state.queue.topics.delete(&name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -219,7 +219,7 @@ pub(crate) async fn purge(
     State(state): State<Shared>,
     TopicPath { name }: TopicPath,
 ) -> Result<Json<Purged>, ApiError> {
-    Ok(Json(state.queue.purge_topic(&name).await?))
+    Ok(Json(state.queue.topics.purge(&name).await?))
 }
 
 /// Stops workers from taking jobs.
@@ -252,12 +252,12 @@ pub(crate) async fn resume(
 }
 
 async fn set_paused(state: &AppState, name: TopicName, paused: bool) -> Result<Json<Topic>, ApiError> {
-    state.queue.pause_topic(&name, paused).await?;
+    state.queue.topics.pause(&name, paused).await?;
     Ok(Json(show(state, &name).await?))
 }
 
 async fn show(state: &AppState, name: &TopicName) -> Result<Topic, ApiError> {
-    Ok(Topic { description: state.queue.describe(name).await?, stalls: state.watch.stalls_of(name) })
+    Ok(Topic { description: state.queue.topics.describe(name).await?, stalls: state.watch.stalls_of(name) })
 }
 
 impl NewTopic {

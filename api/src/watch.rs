@@ -56,7 +56,7 @@ impl Watch {
 
     /// Watches for as long as it is awaited.
     pub(crate) async fn keep(self, queue: Queue, index: Index, roster: Roster) -> Result<(), QueueError> {
-        let repairer = queue.singleton("watchdog");
+        let repairer = queue.admin.singleton("watchdog");
         let mut changes = queue.topic_changes().await?;
         let (mut watchdog, mut sweeper) = (Watchdog::default(), Sweeper::default());
         let mut due = tokio::time::interval(LOOK_INTERVAL);
@@ -107,7 +107,7 @@ impl Watch {
 
 async fn look(queue: &Queue) -> Result<Vec<Description>, String> {
     let topics = queue.topics().await.map_err(|error| error.to_string())?;
-    let described = topics.iter().map(|topic| queue.describe(topic.name()));
+    let described = topics.iter().map(|topic| queue.topics.describe(topic.name()));
     // A topic that vanishes meanwhile is not stalled.
     Ok(futures::future::join_all(described).await.into_iter().flatten().collect())
 }
@@ -128,7 +128,7 @@ impl Sweeper {
                 continue;
             }
             let Ok(Some(topic)) = queue.topic(&described.name).await else { continue };
-            match queue.fail_aged(&topic).await {
+            match queue.admin.fail_aged(&topic).await {
                 Ok(aged) => {
                     if aged.failed > 0 {
                         tracing::warn!(topic = %described.name, jobs = aged.failed, "jobs failed: their inputs expired before they ran");
@@ -146,7 +146,7 @@ impl Sweeper {
 /// Fails jobs that should have begun by now.
 async fn fail_overdue(queue: &Queue, index: &Index) -> Result<(), IndexError> {
     let looks = futures::stream::iter(index.overdue().await?).map(|id| async move {
-        match queue.fail_overdue(&id).await {
+        match queue.admin.fail_overdue(&id).await {
             Ok(true) => tracing::info!(job_id = %id, "job failed: no worker started it before its deadline"),
             Ok(false) => {}
             Err(error) => tracing::warn!(job_id = %id, %error, "expired job not marked as failed"),
@@ -160,7 +160,7 @@ async fn fail_overdue(queue: &Queue, index: &Index) -> Result<(), IndexError> {
 /// Moves a partition's leader.
 async fn spread(queue: &Queue, step: &Move) {
     let Move { topic, partition, to } = step;
-    match queue.move_leader(step).await {
+    match queue.admin.move_leader(step).await {
         Ok(()) => tracing::info!(%topic, %partition, to, "partition has a new leader"),
         Err(error) => tracing::debug!(%topic, %partition, to, %error, "leader not moved"),
     }
@@ -168,7 +168,7 @@ async fn spread(queue: &Queue, step: &Move) {
 
 /// Makes a consumer that is missing, and wakes the workers.
 async fn repair(queue: &Queue, stall: &Stall) {
-    match queue.repair_partition(&stall.topic, stall.partition).await {
+    match queue.admin.repair_partition(&stall.topic, stall.partition).await {
         Ok(()) => {
             tracing::warn!(topic = %stall.topic, partition = %stall.partition, "consumer repaired, workers notified")
         }

@@ -4,11 +4,11 @@
 //! and the job's state is one small [`Record`] that changes only by compare-and-set. From these
 //! two follows everything that Sightline promises; this package never looks into a payload.
 //!
-//! Follow one job: the API [submits](client::Queue::submit) it, a worker
+//! Follow one job: the API [submits](client::Jobs::submit) it, a worker
 //! [fetches](client::Fetcher) it and gets a [`Delivery`](client::Delivery) with a [`Lease`], moves
-//! its record along with [`Queue::replace`](client::Queue::replace), and
+//! its record along with [`WorkerQueue::replace`], and
 //! [settles](client::Delivery::ack) the delivery; waiting clients get a
-//! [notification](client::Queue::wait) and read the record.
+//! [notification](client::Jobs::wait) and read the record.
 //!
 //! ```
 //! use queue::{JobId, PartitionId, Priority, TopicName};
@@ -39,7 +39,7 @@ mod timestamp;
 mod stored;
 
 pub use calendar::Calendar;
-pub use client::Queue;
+pub use client::{Queue, WorkerQueue};
 pub use error::{ConnectError, FetchError, QueueError, SettleError, SubmitError, TopicError};
 pub use job::{IdError, JobId, PartitionId, Priority, Sequence, TopicName};
 pub use lease::Lease;

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{JobId, JobSpec, Queue, QueueError, Timestamp};
+use crate::client::Connection;
+use crate::{JobId, JobSpec, QueueError, Timestamp};
 
 /// How often a member announces itself.
 pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
@@ -294,7 +295,7 @@ impl Table {
     }
 }
 
-/// Resolves when it is time for an announcement; see [`Queue::announcement_times`].
+/// Resolves when it is time for an announcement; see [`Connection::announcement_times`].
 pub struct AnnouncementTimes {
     interval: tokio::time::Interval,
     asked: std::pin::Pin<Box<dyn Stream<Item = ()> + Send>>,
@@ -313,7 +314,7 @@ impl AnnouncementTimes {
 /// Of all members of this process.
 static BEAT: AtomicU64 = AtomicU64::new(1);
 
-impl Queue {
+impl Connection {
     /// Says good-bye for a member.
     pub async fn announce_gone(&self, mut member: Announcement) {
         member.state = GONE.into();
@@ -400,7 +401,7 @@ pub struct Idle {
     pub models: Vec<String>,
 }
 
-impl Queue {
+impl Connection {
     /// Orders to the member of this id, as they come.
     ///
     /// # Errors

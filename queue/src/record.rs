@@ -12,7 +12,7 @@
 //! a client asks for it: the attempts stay, and as many more are allowed.
 //!
 //! The methods are pure: record and time in, next record out. That a next record replaces exactly
-//! the one it was made from is the queue's work ([`Queue::replace`](crate::Queue::replace)); both
+//! the one it was made from is the queue's work ([`WorkerQueue::replace`](crate::WorkerQueue::replace)); both
 //! together make a job's history a line in which the first terminal state wins.
 
 use std::collections::BTreeMap;

@@ -53,7 +53,7 @@ async fn submit(queue: Queue, topic: Arc<Topic>, stop: Arc<AtomicBool>, count: A
         let spec = spec();
         let (id, bytes) = (spec.id.clone(), image(&spec.id));
         // Not accepted is not a promise.
-        if queue.submit(&topic, spec, bytes).await.is_ok() {
+        if queue.jobs.submit(&topic, spec, bytes).await.is_ok() {
             accepted.push(id);
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -63,21 +63,21 @@ async fn submit(queue: Queue, topic: Arc<Topic>, stop: Arc<AtomicBool>, count: A
 
 /// Runs jobs as a worker does, until told to stop.
 async fn work(queue: Queue, topic: Arc<Topic>, stop: Arc<AtomicBool>, ends: Arc<Mutex<BTreeMap<JobId, u32>>>) {
-    let mut fetcher = Fetcher::new(queue.clone()).await.expect("listens");
+    let mut fetcher = Fetcher::new(queue.work.clone()).await.expect("listens");
     while !stop.load(Ordering::Relaxed) {
         for partition in topic.partitions() {
             let Ok(Some(delivery)) = fetcher.fetch(&topic, partition).await else { continue };
             assert_eq!(delivery.payload, image(&delivery.id), "another job's image");
-            let Ok(Some(stored)) = queue.record(&delivery.id).await else { continue };
+            let Ok(Some(stored)) = queue.find_record(&delivery.id).await else { continue };
             if stored.record.is_terminal() {
                 drop(delivery.ack().await);
                 continue;
             }
             let Ok(running) = stored.record.start("test", Timestamp::now()) else { continue };
-            let Ok(Replaced::Done(revision)) = queue.replace(stored.revision, &running).await else { continue };
+            let Ok(Replaced::Done(revision)) = queue.work.replace(stored.revision, &running).await else { continue };
             let done = running.succeed(serde_json::json!({"n": 1}), Default::default(), Timestamp::now());
             let done = done.expect("it runs");
-            if let Ok(Replaced::Done(_)) = queue.replace(revision, &done).await {
+            if let Ok(Replaced::Done(_)) = queue.work.replace(revision, &done).await {
                 *ends.lock().expect("no panic").entry(delivery.id.clone()).or_default() += 1;
                 drop(delivery.ack().await);
             }
@@ -90,7 +90,7 @@ async fn however_often_the_broker_is_killed_every_accepted_job_ends_once() {
     let mut broker = Broker::start().await;
     let defaults = Defaults { lease: Duration::from_secs(2), ..Defaults::default() };
     let queue = broker.queue(defaults).await;
-    let topic = queue.ensure_topic(&TopicName::new("cats").expect("valid"), "cats").await.expect("created");
+    let topic = queue.topics.ensure(&TopicName::new("cats").expect("valid"), "cats").await.expect("created");
     let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let ends = Arc::new(Mutex::new(BTreeMap::new()));
     let count = Arc::new(AtomicUsize::new(0));
@@ -117,13 +117,13 @@ async fn however_often_the_broker_is_killed_every_accepted_job_ends_once() {
     assert!(accepted.len() > 100, "hardly anything was accepted: {}", accepted.len());
     for id in &accepted {
         eventually("an accepted job ends", async || {
-            let stored = queue.record(id).await.expect("answers").expect("an accepted job has a record");
+            let stored = queue.find_record(id).await.expect("answers").expect("an accepted job has a record");
             matches!(stored.record.state, State::Succeeded { .. }).then_some(())
         })
         .await;
     }
     eventually("every message is gone", async || {
-        let depths = queue.depth(&topic).await.ok()?;
+        let depths = queue.topics.depth(&topic).await.ok()?;
         depths.iter().all(|depth| depth.queued + depth.in_hand == 0).then_some(())
     })
     .await;

@@ -133,7 +133,7 @@ async fn a_record_that_the_index_cannot_hold_is_set_aside_and_others_go_on() {
     let image = photo("rocket.jpg");
     let odd = with_nul(JobId::random(name), &image);
     let id = odd.id.to_string();
-    queue.submit(&topic, odd, image.into()).await.expect("accepted");
+    queue.jobs.submit(&topic, odd, image.into()).await.expect("accepted");
     // Behind it: a batch is counted from the index, and a call is noted by it.
     let job = stack.run("model=efficientnet-lite0&metadata.after=it", photo("rocket.jpg")).await;
     eventually("it is listed", async || {

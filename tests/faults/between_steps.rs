@@ -47,7 +47,7 @@ impl Crash {
     async fn with_history(self, steps: &[Record]) -> Self {
         let mut revision = queue::client::Revision::default();
         for step in steps {
-            match self.queue.replace(revision, step).await.expect("written") {
+            match self.queue.work.replace(revision, step).await.expect("written") {
                 Replaced::Done(next) => revision = next,
                 Replaced::Refused => panic!("refused"),
             }
@@ -66,7 +66,7 @@ impl Crash {
         let job = self.stack.finish(&id).await;
         eventually("its message is gone", async || {
             let topic = self.queue.topic(self.record.spec.id.topic()).await.ok()??;
-            let depths = self.queue.depth(&topic).await.ok()?;
+            let depths = self.queue.topics.depth(&topic).await.ok()?;
             depths.iter().all(|depth| depth.queued + depth.in_hand == 0).then_some(())
         })
         .await;
@@ -171,11 +171,11 @@ async fn a_stray_double_of_a_message_is_let_go() {
     signal(worker_pids(&crash.stack)[0], "CONT");
     eventually("the stray message is gone", async || {
         let topic = crash.queue.topic(crash.record.spec.id.topic()).await.ok()??;
-        let depths = crash.queue.depth(&topic).await.ok()?;
+        let depths = crash.queue.topics.depth(&topic).await.ok()?;
         depths.iter().all(|depth| depth.queued + depth.in_hand == 0).then_some(())
     })
     .await;
-    let stored = crash.queue.record(&crash.record.spec.id).await.expect("answered").expect("known");
+    let stored = crash.queue.find_record(&crash.record.spec.id).await.expect("answered").expect("known");
     assert_eq!(stored.record, running, "the job is where its record says, untouched");
 }
 
@@ -216,7 +216,8 @@ async fn succeeds_again(crash: &Crash) {
     })
     .await;
     assert_eq!(job["attempts"].as_array().map(Vec::len), Some(2), "it ran once more, not twice: {job}");
-    let audit = crash.queue.audit(crash.record.spec.id.topic(), std::slice::from_ref(&crash.record.spec.id)).await;
+    let audit =
+        crash.queue.admin.audit(crash.record.spec.id.topic(), std::slice::from_ref(&crash.record.spec.id)).await;
     assert_eq!(audit.expect("answered").wrong, []);
 }
 
@@ -224,7 +225,7 @@ async fn succeeds_again(crash: &Crash) {
 async fn after_the_message_of_a_redrive_the_worker_takes_the_job_back_itself() {
     let crash = failed_and_kept("coffee.png").await;
     let id = &crash.record.spec.id;
-    let stored = crash.queue.record(id).await.expect("answered").expect("known");
+    let stored = crash.queue.find_record(id).await.expect("answered").expect("known");
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Sl-Job", serde_json::to_string(&crash.record.spec).expect("writes").as_str());
     headers.insert("Sl-Again", u64::from(stored.revision).to_string().as_str());
@@ -235,7 +236,7 @@ async fn after_the_message_of_a_redrive_the_worker_takes_the_job_back_itself() {
     published.expect("sent").await.expect("stored");
     succeeds_again(&crash).await;
     // A second request is answered that it is done, and the letter is removed.
-    assert_eq!(crash.queue.redrive(id).await.expect("answered"), Redriven::AlreadyQueued);
+    assert_eq!(crash.queue.jobs.redrive(id).await.expect("answered"), Redriven::AlreadyQueued);
     assert_eq!(crash.dead_letter().await, None);
 }
 
@@ -243,7 +244,7 @@ async fn after_the_message_of_a_redrive_the_worker_takes_the_job_back_itself() {
 async fn many_redrives_at_once_run_a_job_once() {
     let crash = failed_and_kept("coffee.png").await;
     let id = &crash.record.spec.id;
-    let redrives = futures::future::join_all((0..8).map(|_| crash.queue.redrive(id))).await;
+    let redrives = futures::future::join_all((0..8).map(|_| crash.queue.jobs.redrive(id))).await;
     // All of them may have written the very same record.
     assert!(redrives.iter().any(|redrive| matches!(redrive, Ok(Redriven::Queued))), "{redrives:?}");
     let others = |redrive: &Result<Redriven, RedriveError>| {
@@ -257,10 +258,10 @@ async fn many_redrives_at_once_run_a_job_once() {
 async fn a_job_that_is_called_off_after_its_redrive_does_not_run() {
     let crash = failed_and_kept("coffee.png").await;
     let id = &crash.record.spec.id;
-    assert_eq!(crash.queue.redrive(id).await.expect("answered"), Redriven::Queued);
-    let stored = crash.queue.record(id).await.expect("answered").expect("known");
+    assert_eq!(crash.queue.jobs.redrive(id).await.expect("answered"), Redriven::Queued);
+    let stored = crash.queue.find_record(id).await.expect("answered").expect("known");
     let canceled = stored.record.cancel(now()).expect("it is queued");
-    assert!(matches!(crash.queue.replace(stored.revision, &canceled).await.expect("written"), Replaced::Done(_)));
+    assert!(matches!(crash.queue.work.replace(stored.revision, &canceled).await.expect("written"), Replaced::Done(_)));
     let job = crash.take_up().await;
     assert_eq!((job["state"].as_str(), job["attempts"].as_array().map(Vec::len)), (Some("canceled"), Some(1)), "{job}");
 }
@@ -311,6 +312,6 @@ async fn a_redrive_does_not_take_the_message_of_the_run_before_for_its_own() {
     let bare = crash.stack.bare().await;
     let letter = bare.publish_with_headers(subject, headers, Bytes::from(photo("coffee.png"))).await;
     letter.expect("sent").await.expect("stored");
-    assert_eq!(crash.queue.redrive(id).await.expect("answered"), Redriven::Queued);
+    assert_eq!(crash.queue.jobs.redrive(id).await.expect("answered"), Redriven::Queued);
     succeeds_again(&crash).await;
 }

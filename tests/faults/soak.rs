@@ -151,7 +151,7 @@ async fn room_files_and_memory_follow_what_lives() {
     let queue = stack.queue().await;
     let topic = MODEL.parse().expect("a name");
     eventually("it adds up", async || {
-        let audit = queue.audit(&topic, &[]).await.ok()?;
+        let audit = queue.admin.audit(&topic, &[]).await.ok()?;
         (audit.is_balanced() && audit.accepted >= tally.accepted.load(Ordering::Relaxed)).then_some(())
     })
     .await;

@@ -14,8 +14,8 @@ use super::{LEASE, defaults, is_drained, next, spec, with_topic};
 async fn a_job_whose_lease_ends_comes_again_and_the_first_holder_may_not_settle_it() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
-    queue.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted");
-    let mut fetcher = Fetcher::new(queue).await.expect("listens");
+    queue.jobs.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted");
+    let mut fetcher = Fetcher::new(queue.work).await.expect("listens");
     let first = next(&mut fetcher, &topic).await;
     let second = next(&mut fetcher, &topic).await;
     assert_eq!((first.id.clone(), first.sequence), (second.id.clone(), second.sequence));
@@ -30,8 +30,8 @@ async fn a_job_whose_lease_ends_comes_again_and_the_first_holder_may_not_settle_
 async fn a_renewed_lease_holds() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
-    queue.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted");
-    let mut fetcher = Fetcher::new(queue).await.expect("listens");
+    queue.jobs.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted");
+    let mut fetcher = Fetcher::new(queue.work).await.expect("listens");
     let delivery = next(&mut fetcher, &topic).await;
     let end = Instant::now() + 3 * LEASE;
     while Instant::now() < end {
@@ -46,9 +46,9 @@ async fn a_renewed_lease_holds() {
 async fn a_hand_back_comes_at_once_with_a_wake_up_and_a_nak_after_its_delay() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
-    queue.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted");
+    queue.jobs.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted");
     let mut wakes = queue.wakes().await.expect("listens");
-    let mut fetcher = Fetcher::new(queue).await.expect("listens");
+    let mut fetcher = Fetcher::new(queue.work).await.expect("listens");
     next(&mut fetcher, &topic).await.nak(Duration::ZERO).await.expect("handed back");
     let (woken, _) = wakes.next().await.expect("a wake-up");
     assert_eq!(&woken, topic.name());
@@ -66,12 +66,12 @@ async fn jobs_are_shared_by_all_who_ask_and_none_goes_to_two() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, queue::topic::Defaults { lease: 30 * LEASE, ..defaults() }).await;
     for _ in 0..60 {
-        queue.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted");
+        queue.jobs.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted");
     }
     let workers = (0..4).map(|_| {
         let (queue, topic) = (queue.clone(), topic.clone());
         tokio::spawn(async move {
-            let mut fetcher = Fetcher::new(queue).await.expect("listens");
+            let mut fetcher = Fetcher::new(queue.work).await.expect("listens");
             let mut taken = Vec::new();
             for _ in 0..15 {
                 let delivery = next(&mut fetcher, &topic).await;
@@ -91,8 +91,8 @@ async fn jobs_are_shared_by_all_who_ask_and_none_goes_to_two() {
 async fn a_dead_letter_may_be_written_twice_and_is_there_once() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
-    queue.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted");
-    let mut fetcher = Fetcher::new(queue).await.expect("listens");
+    queue.jobs.submit(&topic, spec(), Bytes::from_static(b"image")).await.expect("accepted");
+    let mut fetcher = Fetcher::new(queue.work).await.expect("listens");
     let delivery = next(&mut fetcher, &topic).await;
     for _ in 0..2 {
         delivery.write_dead_letter("image_corrupt: Käse\r\nNats-Rollup: all", &[]).await.expect("written");

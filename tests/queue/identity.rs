@@ -20,12 +20,12 @@ fn request(of: &JobSpec, image: &str) -> (JobSpec, Bytes) {
 async fn of_two_images_for_one_job_at_once_the_record_is_of_the_one_that_runs() {
     let broker = Broker::start().await;
     let (queue, topic) = with_topic(&broker, defaults()).await;
-    let mut fetcher = Fetcher::new(queue.clone()).await.expect("listens");
+    let mut fetcher = Fetcher::new(queue.work.clone()).await.expect("listens");
     for round in 0..100 {
         let of = spec();
         let [one, other] = ["one", "other"].map(|which| request(&of, &format!("{which} {round}")));
         let submit = async |(spec, image): (JobSpec, Bytes)| {
-            let record = queue.submit(&topic, spec.clone(), image).await.expect("answered").into_record();
+            let record = queue.jobs.submit(&topic, spec.clone(), image).await.expect("answered").into_record();
             (record.spec.is_of_request(&spec), record)
         };
         let (first, second) = tokio::join!(submit(one), submit(other));
@@ -57,15 +57,15 @@ async fn after_a_crash_between_message_and_record_another_request_does_not_relab
     let of = spec();
     let (crashed, later) = (request(&of, "crashed"), request(&of, "later"));
     publish_message(&broker, &topic, &crashed).await;
-    let record = queue.submit(&topic, later.0.clone(), later.1).await.expect("answered").into_record();
+    let record = queue.jobs.submit(&topic, later.0.clone(), later.1).await.expect("answered").into_record();
     assert!(record.spec.is_of_request(&crashed.0) && !record.spec.is_of_request(&later.0));
-    let mut fetcher = Fetcher::new(queue).await.expect("listens");
+    let mut fetcher = Fetcher::new(queue.work).await.expect("listens");
     let delivery = next(&mut fetcher, &topic).await;
     assert_eq!((&delivery.payload[..], record.spec.image.sha256.as_str()), (&b"crashed"[..], "crashed"));
 }
 
 async fn keys(queue: &Queue) -> Option<(serde_json::Value, Revision)> {
-    queue.keys().await.expect("answered")
+    queue.keys.read().await.expect("answered")
 }
 
 #[tokio::test]
@@ -73,11 +73,11 @@ async fn keys_change_whole_and_only_over_what_was_read() {
     let broker = Broker::start().await;
     let queue = broker.queue(defaults()).await;
     assert_eq!(keys(&queue).await, None);
-    assert!(matches!(queue.write_keys(Revision::default(), &json!([1])).await, Ok(Replaced::Done(_))));
-    assert_eq!(queue.write_keys(Revision::default(), &json!([2])).await.ok(), Some(Replaced::Refused));
+    assert!(matches!(queue.keys.write(Revision::default(), &json!([1])).await, Ok(Replaced::Done(_))));
+    assert_eq!(queue.keys.write(Revision::default(), &json!([2])).await.ok(), Some(Replaced::Refused));
     let (known, revision) = keys(&queue).await.expect("written");
     assert_eq!(known, json!([1]));
-    assert!(matches!(queue.write_keys(revision, &json!([1, 2])).await, Ok(Replaced::Done(_))));
+    assert!(matches!(queue.keys.write(revision, &json!([1, 2])).await, Ok(Replaced::Done(_))));
     let other = broker.queue(defaults()).await;
     assert_eq!(keys(&other).await.expect("written").0, json!([1, 2]));
 }
@@ -86,13 +86,13 @@ async fn keys_change_whole_and_only_over_what_was_read() {
 async fn how_far_calls_are_noted_never_goes_back_and_begins_with_a_topic() {
     let broker = Broker::start().await;
     let (queue, _) = with_topic(&broker, defaults()).await;
-    let told = async || queue.told(&name()).await.expect("answered").map(u64::from);
+    let told = async || queue.hooks.told(&name()).await.expect("answered").map(u64::from);
     assert_eq!(told().await, Some(0));
     for (noted, expected) in [(5, 5), (3, 5), (9, 9)] {
-        queue.note_told(&name(), Revision::from(noted)).await.expect("noted");
+        queue.hooks.note_told(&name(), Revision::from(noted)).await.expect("noted");
         assert_eq!(told().await, Some(expected));
     }
-    queue.delete_topic(&name()).await.expect("deleted");
-    queue.ensure_topic(&name(), "cats").await.expect("made anew");
+    queue.topics.delete(&name()).await.expect("deleted");
+    queue.topics.ensure(&name(), "cats").await.expect("made anew");
     assert_eq!(told().await, Some(0));
 }

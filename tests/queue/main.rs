@@ -50,7 +50,7 @@ fn defaults() -> Defaults {
 /// A queue with one topic.
 async fn with_topic(broker: &harness::Broker, defaults: Defaults) -> (Queue, Arc<Topic>) {
     let queue = broker.queue(defaults).await;
-    let topic = queue.ensure_topic(&name(), "cats").await.expect("created");
+    let topic = queue.topics.ensure(&name(), "cats").await.expect("created");
     (queue, topic)
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use models::postprocess::Wishes;
 use queue::client::{Delivery, Replaced, Revision, Stored};
 use queue::members::Stage;
-use queue::{JobError, JobSpec, Queue, QueueError, Record, SettleError, State, Timestamp, Topic};
+use queue::{JobError, JobSpec, QueueError, Record, SettleError, State, Timestamp, Topic, WorkerQueue};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +31,7 @@ const ARRIVAL_MAX: Duration = Duration::from_millis(100);
 /// What all jobs of a worker need.
 #[derive(Clone)]
 pub(crate) struct JobContext {
-    pub(crate) queue: Queue,
+    pub(crate) queue: WorkerQueue,
     pub(crate) engine: Engine,
     /// The worker's member id.
     pub(crate) member: String,
@@ -103,7 +103,7 @@ impl InHand {
     /// Reads the record ahead, while another job is in the model.
     pub(crate) async fn look(&mut self, bench: &JobContext) {
         // What goes wrong here is found, and said, when the job begins.
-        self.seen = bench.queue.record(&self.delivery.id).await.ok().flatten();
+        self.seen = bench.queue.find_record(&self.delivery.id).await.ok().flatten();
     }
 
     /// Where it comes from.
@@ -211,7 +211,7 @@ impl InHand {
         let stored = match self.seen.take() {
             // What had ended then may have been asked for again since.
             Some(seen) if !seen.record.is_terminal() => Some(seen),
-            _ => bench.queue.record(&self.delivery.id).await?,
+            _ => bench.queue.find_record(&self.delivery.id).await?,
         };
         let (record, revision) = match (stored, &self.delivery.spec) {
             (Some(Stored { record, revision }), _) => (record, revision),

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures::{FutureExt, Stream, StreamExt};
 use queue::client::{Delivery, Fetcher};
 use queue::members::Idle;
-use queue::{Queue, Topic, TopicName};
+use queue::{Topic, TopicName, WorkerQueue};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -34,7 +34,7 @@ const IDLE_PATIENCE: Duration = Duration::from_millis(20);
 
 /// Finds jobs.
 pub(crate) struct Intake {
-    queue: Queue,
+    queue: WorkerQueue,
     fetcher: Fetcher,
     wakes: Pin<Box<dyn Stream<Item = TopicPartition> + Send>>,
     /// Topics that have just changed.
@@ -49,7 +49,7 @@ pub(crate) struct Intake {
 
 impl Intake {
     /// Listens for wake-ups; `start` is where in the round to begin.
-    pub(crate) async fn new(queue: Queue, idle: Idle, start: usize) -> Result<Self, WorkerError> {
+    pub(crate) async fn new(queue: WorkerQueue, idle: Idle, start: usize) -> Result<Self, WorkerError> {
         let wakes = Box::pin(queue.wakes().await?);
         let changes = Box::pin(queue.topic_changes().await?);
         let fetcher = Fetcher::new(queue.clone()).await?;

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use queue::members::Table;
-use queue::{JobSpec, Queue};
+use queue::{JobSpec, WorkerQueue};
 use tokio::time::Instant;
 
 use crate::rounds::TopicPartition;
@@ -30,7 +30,7 @@ pub(crate) struct Peers(Option<(Instant, Table)>);
 
 impl Peers {
     /// Whether some worker has the files that a job was promised.
-    pub(crate) async fn can_run(&mut self, queue: &Queue, spec: &JobSpec) -> bool {
+    pub(crate) async fn can_run(&mut self, queue: &WorkerQueue, spec: &JobSpec) -> bool {
         if self.0.as_ref().is_none_or(|(at, _)| at.elapsed() > FRESH) {
             match queue.ask_members().await {
                 Ok(table) => self.0 = Some((Instant::now(), table)),

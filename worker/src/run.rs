@@ -8,7 +8,7 @@ use futures::{FutureExt, Stream, StreamExt};
 use models::{Cache, Repository};
 use queue::members::Idle;
 use queue::tasks::Tasks;
-use queue::{Queue, QueueError};
+use queue::{QueueError, WorkerQueue};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -50,7 +50,7 @@ pub struct Config {
 ///
 /// # Errors
 /// [`WorkerError`] when it cannot start, or has to end because a run is stuck.
-pub async fn run(config: Config, queue: Queue, stop: CancellationToken) -> Result<(), WorkerError> {
+pub async fn run(config: Config, queue: WorkerQueue, stop: CancellationToken) -> Result<(), WorkerError> {
     let status = Status::new(&config.models);
     let member = status.snapshot().id;
     // Ends with this function: a worker that is gone must not go on announcing itself.
@@ -180,7 +180,7 @@ async fn a_worker_is_idle(idle: &mut (impl Stream<Item = Idle> + Unpin), job: &I
     std::future::pending().await
 }
 
-async fn announce(queue: Queue, status: Status) -> Result<(), QueueError> {
+async fn announce(queue: WorkerQueue, status: Status) -> Result<(), QueueError> {
     let mut due = queue.announcement_times().await?;
     loop {
         due.next().await;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
-use queue::{JobId, Queue, QueueError, State};
+use queue::{JobId, QueueError, State, WorkerQueue};
 use tokio_util::sync::CancellationToken;
 
 /// The jobs that this process has begun; clones share it.
@@ -28,11 +28,11 @@ impl Runs {
 
     /// Listens for jobs that are canceled, for as long as it is awaited. What it hears is only a
     /// hint; the record says whether it is so.
-    pub(crate) async fn keep(self, queue: Queue) -> Result<(), QueueError> {
+    pub(crate) async fn keep(self, queue: WorkerQueue) -> Result<(), QueueError> {
         let mut cancels = queue.cancels().await?;
         while let Some(id) = cancels.next().await {
             let Some(token) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned() else { continue };
-            match queue.record(&id).await {
+            match queue.find_record(&id).await {
                 Ok(Some(stored)) if matches!(stored.record.state, State::Canceled { .. }) => token.cancel(),
                 Ok(_) => {}
                 Err(error) => tracing::warn!(job_id = %id, %error, "unknown whether the job was canceled"),

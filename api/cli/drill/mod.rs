@@ -139,7 +139,7 @@ async fn count(
     // The same once more, from the queue's side.
     let queue = Queue::connect(&Address::parse(&stack.queue_url())?, "sightline drill", Defaults::default()).await?;
     for topic in queue.topics().await? {
-        for wrong in queue.audit(topic.name(), accepted).await?.wrong {
+        for wrong in queue.admin.audit(topic.name(), accepted).await?.wrong {
             note!("{}: {:?}", wrong.id, wrong.problem);
             match wrong.problem {
                 Problem::Unknown => ends.lost.insert(wrong.id),

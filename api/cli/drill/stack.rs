@@ -172,7 +172,7 @@ impl Stack {
         let defaults = Defaults::default();
         let queue = Queue::connect(&Address::parse(&self.queue_url())?, "sightline drill", defaults).await?;
         for topic in queue.topics().await? {
-            for partition in queue.describe(topic.name()).await?.partitions {
+            for partition in queue.topics.describe(topic.name()).await?.partitions {
                 ensure!(
                     partition.leader != "none" && partition.replicas.iter().all(|replica| replica.current),
                     "not yet"

@@ -30,27 +30,27 @@ pub(crate) async fn run(args: TopicsArgs) -> anyhow::Result<ExitCode> {
     match args.action {
         TopicsAction::List(args) => list(&connect(&args.queue).await?, args.json).await?,
         TopicsAction::Describe(args) => {
-            let described = connect(&args.queue).await?.describe(&args.topic).await?;
+            let described = connect(&args.queue).await?.topics.describe(&args.topic).await?;
             show(&described, args.json)?;
         }
         TopicsAction::Create(args) => create(*args).await?,
         TopicsAction::Alter(args) => {
             let queue = connect(&args.queue).await?;
             let replicas = args.settings.replicas.map(usize::from);
-            queue.alter_topic(&args.topic, replicas, |settings| change(&args.settings).apply(settings)).await?;
+            queue.topics.alter(&args.topic, replicas, |settings| change(&args.settings).apply(settings)).await?;
             if let Some(replicas) = replicas {
                 wait_for_copies(&queue, &args.topic, replicas).await?;
             }
-            show(&queue.describe(&args.topic).await?, false)?;
+            show(&queue.topics.describe(&args.topic).await?, false)?;
         }
         TopicsAction::Delete(args) => {
             let queue = confirmed(&args, "Everything in it is lost: jobs, results, dead letters.").await?;
-            queue.delete_topic(&args.topic).await?;
+            queue.topics.delete(&args.topic).await?;
             outln!("topic {} deleted", args.topic);
         }
         TopicsAction::Purge(args) => {
             let queue = confirmed(&args, "Queued jobs are canceled.").await?;
-            let purged = queue.purge_topic(&args.topic).await?;
+            let purged = queue.topics.purge(&args.topic).await?;
             outln!("{} jobs canceled, {} messages removed", purged.canceled, purged.messages);
         }
         TopicsAction::Pause(args) => set_paused(&args, true).await?,
@@ -70,7 +70,7 @@ async fn list(queue: &Queue, json: bool) -> anyhow::Result<()> {
     let topics = queue.topics().await?;
     let mut described = Vec::with_capacity(topics.len());
     for topic in &topics {
-        described.push(queue.describe(topic.name()).await?);
+        described.push(queue.topics.describe(topic.name()).await?);
     }
     if json {
         outln!("{}", serde_json::to_string_pretty(&described)?);
@@ -188,18 +188,18 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     change(&args.settings).apply(&mut settings);
     settings.ordered = args.ordered;
     let is_log = settings.retention != queue::topic::Retention::Work;
-    queue.create_topic(settings, args.settings.replicas.map(usize::from)).await?;
+    queue.topics.create(settings, args.settings.replicas.map(usize::from)).await?;
     if is_log && model.is_some() {
         note!("note: a log drops its oldest messages by age and size, even if they never ran");
     }
-    show(&queue.describe(&args.topic).await?, false)
+    show(&queue.topics.describe(&args.topic).await?, false)
 }
 
 /// Waits until every partition has its copies, and says how many have.
 async fn wait_for_copies(queue: &Queue, topic: &TopicName, replicas: usize) -> anyhow::Result<()> {
     let (began, mut told) = (Instant::now(), usize::MAX);
     loop {
-        let partitions = queue.describe(topic).await?.partitions;
+        let partitions = queue.topics.describe(topic).await?.partitions;
         // A partition lists the copies beside its leader's.
         let is_done = |partition: &&queue::client::Partition| {
             partition.replicas.len() + 1 == replicas && partition.replicas.iter().all(|replica| replica.current)
@@ -245,7 +245,7 @@ fn change(args: &SettingsArgs) -> Change {
 
 async fn set_paused(args: &NamedArgs, paused: bool) -> anyhow::Result<()> {
     let queue = connect(&args.queue).await?;
-    queue.pause_topic(&args.topic, paused).await?;
+    queue.topics.pause(&args.topic, paused).await?;
     outln!("topic {} {}", args.topic, if paused { "is paused; its jobs wait" } else { "is resumed" });
     Ok(())
 }
@@ -253,7 +253,7 @@ async fn set_paused(args: &NamedArgs, paused: bool) -> anyhow::Result<()> {
 /// Connects, and asks whether it is meant.
 async fn confirmed(args: &ConfirmedArgs, consequence: &str) -> anyhow::Result<Queue> {
     let queue = connect(&args.queue).await?;
-    let described = queue.describe(&args.topic).await?;
+    let described = queue.topics.describe(&args.topic).await?;
     if !args.yes {
         ensure!(std::io::stdin().is_terminal(), "stdin is not a terminal; pass --yes to confirm");
         let waiting: u64 = described.partitions.iter().map(|partition| partition.messages).sum();

@@ -44,22 +44,22 @@ pub(crate) async fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     let models = Models::open(&args.models)?;
     let (model, version) = find(&models, &args.model)?;
     let queue = connect(&args.queue).await?;
-    let log = queue.read_topic(&args.topic).await?.with_context(|| format!("topic {} does not exist", args.topic))?;
+    let log = queue.fresh_topic(&args.topic).await?.with_context(|| format!("topic {} does not exist", args.topic))?;
     ensure!(
         log.settings.retention != Retention::Work,
         "topic {} keeps nothing to replay: only a log does (topics create --retention log:24h)",
         args.topic
     );
-    let target = queue.ensure_topic(&TopicName::new(model.name())?, model.name()).await?;
+    let target = queue.topics.ensure(&TopicName::new(model.name())?, model.name()).await?;
     let mut messages = Vec::new();
     for partition in log.partitions() {
-        let last = queue.bounds(log.name(), partition).await?.last;
+        let last = queue.logs.bounds(log.name(), partition).await?.last;
         let (queue, log) = (queue.clone(), log.clone());
         messages.push(
             futures::stream::try_unfold(Sequence(1), move |from| {
                 let (queue, log) = (queue.clone(), log.clone());
                 async move {
-                    let next = queue.peek(log.name(), partition, from).await?;
+                    let next = queue.logs.peek(log.name(), partition, from).await?;
                     let next = next.filter(|message| message.sequence <= last);
                     anyhow::Ok(next.map(|message| {
                         let after = Sequence(message.sequence.0 + 1);
@@ -82,7 +82,7 @@ pub(crate) async fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
                 return Ok((message, None));
             };
             let after = run_one(queue, target, spec, &message).await?;
-            let before = queue.record(&original).await?.map(|stored| stored.record.state);
+            let before = queue.find_record(&original).await?.map(|stored| stored.record.state);
             anyhow::Ok((message, Some((before, after))))
         }
     };
@@ -120,8 +120,8 @@ pub(crate) async fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
 async fn run_one(queue: &Queue, target: &Arc<Topic>, spec: queue::JobSpec, message: &Message) -> anyhow::Result<State> {
     let id = spec.id.clone();
     // An earlier replay has asked for it already.
-    if queue.record(&id).await?.is_none() {
-        while let Err(error) = queue.submit(target, spec.clone(), message.payload.clone()).await {
+    if queue.find_record(&id).await?.is_none() {
+        while let Err(error) = queue.jobs.submit(target, spec.clone(), message.payload.clone()).await {
             match error {
                 SubmitError::Full { .. } => tokio::time::sleep(FULL_PAUSE).await,
                 error => return Err(error.into()),
@@ -129,7 +129,7 @@ async fn run_one(queue: &Queue, target: &Arc<Topic>, spec: queue::JobSpec, messa
         }
     }
     loop {
-        match queue.wait(&id, LOOK).await? {
+        match queue.jobs.wait(&id, LOOK).await? {
             Waited::Finished(stored) => return Ok(stored.record.state),
             Waited::StillOpen(_) => {}
             Waited::Unknown => anyhow::bail!("the result of {id} has expired"),

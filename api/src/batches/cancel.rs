@@ -32,12 +32,14 @@ const PAGE: usize = 1_000;
 )]
 pub(crate) async fn cancel(State(state): State<Shared>, BatchPath { id }: BatchPath) -> Result<Response, ApiError> {
     let batch = loop {
-        let Some((batch, revision)) = state.queue.batch(&id).await? else { return Err(ApiError::BatchUnknown(id)) };
+        let Some((batch, revision)) = state.queue.batches.get(&id).await? else {
+            return Err(ApiError::BatchUnknown(id));
+        };
         if wire::document(&state.index, &batch).await?.is_finished() {
             return Err(ApiError::BatchFinished(id));
         }
         let next = Batch { canceled_at: Some(batch.canceled_at.unwrap_or(Timestamp::now())), ..batch.clone() };
-        if next == batch || state.queue.write_batch(revision, &next).await? != Replaced::Refused {
+        if next == batch || state.queue.batches.write(revision, &next).await? != Replaced::Refused {
             break next;
         }
     };
@@ -56,7 +58,7 @@ pub(super) async fn cancel_jobs(queue: &Queue, index: &Index, id: &str) -> Resul
     for _ in 0..2 {
         index.catch_up(queue).await?;
         let open = open_jobs(index, id).await?;
-        let cancels = open.into_iter().map(|job| async move { queue.cancel(&job).await });
+        let cancels = open.into_iter().map(|job| async move { queue.jobs.cancel(&job).await });
         let _: Vec<Canceled> = futures::stream::iter(cancels).buffer_unordered(WIDTH).try_collect().await?;
     }
     Ok(())

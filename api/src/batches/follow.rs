@@ -86,7 +86,7 @@ impl Follower {
 
     /// Follows for as long as it is awaited.
     pub(crate) async fn keep(mut self) -> Result<(), QueueError> {
-        let chosen = self.queue.singleton("batches");
+        let chosen = self.queue.admin.singleton("batches");
         let mut due = tokio::time::interval(LOOK_INTERVAL);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -101,9 +101,9 @@ impl Follower {
     }
 
     async fn look(&mut self) -> Result<(), IndexError> {
-        let end = self.queue.batches_end().await?;
+        let end = self.queue.batches.end().await?;
         if end != self.seen {
-            for (batch, revision) in self.queue.batches_after(self.seen).await? {
+            for (batch, revision) in self.queue.batches.after(self.seen).await? {
                 self.open.insert(batch.id.clone(), (batch, revision));
             }
             self.seen = end;
@@ -138,7 +138,7 @@ impl Follower {
         let error = JobError::new("too_many_failures", format!("more than {limit} of its jobs have failed"));
         let next = Batch { canceled_at: Some(Timestamp::now()), error: Some(error), ..batch.clone() };
         // If another process has written, the next round sees it.
-        if let Replaced::Done(_) = self.queue.write_batch(revision, &next).await? {
+        if let Replaced::Done(_) = self.queue.batches.write(revision, &next).await? {
             tracing::warn!(batch = batch.id, limit, "batch canceled: too many of its jobs failed");
         }
         Ok(())
@@ -150,10 +150,10 @@ impl Follower {
             // A batch that grows after its end ends once more.
             let size = batch.total.unwrap_or_default();
             let owner = batch.owner.clone();
-            self.queue.owe(&Hook { about, state: "finished".into(), revision: size, url, owner }).await?;
+            self.queue.hooks.owe(&Hook { about, state: "finished".into(), revision: size, url, owner }).await?;
         }
         let next = Batch { finished_at: Some(Timestamp::now()), ..batch.clone() };
-        self.queue.write_batch(revision, &next).await.map(drop)
+        self.queue.batches.write(revision, &next).await.map(drop)
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) async fn list(
     State(state): State<Shared>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<Batches>, ApiError> {
-    let all = state.queue.batches_after(Revision::default()).await?;
+    let all = state.queue.batches.after(Revision::default()).await?;
     let mut batches: Vec<Batch> = all.into_iter().map(|(batch, _)| batch).collect();
     batches.retain(|batch| caller.sees(batch.owner.as_ref()));
     batches.sort_by_key(|batch| std::cmp::Reverse(batch.created_at));

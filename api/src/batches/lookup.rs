@@ -9,7 +9,7 @@ use crate::state::AppState;
 
 /// The batch in a path.
 pub(crate) async fn find(state: &AppState, BatchPath { id }: BatchPath) -> Result<Batch, ApiError> {
-    let found = state.queue.batch(&id).await?;
+    let found = state.queue.batches.get(&id).await?;
     found.map(|(batch, _)| batch).ok_or(ApiError::BatchUnknown(id))
 }
 

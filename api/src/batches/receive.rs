@@ -221,7 +221,7 @@ async fn receive(
 /// for what is said anew.
 async fn open(state: &AppState, new: Batch) -> Result<Batch, ApiError> {
     loop {
-        if let Some((batch, revision)) = state.queue.batch(&new.id).await? {
+        if let Some((batch, revision)) = state.queue.batches.get(&new.id).await? {
             // Two owners may take the same id at the same moment.
             if batch.owner != new.owner {
                 return Err(ApiError::BatchUnknown(new.id));
@@ -237,12 +237,12 @@ async fn open(state: &AppState, new: Batch) -> Result<Batch, ApiError> {
                 webhook: new.webhook.clone().or(batch.webhook.clone()),
                 ..batch.clone()
             };
-            if next == batch || state.queue.write_batch(revision, &next).await? != Replaced::Refused {
+            if next == batch || state.queue.batches.write(revision, &next).await? != Replaced::Refused {
                 return Ok(next);
             }
             continue;
         }
-        if let Replaced::Done(_) = state.queue.write_batch(queue::client::Revision::default(), &new).await? {
+        if let Replaced::Done(_) = state.queue.batches.write(queue::client::Revision::default(), &new).await? {
             return Ok(new);
         }
     }
@@ -252,7 +252,7 @@ async fn open(state: &AppState, new: Batch) -> Result<Batch, ApiError> {
 async fn close(state: &AppState, id: &str, count: u64, are_new: bool, skipped: Skipped) -> Result<Batch, ApiError> {
     state.index.catch_up(&state.queue).await?;
     loop {
-        let Some((batch, revision)) = state.queue.batch(id).await? else {
+        let Some((batch, revision)) = state.queue.batches.get(id).await? else {
             return Err(ApiError::BatchUnknown(id.to_owned()));
         };
         if batch.canceled_at.is_some() {
@@ -269,7 +269,7 @@ async fn close(state: &AppState, id: &str, count: u64, are_new: bool, skipped: S
         if next == batch {
             return Ok(batch);
         }
-        if let Replaced::Done(_) = state.queue.write_batch(revision, &next).await? {
+        if let Replaced::Done(_) = state.queue.batches.write(revision, &next).await? {
             return Ok(next);
         }
     }
@@ -281,7 +281,7 @@ async fn interruption(receiving: &Receiving<'_>) -> ApiError {
     let canceled = async {
         loop {
             tokio::time::sleep(CANCEL_LOOK).await;
-            let seen = state.queue.batch(&batch.id).await;
+            let seen = state.queue.batches.get(&batch.id).await;
             if seen.is_ok_and(|seen| seen.is_none_or(|(batch, _)| batch.canceled_at.is_some())) {
                 return;
             }
@@ -412,7 +412,7 @@ async fn take(receiving: &Receiving<'_>, item: Item) -> Result<bool, ApiError> {
             Err(ApiError::CustomIdChanged { custom_id, others: 0 })
         }
     };
-    if let Some(known) = state.queue.find(&id).await? {
+    if let Some(known) = state.queue.find_job(&id).await? {
         return is_same(&known.record);
     }
     let mut options = target.options.clone();

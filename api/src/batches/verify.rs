@@ -75,7 +75,7 @@ pub(crate) async fn verify(State(state): State<Shared>, path: BatchPath) -> Resu
             let queue = state.queue.clone();
             async move {
                 let name = row.spec.origin.custom_id.unwrap_or_default();
-                queue.find(&row.spec.id).await.map(|stored| (name, stored))
+                queue.find_job(&row.spec.id).await.map(|stored| (name, stored))
             }
         });
         let mut looks = futures::stream::iter(looks).buffered(WIDTH);
@@ -129,7 +129,7 @@ pub(crate) async fn verify_expected(
     let mut verdict = Verification { total: Some(expected.len() as u64), ..Verification::default() };
     let looks = expected.into_iter().map(|name| {
         let (queue, id) = (state.queue.clone(), item_id(&batch, &name));
-        async move { queue.find(&id).await.map(|stored| (name, stored)) }
+        async move { queue.find_job(&id).await.map(|stored| (name, stored)) }
     });
     let mut looks = futures::stream::iter(looks).buffered(WIDTH);
     while let Some((name, stored)) = looks.try_next().await? {

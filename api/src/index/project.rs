@@ -37,7 +37,7 @@ impl Index {
     }
 
     async fn follow(&self, queue: &Queue) -> Result<(), IndexError> {
-        let mut rings = queue.record_rings().await?;
+        let mut rings = queue.jobs.record_rings().await?;
         let mut sweep_due = Instant::now();
         loop {
             self.catch_up(queue).await?;
@@ -62,7 +62,7 @@ impl Index {
         for topic in topics.iter().filter(|topic| topic.settings.model.is_some()) {
             let followed = async {
                 // One that vanishes meanwhile is forgotten next time.
-                match queue.records_end(topic.name()).await? {
+                match queue.jobs.records_end(topic.name()).await? {
                     Some((stream, last)) => self.catch_up_with(queue, topic, &stream, last).await,
                     None => Ok(()),
                 }
@@ -92,7 +92,7 @@ impl Index {
         if position >= last {
             return Ok(());
         }
-        let records = queue.records_after(name, position).await?;
+        let records = queue.jobs.records_after(name, position).await?;
         let mut chunks = std::pin::pin!(records.try_ready_chunks(BATCH));
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|error| error.1)?;

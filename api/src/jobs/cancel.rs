@@ -23,7 +23,7 @@ use crate::state::Shared;
     ),
 )]
 pub(crate) async fn cancel(State(state): State<Shared>, JobPath { id }: JobPath) -> Result<Response, ApiError> {
-    match state.queue.cancel(&id).await? {
+    match state.queue.jobs.cancel(&id).await? {
         Canceled::Done(stored) => Ok(Json(Job::from(&stored.record)).into_response()),
         Canceled::HadEnded(stored) => match stored.record.state {
             JobState::Canceled { .. } => Ok(Json(Job::from(&stored.record)).into_response()),

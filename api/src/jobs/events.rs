@@ -64,11 +64,11 @@ pub(crate) async fn events(
         problem: "it must be the id of an event as it came".into(),
     })?;
     // A browser that was told all comes again until it hears that there is no more.
-    let ended = state.queue.find(&id).await?.filter(|stored| stored.record.is_terminal());
+    let ended = state.queue.find_job(&id).await?.filter(|stored| stored.record.is_terminal());
     if after > 0 && ended.is_some_and(|stored| u64::from(stored.revision) <= after) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let changes = state.queue.changes(&id, Revision::from(after)).await?;
+    let changes = state.queue.jobs.changes(&id, Revision::from(after)).await?;
     let changes = changes.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
     let stop = state.stop.clone();
     let events = changes

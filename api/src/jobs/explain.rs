@@ -42,7 +42,7 @@ pub(super) async fn life(state: &AppState, record: &Record) -> Vec<Event> {
     let mut situation = Situation::default();
     if !record.is_terminal() {
         // What cannot be found out is left out.
-        situation = Situation::of(state, record, state.queue.describe(record.spec.id.topic()).await.ok());
+        situation = Situation::of(state, record, state.queue.topics.describe(record.spec.id.topic()).await.ok());
     }
     explain(record, &situation, Timestamp::now())
 }

@@ -51,11 +51,11 @@ pub(crate) async fn image(
         name: "original".into(),
         problem: "it must be true or false, and is the only option here".into(),
     })?;
-    let stored = state.queue.find(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
+    let stored = state.queue.find_job(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
     if copy.original && caller.owner != stored.record.spec.origin.owner {
         return Err(ApiError::NotOwner);
     }
-    let mut input = state.queue.input(&stored).await?.ok_or(ApiError::InputGone(id))?;
+    let mut input = state.queue.jobs.input(&stored).await?.ok_or(ApiError::InputGone(id))?;
     if !copy.original {
         input = without_metadata(&input)?.into();
     }

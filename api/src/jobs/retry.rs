@@ -34,13 +34,13 @@ const LETTER_PAUSE: Duration = Duration::from_millis(100);
 )]
 pub(crate) async fn retry(State(state): State<Shared>, JobPath { id }: JobPath) -> Result<Response, ApiError> {
     let unknown = || ApiError::JobUnknown(id.to_string());
-    let stored = state.queue.find(&id).await?.ok_or_else(unknown)?;
+    let stored = state.queue.find_job(&id).await?.ok_or_else(unknown)?;
     match stored.record.state {
         JobState::Failed { .. } | JobState::Canceled { .. } => {}
         ref other => return Err(ApiError::JobNotFailed { id, state: other.name() }),
     }
     for look in 1.. {
-        match state.queue.redrive(&id).await {
+        match state.queue.jobs.redrive(&id).await {
             Ok(Redriven::Queued | Redriven::AlreadyQueued) => break,
             Err(RedriveError::NoLetter(_)) if look < LETTER_LOOKS && is_failed(&stored.record.state) => {
                 tokio::time::sleep(LETTER_PAUSE).await;
@@ -49,7 +49,7 @@ pub(crate) async fn retry(State(state): State<Shared>, JobPath { id }: JobPath) 
             Err(error) => return Err(error.into()),
         }
     }
-    let stored = state.queue.find(&id).await?.ok_or_else(unknown)?;
+    let stored = state.queue.find_job(&id).await?.ok_or_else(unknown)?;
     let mut response = (StatusCode::ACCEPTED, Json(Job::from(&stored.record))).into_response();
     let location = HeaderValue::from_str(&wire::job_url(&id)).expect("ids are ASCII");
     response.headers_mut().insert(header::LOCATION, location);

@@ -158,7 +158,7 @@ async fn queue_image(
     };
     let spec = target.spec(state, caller, target.options.clone(), id, image_facts(&image)?);
     if key.is_some()
-        && let Some(known) = state.queue.find(&spec.id).await?
+        && let Some(known) = state.queue.find_job(&spec.id).await?
     {
         return Taken::again(known.record, &spec, version_asked, wait);
     }

@@ -14,8 +14,8 @@ pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Waits for a job, but not beyond the end of this process.
 pub(super) async fn wait_for(state: &AppState, id: &JobId, patience: Duration) -> Result<Waited, QueueError> {
     tokio::select! {
-        waited = state.queue.wait(id, patience) => waited,
-        () = state.stop.cancelled() => state.queue.wait(id, Duration::ZERO).await,
+        waited = state.queue.jobs.wait(id, patience) => waited,
+        () = state.stop.cancelled() => state.queue.jobs.wait(id, Duration::ZERO).await,
     }
 }
 

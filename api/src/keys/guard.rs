@@ -111,12 +111,12 @@ async fn own(state: &AppState, caller: &Caller, route: &str, request: &mut Reque
     if route.starts_with("/v1/jobs/") {
         // What is not an id is refused by the route itself.
         let Ok(job) = id.parse() else { return Ok(()) };
-        let stored = state.queue.find(&job).await?;
+        let stored = state.queue.find_job(&job).await?;
         let is_own = stored.is_none_or(|stored| caller.sees(stored.record.spec.origin.owner.as_ref()));
         return if is_own { Ok(()) } else { Err(ApiError::JobUnknown(id.to_owned())) };
     }
     if route.starts_with("/v1/batches/") && is_batch_id(id) {
-        let is_own = state.queue.batch(id).await?.is_none_or(|(batch, _)| caller.sees(batch.owner.as_ref()));
+        let is_own = state.queue.batches.get(id).await?.is_none_or(|(batch, _)| caller.sees(batch.owner.as_ref()));
         return if is_own { Ok(()) } else { Err(ApiError::BatchUnknown(id.to_owned())) };
     }
     Ok(())

@@ -70,7 +70,7 @@ impl Keys {
 
     /// Follows changes, of this process and of others, for as long as it is awaited.
     pub(crate) async fn follow(&self, queue: &Queue) -> Result<(), QueueError> {
-        let mut rings = queue.key_rings().await?;
+        let mut rings = queue.keys.rings().await?;
         loop {
             drop(tokio::time::timeout(LOOK_INTERVAL, rings.next()).await);
             if let Err(error) = self.refresh(queue).await {

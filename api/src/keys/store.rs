@@ -25,7 +25,7 @@ struct Document {
 
 /// Reads all keys; none if there never was one.
 pub(super) async fn read(queue: &Queue) -> Result<Vec<Key>, QueueError> {
-    Ok(queue.keys::<Document>().await?.map(|(document, _)| document.keys).unwrap_or_default())
+    Ok(queue.keys.read::<Document>().await?.map(|(document, _)| document.keys).unwrap_or_default())
 }
 
 /// Changes the keys as `decide` says, which sees those that there are; it is asked again when another
@@ -36,9 +36,9 @@ pub(super) async fn change<T, E: From<QueueError>>(
 ) -> Result<T, E> {
     loop {
         let (mut document, revision) =
-            queue.keys::<Document>().await?.unwrap_or((Document::default(), Revision::default()));
+            queue.keys.read::<Document>().await?.unwrap_or((Document::default(), Revision::default()));
         let decided = decide(&mut document.keys)?;
-        if let Replaced::Done(_) = queue.write_keys(revision, &document).await? {
+        if let Replaced::Done(_) = queue.keys.write(revision, &document).await? {
             return Ok(decided);
         }
     }

@@ -78,7 +78,7 @@ pub(crate) struct Deliveries {
     ),
 )]
 pub(crate) async fn of_job(State(state): State<Shared>, JobPath { id }: JobPath) -> Result<Json<Deliveries>, ApiError> {
-    state.queue.find(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
+    state.queue.find_job(&id).await?.ok_or_else(|| ApiError::JobUnknown(id.to_string()))?;
     Ok(Json(Deliveries { deliveries: state.index.deliveries(&About::Job(id)).await? }))
 }
 

@@ -25,7 +25,7 @@ pub(crate) async fn owe(
     });
     let owed: Vec<_> = owed.collect();
     let Some(last) = owed.iter().map(|(revision, ..)| *revision).max() else { return Ok(()) };
-    let told = queue.told(topic).await?;
+    let told = queue.hooks.told(topic).await?;
     let now = Timestamp::now();
     for (revision, record, hook) in &owed {
         let is_news = match told {
@@ -34,10 +34,10 @@ pub(crate) async fn owe(
             None => position > Revision::default() || is_recent(record, now),
         };
         if is_news {
-            queue.owe(hook).await?;
+            queue.hooks.owe(hook).await?;
         }
     }
-    queue.note_told(topic, last).await?;
+    queue.hooks.note_told(topic, last).await?;
     Ok(())
 }
 

@@ -69,13 +69,13 @@ impl Sender {
     }
 
     async fn work(&self, calls: &mut JoinSet<()>) -> Result<(), QueueError> {
-        let senders = self.queue.senders().await?;
+        let senders = self.queue.hooks.senders().await?;
         loop {
             while calls.try_join_next().is_some() {}
             if calls.len() >= CALLS_MAX {
                 drop(calls.join_next().await);
             }
-            let Some(call) = self.queue.next_call(&senders).await? else {
+            let Some(call) = self.queue.hooks.next_call(&senders).await? else {
                 tokio::time::sleep(LOOK_PAUSE).await;
                 continue;
             };
@@ -187,11 +187,11 @@ impl Sender {
         let words = |error: &dyn std::fmt::Display| error.to_string();
         match about {
             About::Job(job) => {
-                let stored = self.queue.record(job).await.map_err(|error| words(&error))?;
+                let stored = self.queue.find_record(job).await.map_err(|error| words(&error))?;
                 Ok(stored.map_or_else(|| json!({"id": job}), |stored| json!(Job::from(&stored.record))))
             }
             About::Batch(id) => {
-                let Some((batch, _)) = self.queue.batch(id).await.map_err(|error| words(&error))? else {
+                let Some((batch, _)) = self.queue.batches.get(id).await.map_err(|error| words(&error))? else {
                     return Ok(json!({"id": id}));
                 };
                 // Another process may have seen the end, with an index of its own.

@@ -1,8 +1,8 @@
 //! The queue's own server: it speaks the part of NATS JetStream that the `queue` package and
 //! ordinary NATS clients use, on one node, and what it acknowledges is on disk.
 //!
-//! Follow one message: a [connection](server) reads it, the [codec](nats) makes a command of it,
-//! a [stream](stream) decides what it changes, the [journal](journal) writes the change and syncs
+//! Follow one message: a connection (`server`) reads it, the codec (`nats`) makes a command of it,
+//! a `stream` decides what it changes, the `journal` writes the change and syncs
 //! it, and only then the answer leaves. This package knows neither jobs nor the rest of Sightline.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]

@@ -8,10 +8,9 @@ use futures::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Queue, Replaced, Revision, Submitted};
-use crate::{
-    JobError, JobSpec, PartitionId, QueueError, Record, Sequence, SubmitError, Timestamp, Topic, TopicError, TopicName,
-};
+use super::connection::{Message, Replaced, Revision};
+use super::role::role;
+use crate::{JobError, QueueError, Sequence, Timestamp, TopicError, TopicName};
 
 const STREAM: &str = "batches";
 /// How long a batch's record is kept after its last change.
@@ -85,12 +84,17 @@ impl Skipped {
     }
 }
 
-impl Queue {
+role! {
+    /// Reads and writes the records of batches.
+    Batches
+}
+
+impl Batches {
     /// A batch's record, and what a change of it must name.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
-    pub async fn batch(&self, id: &str) -> Result<Option<(Batch, Revision)>, QueueError> {
+    pub async fn get(&self, id: &str) -> Result<Option<(Batch, Revision)>, QueueError> {
         let what = format!("batch {id}");
         self.read_document("read a batch", config(self.defaults.replicas), subject(id), &what).await
     }
@@ -100,12 +104,12 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
-    pub async fn batches_after(&self, after: Revision) -> Result<Vec<(Batch, Revision)>, QueueError> {
+    pub async fn after(&self, after: Revision) -> Result<Vec<(Batch, Revision)>, QueueError> {
         self.ensure_stream_once(config(self.defaults.replicas)).await?;
         let start = Sequence(u64::from(after) + 1);
         let messages: Vec<_> = self.scan_from(STREAM, start, false).await?.try_collect().await?;
         let read = |message: &_| {
-            let message: &super::read::Message = message;
+            let message: &Message = message;
             Some((serde_json::from_slice(&message.payload).ok()?, message.sequence.0.into()))
         };
         Ok(messages.iter().filter_map(read).collect())
@@ -115,7 +119,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
-    pub async fn batches_end(&self) -> Result<Revision, QueueError> {
+    pub async fn end(&self) -> Result<Revision, QueueError> {
         const ACTION: &str = "look for batches";
         self.ensure_stream_once(config(self.defaults.replicas)).await?;
         let info = self.stream_info(STREAM).await;
@@ -127,25 +131,8 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`] when it is not known what became of it.
-    pub async fn write_batch(&self, over: Revision, batch: &Batch) -> Result<Replaced, QueueError> {
+    pub async fn write(&self, over: Revision, batch: &Batch) -> Result<Replaced, QueueError> {
         self.write_over("write a batch", subject(&batch.id), over, batch).await
-    }
-
-    /// Takes note of a job that cannot be run: it has failed before it was queued, so that a count of the
-    /// jobs of a batch misses none. Another request may have been first.
-    ///
-    /// # Errors
-    /// [`SubmitError`] when it is not known what became of it.
-    pub async fn reject(&self, topic: &Topic, spec: JobSpec, error: JobError) -> Result<Submitted, SubmitError> {
-        let place = PartitionId::of_job(&spec.id, None, topic.settings.partitions, spec.options.priority);
-        let queued = Record::queued(spec.clone(), place, Sequence(0));
-        let failed = queued.fail(error, Timestamp::now()).expect("it has not ended");
-        if self.create(&failed).await? == Replaced::Refused
-            && let Some(stored) = self.record(&failed.spec.id).await?
-        {
-            return Ok(Submitted::of(stored.record, &spec));
-        }
-        Ok(Submitted::New(failed))
     }
 }
 

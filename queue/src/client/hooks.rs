@@ -11,8 +11,8 @@ use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, Storag
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::read::timestamp;
-use super::{LIMIT_REACHED, Queue, bounded, server_error};
+use super::connection::{Connection, Refusal, bounded, refusal, timestamp};
+use super::role::role;
 use crate::{JobId, QueueError, Timestamp};
 
 const STREAM: &str = "hooks";
@@ -101,7 +101,12 @@ impl OwedCall {
     }
 }
 
-impl Queue {
+role! {
+    /// Notes webhook calls that are owed, and hands them out to be made.
+    Hooks
+}
+
+impl Hooks {
     /// Notes that a call is owed. May be done twice.
     ///
     /// # Errors
@@ -116,14 +121,7 @@ impl Queue {
         let subject = format!("{STREAM}.{tokens}.{revision}");
         match self.publish_acked(subject, message).await {
             Ok(_) => Ok(()),
-            // It is there already. A full queue has the same code.
-            Err(error)
-                if server_error(&error).is_some_and(|refusal| {
-                    refusal.error_code() == LIMIT_REACHED && refusal.to_string().contains("per subject")
-                }) =>
-            {
-                Ok(())
-            }
+            Err(error) if refusal(&error) == Some(Refusal::AlreadyThere) => Ok(()),
             Err(error) => Err(QueueError::unavailable(ACTION)(error)),
         }
     }
@@ -133,7 +131,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn next_call(&self, senders: &PullConsumer) -> Result<Option<OwedCall>, QueueError> {
-        let Some(raw) = Self::fetch_one("ask for a call", senders).await? else { return Ok(None) };
+        let Some(raw) = Connection::fetch_one("ask for a call", senders).await? else { return Ok(None) };
         let info = raw.info().ok();
         let noted_at = info.map_or_else(Timestamp::now, |info| timestamp(info.published));
         match serde_json::from_slice(&raw.payload) {

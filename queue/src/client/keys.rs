@@ -10,18 +10,24 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Queue, Replaced, Revision};
+use super::connection::{Replaced, Revision};
+use super::role::role;
 use crate::QueueError;
 
 const STREAM: &str = "keys";
 const SUBJECT: &str = "keys.all";
 
-impl Queue {
+role! {
+    /// Reads and writes the keys to the API.
+    Keys
+}
+
+impl Keys {
     /// The document of all keys, and what a change of it must name; `None` if it was never written.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer, or the document cannot be read.
-    pub async fn keys<T: DeserializeOwned>(&self) -> Result<Option<(T, Revision)>, QueueError> {
+    pub async fn read<T: DeserializeOwned>(&self) -> Result<Option<(T, Revision)>, QueueError> {
         self.read_document("read the keys", config(self.defaults.replicas), SUBJECT.into(), "the keys").await
     }
 
@@ -29,7 +35,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`] when it is not known what became of it.
-    pub async fn write_keys(&self, over: Revision, keys: &impl Serialize) -> Result<Replaced, QueueError> {
+    pub async fn write(&self, over: Revision, keys: &impl Serialize) -> Result<Replaced, QueueError> {
         self.ensure_stream_once(config(self.defaults.replicas)).await?;
         self.write_over("write the keys", SUBJECT.into(), over, keys).await
     }
@@ -38,7 +44,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.
-    pub async fn key_rings(&self) -> Result<impl Stream<Item = ()> + Unpin + use<>, QueueError> {
+    pub async fn rings(&self) -> Result<impl Stream<Item = ()> + Unpin + use<>, QueueError> {
         let unavailable = |problem| QueueError::Unavailable { action: "listen for keys", problem };
         let messages = self.listen(SUBJECT.into()).await.map_err(unavailable)?;
         Ok(messages.map(drop))

@@ -10,7 +10,8 @@ use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Queue, Replaced, Revision};
+use super::connection::{Connection, Replaced, Revision};
+use super::hooks::Hooks;
 use crate::{QueueError, TopicName};
 
 const STREAM: &str = "told";
@@ -21,7 +22,7 @@ struct Told {
     revision: u64,
 }
 
-impl Queue {
+impl Hooks {
     /// Up to which of a topic's records calls have been noted. `None` of topics that an older version made.
     ///
     /// # Errors
@@ -53,9 +54,11 @@ impl Queue {
             }
         }
     }
+}
 
+impl Connection {
     /// Begins with a topic that is made just now: nothing of it was told, whatever one of its name had.
-    pub(super) async fn begin_told(&self, topic: &TopicName) -> Result<(), QueueError> {
+    pub(in crate::client) async fn begin_told(&self, topic: &TopicName) -> Result<(), QueueError> {
         self.ensure_stream_once(config(self.defaults.replicas)).await?;
         let payload = Bytes::from(serde_json::to_vec(&Told::default()).expect("a number is JSON"));
         let written = self.publish_acked(subject(topic), PublishMessage::build().payload(payload)).await;

@@ -13,7 +13,8 @@ use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::{Queue, Revision, Stored};
+use super::Jobs;
+use crate::client::connection::{Revision, Stored};
 use crate::topic::record_subject;
 use crate::{JobId, QueueError};
 
@@ -37,7 +38,7 @@ pub enum Waited {
     Unknown,
 }
 
-impl Queue {
+impl Jobs {
     /// Waits until the job is finished, for at most `patience`.
     ///
     /// # Errors
@@ -49,7 +50,7 @@ impl Queue {
         let mut look = LOOK_FIRST;
         let mut echo = None;
         loop {
-            let Some(stored) = self.find(id).await? else { return Ok(Waited::Unknown) };
+            let Some(stored) = self.find_job(id).await? else { return Ok(Waited::Unknown) };
             if stored.record.is_terminal() {
                 return Ok(Waited::Finished(stored));
             }
@@ -74,14 +75,14 @@ impl Queue {
 
 /// A client that follows one job's changes.
 struct Follower {
-    queue: Queue,
+    jobs: Jobs,
     id: JobId,
     rings: async_nats::Subscriber,
     seen: Revision,
     has_ended: bool,
 }
 
-impl Queue {
+impl Jobs {
     /// A job's states from now on, each once, up to the last one: first how it stands, unless that is
     /// `after` already. `None`: there is no such job.
     ///
@@ -94,11 +95,11 @@ impl Queue {
     ) -> Result<Option<impl Stream<Item = Result<Stored, QueueError>> + Send + use<>>, QueueError> {
         let unavailable = |problem| QueueError::Unavailable { action: "watch the job", problem };
         let rings = self.listen(record_subject(id)).await.map_err(unavailable)?;
-        let Some(now) = self.find(id).await? else { return Ok(None) };
+        let Some(now) = self.find_job(id).await? else { return Ok(None) };
         // One that came again after the end hears the end, and then that nothing follows.
         let has_ended = now.record.is_terminal();
         let is_new = now.revision > after || now.revision == Revision::default();
-        let follower = Follower { queue: self.clone(), id: id.clone(), rings, seen: now.revision, has_ended };
+        let follower = Follower { jobs: self.clone(), id: id.clone(), rings, seen: now.revision, has_ended };
         let first = futures::stream::iter(is_new.then_some(Ok(now)));
         let rest = futures::stream::unfold(follower, |mut follower| async move {
             let next = follower.next().await.transpose()?;
@@ -126,7 +127,7 @@ impl Follower {
                 },
             }
             // Its record has expired, or its topic is gone.
-            let Some(stored) = self.queue.find(&self.id).await.inspect_err(|_| self.has_ended = true)? else {
+            let Some(stored) = self.jobs.find_job(&self.id).await.inspect_err(|_| self.has_ended = true)? else {
                 return Ok(None);
             };
             if stored.revision > self.seen {

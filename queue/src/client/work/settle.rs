@@ -4,22 +4,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
-use async_nats::jetstream::message::PublishMessage;
 use async_nats::{Message, Subject};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::submit::{AGAIN_HEADER, SPEC_HEADER};
-use super::{Queue, Revision, bounded};
+use super::WorkerQueue;
+use crate::client::connection::{Revision, bounded};
+use crate::client::headers::{AGAIN_HEADER, SPEC_HEADER};
 use crate::error::chain;
 use crate::record::Attempt;
-use crate::topic::{dead_subject, wake_subject};
-use crate::{FetchError, JobId, JobSpec, Lease, PartitionId, QueueError, Sequence, SettleError, TopicName};
-
-/// Header of a dead letter: why the job failed.
-pub(super) const ERROR_HEADER: &str = "Sl-Error";
-/// Header of a dead letter: every attempt, as the record has them.
-pub(super) const ATTEMPTS_HEADER: &str = "Sl-Attempts";
+use crate::{FetchError, JobId, JobSpec, Lease, PartitionId, QueueError, Sequence, SettleError};
 
 /// One hand-out of one job to this process.
 #[derive(Debug, Clone)]
@@ -42,7 +36,7 @@ pub struct Delivery {
     pub ack_subject: AckSubject,
     /// The right to it; clones of a delivery share it.
     lease: Arc<Mutex<Lease>>,
-    queue: Queue,
+    work: WorkerQueue,
 }
 
 /// Where a delivery is settled. It can be told to another process, which may then hand the job
@@ -52,14 +46,18 @@ pub struct Delivery {
 pub struct AckSubject(String);
 
 impl Delivery {
-    pub(super) async fn read(message: Message, lease: Lease, queue: &Queue) -> Result<Self, FetchError> {
+    pub(in crate::client) async fn read(
+        message: Message,
+        lease: Lease,
+        work: &WorkerQueue,
+    ) -> Result<Self, FetchError> {
         let strange = |what: &str| FetchError::Refused(format!("not a job: {what}"));
         let (id, partition) = match JobId::from_subject(&message.subject) {
             Ok(found) => found,
             Err(error) => {
                 // No worker could ever handle it, and it would be redelivered for ever.
                 if let Some(reply) = message.reply {
-                    drop(queue.send_settlement(&AckSubject(reply.into_string()), "+TERM".into()).await);
+                    drop(work.send_settlement(&AckSubject(reply.into_string()), "+TERM".into()).await);
                 }
                 return Err(strange(&error.to_string()));
             }
@@ -74,8 +72,8 @@ impl Delivery {
         let again = message.headers.as_ref().and_then(|headers| headers.get(AGAIN_HEADER));
         let again = again.and_then(|revision| revision.as_str().parse::<u64>().ok()).map(Revision::from);
         let ack_subject = AckSubject(reply.into_string());
-        let (payload, queue, lease) = (message.payload, queue.clone(), Arc::new(Mutex::new(lease)));
-        Ok(Self { id, partition, sequence, deliveries, spec, again, payload, ack_subject, lease, queue })
+        let (payload, work, lease) = (message.payload, work.clone(), Arc::new(Mutex::new(lease)));
+        Ok(Self { id, partition, sequence, deliveries, spec, again, payload, ack_subject, lease, work })
     }
 
     /// The right to the job, as last renewed.
@@ -96,7 +94,7 @@ impl Delivery {
 
     /// Wakes a worker for the next job of this partition, which waits for the end of this one.
     pub async fn wake_next(&self) {
-        self.queue.wake(&self.id, self.partition).await;
+        self.work.wake(&self.id, self.partition).await;
     }
 
     /// Another worker may have it, after `delay`.
@@ -105,7 +103,7 @@ impl Delivery {
     /// [`SettleError`].
     pub async fn nak(&self, delay: Duration) -> Result<(), SettleError> {
         self.must_hold(Instant::now())?;
-        self.queue.nak_for(&self.id, self.partition, &self.ack_subject, delay).await
+        self.work.nak_for(&self.id, self.partition, &self.ack_subject, delay).await
     }
 
     /// Never again: the message goes, whatever its state.
@@ -124,7 +122,7 @@ impl Delivery {
         let sent_at = Instant::now();
         self.must_hold(sent_at)?;
         let subject = Subject::from(self.ack_subject.0.as_str());
-        let answer = bounded(self.queue.client().request(subject, Bytes::from_static(b"+WPI"))).await;
+        let answer = bounded(self.work.client().request(subject, Bytes::from_static(b"+WPI"))).await;
         let answer = answer.map_err(|error| SettleError::Unconfirmed(chain(&error)))?;
         answer.map_err(|error| SettleError::Unconfirmed(chain(&error)))?;
         self.lease.lock().expect("no panic holds this lock").renew(sent_at);
@@ -137,12 +135,12 @@ impl Delivery {
     /// # Errors
     /// [`QueueError`] when it is not known to be written.
     pub async fn write_dead_letter(&self, reason: &str, attempts: &[Attempt]) -> Result<(), QueueError> {
-        self.queue.keep_input(&self.id, self.spec.as_ref().ok(), self.payload.clone(), reason, attempts).await
+        self.work.keep_input(&self.id, self.spec.as_ref().ok(), self.payload.clone(), reason, attempts).await
     }
 
     async fn settle(&self, body: Bytes) -> Result<(), SettleError> {
         self.must_hold(Instant::now())?;
-        self.queue.send_settlement(&self.ack_subject, body).await
+        self.work.send_settlement(&self.ack_subject, body).await
     }
 
     fn must_hold(&self, now: Instant) -> Result<(), SettleError> {
@@ -150,28 +148,7 @@ impl Delivery {
     }
 }
 
-impl Queue {
-    /// Keeps an input as a dead letter. May be repeated.
-    pub(super) async fn keep_input(
-        &self,
-        id: &JobId,
-        spec: Option<&JobSpec>,
-        input: Bytes,
-        reason: &str,
-        attempts: &[Attempt],
-    ) -> Result<(), QueueError> {
-        let mut message = PublishMessage::build().payload(input);
-        if let Some(spec) = spec {
-            message = message.header(SPEC_HEADER, super::submit::ascii_json(spec).as_str());
-        }
-        // Header values are one line of ASCII.
-        let reason: String = reason.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
-        let message = message.header(ERROR_HEADER, reason.as_str());
-        let message = message.header(ATTEMPTS_HEADER, super::submit::ascii_json(&attempts).as_str());
-        let written = self.publish_acked(dead_subject(id), message).await;
-        written.map(drop).map_err(QueueError::unavailable("keep the dead letter"))
-    }
-
+impl WorkerQueue {
     /// Hands back a delivery of a process that is known to be dead, within its lease.
     ///
     /// # Errors
@@ -196,17 +173,6 @@ impl Queue {
             return Err(SettleError::Unconfirmed("no connection".into()));
         }
         self.send(at.0.clone(), body).await.map_err(SettleError::Unconfirmed)
-    }
-
-    /// Tells idle workers that there is a job. They also look by themselves each second.
-    pub(super) async fn wake(&self, job: &JobId, partition: PartitionId) {
-        self.wake_partition(job.topic(), partition).await;
-    }
-
-    pub(super) async fn wake_partition(&self, topic: &TopicName, partition: PartitionId) {
-        if let Err(error) = self.send(wake_subject(topic, partition), Bytes::new()).await {
-            tracing::debug!(%error, "workers not notified");
-        }
     }
 }
 

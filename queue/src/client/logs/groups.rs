@@ -8,8 +8,8 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use futures::TryStreamExt;
 use serde::Serialize;
 
-use super::read::Message;
-use super::{Queue, bounded};
+use super::Logs;
+use crate::client::connection::{Connection, Message, bounded};
 use crate::topic::{Retention, WORKERS, jobs_stream};
 use crate::{PartitionId, QueueError, Sequence, Timestamp, Topic, TopicError, TopicName};
 
@@ -60,7 +60,7 @@ pub struct GroupReader {
     consumer: async_nats::jetstream::consumer::PullConsumer,
 }
 
-impl Queue {
+impl Logs {
     /// First and last position of each partition, and how far each group has come.
     ///
     /// # Errors
@@ -188,7 +188,7 @@ impl GroupReader {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn next(&self) -> Result<Option<GroupMessage>, QueueError> {
-        let Some(raw) = Queue::fetch_one("read a log", &self.consumer).await? else { return Ok(None) };
+        let Some(raw) = Connection::fetch_one("read a log", &self.consumer).await? else { return Ok(None) };
         let message = Message::delivered(&raw)?;
         Ok(Some(GroupMessage { message, raw }))
     }

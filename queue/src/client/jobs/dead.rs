@@ -11,9 +11,9 @@ use serde::ser::Error;
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::Jobs;
 use super::submit::place;
-use super::topics::Ask;
-use super::{Queue, Replaced, Stored};
+use crate::client::connection::{Ask, Message, Replaced, Stored};
 use crate::record::Attempt;
 use crate::topic::{dead_stream, dead_subject};
 use crate::{JobId, JobSpec, QueueError, Record, Sequence, State, SubmitError, Timestamp, Topic, TopicName};
@@ -76,7 +76,7 @@ impl From<QueueError> for RedriveError {
     }
 }
 
-impl Queue {
+impl Jobs {
     /// The dead letters of a topic, oldest first, without their inputs.
     ///
     /// # Errors
@@ -116,7 +116,7 @@ impl Queue {
 
     /// Whether a job that has not failed has its input in the queue, or needs none any more.
     async fn has_input(&self, id: &JobId) -> Result<bool, QueueError> {
-        let Some(Stored { record, .. }) = self.record(id).await? else { return Ok(false) };
+        let Some(Stored { record, .. }) = self.find_record(id).await? else { return Ok(false) };
         Ok(match record.state {
             State::Succeeded { .. } => true,
             State::Queued { .. } | State::Running {} => {
@@ -128,7 +128,7 @@ impl Queue {
 
     async fn run_again(&self, topic: &Topic, spec: JobSpec, payload: Bytes) -> Result<Redriven, RedriveError> {
         let partition = place(topic, &spec);
-        let Some(Stored { record, revision }) = self.record(&spec.id).await? else {
+        let Some(Stored { record, revision }) = self.find_record(&spec.id).await? else {
             // Its record has expired: it is a new job under its old id.
             let placed = self.publish_job(topic, &spec, &[partition], payload, None).await?;
             let id = spec.id.clone();
@@ -165,7 +165,7 @@ impl Queue {
 }
 
 /// Reads a dead letter's headers.
-fn letter(message: &super::read::Message) -> Option<DeadLetter> {
+fn letter(message: &Message) -> Option<DeadLetter> {
     Some(DeadLetter {
         id: message.job_id()?,
         died_at: message.time,

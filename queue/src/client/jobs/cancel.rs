@@ -4,12 +4,11 @@
 //! saves work: the message goes, and a worker that runs the job is told to stop.
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
 
-use super::topics::Ask;
-use super::{Queue, Replaced, Stored};
-use crate::topic::{Retention, job_subject, jobs_stream};
-use crate::{JobId, JobSpec, PartitionId, QueueError, Record, Sequence, State, Timestamp};
+use super::Jobs;
+use crate::client::connection::{Replaced, Stored};
+use crate::topic::{job_subject, jobs_stream};
+use crate::{JobId, JobSpec, QueueError, Record, State, Timestamp};
 
 /// What became of a wish to call a job off.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,14 +21,14 @@ pub enum Canceled {
     Unknown,
 }
 
-impl Queue {
+impl Jobs {
     /// Cancels a job, queued or running. May be done twice.
     ///
     /// # Errors
     /// [`QueueError`] when it is not known what became of it.
     pub async fn cancel(&self, id: &JobId) -> Result<Canceled, QueueError> {
         loop {
-            let Some(stored) = self.find(id).await? else { return Ok(Canceled::Unknown) };
+            let Some(stored) = self.find_job(id).await? else { return Ok(Canceled::Unknown) };
             let Ok(next) = stored.record.cancel(Timestamp::now()) else {
                 // One who canceled it before may have been interrupted here.
                 if matches!(stored.record.state, State::Canceled { .. }) {
@@ -54,40 +53,6 @@ impl Queue {
         if let Err(error) = self.remove_message(id, record.partition, record.sequence).await {
             tracing::warn!(job_id = %id, %error, "message left for a worker");
         }
-    }
-
-    /// Removes a job's message, if its topic does not keep messages; returns how many there were.
-    pub(super) async fn remove_message(
-        &self,
-        id: &JobId,
-        partition: PartitionId,
-        sequence: Sequence,
-    ) -> Result<u64, QueueError> {
-        let is_log = |topic: std::sync::Arc<crate::Topic>| topic.settings.retention != Retention::Work;
-        if self.topic(id.topic()).await?.is_none_or(is_log) {
-            return Ok(0);
-        }
-        let subject = format!("STREAM.MSG.DELETE.{}", jobs_stream(id.topic(), partition));
-        let request = serde_json::json!({ "seq": sequence.0, "no_erase": true });
-        match self.ask::<serde_json::Value>("remove a job's message", &subject, &request).await {
-            Ok(_) => Ok(1),
-            // Not there any more.
-            Err(Ask::Refused { error, .. }) if error.code() != 503 => Ok(0),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Jobs that are canceled while the stream is read.
-    ///
-    /// # Errors
-    /// [`QueueError`] when the connection is closed.
-    pub async fn cancels(&self) -> Result<impl Stream<Item = JobId> + Unpin + use<>, QueueError> {
-        let unavailable = |problem| QueueError::Unavailable { action: "listen for canceled jobs", problem };
-        let messages = self.listen("cancels.*.*".into()).await.map_err(unavailable)?;
-        Ok(messages.filter_map(|message| {
-            let id = message.subject.strip_prefix("cancels.").and_then(|id| id.parse().ok());
-            std::future::ready(id)
-        }))
     }
 
     /// A job's input, if it is kept: in its partition, or as a dead letter.

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Queue, bounded};
+use super::Topics;
+use crate::client::connection::bounded;
 use crate::topic::{WORKERS, jobs_stream};
 use crate::{PartitionId, QueueError, Topic};
 
@@ -17,7 +18,7 @@ pub struct PartitionDepth {
     pub in_hand: u64,
 }
 
-impl Queue {
+impl Topics {
     /// The depth of each partition of a topic; nothing for a plain log, which has no workers.
     ///
     /// # Errors

@@ -1,45 +1,30 @@
 //! Lease records in the queue: reading them, and writing them by compare-and-set.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::{self, DiscardPolicy, LastRawMessageErrorKind, StorageType};
-use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::read::is_without_stream;
-use super::{Queue, Replaced, Revision, bounded};
+use super::messages::is_without_stream;
+use super::{Connection, Replaced, Revision, bounded};
 use crate::QueueError;
 use crate::singleton::{Candidate, LeaseAction, LeaseRecord};
 
-pub(super) const STREAM: &str = "leases";
+/// The stream of lease records.
+pub(in crate::client) const LEASES: &str = "leases";
+
 /// How long a lease lasts without a renewal.
 const TERM: Duration = Duration::from_secs(6);
-/// How often a candidate looks.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause between two tries to get a lease for a short piece of work.
 const TRY_PAUSE: Duration = Duration::from_millis(50);
 /// How long to try: longer than a term, so that the lease of a killed process has expired.
 const TRY_PATIENCE: Duration = Duration::from_secs(15);
 
-/// A lease that is wanted for as long as the process lives.
-#[derive(Debug)]
-pub struct Singleton {
-    held: Arc<Mutex<Candidate>>,
-    _looking: AbortOnDropHandle<()>,
-}
-
-impl Singleton {
-    /// Whether this process is the one, now.
-    pub fn is_held(&self) -> bool {
-        self.held.lock().expect("no panic holds this lock").is_held(Instant::now())
-    }
-}
-
 /// A lease for one piece of work; given back when that is done.
 #[derive(Debug)]
 pub(crate) struct Exclusive {
-    queue: Queue,
+    connection: Connection,
     name: String,
     candidate: Candidate,
     renewed: Instant,
@@ -59,7 +44,7 @@ impl Exclusive {
     pub(crate) async fn keep(&mut self) -> Result<(), QueueError> {
         if self.renewed.elapsed() > TERM / 2 {
             let candidate = Mutex::new(self.candidate.clone());
-            self.queue.look_at_lease(&self.name, &candidate).await?;
+            self.connection.look_at_lease(&self.name, &candidate).await?;
             (self.candidate, self.renewed) = (candidate.into_inner().expect("no panic held this lock"), Instant::now());
         }
         self.must_hold()
@@ -67,62 +52,23 @@ impl Exclusive {
 
     pub(crate) async fn give_back(self) {
         let Some(revision) = self.candidate.revision() else { return };
-        if let Err(error) = self.queue.write_lease(&self.name, revision, None).await {
+        if let Err(error) = self.connection.write_lease(&self.name, revision, None).await {
             tracing::debug!(lease = self.name, %error, "lease not released; it will expire");
         }
     }
 }
 
-impl Queue {
-    /// Tries to be the one process that does what `name` stands for, from now on.
-    pub fn singleton(&self, name: &str) -> Singleton {
-        let held = Arc::new(Mutex::new(Candidate::new(own_id(), TERM)));
-        let (queue, name, candidate) = (self.clone(), name.to_owned(), held.clone());
-        let looking = AbortOnDropHandle::new(tokio::spawn(async move {
-            let mut due = tokio::time::interval(LOOK_INTERVAL);
-            due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                due.tick().await;
-                if let Err(error) = queue.look_at_lease(&name, &candidate).await {
-                    tracing::debug!(lease = name, %error, "lease record not read");
-                }
-            }
-        }));
-        Singleton { held, _looking: looking }
-    }
-
-    /// Whether the server stores with as many copies as topics are to have: makes the stream of lease
-    /// records, which every process needs.
-    ///
-    /// # Errors
-    /// [`QueueError`] while it cannot, such as a cluster that has no leader yet.
-    pub async fn ensure_storage(&self) -> Result<(), QueueError> {
-        self.ensure_stream(config(self.defaults.replicas)).await
-    }
-
-    /// Reads the record once, and writes it if it is this candidate's turn.
-    async fn look_at_lease(&self, name: &str, candidate: &Mutex<Candidate>) -> Result<(), QueueError> {
-        let lock = || candidate.lock().expect("no panic holds this lock");
-        let read = self.read_lease(name).await?;
-        let step = lock().step(read, Instant::now());
-        if let LeaseAction::Write(expected) = step {
-            let (sent_at, id) = (Instant::now(), lock().id().to_owned());
-            let outcome = self.write_lease(name, expected, Some(id)).await?;
-            lock().wrote(outcome, sent_at);
-        }
-        Ok(())
-    }
-
+impl Connection {
     /// Waits until no other process holds the lease `name`.
     pub(crate) async fn exclusive(&self, name: &str) -> Result<Exclusive, QueueError> {
-        let candidate = Mutex::new(Candidate::new(own_id(), TERM));
+        let candidate = Mutex::new(candidate());
         let started = Instant::now();
         while started.elapsed() < TRY_PATIENCE {
             self.look_at_lease(name, &candidate).await?;
             if candidate.lock().expect("no panic holds this lock").is_held(Instant::now()) {
                 let candidate = candidate.into_inner().expect("no panic held this lock");
                 return Ok(Exclusive {
-                    queue: self.clone(),
+                    connection: self.clone(),
                     name: name.to_owned(),
                     candidate,
                     renewed: Instant::now(),
@@ -134,9 +80,31 @@ impl Queue {
         Err(QueueError::Unavailable { action: "begin the change", problem })
     }
 
+    /// Makes the stream of lease records, which shows that the server can store anything.
+    pub(in crate::client) async fn ensure_leases(&self) -> Result<(), QueueError> {
+        self.ensure_stream(config(self.defaults.replicas)).await
+    }
+
+    /// Reads the record once, and writes it if it is this candidate's turn.
+    pub(in crate::client) async fn look_at_lease(
+        &self,
+        name: &str,
+        candidate: &Mutex<Candidate>,
+    ) -> Result<(), QueueError> {
+        let lock = || candidate.lock().expect("no panic holds this lock");
+        let read = self.read_lease(name).await?;
+        let step = lock().step(read, Instant::now());
+        if let LeaseAction::Write(expected) = step {
+            let (sent_at, id) = (Instant::now(), lock().id().to_owned());
+            let outcome = self.write_lease(name, expected, Some(id)).await?;
+            lock().wrote(outcome, sent_at);
+        }
+        Ok(())
+    }
+
     async fn read_lease(&self, name: &str) -> Result<Option<(Revision, LeaseRecord)>, QueueError> {
         const ACTION: &str = "read a lease record";
-        let stream = self.handle(STREAM).await?;
+        let stream = self.handle(LEASES).await?;
         let subject = subject(name);
         // From the leader: a replica that lags would show a lease that has changed hands.
         let read = || bounded(stream.get_last_raw_message_by_subject(&subject));
@@ -165,18 +133,19 @@ impl Queue {
     }
 }
 
-fn own_id() -> String {
-    Uuid::new_v4().simple().to_string()
+/// One who wants a lease.
+pub(in crate::client) fn candidate() -> Candidate {
+    Candidate::new(Uuid::new_v4().simple().to_string(), TERM)
 }
 
 fn subject(name: &str) -> String {
-    format!("{STREAM}.{name}")
+    format!("{LEASES}.{name}")
 }
 
 fn config(replicas: usize) -> stream::Config {
     stream::Config {
-        name: STREAM.into(),
-        subjects: vec![format!("{STREAM}.>")],
+        name: LEASES.into(),
+        subjects: vec![format!("{LEASES}.>")],
         discard: DiscardPolicy::Old,
         max_messages_per_subject: 1,
         storage: StorageType::File,

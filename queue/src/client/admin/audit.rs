@@ -9,7 +9,9 @@ use std::time::Duration;
 use futures::TryStreamExt;
 use serde::Serialize;
 
-use super::{Queue, Stored};
+use super::Admin;
+use crate::client::connection::Stored;
+use crate::client::jobs::Jobs;
 use crate::topic::{Retention, dead_stream, records_stream};
 use crate::{JobId, QueueError, Record, Sequence, State, Timestamp, Topic, TopicError, TopicName};
 
@@ -94,7 +96,7 @@ fn was_rejected(record: Option<&Record>) -> bool {
     record.is_some_and(|record| record.sequence == Sequence(0))
 }
 
-impl Queue {
+impl Admin {
     /// Audits a topic. `told` are jobs that must be known, because a client got a `202` for them.
     ///
     /// # Errors
@@ -185,7 +187,7 @@ impl Queue {
 
     /// Looks at one job as it stands now.
     async fn look_at_job(&self, topic: &Topic, id: &JobId) -> Result<Finding, QueueError> {
-        let record = match self.record(id).await {
+        let record = match self.find_record(id).await {
             Ok(stored) => stored.map(|Stored { record, .. }| record),
             Err(QueueError::Damaged { .. }) => return Ok(Finding::Wrong(Problem::Unreadable)),
             Err(error) => return Err(error),
@@ -202,7 +204,7 @@ impl Queue {
             }
         };
         let has_letter = match &record {
-            Some(Record { state: State::Failed { .. }, .. }) => self.dead_letter(id).await?.is_some(),
+            Some(Record { state: State::Failed { .. }, .. }) => Jobs::of(&self.0).dead_letter(id).await?.is_some(),
             _ => false,
         };
         Ok(match (problem(record.as_ref(), &Seen { has_message, has_letter, is_log }), record) {

@@ -16,7 +16,8 @@ use async_nats::Subscriber;
 use bytes::Bytes;
 use futures::StreamExt;
 
-use super::{Delivery, Queue, bounded};
+use super::{Delivery, WorkerQueue};
+use crate::client::connection::bounded;
 use crate::error::chain;
 use crate::topic::{WORKERS, jobs_stream};
 use crate::{FetchError, Lease, PartitionId, Topic};
@@ -35,7 +36,7 @@ const NO_RESPONDERS: u16 = 503;
 /// Asks for jobs, one at a time.
 #[derive(Debug)]
 pub struct Fetcher {
-    queue: Queue,
+    work: WorkerQueue,
     inbox: String,
     answers: Subscriber,
     /// A request went out and its answer has not come.
@@ -47,9 +48,9 @@ impl Fetcher {
     ///
     /// # Errors
     /// [`FetchError::Refused`] when the connection is closed.
-    pub async fn new(queue: Queue) -> Result<Self, FetchError> {
-        let (inbox, answers) = fresh_inbox(&queue).await?;
-        Ok(Self { queue, inbox, answers, unanswered: false })
+    pub async fn new(work: WorkerQueue) -> Result<Self, FetchError> {
+        let (inbox, answers) = fresh_inbox(&work).await?;
+        Ok(Self { work, inbox, answers, unanswered: false })
     }
 
     /// One job of the partition, or `None` if none is waiting.
@@ -59,13 +60,13 @@ impl Fetcher {
     pub async fn fetch(&mut self, topic: &Topic, partition: PartitionId) -> Result<Option<Delivery>, FetchError> {
         if self.unanswered {
             // The old subscription ends with the assignment.
-            (self.inbox, self.answers) = fresh_inbox(&self.queue).await?;
+            (self.inbox, self.answers) = fresh_inbox(&self.work).await?;
         }
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{WORKERS}", jobs_stream(topic.name(), partition));
         let body = format!(r#"{{"batch":1,"no_wait":true,"expires":{}}}"#, EXPIRES.as_nanos());
         let asked_at = Instant::now();
         self.unanswered = true;
-        let sending = self.queue.client().publish_with_reply(subject, self.inbox.clone(), Bytes::from(body));
+        let sending = self.work.client().publish_with_reply(subject, self.inbox.clone(), Bytes::from(body));
         bounded(sending).await.map_err(refused)?.map_err(refused)?;
         let answer = match tokio::time::timeout(EXPIRES + GRACE, self.answers.next()).await {
             Ok(Some(answer)) => answer,
@@ -74,7 +75,7 @@ impl Fetcher {
         };
         self.unanswered = false;
         match answer.status.map(|status| status.as_u16()) {
-            None => Delivery::read(answer, Lease::new(asked_at, topic.lease()), &self.queue).await.map(Some),
+            None => Delivery::read(answer, Lease::new(asked_at, topic.lease()), &self.work).await.map(Some),
             Some(NO_MESSAGES | TIMED_OUT) => Ok(None),
             Some(NO_RESPONDERS) => Err(FetchError::NoPartition),
             Some(code) => Err(FetchError::Refused(format!("{code} {}", answer.description.unwrap_or_default()))),
@@ -82,9 +83,9 @@ impl Fetcher {
     }
 }
 
-async fn fresh_inbox(queue: &Queue) -> Result<(String, Subscriber), FetchError> {
-    let inbox = queue.client().new_inbox();
-    let answers = queue.listen(inbox.clone()).await.map_err(FetchError::Refused)?;
+async fn fresh_inbox(work: &WorkerQueue) -> Result<(String, Subscriber), FetchError> {
+    let inbox = work.client().new_inbox();
+    let answers = work.listen(inbox.clone()).await.map_err(FetchError::Refused)?;
     Ok((inbox, answers))
 }
 

@@ -6,31 +6,19 @@ use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream;
 use bytes::Bytes;
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::StreamExt;
 
-use super::{PATIENCE, Queue, RETRY_PAUSE, WRITE_IN_FLIGHT, bounded, server_error};
+use super::messages::Message;
+use super::revision::Revision;
+use super::{Connection, PATIENCE, RETRY_PAUSE, WRITE_IN_FLIGHT, bounded, server_error};
 use crate::error::chain;
-use crate::topic::{record_subject, records_stream};
-use crate::{JobId, QueueError, Record, Sequence, Topic, TopicError, TopicName};
+use crate::topic::{job_subject, jobs_stream, record_subject, records_stream};
+use crate::{JobId, QueueError, Record, Topic};
 
 /// Pause while another write of the same record is under way in a cluster.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(2);
-
-/// Which write of a record was read; 0 before the first.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Revision(u64);
-
-impl From<u64> for Revision {
-    fn from(sequence: u64) -> Self {
-        Self(sequence)
-    }
-}
-
-impl From<Revision> for u64 {
-    fn from(revision: Revision) -> Self {
-        revision.0
-    }
-}
+/// Partitions that are asked for a job at a time.
+const LOOKS_AT_ONCE: usize = 16;
 
 /// A record as it was read.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,14 +38,14 @@ pub enum Replaced {
     Refused,
 }
 
-impl Queue {
+impl Connection {
     /// A job's record, or `None` if there never was one or it has expired.
     ///
     /// Reads what the stream's leader has, so states never go back.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
-    pub async fn record(&self, id: &JobId) -> Result<Option<Stored>, QueueError> {
+    pub async fn find_record(&self, id: &JobId) -> Result<Option<Stored>, QueueError> {
         let Some(topic) = self.topic(id.topic()).await? else { return Ok(None) };
         let started = Instant::now();
         loop {
@@ -76,52 +64,42 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
-    pub async fn find(&self, id: &JobId) -> Result<Option<Stored>, QueueError> {
-        if let Some(stored) = self.record(id).await? {
+    pub async fn find_job(&self, id: &JobId) -> Result<Option<Stored>, QueueError> {
+        if let Some(stored) = self.find_record(id).await? {
             return Ok(Some(stored));
         }
         let arriving = self.arriving(id).await;
         // The record may have come, and the message gone, while we looked.
-        match self.record(id).await? {
+        match self.find_record(id).await? {
             Some(stored) => Ok(Some(stored)),
             None => arriving,
         }
     }
 
-    /// The newest record of each job of a topic that was written after `after`, oldest first; nothing
-    /// where a record cannot be read.
-    ///
-    /// # Errors
-    /// [`QueueError`] when the queue does not answer; items are errors when it stops to.
-    pub async fn records_after(
-        &self,
-        topic: &TopicName,
-        after: Revision,
-    ) -> Result<impl Stream<Item = Result<(Revision, Option<Record>), QueueError>> + use<>, QueueError> {
-        let messages = self.scan_from(&records_stream(topic), Sequence(after.0 + 1), false).await?;
-        Ok(messages.map_ok(|message| (Revision(message.sequence.0), serde_json::from_slice(&message.payload).ok())))
-    }
-
-    /// Which stream holds a topic's records, by the moment when it was made, and its last revision.
+    /// A job as its message shows it: accepted just now, its record not yet written. A change may be
+    /// made to it like to one that was read as revision 0.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
-    pub async fn records_end(&self, topic: &TopicName) -> Result<Option<(String, Revision)>, QueueError> {
-        match self.stream_info(&records_stream(topic)).await {
-            Ok(info) => Ok(Some((info.created.to_string(), Revision(info.state.last_sequence)))),
-            Err(TopicError::Queue(error)) => Err(error),
-            Err(_) => Ok(None),
+    async fn arriving(&self, id: &JobId) -> Result<Option<Stored>, QueueError> {
+        let Some(topic) = self.topic(id.topic()).await?.filter(|topic| topic.replicas > 1) else { return Ok(None) };
+        let looks = topic.partitions().map(|partition| async move {
+            let stream = jobs_stream(id.topic(), partition);
+            let found = self.last_message("look for the job", &stream, job_subject(id, partition), true).await?;
+            let spec = found.as_ref().and_then(Message::spec).filter(|spec| spec.id == *id);
+            Ok(found.zip(spec).map(|(message, spec)| Record::queued(spec, partition, message.sequence)))
+        });
+        let mut looks = futures::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
+        let mut silent = None;
+        while let Some(look) = looks.next().await {
+            match look {
+                Ok(Some(record)) => return Ok(Some(Stored { record, revision: Revision::default() })),
+                Ok(None) => {}
+                Err(error) => silent = Some(error),
+            }
         }
-    }
-
-    /// Rings whenever a record is written, or is tried to be.
-    ///
-    /// # Errors
-    /// [`QueueError`] when the connection is closed.
-    pub async fn record_rings(&self) -> Result<impl Stream<Item = ()> + Unpin + use<>, QueueError> {
-        let unavailable = |problem| QueueError::Unavailable { action: "listen for records", problem };
-        let messages = self.listen("records.*.*".into()).await.map_err(unavailable)?;
-        Ok(messages.map(drop))
+        // It may lie in the partition that did not answer.
+        silent.map_or(Ok(None), Err)
     }
 
     async fn read(&self, topic: &Topic, id: &JobId) -> Result<Option<Stored>, QueueError> {
@@ -140,14 +118,14 @@ impl Queue {
     async fn read_raw(&self, topic: &Topic, id: &JobId) -> Result<Option<(Bytes, Revision)>, QueueError> {
         let (stream, from_leader) = (records_stream(id.topic()), topic.replicas > 1);
         let message = self.last_message("read a record", &stream, record_subject(id), from_leader).await?;
-        Ok(message.map(|message| (message.payload, Revision(message.sequence.0))))
+        Ok(message.map(|message| (message.payload, Revision::from(message.sequence.0))))
     }
 
     /// Writes a job's first record, if there is none.
     ///
     /// # Errors
     /// [`QueueError`] when it is not known what became of it.
-    pub async fn create(&self, record: &Record) -> Result<Replaced, QueueError> {
+    pub(in crate::client) async fn create(&self, record: &Record) -> Result<Replaced, QueueError> {
         self.replace(Revision::default(), record).await
     }
 
@@ -157,7 +135,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`] when it is not known what became of it.
-    pub async fn replace(&self, revision: Revision, record: &Record) -> Result<Replaced, QueueError> {
+    pub(in crate::client) async fn replace(&self, revision: Revision, record: &Record) -> Result<Replaced, QueueError> {
         let id = &record.spec.id;
         let topic = self.topic(id.topic()).await?.ok_or_else(|| QueueError::Unavailable {
             action: "write a record",
@@ -168,12 +146,12 @@ impl Queue {
         let started = Instant::now();
         loop {
             let mut message =
-                PublishMessage::build().payload(payload.clone()).expected_last_subject_sequence(revision.0);
+                PublishMessage::build().payload(payload.clone()).expected_last_subject_sequence(revision.into());
             if let Some(ttl) = ttl {
                 message = message.ttl(ttl);
             }
             let error = match self.publish_acked(record_subject(id), message).await {
-                Ok(sequence) => return Ok(Replaced::Done(Revision(sequence.0))),
+                Ok(sequence) => return Ok(Replaced::Done(Revision::from(sequence.0))),
                 Err(error) => error,
             };
             match verdict(&error) {
@@ -201,12 +179,10 @@ impl Queue {
             }
         }
     }
-}
 
-impl Queue {
     /// The document under a subject of a stream that is made if it is missing, and what a change of it must
     /// name; `None` if there is none. `what` names it in an error.
-    pub(super) async fn read_document<T: serde::de::DeserializeOwned>(
+    pub(in crate::client) async fn read_document<T: serde::de::DeserializeOwned>(
         &self,
         action: &'static str,
         config: stream::Config,
@@ -219,11 +195,11 @@ impl Queue {
         let document = serde_json::from_slice(&message.payload);
         let document =
             document.map_err(|error| QueueError::Damaged { what: what.to_owned(), problem: error.to_string() })?;
-        Ok(Some((document, Revision(message.sequence.0))))
+        Ok(Some((document, Revision::from(message.sequence.0))))
     }
 
     /// Writes a small record over exactly the one that was read as `over`, with one try.
-    pub(super) async fn write_over(
+    pub(in crate::client) async fn write_over(
         &self,
         action: &'static str,
         subject: String,
@@ -231,9 +207,9 @@ impl Queue {
         record: &impl serde::Serialize,
     ) -> Result<Replaced, QueueError> {
         let payload = Bytes::from(serde_json::to_vec(record).expect("a record holds JSON values only"));
-        let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(over.0);
+        let message = PublishMessage::build().payload(payload).expected_last_subject_sequence(over.into());
         match self.publish_acked(subject, message).await {
-            Ok(sequence) => Ok(Replaced::Done(Revision(sequence.0))),
+            Ok(sequence) => Ok(Replaced::Done(Revision::from(sequence.0))),
             Err(error) => match verdict(&error) {
                 // In a cluster, also: another write has begun, and will be the first.
                 WriteOutcome::Outrun | WriteOutcome::InFlight => Ok(Replaced::Refused),

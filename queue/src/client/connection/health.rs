@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Queue;
+use super::Connection;
 
 /// The name by which our own broker is known.
 const OWN_SERVER: &str = "sightline";
@@ -42,7 +42,7 @@ impl Doubt {
     }
 }
 
-impl Queue {
+impl Connection {
     /// The server that this connection is to.
     pub fn server(&self) -> Server {
         let info = self.client().server_info();

@@ -1,24 +1,23 @@
-//! Reading what lies in a topic, without taking it: for people, audits and replays.
+//! Messages as they lie in a stream, read without being taken.
 
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::{DirectGetErrorKind, LastRawMessageErrorKind};
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 
-use super::settle::{ATTEMPTS_HEADER, ERROR_HEADER};
-use super::submit::{AGAIN_HEADER, SPEC_HEADER};
-use super::topics::STREAM_NOT_FOUND;
-use super::{ANSWER_TIMEOUT, Queue, Revision, bounded};
+use super::{ANSWER_TIMEOUT, Connection, Revision, bounded};
+use crate::client::headers::{AGAIN_HEADER, ATTEMPTS_HEADER, ERROR_HEADER, KEY_HEADER, SPEC_HEADER};
 use crate::record::Attempt;
-use crate::topic::jobs_stream;
+use crate::topic::{job_filter, job_subject, jobs_stream};
 use crate::{JobId, JobSpec, PartitionId, QueueError, Sequence, Timestamp, TopicName};
 
-/// Header of a message that was produced with a key.
-pub(super) const KEY_HEADER: &str = "Sl-Key";
+const STREAM_NOT_FOUND: ErrorCode = ErrorCode(10059);
+
 /// Messages that one request of a scan brings.
 const SCAN_BATCH: usize = 500;
 /// Bytes that one request of a scan brings, about.
@@ -66,7 +65,7 @@ impl Message {
     }
 
     /// The revision of the record that it takes back, if it asks for a finished job to be run again.
-    pub(super) fn again(&self) -> Option<Revision> {
+    pub(in crate::client) fn again(&self) -> Option<Revision> {
         Some(Revision::from(self.header(AGAIN_HEADER)?.parse::<u64>().ok()?))
     }
 
@@ -82,7 +81,7 @@ impl Message {
     }
 
     /// A message as a consumer hands it out.
-    pub(super) fn delivered(message: &async_nats::jetstream::Message) -> Result<Self, QueueError> {
+    pub(in crate::client) fn delivered(message: &async_nats::jetstream::Message) -> Result<Self, QueueError> {
         let info = message
             .info()
             .map_err(|error| QueueError::Unavailable { action: "find a message", problem: error.to_string() })?;
@@ -113,38 +112,19 @@ impl From<StreamMessage> for Message {
 }
 
 /// A moment as the client has it.
-pub(super) fn timestamp(time: async_nats::datetime::DateTime) -> Timestamp {
+pub(in crate::client) fn timestamp(time: async_nats::datetime::DateTime) -> Timestamp {
     Timestamp::from_millis((time.unix_timestamp_nanos() / 1_000_000) as i64)
 }
 
 /// Whether a read says that there is no such stream.
-pub(super) fn is_without_stream(kind: LastRawMessageErrorKind) -> bool {
+pub(in crate::client) fn is_without_stream(kind: LastRawMessageErrorKind) -> bool {
     matches!(kind, LastRawMessageErrorKind::JetStream(verdict) if verdict.error_code() == STREAM_NOT_FOUND)
 }
 
-impl Queue {
-    /// The first message of a partition at `from` or behind it, or `None` if there is none yet.
-    ///
-    /// # Errors
-    /// [`QueueError`] when the queue does not answer.
-    pub async fn peek(
-        &self,
-        topic: &TopicName,
-        partition: PartitionId,
-        from: Sequence,
-    ) -> Result<Option<Message>, QueueError> {
-        let stream = self.handle(&jobs_stream(topic, partition)).await?;
-        let read = bounded(stream.direct_get_next_for_subject(">", Some(from.0.max(1)))).await;
-        match read.map_err(QueueError::unavailable("read a message"))? {
-            Ok(message) => Ok(Some(message.into())),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-            Err(error) => Err(QueueError::unavailable("read a message")(error)),
-        }
-    }
-
+impl Connection {
     /// The last message of a subject. `from_leader` is for streams with copies, of which one that
     /// lags may answer a direct get.
-    pub(super) async fn last_message(
+    pub(in crate::client) async fn last_message(
         &self,
         action: &'static str,
         stream: &str,
@@ -170,43 +150,8 @@ impl Queue {
         }
     }
 
-    /// The position of the first message of a partition that was stored at `since` or later; behind
-    /// the last one if there is none.
-    ///
-    /// # Errors
-    /// [`QueueError`] when the queue does not answer.
-    pub async fn sequence_since(
-        &self,
-        topic: &TopicName,
-        partition: PartitionId,
-        since: Timestamp,
-    ) -> Result<Sequence, QueueError> {
-        let bounds = self.bounds(topic, partition).await?;
-        let (mut low, mut high) = (bounds.first.0, bounds.last.0 + 1);
-        // Invariant: what lies before `low` is older, what lies at `high` or behind is not.
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match self.peek(topic, partition, Sequence(middle)).await? {
-                Some(message) if message.time < since => low = message.sequence.0 + 1,
-                Some(_) | None => high = middle,
-            }
-        }
-        Ok(Sequence(low))
-    }
-
-    /// Rings when a partition of the topic has a new message.
-    ///
-    /// # Errors
-    /// [`QueueError`] when the connection is closed.
-    pub async fn rings(&self, topic: &TopicName) -> Result<impl Stream<Item = ()> + Unpin + use<>, QueueError> {
-        let unavailable = |problem| QueueError::Unavailable { action: "listen for new messages", problem };
-        let any = format!("wake.{topic}.*");
-        let messages = self.listen(any).await.map_err(unavailable)?;
-        Ok(messages.map(|_| ()))
-    }
-
     /// The next message of a consumer, if one waits.
-    pub(super) async fn fetch_one(
+    pub(in crate::client) async fn fetch_one(
         action: &'static str,
         consumer: &PullConsumer,
     ) -> Result<Option<async_nats::jetstream::Message>, QueueError> {
@@ -222,7 +167,7 @@ impl Queue {
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer; items are errors when it stops to.
-    pub(super) async fn scan(
+    pub(in crate::client) async fn scan(
         &self,
         stream: &str,
         headers_only: bool,
@@ -231,7 +176,7 @@ impl Queue {
     }
 
     /// The same from a position on.
-    pub(super) async fn scan_from(
+    pub(in crate::client) async fn scan_from(
         &self,
         stream: &str,
         start: Sequence,
@@ -293,5 +238,35 @@ impl Queue {
             }
         });
         Ok(futures::TryStreamExt::try_flatten(pages))
+    }
+
+    /// Ids of the jobs whose messages lie in a partition.
+    pub(in crate::client) async fn queued_ids(
+        &self,
+        name: &TopicName,
+        partition: PartitionId,
+    ) -> Result<Vec<JobId>, QueueError> {
+        const ACTION: &str = "list a partition's jobs";
+        let stream = self.handle(&jobs_stream(name, partition)).await?;
+        let mut subjects =
+            stream.info_with_subjects(job_filter(name, partition)).await.map_err(QueueError::unavailable(ACTION))?;
+        let mut ids = Vec::new();
+        while let Some((subject, _)) = subjects.try_next().await.map_err(QueueError::unavailable(ACTION))? {
+            if let Ok((id, _)) = JobId::from_subject(&subject) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The position of a job's message, if it is in the partition.
+    pub(in crate::client) async fn message_sequence(
+        &self,
+        id: &JobId,
+        partition: PartitionId,
+    ) -> Result<Option<Sequence>, QueueError> {
+        let stream = jobs_stream(id.topic(), partition);
+        let message = self.last_message("find the job", &stream, job_subject(id, partition), true).await?;
+        Ok(message.map(|message| message.sequence))
     }
 }

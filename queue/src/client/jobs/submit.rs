@@ -14,26 +14,21 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
-use futures::StreamExt;
 
-use super::read::{KEY_HEADER, Message};
-use super::{LIMIT_REACHED, PATIENCE, Queue, RETRY_PAUSE, Replaced, Revision, Stored, server_error};
+use super::Jobs;
+use crate::client::connection::{Message, PATIENCE, RETRY_PAUSE, Refusal, Replaced, Revision, refusal};
+use crate::client::headers::{AGAIN_HEADER, SPEC_HEADER, ascii_json};
+use crate::client::topics::Topics;
 use crate::error::chain;
 use crate::topic::{Retention, job_subject, jobs_stream};
-use crate::{JobId, JobSpec, PartitionId, Priority, QueueError, Record, Sequence, SubmitError, Topic, TopicError};
-
-/// The header that holds the job's [`JobSpec`] as JSON.
-pub(crate) const SPEC_HEADER: &str = "Sl-Job";
-/// The header of a message that asks for a finished job to be run again: the revision of the record
-/// that it takes back.
-pub(crate) const AGAIN_HEADER: &str = "Sl-Again";
+use crate::{
+    JobError, JobSpec, PartitionId, Priority, QueueError, Record, Sequence, SubmitError, Timestamp, Topic, TopicError,
+};
 
 /// How long a stream with copies may take to acknowledge before its leader is taken for gone.
 const LEADER_PATIENCE: Duration = Duration::from_millis(1_500);
 /// How long a job waits for a connection to the queue.
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(2);
-/// Partitions that are asked for a job at a time.
-const LOOKS_AT_ONCE: usize = 16;
 /// Places that a job may be offered to.
 const PLACES_MAX: usize = 3;
 
@@ -48,7 +43,7 @@ pub enum Submitted {
 
 impl Submitted {
     /// `asked` is the specification that this request wrote.
-    pub(super) fn of(record: Record, asked: &JobSpec) -> Self {
+    fn of(record: Record, asked: &JobSpec) -> Self {
         if record.spec.is_of_request(asked) { Self::New(record) } else { Self::Existing(record) }
     }
 
@@ -60,7 +55,7 @@ impl Submitted {
     }
 }
 
-impl Queue {
+impl Jobs {
     /// Queues a job. When this returns a record, the image is durable together with all that the
     /// record says; so is the record, unless the topic has copies and its records no leader now.
     ///
@@ -81,13 +76,30 @@ impl Queue {
         let record = match self.create_soon(topic, &record).await? {
             Some(Replaced::Done(_)) | None => record,
             // A worker was faster than we were: the job is known.
-            Some(Replaced::Refused) => match self.record(&record.spec.id).await? {
+            Some(Replaced::Refused) => match self.find_record(&record.spec.id).await? {
                 Some(stored) => stored.record,
                 None => record,
             },
         };
         self.wake(&record.spec.id, partition).await;
         Ok(Submitted::of(record, &asked))
+    }
+
+    /// Takes note of a job that cannot be run: it has failed before it was queued, so that a count of the
+    /// jobs of a batch misses none. Another request may have been first.
+    ///
+    /// # Errors
+    /// [`SubmitError`] when it is not known what became of it.
+    pub async fn reject(&self, topic: &Topic, spec: JobSpec, error: JobError) -> Result<Submitted, SubmitError> {
+        let place = PartitionId::of_job(&spec.id, None, topic.settings.partitions, spec.options.priority);
+        let queued = Record::queued(spec.clone(), place, Sequence(0));
+        let failed = queued.fail(error, Timestamp::now()).expect("it has not ended");
+        if self.create(&failed).await? == Replaced::Refused
+            && let Some(stored) = self.find_record(&failed.spec.id).await?
+        {
+            return Ok(Submitted::of(stored.record, &spec));
+        }
+        Ok(Submitted::New(failed))
     }
 
     /// Writes a new job's record. `None`: its stream has no leader now; it is written when it has.
@@ -118,7 +130,7 @@ impl Queue {
             match self.create(record).await {
                 Ok(replaced) => return replaced,
                 // The topic was removed, and the job with it.
-                Err(_) if matches!(self.read_topic(record.spec.id.topic()).await, Ok(None)) => {
+                Err(_) if matches!(self.fresh_topic(record.spec.id.topic()).await, Ok(None)) => {
                     return Replaced::Refused;
                 }
                 Err(error) => {
@@ -129,32 +141,6 @@ impl Queue {
         }
     }
 
-    /// A job as its message shows it: accepted just now, its record not yet written. A change may be
-    /// made to it like to one that was read as revision 0.
-    ///
-    /// # Errors
-    /// [`QueueError`] when the queue does not answer.
-    pub(super) async fn arriving(&self, id: &JobId) -> Result<Option<Stored>, QueueError> {
-        let Some(topic) = self.topic(id.topic()).await?.filter(|topic| topic.replicas > 1) else { return Ok(None) };
-        let looks = topic.partitions().map(|partition| async move {
-            let stream = jobs_stream(id.topic(), partition);
-            let found = self.last_message("look for the job", &stream, job_subject(id, partition), true).await?;
-            let spec = found.as_ref().and_then(Message::spec).filter(|spec| spec.id == *id);
-            Ok(found.zip(spec).map(|(message, spec)| Record::queued(spec, partition, message.sequence)))
-        });
-        let mut looks = futures::stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE);
-        let mut silent = None;
-        while let Some(look) = looks.next().await {
-            match look {
-                Ok(Some(record)) => return Ok(Some(Stored { record, revision: Revision::default() })),
-                Ok(None) => {}
-                Err(error) => silent = Some(error),
-            }
-        }
-        // It may lie in the partition that did not answer.
-        silent.map_or(Ok(None), Err)
-    }
-
     /// The topic with partitions for this priority, which are made with their first job.
     async fn with_priority(&self, topic: &Arc<Topic>, priority: Priority) -> Result<Arc<Topic>, SubmitError> {
         if topic.has(priority) {
@@ -163,7 +149,7 @@ impl Queue {
         if topic.settings.ordered {
             return Err(SubmitError::OnePriority(topic.name().clone()));
         }
-        self.add_priority(topic.name(), priority).await.map_err(|error| match error {
+        Topics::of(&self.0).add_priority(topic.name(), priority).await.map_err(|error| match error {
             TopicError::Unknown(name) => SubmitError::NoTopic(name),
             TopicError::Queue(error) => error.into(),
             other => {
@@ -172,53 +158,13 @@ impl Queue {
         })
     }
 
-    /// Writes one message to a plain log. Messages of one key lie in one partition, in order.
-    ///
-    /// # Errors
-    /// [`SubmitError`]. After [`SubmitError::Queue`] it is not known whether it is written.
-    pub async fn append(
-        &self,
-        topic: &Topic,
-        key: Option<&str>,
-        payload: Bytes,
-    ) -> Result<(JobId, PartitionId, Sequence), SubmitError> {
-        let id = JobId::random(topic.name().clone());
-        let partition = PartitionId::of_job(&id, key, topic.settings.partitions, Priority::Normal);
-        let bytes = payload.len();
-        let started = Instant::now();
-        let sequence = loop {
-            let mut message = PublishMessage::build().payload(payload.clone()).expected_last_subject_sequence(0);
-            if let Some(key) = key {
-                message = message.header(KEY_HEADER, ascii_json(&key).as_str());
-            }
-            let error = match self.publish_acked(job_subject(&id, partition), message).await {
-                Ok(sequence) => break sequence,
-                Err(error) => error,
-            };
-            match refusal(&error) {
-                Some(Refusal::NoStream) if matches!(self.read_topic(topic.name()).await, Ok(None)) => {
-                    return Err(SubmitError::NoTopic(topic.name().clone()));
-                }
-                // In a cluster: until there is a leader, or until all servers know the new stream.
-                Some(Refusal::NoStream) if started.elapsed() < PATIENCE => tokio::time::sleep(RETRY_PAUSE).await,
-                Some(Refusal::TooLarge) => {
-                    return Err(SubmitError::TooLarge { bytes, max_payload: self.max_payload() });
-                }
-                Some(Refusal::Full) => return Err(SubmitError::Full { topic: topic.name().to_string() }),
-                _ => return Err(QueueError::unavailable("write the message")(error).into()),
-            }
-        };
-        self.wake(&id, partition).await;
-        Ok((id, partition, sequence))
-    }
-
     /// Publishes a job's message to the first of these places that has a leader; where none has,
     /// waits. `again` is given for one that was finished: the revision of the record that this takes
     /// back, and where the input lay before.
     ///
     /// A message may be stored at a place that did not say so in time, and then at another one too:
     /// the record names one of them, and a worker lets the other go.
-    pub(super) async fn publish_job(
+    pub(in crate::client) async fn publish_job(
         &self,
         topic: &Topic,
         spec: &JobSpec,
@@ -300,7 +246,7 @@ impl Queue {
                 }
                 Some(Refusal::NoStream)
                     if started.elapsed() >= asking_after
-                        && matches!(self.read_topic(spec.id.topic()).await, Ok(None)) =>
+                        && matches!(self.fresh_topic(spec.id.topic()).await, Ok(None)) =>
                 {
                     return Err(SubmitError::NoTopic(spec.id.topic().clone()));
                 }
@@ -318,31 +264,10 @@ impl Queue {
         unreachable!("every job has a place, and they are gone round for ever")
     }
 
-    /// Publishes and waits for the acknowledgement, which means that the message is durable.
-    pub(super) async fn publish_acked(
-        &self,
-        subject: String,
-        message: PublishMessage,
-    ) -> Result<Sequence, PublishError> {
-        let ack = self.jetstream.send_publish(subject, message).await?.await?;
-        Ok(Sequence(ack.sequence))
-    }
-
     /// A job's message, read where it was said to be.
     async fn message_there(&self, spec: &JobSpec, partition: PartitionId) -> Result<Option<Message>, QueueError> {
         let stream = jobs_stream(spec.id.topic(), partition);
         self.last_message("find the job", &stream, job_subject(&spec.id, partition), true).await
-    }
-
-    /// The position of a job's message, if it is in the partition.
-    pub(super) async fn message_sequence(
-        &self,
-        id: &JobId,
-        partition: PartitionId,
-    ) -> Result<Option<Sequence>, QueueError> {
-        let stream = jobs_stream(id.topic(), partition);
-        let message = self.last_message("find the job", &stream, job_subject(id, partition), true).await?;
-        Ok(message.map(|message| message.sequence))
     }
 }
 
@@ -374,62 +299,9 @@ fn places(topic: &Topic, spec: &JobSpec) -> Vec<PartitionId> {
 }
 
 /// Where a job's message is.
-pub(super) struct Placed {
+pub(in crate::client) struct Placed {
     /// What the message says of itself, if another request has published it.
-    pub(super) theirs: Option<Box<JobSpec>>,
-    pub(super) partition: PartitionId,
-    pub(super) sequence: Sequence,
-}
-
-enum Refusal {
-    AlreadyThere,
-    Full,
-    TooLarge,
-    NoStream,
-}
-
-/// What a failed publish says, if it is a verdict and not only a lost answer.
-fn refusal(error: &PublishError) -> Option<Refusal> {
-    match error.kind() {
-        PublishErrorKind::MaxPayloadExceeded => return Some(Refusal::TooLarge),
-        PublishErrorKind::WrongLastSequence => return Some(Refusal::AlreadyThere),
-        PublishErrorKind::StreamNotFound => return Some(Refusal::NoStream),
-        _ => {}
-    }
-    let refused = server_error(error).filter(|refusal| refusal.error_code() == LIMIT_REACHED)?;
-    // One code for all limits; the text tells them apart.
-    let per_subject = refused.to_string().contains("per subject");
-    Some(if per_subject { Refusal::AlreadyThere } else { Refusal::Full })
-}
-
-/// JSON with every character above ASCII escaped, since headers are not meant for others.
-pub(super) fn ascii_json(value: &impl serde::Serialize) -> String {
-    let json = serde_json::to_string(value).expect("what goes into headers holds strings and numbers only");
-    let mut ascii = String::with_capacity(json.len());
-    for unit in json.chars() {
-        if unit.is_ascii() {
-            ascii.push(unit);
-        } else {
-            let mut units = [0; 2];
-            unit.encode_utf16(&mut units).iter().for_each(|unit| ascii.push_str(&format!("\\u{unit:04x}")));
-        }
-    }
-    ascii
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_header_is_plain_ascii_and_reads_back() {
-        let mut spec: crate::JobSpec = serde_json::from_value(serde_json::json!({
-            "id": "cats.0199d2a4-0000-7000-8000-000000000000", "model": "cats", "model_version": 1,
-            "model_digest": "d", "created_at": "2026-11-23T17:00:00Z",
-            "image": {"width": 1, "height": 1, "format": "png", "bytes": 1, "sha256": "s"},
-        }))
-        .expect("reads");
-        spec.metadata.insert("Käse".into(), "\u{1F431}\r\nNats-Rollup: all".into());
-        let header = super::ascii_json(&spec);
-        assert!(header.is_ascii() && !header.contains(['\r', '\n']), "{header}");
-        assert_eq!(serde_json::from_str::<crate::JobSpec>(&header).expect("reads"), spec);
-    }
+    pub(in crate::client) theirs: Option<Box<JobSpec>>,
+    pub(in crate::client) partition: PartitionId,
+    pub(in crate::client) sequence: Sequence,
 }

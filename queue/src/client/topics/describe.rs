@@ -4,10 +4,10 @@ use async_nats::jetstream::{consumer, stream};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::Queue;
-use super::read::timestamp;
+use super::Topics;
+use crate::client::connection::timestamp;
 use crate::topic::{WORKERS, dead_stream, jobs_stream};
-use crate::{PartitionId, QueueError, Sequence, Timestamp, Topic, TopicError, TopicName};
+use crate::{PartitionId, Sequence, Timestamp, Topic, TopicError, TopicName};
 
 /// A topic with its settings and all its partitions.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -116,22 +116,13 @@ pub struct Replica {
     pub offline: bool,
 }
 
-/// The first and the last position of a partition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Bounds {
-    /// Of the first message; behind `last` if there is none.
-    pub first: Sequence,
-    /// The last that was given to a message; 0 if there never was one.
-    pub last: Sequence,
-}
-
-impl Queue {
+impl Topics {
     /// Describes a topic.
     ///
     /// # Errors
     /// [`TopicError`].
     pub async fn describe(&self, name: &TopicName) -> Result<Description, TopicError> {
-        let found = self.read_topic_and_count(name).await?;
+        let found = self.fresh_topic_and_count(name).await?;
         let (topic, records) = found.ok_or_else(|| TopicError::Unknown(name.clone()))?;
         let partitions = topic.partitions().map(|partition| self.describe_partition(&topic, partition));
         let partitions = futures::future::try_join_all(partitions).await?;
@@ -200,22 +191,6 @@ impl Queue {
             Err(error) => return Err(error.into()),
         }
         Ok(described)
-    }
-
-    /// The first and the last position of a partition.
-    ///
-    /// # Errors
-    /// [`QueueError`] when the queue does not answer.
-    pub async fn bounds(&self, topic: &TopicName, partition: PartitionId) -> Result<Bounds, QueueError> {
-        let info = self.stream_info(&jobs_stream(topic, partition)).await;
-        let state = info
-            .map_err(|error| QueueError::Unavailable { action: "find a partition", problem: error.to_string() })?
-            .state;
-        Ok(Bounds { first: Sequence(state.first_sequence.max(1)), last: Sequence(state.last_sequence) })
-    }
-
-    pub(super) async fn stream_info(&self, stream: &str) -> Result<stream::Info, TopicError> {
-        Ok(self.ask("describe a stream", &format!("STREAM.INFO.{stream}"), &serde_json::json!({})).await?)
     }
 }
 

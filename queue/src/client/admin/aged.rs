@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 
-use super::{Queue, Replaced, Revision};
+use super::Admin;
+use crate::client::connection::{Replaced, Revision};
 use crate::topic::{Retention, job_subject, jobs_stream, records_stream};
 use crate::{JobError, JobId, PartitionId, QueueError, Record, Sequence, State, Timestamp, Topic, TopicError};
 
@@ -22,14 +23,14 @@ pub struct Aged {
     pub left: u64,
 }
 
-impl Queue {
+impl Admin {
     /// Fails a job that should have begun by now; whether it was one. Its input becomes a dead letter. Who
     /// is interrupted leaves the rest to the worker who gets the message.
     ///
     /// # Errors
     /// [`QueueError`] when it is not known what became of it.
     pub async fn fail_overdue(&self, id: &JobId) -> Result<bool, QueueError> {
-        let Some(stored) = self.record(id).await? else { return Ok(false) };
+        let Some(stored) = self.find_record(id).await? else { return Ok(false) };
         let now = Timestamp::now();
         let Some(error) = stored.record.overdue(now) else { return Ok(false) };
         let reason = format!("{}: {}", error.code, error.message);

@@ -1,0 +1,19 @@
+//! Jobs from outside: submitted, looked at, waited for, canceled, run again.
+
+mod submit;
+mod wait;
+mod cancel;
+mod dead;
+mod follow;
+
+pub use cancel::Canceled;
+pub use dead::{DeadLetter, RedriveError, Redriven};
+pub use submit::{Submitted, place};
+pub use wait::Waited;
+
+use super::role::role;
+
+role! {
+    /// Submits jobs and reads how they stand.
+    Jobs
+}
