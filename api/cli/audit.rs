@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::config::AuditArgs;
 use crate::output::outln;
-use crate::topics::connect;
+use crate::setup::connect;
 
 /// Ends with 1 unless everything adds up.
 pub(crate) async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {

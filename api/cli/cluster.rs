@@ -16,8 +16,7 @@ use tokio::io::AsyncReadExt;
 use tokio::process::Child;
 
 use crate::config::ClusterArgs;
-use crate::engine::MAX_PAYLOAD;
-use crate::nats::spawn_guarded;
+use crate::nats::{MAX_PAYLOAD, spawn_guarded};
 use crate::output::announce;
 use crate::setup::Models;
 use crate::supervisor;

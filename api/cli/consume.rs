@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::config::ConsumeArgs;
 use crate::output::outln;
-use crate::topics::connect;
+use crate::setup::connect;
 
 /// How often to look for more without a notification.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

@@ -8,8 +8,8 @@ use queue::record::{Attempt, Outcome};
 
 use crate::config::{DeadAction, DeadArgs};
 use crate::output::{note, out, outln};
+use crate::setup::connect;
 use crate::table::Table;
-use crate::topics::connect;
 
 /// Does what was asked for.
 pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {

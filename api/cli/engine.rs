@@ -14,11 +14,8 @@ use crate::bounds::Bounds;
 use crate::broker::{self, FileSettings, Settings};
 use crate::config::{EngineKind, UpArgs};
 use crate::data::DataDir;
-use crate::nats::{NatsServer, Sync};
+use crate::nats::{MAX_PAYLOAD, NatsServer, Sync};
 use crate::setup::{self, Models};
-
-/// The largest message: an upload of the default limit, with room for larger ones.
-pub(crate) const MAX_PAYLOAD: u32 = 32 << 20;
 
 /// How often the room on the disk is looked at.
 const ROOM_LOOK: Duration = Duration::from_secs(2);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use crate::config::{IndexAction, IndexArgs};
 use crate::output::outln;
 use crate::setup;
-use crate::topics::connect;
+use crate::setup::connect;
 
 /// Rebuilds it; API processes may run meanwhile.
 pub(crate) async fn run(args: IndexArgs) -> anyhow::Result<ExitCode> {

@@ -19,7 +19,7 @@ use crate::bounds::Bounds;
 use crate::broker::{self, FileSettings, Settings};
 use crate::config::{ApiAddressArgs, DataArgs, KeysAction, KeysArgs, LocalArgs, QueueArgs};
 use crate::data::{self, DataDir};
-use crate::engine;
+use crate::nats;
 use crate::output::{note, out, outln};
 use crate::remote::{Remote, escaped, text};
 use crate::table::Table;
@@ -153,7 +153,7 @@ async fn start_if_nothing_runs(data: &DataArgs) -> anyhow::Result<Option<(Broker
         listen: ([127, 0, 0, 1], 0).into(),
         open: false,
         queue_bytes: None,
-        max_payload: engine::MAX_PAYLOAD.into(),
+        max_payload: nats::MAX_PAYLOAD.into(),
         sync: true,
         lame_duck: Duration::ZERO,
         connections_max: Bounds::of_this_process().connections_alone(),

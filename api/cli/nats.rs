@@ -15,8 +15,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::data::DataDir;
-use crate::engine::MAX_PAYLOAD;
 use crate::supervisor::{self, Backoff};
+
+/// The largest message: an upload of the default limit, with room for larger ones.
+pub(crate) const MAX_PAYLOAD: u32 = 32 << 20;
 
 /// How long the server may take until it answers.
 const START_PATIENCE: Duration = Duration::from_secs(30);

@@ -9,8 +9,8 @@ use queue::client::Position;
 use crate::config::{OffsetsAction, OffsetsArgs};
 use crate::consume::before;
 use crate::output::{out, outln};
+use crate::setup::connect;
 use crate::table::Table;
-use crate::topics::connect;
 
 /// Shows positions, or moves a group.
 pub(crate) async fn run(args: OffsetsArgs) -> anyhow::Result<ExitCode> {

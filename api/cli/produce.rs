@@ -14,8 +14,8 @@ use serde_json::json;
 use crate::config::ProduceArgs;
 use crate::output::{note, outln};
 use crate::setup::Models;
+use crate::setup::connect;
 use crate::submit::inputs;
-use crate::topics::connect;
 
 /// Sends everything, in order, and says where it lies.
 pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {

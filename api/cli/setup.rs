@@ -9,9 +9,10 @@ use ::api::Index;
 use ::models::{Cache, Repository, pull};
 use anyhow::{Context, bail, ensure};
 use bytesize::ByteSize;
+use queue::Queue;
 use queue::topic::Defaults;
 
-use crate::config::{HttpArgs, ModelArgs, TopicArgs};
+use crate::config::{HttpArgs, ModelArgs, QueueArgs, TopicArgs};
 use crate::data;
 use crate::output::note;
 
@@ -128,8 +129,14 @@ pub(crate) fn topic_defaults(args: &TopicArgs, topic_bytes_max: Option<u64>) -> 
     }
 }
 
+/// A connection for one of the tools.
+pub(crate) async fn connect(args: &QueueArgs) -> anyhow::Result<Queue> {
+    let address = data::queue_address(args)?;
+    Ok(Queue::connect(&address, "sightline tool", Defaults::default()).await?)
+}
+
 /// Says what may go wrong with a queue that runs elsewhere.
-pub(crate) async fn check_queue(queue: &queue::Queue, replicas: usize, monitor: Option<&str>) {
+pub(crate) async fn check_queue(queue: &Queue, replicas: usize, monitor: Option<&str>) {
     let syncs = match monitor {
         Some(url) => match does_sync(url).await {
             Ok(syncs) => Some(syncs),
@@ -177,7 +184,7 @@ pub(crate) async fn index(database: Option<&str>, folder: &Path) -> anyhow::Resu
 /// Refuses to serve others without keys or in the clear, unless the operator asked for it. Returns what was found.
 pub(crate) async fn check_listen(
     args: &HttpArgs,
-    queue: &queue::Queue,
+    queue: &Queue,
     index: &Index,
     folder: &Path,
 ) -> anyhow::Result<::api::Guards> {

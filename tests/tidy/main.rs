@@ -1,5 +1,7 @@
 //! The repository keeps its own rules.
 
+mod circles;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -13,12 +13,9 @@ use queue::members::Role;
 use queue::topic::{Change, Defaults};
 use queue::{Queue, TopicName};
 
-use crate::config::{
-    ConfirmedArgs, CreateArgs, ModelArgs, NamedArgs, QueueArgs, SettingsArgs, TopicsAction, TopicsArgs,
-};
-use crate::data;
+use crate::config::{ConfirmedArgs, CreateArgs, ModelArgs, NamedArgs, SettingsArgs, TopicsAction, TopicsArgs};
 use crate::output::{note, out, outln};
-use crate::setup::Models;
+use crate::setup::{Models, connect};
 use crate::table::Table;
 
 /// How long to wait for copies, and how often to look.
@@ -58,12 +55,6 @@ pub(crate) async fn run(args: TopicsArgs) -> anyhow::Result<ExitCode> {
         TopicsAction::Replay(args) => return replay::run(args).await,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A connection for one of the tools.
-pub(crate) async fn connect(args: &QueueArgs) -> anyhow::Result<Queue> {
-    let address = data::queue_address(args)?;
-    Ok(Queue::connect(&address, "sightline tool", Defaults::default()).await?)
 }
 
 async fn list(queue: &Queue, json: bool) -> anyhow::Result<()> {

@@ -62,6 +62,17 @@ impl Format {
     }
 }
 
+/// What the structure of a file says about its image, without decoding it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageHeader {
+    /// The file's format, judged by its bytes.
+    pub format: Format,
+    /// Width of the upright image, pixels.
+    pub width: u32,
+    /// Height of the upright image, pixels.
+    pub height: u32,
+}
+
 /// What one walk over a file found.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FileLayout {
@@ -112,14 +123,14 @@ impl FileLayout {
     }
 
     /// What callers outside see: sides of the upright image.
-    pub(super) fn header(&self) -> super::ImageHeader {
+    pub(super) fn header(&self) -> ImageHeader {
         let (width, height) = self.shown;
         let lies_on_its_side = matches!(
             self.orientation,
             Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
         );
         let (width, height) = if lies_on_its_side { (height, width) } else { (width, height) };
-        super::ImageHeader { format: self.format, width, height }
+        ImageHeader { format: self.format, width, height }
     }
 }
 

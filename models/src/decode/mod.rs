@@ -17,7 +17,7 @@ mod strip;
 use image::metadata::Orientation;
 
 use layout::FileLayout;
-pub use layout::Format;
+pub use layout::{Format, ImageHeader};
 pub use strip::without_metadata;
 
 use crate::ImageError;
@@ -47,17 +47,6 @@ impl Default for Limits {
     fn default() -> Self {
         Self { side_max: 16_384, pixels_max: 64 << 20, output_bytes_max: 12 * (64 << 20) }
     }
-}
-
-/// What the structure of a file says about its image, without decoding it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ImageHeader {
-    /// The file's format, judged by its bytes.
-    pub format: Format,
-    /// Width of the upright image, pixels.
-    pub width: u32,
-    /// Height of the upright image, pixels.
-    pub height: u32,
 }
 
 /// A decoded image: upright, opaque RGB, 8 bits a channel.

@@ -2,8 +2,6 @@
 //!
 //! Behind the feature `fuzz`, for the targets in `queue/broker/fuzz`.
 
-use std::sync::Arc;
-
 use bytes::{Bytes, BytesMut};
 
 use crate::journal::entry::{Walk, WalkItem};
@@ -52,7 +50,7 @@ pub fn header(bytes: &[u8]) {
 /// Requests to the API and messages, one after the other, on a broker of its own. Parted by zeros: the
 /// subject up to the first line end, then the body.
 pub fn api(bytes: &[u8]) {
-    fuzz_api(bytes);
+    fuzz_api(Memory::with([]), bytes.split(|byte| *byte == 0).map(request));
 }
 
 /// A segment of the journal whose entries are any bytes: walked, and opened.
@@ -89,13 +87,8 @@ impl Release for NoClient {
     fn release(self) {}
 }
 
-/// A disk in memory.
-pub(crate) fn disk() -> Arc<Memory> {
-    Memory::with([])
-}
-
 /// A request of an input: subject and body.
-pub(crate) fn request(part: &[u8]) -> (Bytes, Bytes) {
+fn request(part: &[u8]) -> (Bytes, Bytes) {
     let end = part.iter().position(|byte| *byte == b'\n').unwrap_or(part.len());
     let body = part.get(end + 1..).unwrap_or_default();
     (Bytes::copy_from_slice(&part[..end]), Bytes::copy_from_slice(body))

@@ -5,6 +5,8 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::frame::FRAME_BYTES;
+
 /// One change. Applied in order, from nothing, they give the state.
 ///
 /// Invariant: applying a suffix of the changes to a state that has seen some of them already ends
@@ -292,7 +294,7 @@ impl Change<'_> {
     /// Stream and sequence of the message that a damaged entry held, if they can still be read. Not
     /// more than a guess.
     pub(super) fn glimpse(entry: &[u8]) -> Option<(u32, u64)> {
-        let body = entry.get(super::FRAME_BYTES..).filter(|_| entry[12] == STORED)?;
+        let body = entry.get(FRAME_BYTES..).filter(|_| entry[12] == STORED)?;
         let mut from = Reader(body);
         let stream = from.u32()?;
         from.take(1)?;
@@ -309,7 +311,7 @@ impl Stored<'_> {
 
 /// How long the entry of a message with parts of these lengths is, frame included.
 pub(crate) fn stored_bytes(subject: usize, header: usize, payload: usize) -> usize {
-    super::FRAME_BYTES + STORED_FIXED + subject + header + payload
+    FRAME_BYTES + STORED_FIXED + subject + header + payload
 }
 
 /// Where header and payload begin in a body that was checked: what is needed to serve a message

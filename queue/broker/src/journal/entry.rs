@@ -17,14 +17,12 @@
 use bytes::{BufMut, BytesMut};
 
 use super::change::Change;
+use super::frame::FRAME_BYTES;
 
 /// Bytes of what may be entries that are checked in search of the next one, and how long those are that
 /// are checked even so.
 const CHECKED_BYTES_MAX: usize = 1 << 30;
 const SMALL_BYTES: usize = 4096;
-
-/// Length of a frame.
-pub(crate) const FRAME_BYTES: usize = 16;
 
 /// Appends the entry of `change` at `position`, and returns its CRC.
 pub(super) fn encode(change: &Change<'_>, position: u64, before: u32, out: &mut BytesMut) -> u32 {

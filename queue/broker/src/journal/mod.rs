@@ -9,6 +9,7 @@
 //! Invariant: between two commits the log, the streams and what clients are told are changed
 //! together under one lock. So the order in the log is the order in which things happened.
 
+pub(crate) mod frame;
 pub(crate) mod change;
 pub(crate) mod entry;
 pub(crate) mod segment;
@@ -31,7 +32,8 @@ pub(crate) use recovery::{Damage, OpenError};
 pub(crate) use space::{Full, Share};
 
 use commit::{Batch, Write};
-use entry::{FRAME_BYTES, MARK_BYTES};
+use entry::MARK_BYTES;
+use frame::FRAME_BYTES;
 use segment::{Files, HEADER_BYTES, Header, SEAL, SegmentFile, VERSION};
 use space::Space;
 

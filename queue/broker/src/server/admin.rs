@@ -2,50 +2,20 @@
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::answer::{self, API_LEVEL, object};
 use super::consumers;
 use super::core::Core;
+use super::request::{Answer, LIST_PAGE, NAMES_PAGE, PageRequest, Request, page};
 use crate::journal::Change;
 use crate::nats::{Publication, matches, overlaps, status};
 use crate::stream::config;
 use crate::stream::{Found, Now, Refusal, StreamConfig};
 
-/// How many entries a page has.
-pub(super) const NAMES_PAGE: usize = 1024;
-pub(super) const LIST_PAGE: usize = 256;
 const SUBJECTS_PAGE: usize = 100_000;
 /// The header by which a client asks for an API level.
 const LEVEL_HEADER: &str = "Nats-Required-Api-Level";
-
-pub(super) type Answer = Result<Value, Refusal>;
-
-/// A request, taken apart.
-pub(super) struct Request<'a> {
-    pub(super) body: &'a [u8],
-    pub(super) now: Now,
-}
-
-impl<'a> Request<'a> {
-    /// Refuses a body that says something, for requests that take none.
-    pub(super) fn must_be_empty(&self) -> Result<(), Refusal> {
-        match serde_json::from_slice(self.body) {
-            Ok(Value::Object(fields)) if fields.is_empty() => Ok(()),
-            _ if self.body.trim_ascii().is_empty() => Ok(()),
-            _ => Err(Refusal::not_empty()),
-        }
-    }
-
-    /// The body; nothing and `null` are as if it were `{}`.
-    pub(super) fn read<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
-        match self.body.trim_ascii() {
-            b"" | b"null" => Ok(T::default()),
-            body => config::read(body),
-        }
-    }
-}
 
 /// Carries out a request to `$JS.API.<operation>`. `false`: there is no such operation, stream or
 /// consumer behind it, which the client hears as "no responders".
@@ -225,13 +195,6 @@ fn stream_info(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
     Ok(Value::Object(answer))
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct PageRequest {
-    pub(super) offset: usize,
-    subject: Option<String>,
-}
-
 /// Streams that have to do with the subject that is asked for, if one is.
 fn asked_streams<'a>(core: &'a Core, asked: &PageRequest) -> Vec<&'a crate::stream::Stream> {
     let wanted = |config: &StreamConfig| {
@@ -239,10 +202,6 @@ fn asked_streams<'a>(core: &'a Core, asked: &PageRequest) -> Vec<&'a crate::stre
         filter.is_none_or(|filter| config.subjects.iter().any(|own| overlaps(own.as_bytes(), filter.as_bytes())))
     };
     core.by_name().filter(|stream| wanted(&stream.config)).collect()
-}
-
-pub(super) fn page(total: usize, offset: usize, limit: usize, name: &str, entries: Vec<Value>) -> Value {
-    json!({"total": total, "offset": offset.min(total), "limit": limit, name: entries})
 }
 
 fn stream_names(core: &Core, request: &Request<'_>) -> Answer {

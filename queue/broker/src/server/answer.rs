@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::PROTOCOL_VERSION;
+use super::shared::PROTOCOL_VERSION;
 use crate::stream::{Consumer, ConsumerConfig, Found, Now, PriorityPolicy, Refusal, Stream, StreamConfig};
 
 /// The API level that is offered.

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::core::Core;
-use super::{Loss, Options};
+use super::loss::Loss;
+use super::options::Options;
 use crate::journal::entry::{Walk, WalkItem};
 use crate::journal::segment::{HEADER_BYTES, SEAL};
 use crate::journal::{OpenError, snapshot};

@@ -1,24 +1,22 @@
 //! One client's connection: one task, which reads and writes at once.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
-use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::client::{About, Chunk, Client, Part, StoredMessage, Subscription};
+use super::client::{Chunk, Client, Part, StoredMessage};
 use super::places::ConnectionSlot;
+use super::session::{Goodbye, Session, greet, greeting};
+use super::shared::{Phase, Shared, reached};
 use super::transport::{self, Input, Output};
-use super::{PROTOCOL_VERSION, Phase, Shared};
-use crate::nats::{Command, Parser, err, info};
+use crate::nats::{Command, Parser, err};
 
 /// What is read at a time when no payload is on its way.
 const READ_BYTES: usize = 64 * 1024;
@@ -31,60 +29,6 @@ const PINGS_MAX: u32 = 2;
 /// Bytes that may wait for the disk before clients have to wait to send more.
 const BACKLOG_BYTES_MAX: usize = 64 << 20;
 const BACKLOG_PAUSE: Duration = Duration::from_millis(1);
-
-/// What is known of a client, and what it has subscribed.
-#[derive(Debug)]
-pub(super) struct Session {
-    pub(super) client: Arc<Client>,
-    pub(super) subscriptions: HashMap<Bytes, Arc<Subscription>>,
-    /// How many were left when used-up ones were last looked for.
-    pub(super) subscriptions_swept: usize,
-    pub(super) is_verbose: bool,
-    pub(super) wants_echo: bool,
-    pub(super) wants_no_responders: bool,
-    /// It wants to hear of subjects with wildcards in what it publishes.
-    pub(super) is_pedantic: bool,
-    /// None if all are taken.
-    place: Option<ConnectionSlot>,
-}
-
-/// Why a connection ends: what to tell the client, if anything.
-pub(super) type Goodbye = Option<&'static str>;
-
-/// What a client says of itself. Fields may be null, which is as if they were not there.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Connect {
-    verbose: Option<bool>,
-    pedantic: Option<bool>,
-    echo: Option<bool>,
-    headers: Option<bool>,
-    no_responders: Option<bool>,
-    auth_token: Option<String>,
-    user: Option<String>,
-    pass: Option<String>,
-    name: Option<String>,
-    lang: Option<String>,
-    version: Option<String>,
-}
-
-impl Session {
-    /// What the client calls itself.
-    pub(super) fn name(&self) -> &str {
-        self.client.about.get().map_or("", |about| &about.name)
-    }
-
-    /// Whether it may send more than `CONNECT`.
-    fn is_let_in(&self) -> bool {
-        self.place.as_ref().is_some_and(ConnectionSlot::is_known)
-    }
-
-    fn let_in(&mut self) {
-        if let Some(place) = &mut self.place {
-            place.make_known();
-        }
-    }
-}
 
 /// Serves a client until it goes or has to.
 pub(super) async fn serve(
@@ -107,23 +51,11 @@ pub(super) async fn serve(
     let Ok(Ok(Some((mut input, mut output)))) = opened else { return };
     client.attach(output.socket());
     shared.enter(&client);
-    let mut session = Session {
-        client: client.clone(),
-        subscriptions: HashMap::new(),
-        subscriptions_swept: super::dispatch::SWEEP_MIN,
-        is_verbose: true,
-        wants_echo: true,
-        wants_no_responders: false,
-        is_pedantic: true,
-        place,
-    };
-    if !shared.options.auth.is_asked() {
-        session.let_in();
-    }
+    let mut session = Session::new(client.clone(), place, shared.options.auth.is_asked());
     let mut writing = Box::pin(write(&shared, &client, &mut output));
     let mut phase = shared.phase.subscribe();
     let mut is_over = false;
-    if session.place.is_none() {
+    if !session.has_place() {
         client.close(Some(err("maximum connections exceeded")));
     } else {
         tokio::select! {
@@ -137,7 +69,7 @@ pub(super) async fn serve(
                 client.close(None);
                 is_over = true;
             }
-            () = super::reached(&mut phase, Phase::Stopping) => client.close(None),
+            () = reached(&mut phase, Phase::Stopping) => client.close(None),
         }
     }
     shared.forget(&mut session);
@@ -147,32 +79,6 @@ pub(super) async fn serve(
     }
     client.detach();
     shared.leave(&client);
-}
-
-/// The server's word on itself: the first, and once more when it is about to leave.
-pub(super) fn greeting(shared: &Shared, peer: SocketAddr, id: u64, is_leaving: bool) -> Bytes {
-    let tls = shared.options.tls.as_ref();
-    let mut json = serde_json::json!({
-        "server_id": shared.server_id,
-        "server_name": "sightline",
-        "version": PROTOCOL_VERSION,
-        "proto": 1,
-        "go": "",
-        "host": shared.address.ip().to_string(),
-        "port": shared.address.port(),
-        "headers": true,
-        "auth_required": shared.options.auth.is_asked(),
-        "tls_required": tls.is_some_and(|tls| tls.required),
-        "tls_available": tls.is_some(),
-        "max_payload": shared.options.max_payload,
-        "jetstream": true,
-        "client_id": id,
-        "client_ip": peer.ip().to_string(),
-    });
-    if is_leaving {
-        json["ldm"] = true.into();
-    }
-    info(&json.to_string())
 }
 
 /// Reads commands until the connection ends.
@@ -237,33 +143,6 @@ async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Good
             tokio::time::sleep(BACKLOG_PAUSE).await;
         }
     }
-}
-
-/// Takes in what a client says of itself.
-pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Result<(), Goodbye> {
-    let connect: Connect = serde_json::from_slice(json).map_err(|_| None)?;
-    let said = |text: Option<String>| text.unwrap_or_default();
-    let (token, user, password) = (said(connect.auth_token), said(connect.user), said(connect.pass));
-    let permissions = shared.options.auth.identify(&token, &user, &password);
-    let permissions = permissions.ok_or(Some("Authorization Violation"))?;
-    let takes_headers = connect.headers.unwrap_or(false);
-    session.wants_no_responders = connect.no_responders.unwrap_or(false);
-    if session.wants_no_responders && !takes_headers {
-        return Err(Some("no responders requires headers support"));
-    }
-    session.client.takes_headers.store(takes_headers, Ordering::Relaxed);
-    session.is_verbose = connect.verbose.unwrap_or(false);
-    session.is_pedantic = connect.pedantic.unwrap_or(true);
-    session.wants_echo = connect.echo.unwrap_or(true);
-    let about =
-        About { name: said(connect.name), language: said(connect.lang), version: said(connect.version), permissions };
-    // A second CONNECT changes nothing of who it is.
-    drop(session.client.about.set(about));
-    session.let_in();
-    if session.is_verbose {
-        session.client.send_now(Bytes::from_static(b"+OK\r\n"));
-    }
-    Ok(())
 }
 
 /// Writes what is put into the outbox until it is closed and empty, or the client does not take it.

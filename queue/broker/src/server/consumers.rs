@@ -3,9 +3,9 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::admin::{Answer, LIST_PAGE, NAMES_PAGE, PageRequest, Request, page};
 use super::answer;
 use super::core::Core;
+use super::request::{Answer, LIST_PAGE, NAMES_PAGE, PageRequest, Request, page};
 use crate::journal::Change;
 use crate::nats::status;
 use crate::stream::{ConsumerConfig, Now, Refusal, config, unix_nanos};

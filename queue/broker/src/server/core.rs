@@ -9,8 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 
 use super::client::{Body, Handle, Outgoing};
-use super::damage::Loss;
-use super::{Options, date};
+use super::date;
+use super::loss::Loss;
+use super::options::Options;
 use crate::calendar::Calendar;
 use crate::journal::{Change, Full, Journal, LogPlace, OpenError, Share};
 use crate::nats::SubjectTree;

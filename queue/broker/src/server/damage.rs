@@ -5,35 +5,14 @@
 
 use std::io;
 
-use super::Shared;
 use super::core::{Core, now};
+use super::loss::Loss;
+use super::shared::Shared;
 use crate::journal::{Change, Damage, LogPlace};
 use crate::stream::Stream;
 
 /// Losses that are kept in mind; further ones are only logged.
 const LOSSES_MAX: usize = 1000;
-
-/// Something that was stored and is lost.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Loss {
-    /// The stream, if it is known.
-    pub stream: Option<String>,
-    /// First and last sequence of the messages, if they are known.
-    pub sequences: Option<(u64, u64)>,
-    /// Where and how it was found.
-    pub problem: String,
-}
-
-impl std::fmt::Display for Loss {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (&self.stream, self.sequences) {
-            (Some(stream), Some((from, to))) if from == to => write!(f, "message {from} of stream {stream} is lost: ")?,
-            (Some(stream), Some((from, to))) => write!(f, "messages {from} to {to} of stream {stream} are lost: ")?,
-            _ => {}
-        }
-        f.write_str(&self.problem)
-    }
-}
 
 impl Core {
     /// Takes a loss to the account.

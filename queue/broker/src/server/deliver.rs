@@ -8,7 +8,7 @@ use super::client::{Body, Stored};
 use super::core::Core;
 use crate::journal::Change;
 use crate::journal::change::stored_header_start;
-use crate::journal::entry::FRAME_BYTES;
+use crate::journal::frame::FRAME_BYTES;
 use crate::nats::{HEADER_START, block, status};
 use crate::stream::config::Retention;
 use crate::stream::{Found, Handout, Message, Now, Pin, PriorityPolicy, Waiting};

@@ -6,14 +6,12 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 
 use super::client::{Body, Client, Handle, Subscription, Traffic};
-use super::connection::{Goodbye, Session, greet};
 use super::core::{Core, now};
-use super::{Shared, admin, settle};
+use super::session::{Goodbye, SWEEP_MIN, Session, greet};
+use super::shared::Shared;
+use super::{admin, settle};
 use crate::nats::{Command, Publication, err, is_literal, is_valid, status};
 use crate::stream::Now;
-
-/// Subscriptions of one client before the first look for used-up ones.
-pub(super) const SWEEP_MIN: usize = 64;
 
 impl Shared {
     /// Carries out commands of one client in one turn with the lock.

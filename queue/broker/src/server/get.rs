@@ -10,7 +10,7 @@ use super::answer::rfc3339;
 use super::client::Body;
 use super::core::Core;
 use crate::journal::change::stored_header_start;
-use crate::journal::entry::FRAME_BYTES;
+use crate::journal::frame::FRAME_BYTES;
 use crate::nats::{is_valid, matches, status};
 use crate::stream::{Found, Message, Refusal, Stream, config, unix_nanos};
 

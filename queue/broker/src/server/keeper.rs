@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use super::Shared;
 use super::core::{Core, now};
+use super::shared::Shared;
 use crate::journal::change::Change;
 use crate::journal::entry::{Entry, Walk, WalkItem};
 use crate::journal::segment::{HEADER_BYTES, SEAL, SegmentFile};

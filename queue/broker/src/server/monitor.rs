@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::answer::{self, API_LEVEL, rfc3339};
 use super::client::Client;
 use super::core::now;
-use super::{PROTOCOL_VERSION, Phase, Shared};
+use super::shared::{PROTOCOL_VERSION, Phase, Shared};
 
 /// A look at a running broker; stays valid for as long as it is kept.
 #[derive(Debug, Clone)]

@@ -1,11 +1,9 @@
 //! Places for connections: who may have one, and who has to leave for another.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
-
-use super::Shared;
 
 /// The places that are taken.
 #[derive(Debug, Default)]
@@ -19,18 +17,17 @@ pub(super) struct Places {
 /// One connection's place, until this is dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
-    shared: Arc<Shared>,
+    places: Arc<Mutex<Places>>,
     id: u64,
     cut: CancellationToken,
     is_known: bool,
 }
 
-/// Gives a new connection a place, if there is one. Strangers get half of all places; beyond that the one that
+/// Gives a new connection a place, if there is one of `connections_max`. Strangers get half of all places; beyond that the one that
 /// has been silent the longest is cut, so that a client that speaks at once is always heard.
-pub(super) fn enter(shared: &Arc<Shared>, id: u64) -> Option<ConnectionSlot> {
-    let connections_max = shared.options.connections_max;
+pub(super) fn enter(all: &Arc<Mutex<Places>>, connections_max: usize, id: u64) -> Option<ConnectionSlot> {
     let cut = CancellationToken::new();
-    let mut places = places(shared);
+    let mut places = lock(all);
     if places.strangers.len() >= (connections_max / 2).max(1)
         && let Some((_, oldest)) = places.strangers.pop_first()
     {
@@ -40,7 +37,7 @@ pub(super) fn enter(shared: &Arc<Shared>, id: u64) -> Option<ConnectionSlot> {
         return None;
     }
     places.strangers.insert(id, cut.clone());
-    Some(ConnectionSlot { shared: shared.clone(), id, cut, is_known: false })
+    Some(ConnectionSlot { places: all.clone(), id, cut, is_known: false })
 }
 
 impl ConnectionSlot {
@@ -58,7 +55,7 @@ impl ConnectionSlot {
     pub(super) fn make_known(&mut self) {
         if !self.is_known {
             self.is_known = true;
-            let mut places = places(&self.shared);
+            let mut places = lock(&self.places);
             places.strangers.remove(&self.id);
             places.known += 1;
         }
@@ -67,7 +64,7 @@ impl ConnectionSlot {
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        let mut places = places(&self.shared);
+        let mut places = lock(&self.places);
         if self.is_known {
             places.known -= 1;
         } else {
@@ -76,6 +73,6 @@ impl Drop for ConnectionSlot {
     }
 }
 
-fn places(shared: &Shared) -> MutexGuard<'_, Places> {
-    shared.places.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(places: &Mutex<Places>) -> MutexGuard<'_, Places> {
+    places.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::core::Core;
 use crate::journal::change::stored_header_start;
-use crate::journal::entry::FRAME_BYTES;
+use crate::journal::frame::FRAME_BYTES;
 use crate::journal::{Change, Full, Stored};
 use crate::nats::{HeaderBlock, Publication};
 use crate::stream::config::Discard;

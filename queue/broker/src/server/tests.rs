@@ -8,7 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::core::{Core, now};
-use super::{Broker, Options, Shared};
+use super::shared::Shared;
+use super::{Broker, Options};
 use crate::journal::{Change, Haste, OpenError};
 use crate::nats::Publication;
 use crate::platform::memory::Memory;

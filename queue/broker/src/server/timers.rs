@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::consumers;
 use super::core::{Core, now};
-use super::{Phase, Shared, consumers};
+use super::shared::{Phase, Shared, reached};
 use crate::journal::Change;
 use crate::nats::status;
 use crate::stream::{Message, Now};
@@ -30,7 +31,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 core.finish();
             }
             () = shared.timer_set.notified() => {}
-            () = super::reached(&mut phase, Phase::Stopping) => return,
+            () = reached(&mut phase, Phase::Stopping) => return,
         }
     }
 }

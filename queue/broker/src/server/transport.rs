@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
-use super::Shared;
+use super::shared::Shared;
 use super::tls::Acceptor;
 
 /// How long one write may be blocked.

@@ -9,6 +9,7 @@ pub(crate) mod config;
 mod consumer_config;
 mod consumer;
 mod waiting;
+mod turn;
 mod flow;
 mod dedupe;
 mod messages;
