@@ -14,7 +14,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use futures::StreamExt;
 use queue::Queue;
-use queue::members::{ANNOUNCE_INTERVAL, Announcement, Role, Scale, Table};
+use queue::members::{ANNOUNCE_INTERVAL, Announcement, MemberState, Role, Scale, Table};
 use serde::{Deserialize, Serialize};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -45,7 +45,7 @@ pub(crate) async fn run(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut own = Announcement::new(Role::Supervisor, models);
-    own.state = "ready".into();
+    own.state = MemberState::Ready;
     let mut orders = queue.orders(&own.id).await?;
     let mut heard = queue.announcements().await?;
     let leader = workers.is_range().then(|| queue.admin.singleton("autoscaler"));

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use futures::StreamExt;
-use queue::members::{Announcement, Role, Table, Totals};
+use queue::members::{Announcement, MemberState, Role, Table, Totals};
 use queue::{Queue, QueueError};
 
 /// The member table of this process, kept up to date in the background.
@@ -27,7 +27,9 @@ impl Roster {
     /// How many workers have the model loaded.
     pub(crate) fn workers_of(&self, model: &str) -> usize {
         let serves = |member: &&Announcement| {
-            member.role == Role::Worker && member.state == "ready" && member.models.iter().any(|name| name == model)
+            member.role == Role::Worker
+                && member.state == MemberState::Ready
+                && member.models.iter().any(|name| name == model)
         };
         self.with(|table| table.members().filter(serves).count())
     }

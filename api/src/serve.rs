@@ -7,7 +7,7 @@ use std::time::Duration;
 use hyper_util::service::TowerToHyperService;
 use models::Repository;
 use queue::Queue;
-use queue::members::{Announcement, Role};
+use queue::members::{Announcement, MemberState, Role};
 use queue::tasks::Tasks;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -90,7 +90,7 @@ pub async fn serve(
     }
     let roster = Roster::default();
     let mut own = Announcement::new(Role::Api, &[]);
-    own.state = "ready".into();
+    own.state = MemberState::Ready;
     let member = own.id.clone();
     let (watch, keys, tasks) = (Watch::default(), Keys::new(config.data_folder.as_deref()), Tasks::default());
     // Not one request before it is known which keys there are.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use futures::{FutureExt, StreamExt};
 use queue::balance::Move;
 use queue::client::Description;
+use queue::topic::Retention;
 use queue::watchdog::{Stall, Watchdog};
 use queue::{Queue, QueueError, Sequence, TopicName};
 use tokio::time::MissedTickBehavior;
@@ -122,7 +123,7 @@ struct Sweeper {
 impl Sweeper {
     async fn sweep(&mut self, queue: &Queue, topics: &[Description]) {
         self.swept.retain(|name, _| topics.iter().any(|topic| topic.name == *name));
-        for described in topics.iter().filter(|topic| topic.model.is_some() && topic.retention != "work") {
+        for described in topics.iter().filter(|topic| topic.model.is_some() && topic.retention != Retention::Work) {
             let firsts: Vec<Sequence> = described.partitions.iter().map(|partition| partition.first).collect();
             if self.swept.get(&described.name) == Some(&firsts) {
                 continue;

@@ -5,6 +5,7 @@
 //! again with the next one. [`Table`] is pure: announcement and time in, members out.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -46,8 +47,34 @@ pub enum Role {
     Supervisor,
 }
 
-/// The state of a member that says good-bye, or for which its supervisor says so.
-pub const GONE: &str = "gone";
+/// How far a process has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberState {
+    /// It loads what it needs.
+    Starting,
+    /// It does its work.
+    Ready,
+    /// It ends what it holds and takes no more.
+    Draining,
+    /// It says good-bye, or its supervisor does for it.
+    Gone,
+    /// A newer version's.
+    #[serde(other)]
+    Unknown,
+}
+
+impl fmt::Display for MemberState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Gone => "gone",
+            Self::Unknown => "unknown",
+        })
+    }
+}
 
 /// Stage of a job on a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -106,8 +133,9 @@ pub struct Announcement {
     pub id: String,
     /// What it does.
     pub role: Role,
-    /// Its state: `starting`, `ready`, `draining`, [`GONE`].
-    pub state: String,
+    /// Its state: `starting`, `ready`, `draining`, `gone`.
+    #[schema(value_type = String)]
+    pub state: MemberState,
     /// Increases with each announcement, so that a late one is ignored.
     #[serde(default)]
     pub beat: u64,
@@ -148,7 +176,7 @@ impl Announcement {
         Self {
             id: new_id(role),
             role,
-            state: "starting".into(),
+            state: MemberState::Starting,
             beat: 0,
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -246,7 +274,7 @@ impl Table {
     /// Takes an announcement that came at `now`.
     pub fn hear(&mut self, announcement: Announcement, now: Instant) {
         let id = announcement.id.clone();
-        if announcement.state == GONE {
+        if announcement.state == MemberState::Gone {
             // Who speaks for a dead member does not know its counters.
             if let Some((last, _)) = self.heard.remove(&id) {
                 self.silent.insert(id.clone(), last.totals);
@@ -317,7 +345,7 @@ static BEAT: AtomicU64 = AtomicU64::new(1);
 impl Connection {
     /// Says good-bye for a member.
     pub async fn announce_gone(&self, mut member: Announcement) {
-        member.state = GONE.into();
+        member.state = MemberState::Gone;
         self.announce(&member).await;
     }
 

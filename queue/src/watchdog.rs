@@ -201,7 +201,7 @@ pub(crate) mod tests {
         Description {
             name: TopicName::new("cats").expect("valid"),
             model: Some("cats".into()),
-            retention: "work".into(),
+            retention: crate::topic::Retention::Work,
             replicas: 1,
             ordered: false,
             paused: false,

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use queue::members::Table;
+use queue::members::{MemberState, Table};
 use queue::{JobSpec, WorkerQueue};
 use tokio::time::Instant;
 
@@ -37,7 +37,9 @@ impl Peers {
                 Err(error) => tracing::debug!(%error, "other workers not asked"),
             }
         }
-        self.0.as_ref().is_some_and(|(_, table)| table.members().any(|one| one.state == "ready" && one.can_run(spec)))
+        self.0
+            .as_ref()
+            .is_some_and(|(_, table)| table.members().any(|one| one.state == MemberState::Ready && one.can_run(spec)))
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, Stream, StreamExt};
 use models::{Cache, Repository};
-use queue::members::Idle;
+use queue::members::{Idle, MemberState};
 use queue::tasks::Tasks;
 use queue::{QueueError, WorkerQueue};
 use tokio::sync::Semaphore;
@@ -92,7 +92,7 @@ pub async fn run(config: Config, queue: WorkerQueue, stop: CancellationToken) ->
             leaving.cancel();
         })
     });
-    status.update(|member| member.state = "ready".into());
+    status.update(|member| member.state = MemberState::Ready);
     queue.announce(&status.snapshot()).await;
     reporter.send(&Report::Ready { member: member.clone() });
     tracing::info!(%member, models = models.join(","), "worker ready");
@@ -155,7 +155,7 @@ async fn take_jobs(intake: &mut Intake, bench: &JobContext, stop: &CancellationT
             }
         });
     }
-    bench.status.update(|member| member.state = "draining".into());
+    bench.status.update(|member| member.state = MemberState::Draining);
     while let Some(ended) = jobs.join_next().await {
         note_panic(ended);
     }

@@ -75,7 +75,7 @@ async fn list(queue: &Queue, json: bool) -> anyhow::Result<()> {
         table.row([
             topic.name.to_string(),
             topic.model.clone().unwrap_or_else(|| "-".into()),
-            topic.retention.clone(),
+            topic.retention.to_string(),
             // Each priority that is used has partitions of its own, of the same numbers.
             topic.partitions.iter().map(|one| one.partition.index()).collect::<BTreeSet<_>>().len().to_string(),
             topic.replicas.to_string(),

@@ -71,7 +71,7 @@ pub(super) mod tests {
         Description {
             name: TopicName::new("cats").expect("valid"),
             model: Some("cats".into()),
-            retention: "work".into(),
+            retention: queue::topic::Retention::Work,
             replicas: 1,
             ordered: false,
             paused: false,

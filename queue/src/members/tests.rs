@@ -32,7 +32,7 @@ fn a_good_bye_counts_at_once_and_what_comes_late_changes_nothing() {
     table.hear(Announcement { beat: 8, ..member("a", 4) }, now);
     table.hear(Announcement { beat: 7, ..member("a", 3) }, now);
     assert_eq!(table.totals().outcomes["cats"]["succeeded"], 4);
-    table.hear(Announcement { state: GONE.into(), ..member("a", 0) }, now);
+    table.hear(Announcement { state: MemberState::Gone, ..member("a", 0) }, now);
     table.hear(Announcement { beat: 9, ..member("a", 5) }, now);
     assert_eq!((ids(&table), table.totals().outcomes["cats"]["succeeded"]), (vec![], 4));
 }
@@ -68,7 +68,7 @@ fn the_table_is_right_within_six_seconds_of_whatever_happens() {
             changes += 1;
             if *is_there && random(2) == 0 {
                 letters += 1;
-                let (id, state) = (format!("{place}-{life}"), GONE.to_owned());
+                let (id, state) = (format!("{place}-{life}"), MemberState::Gone);
                 mail.insert((now + random(900), letters), Announcement { id, state, ..template.clone() });
             }
             // A process that was only paused comes back as itself; else another one takes its place.
@@ -76,7 +76,8 @@ fn the_table_is_right_within_six_seconds_of_whatever_happens() {
                 *life += 1;
             } else if *is_there {
                 // A process that has said goodbye does not come back.
-                *life += u64::from(mail.values().any(|m| m.state == GONE && m.id == format!("{place}-{life}")));
+                *life +=
+                    u64::from(mail.values().any(|m| m.state == MemberState::Gone && m.id == format!("{place}-{life}")));
             }
             (*is_there, *since) = (!*is_there, now);
         }

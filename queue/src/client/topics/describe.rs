@@ -1,12 +1,12 @@
 //! What a topic is made of and how it stands, for people.
 
 use async_nats::jetstream::{consumer, stream};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::Topics;
 use crate::client::connection::timestamp;
-use crate::topic::{WORKERS, dead_stream, jobs_stream};
+use crate::topic::{Retention, WORKERS, dead_stream, jobs_stream};
 use crate::{PartitionId, Sequence, Timestamp, Topic, TopicError, TopicName};
 
 /// A topic with its settings and all its partitions.
@@ -17,7 +17,9 @@ pub struct Description {
     /// Its model; none: a plain log.
     pub model: Option<String>,
     /// `work` or `log:` and an age.
-    pub retention: String,
+    #[schema(value_type = String)]
+    #[serde(serialize_with = "as_text")]
+    pub retention: Retention,
     /// Copies of its streams.
     pub replicas: usize,
     /// Whether jobs of one key end in order of arrival.
@@ -130,7 +132,7 @@ impl Topics {
         Ok(Description {
             name: name.clone(),
             model: settings.model.clone(),
-            retention: settings.retention.to_string(),
+            retention: settings.retention,
             replicas: topic.replicas,
             ordered: settings.ordered,
             paused: settings.paused,
@@ -198,4 +200,8 @@ impl From<&stream::PeerInfo> for Replica {
     fn from(peer: &stream::PeerInfo) -> Self {
         Self { server: peer.name.clone(), current: peer.current, lag: peer.lag.unwrap_or(0), offline: peer.offline }
     }
+}
+
+fn as_text<S: Serializer>(retention: &Retention, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(retention)
 }
