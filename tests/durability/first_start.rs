@@ -3,7 +3,9 @@
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use super::Dice;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
 use super::disk::Disk;
 use super::harness::{Stack, sightline};
 
@@ -19,13 +21,13 @@ fn start(data: &std::path::Path) -> Child {
 #[tokio::test]
 async fn a_power_cut_in_the_first_start_leaves_a_folder_that_starts() {
     let Some(disk) = Disk::mount(400) else { return };
-    let mut dice = Dice(20);
+    let mut dice = StdRng::seed_from_u64(20);
     for turn in 0..20 {
         let data = disk.path().join(format!("data-{turn}"));
         let scissors = disk.scissors();
         let mut up = start(&data);
         // Any moment of it, which is what is tried here.
-        tokio::time::sleep(Duration::from_millis(dice.roll(2_000))).await;
+        tokio::time::sleep(Duration::from_millis(dice.random_range(0..2_000))).await;
         scissors.cut();
         up.kill().and_then(|()| up.wait()).expect("it is gone");
         disk.restore();

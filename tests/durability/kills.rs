@@ -11,8 +11,11 @@ use queue::client::{Fetcher, Replaced};
 use queue::topic::Defaults;
 use queue::{ImageFacts, JobId, JobOptions, JobSpec, Queue, State, Timestamp, Topic, TopicName};
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
 use super::harness::{Broker, eventually};
-use super::{Dice, rounds};
+use super::rounds;
 
 /// The image of a job follows from its id, so that a mix-up would be seen.
 fn image(id: &JobId) -> Bytes {
@@ -98,10 +101,10 @@ async fn however_often_the_broker_is_killed_every_accepted_job_ends_once() {
     let submitters: Vec<_> = (0..8).map(|_| tokio::spawn(submit())).collect();
     let workers: Vec<_> =
         (0..2).map(|_| tokio::spawn(work(queue.clone(), topic.clone(), done.clone(), ends.clone()))).collect();
-    let mut dice = Dice(std::process::id().into());
+    let mut dice = StdRng::seed_from_u64(std::process::id().into());
     for _ in 0..rounds(10, 200) {
         let before = count.load(Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(20 + dice.roll(400))).await;
+        tokio::time::sleep(Duration::from_millis(20 + dice.random_range(0..400))).await;
         eventually("some are accepted", async || {
             (count.load(Ordering::Relaxed) >= before + ACCEPTED_BETWEEN).then_some(())
         })

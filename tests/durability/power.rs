@@ -7,9 +7,12 @@ use std::time::Duration;
 use async_nats::jetstream::stream::Config;
 use bytes::Bytes;
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
 use super::disk::Disk;
 use super::harness::{Broker, eventually};
-use super::{Dice, rounds};
+use super::rounds;
 
 fn payload(number: u64) -> Bytes {
     number.to_le_bytes().repeat(1 + number as usize % 400).into()
@@ -17,7 +20,7 @@ fn payload(number: u64) -> Bytes {
 
 /// Publishes under load, cuts the power somewhere, and counts the acknowledged messages that are
 /// not there, or not as they were, when it is back.
-async fn lost_in_a_cut(disk: &Disk, flags: &[&str], turn: usize, dice: &mut Dice) -> (usize, usize) {
+async fn lost_in_a_cut(disk: &Disk, flags: &[&str], turn: usize, dice: &mut StdRng) -> (usize, usize) {
     let data = disk.path().join(format!("data-{turn}"));
     let mut broker = Broker::start_at(&data, flags).await;
     let context = broker.bare().await;
@@ -40,7 +43,7 @@ async fn lost_in_a_cut(disk: &Disk, flags: &[&str], turn: usize, dice: &mut Dice
     let scissors = disk.scissors();
     eventually("it is well under way", async || (acknowledged.lock().expect("no panic").len() > 500).then_some(()))
         .await;
-    tokio::time::sleep(Duration::from_millis(dice.roll(300))).await;
+    tokio::time::sleep(Duration::from_millis(dice.random_range(0..300))).await;
     // Promised is what was acknowledged before the cut. One sync may be under way just then, and ext4
     // answers it with success even though the cut has overtaken it: a real disk would not answer.
     let before = acknowledged.lock().expect("no panic").len();
@@ -83,7 +86,7 @@ async fn lost_in_a_cut(disk: &Disk, flags: &[&str], turn: usize, dice: &mut Dice
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_survives_a_power_cut() {
     let Some(disk) = Disk::mount(1024) else { return };
-    let mut dice = Dice(std::process::id().into());
+    let mut dice = StdRng::seed_from_u64(std::process::id().into());
     let mut total = 0;
     for turn in 0..rounds(3, 20) {
         let (acknowledged, lost) = lost_in_a_cut(&disk, &[], turn, &mut dice).await;
@@ -97,7 +100,7 @@ async fn what_was_acknowledged_survives_a_power_cut() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_syncs_a_power_cut_loses_what_was_acknowledged() {
     let Some(disk) = Disk::mount(1024) else { return };
-    let mut dice = Dice(std::process::id().into());
+    let mut dice = StdRng::seed_from_u64(std::process::id().into());
     let (acknowledged, lost) = lost_in_a_cut(&disk, &["--no-sync"], 0, &mut dice).await;
     assert!(lost > 0, "all of {acknowledged} were there, so this test cannot tell");
     println!("{lost} of {acknowledged} lost without syncs");

@@ -12,8 +12,11 @@ use async_nats::jetstream;
 use async_nats::jetstream::stream::Config;
 use bytes::Bytes;
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
 use super::harness::{Stack, eventually, photo, root, sightline, temporary_folder};
-use super::{Dice, rounds};
+use super::rounds;
 
 /// Linux numbers of the errors; 0 is a write of which only half is written.
 const SHORT: i32 = 0;
@@ -197,12 +200,12 @@ async fn strike(faults: &[(&str, u64, &[i32])], few: usize, check: impl AsyncFn(
     }
     let folder = temporary_folder();
     let shim = compile(folder.path());
-    let mut dice = Dice(0x5eed);
+    let mut dice = StdRng::seed_from_u64(0x5eed);
     for &(call, calls, errors) in faults {
         let (mut struck, mut turns) = (0, 0);
         for &errno in errors {
             for turn in 0..rounds(few, calls as usize) as u64 {
-                let at = if rounds(0, 1) == 1 { turn + 1 } else { 1 + dice.roll(calls) };
+                let at = if rounds(0, 1) == 1 { turn + 1 } else { 1 + dice.random_range(0..calls) };
                 struck += u64::from(check(&Fault { shim: &shim, call, errno, at }).await);
                 turns += 1;
             }

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use rand::seq::IndexedRandom;
 
 use super::client::{Body, Handle, Outgoing};
 use super::date;
@@ -52,8 +53,6 @@ pub(super) struct Core {
     queue_bytes_max: Option<u64>,
     /// What expires goes by this date.
     pub(super) calendar: Calendar,
-    /// Chooses among the members of a queue group.
-    dice: u64,
     pub(super) api_requests: u64,
     pub(super) api_errors: u64,
 }
@@ -93,7 +92,6 @@ impl Core {
             queued: (0, 0),
             queue_bytes_max: options.queue_bytes_max,
             calendar: Calendar::since(newest, state.now.wall, state.now.clock),
-            dice: 0,
             api_requests: 0,
             api_errors: 0,
         };
@@ -347,10 +345,9 @@ impl Core {
             }
         });
         for (_, members) in &groups {
-            deliver(members[(self.dice >> 33) as usize % members.len()]);
+            // Not in turn: the same member would be met whenever something else is sent in between.
+            members.choose(&mut rand::rng()).into_iter().for_each(|handle| deliver(handle));
         }
-        // Numbers that count up would meet the same member whenever something else is sent in between.
-        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let is_heard = plain > 0 || !groups.is_empty();
         for handle in used_up {
             self.subscriptions.remove(&handle.0.subject, &handle);

@@ -7,6 +7,9 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
 use super::core::{Core, now};
 use super::shared::Shared;
 use super::{Broker, Options};
@@ -22,16 +25,6 @@ type Files = Vec<(String, Vec<u8>)>;
 /// More with `SIGHTLINE_FAULTS=long`.
 fn rounds(short: u64, long: u64) -> u64 {
     if std::env::var("SIGHTLINE_FAULTS").is_ok_and(|form| form == "long") { long } else { short }
-}
-
-/// A small generator, so that a failure can be repeated.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
 }
 
 fn open(memory: &Arc<Memory>) -> Result<Shared, OpenError> {
@@ -133,13 +126,13 @@ fn filled(with_snapshot: bool) -> (Files, BTreeMap<(String, u64), Vec<u8>>) {
 fn wherever_a_bit_flips_what_is_whole_is_served_and_the_rest_is_reported() {
     for with_snapshot in [false, true] {
         let (files, expected) = filled(with_snapshot);
-        let mut dice = Dice(7);
+        let mut dice = StdRng::seed_from_u64(7);
         for _ in 0..rounds(600, 10_000) {
             let mut image = files.clone();
-            let which = dice.roll(image.len() as u64) as usize;
+            let which = dice.random_range(0..image.len() as u64) as usize;
             let (name, bytes) = &mut image[which];
             let written = bytes.iter().rposition(|byte| *byte != 0).expect("written") as u64 + 1;
-            let (at, bit) = (dice.roll(written) as usize, dice.roll(8));
+            let (at, bit) = (dice.random_range(0..written) as usize, dice.random_range(0..8));
             bytes[at] ^= 1 << bit;
             let place = format!("bit {bit} of byte {at} of {name}, snapshot: {with_snapshot}");
             let shared = open(&Memory::with(image)).unwrap_or_else(|error| panic!("{place}: {error}"));
@@ -211,18 +204,18 @@ fn a_crash_at_any_step_and_another_while_recovering_lose_nothing() {
         memory.steps()
     };
     assert!(steps > 60, "{steps}");
-    let mut dice = Dice(11);
+    let mut dice = StdRng::seed_from_u64(11);
     for first in (0..steps).cycle().take(rounds(steps, 20 * steps) as usize) {
         let mut promised = Promised::default();
         let memory = Memory::with([]);
         memory.fail_after(first);
         work(&memory, &mut promised);
-        let files = memory.cut(&mut || dice.roll(2) == 0);
+        let files = memory.cut(&mut || dice.random_range(0..2) == 0);
         // Again, somewhere in the recovery or soon after it.
         let memory = Memory::with(files);
-        memory.fail_after(dice.roll(60));
+        memory.fail_after(dice.random_range(0..60));
         work(&memory, &mut promised);
-        let memory = Memory::with(memory.cut(&mut || dice.roll(2) == 0));
+        let memory = Memory::with(memory.cut(&mut || dice.random_range(0..2) == 0));
         let shared = open(&memory).unwrap_or_else(|error| panic!("crash at step {first}: {error}"));
         let (found, losses) = contents(&shared);
         assert_eq!(losses, 0, "crash at step {first}");
