@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
-use super::harness::{ENGINE, Stack, photo, root, sightline};
+use super::harness::{Engine, Stack, engine, photo, root, sightline};
 use super::shared;
 
 fn stderr(output: &Output) -> String {
@@ -256,7 +256,7 @@ fn is_told(code: i32, words: &[&str], reason: &str) {
 
 #[tokio::test]
 async fn a_data_folder_may_have_any_name_and_is_of_one_engine() {
-    if ENGINE == "cluster" {
+    if engine() == Engine::Cluster {
         return;
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -266,7 +266,7 @@ async fn a_data_folder_may_have_any_name_and_is_of_one_engine() {
     assert_eq!(job["state"], "succeeded", "{job}");
     assert!(stack.terminate(), "it ends well");
     drop(stack);
-    if ENGINE == "own" {
+    if engine() == Engine::Own {
         // The other engine would show an empty system.
         let shown = data.to_str().expect("UTF-8").to_owned();
         fails(
@@ -336,9 +336,11 @@ fn a_stop_is_orderly_and_secrets_are_private() {
     let mut stack = Stack::start(&["--workers", "1"]);
     let mode = |path: std::path::PathBuf| fs::metadata(path).expect("there").permissions().mode() & 0o777;
     assert_eq!(mode(stack.data().to_owned()), 0o700);
-    for secret in
-        if super::harness::ENGINE == "own" { &["broker.token"][..] } else { &["broker.token", "nats-server.conf"] }
-    {
+    for secret in if super::harness::engine() == Engine::Own {
+        &["broker.token"][..]
+    } else {
+        &["broker.token", "nats-server.conf"]
+    } {
         assert_eq!(mode(stack.data().join(secret)), 0o600, "{secret}");
     }
     let children = super::harness::descendants(stack.pid());

@@ -9,7 +9,7 @@ use async_nats::jetstream;
 use futures::StreamExt;
 use serde_json::Value;
 
-use super::harness::{ENGINE, Running, Stack, eventually, photo, send, test_models};
+use super::harness::{Engine, Running, Stack, engine, eventually, photo, send, test_models};
 use super::topics::{json_of, ok, rocket};
 
 /// Who ran each job last.
@@ -41,7 +41,7 @@ async fn a_reader_follows_what_comes() {
 
 #[tokio::test]
 async fn copies_are_there_when_a_command_says_so() {
-    if ENGINE != "cluster" {
+    if engine() != Engine::Cluster {
         return;
     }
     let stack = Stack::start(&["--workers", "1", "--models", "efficientnet-lite0"]);

@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::harness::{ENGINE, Stack, eventually, photo, send, sightline, temporary_folder, tool};
+use super::harness::{Engine, Stack, engine, eventually, photo, send, sightline, temporary_folder, tool};
 use super::keys::admin_key;
 
 /// Starts quickly: workers come with the first job.
@@ -63,7 +63,7 @@ async fn the_first_key_is_made_on_the_machine_and_never_by_a_request() {
     let key = match create_local(&data) {
         Ok(key) => key,
         Err(problem) => {
-            assert!(ENGINE != "own" && problem.contains("NATS server"), "{problem}");
+            assert!(engine() != Engine::Own && problem.contains("NATS server"), "{problem}");
             stack.restart();
             let key = create_local(&data).expect("made");
             assert!(stack.terminate());
@@ -154,7 +154,7 @@ async fn keys_of_an_earlier_version_are_taken_over() {
 
 #[tokio::test]
 async fn a_restored_backup_has_its_keys() {
-    if ENGINE != "own" {
+    if engine() != Engine::Own {
         // The store of a NATS server is copied with its own tools.
         return;
     }
@@ -208,7 +208,7 @@ async fn other_users_of_the_machine_read_nothing() {
     for path in walk(&data).iter().filter(|path| below(path) == 1) {
         assert_eq!(mode(path) & 0o077, 0, "{}", path.display());
     }
-    if ENGINE == "own" {
+    if engine() == Engine::Own {
         for path in walk(&data.join("journal")) {
             assert_eq!(mode(&path) & 0o077, 0, "{}", path.display());
         }

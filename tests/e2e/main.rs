@@ -53,6 +53,8 @@ mod workers;
 mod models;
 /// Topics, logs, dead letters.
 mod topics;
+/// A queue that another operator set up.
+mod foreign_queue;
 /// Who gets what, who notices what is wrong, and what follows.
 mod coordination;
 

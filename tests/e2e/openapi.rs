@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::harness::{ENGINE, Stack, cache, rounds};
+use super::harness::{Engine, Stack, cache, engine, rounds};
 use super::keys::admin_key;
 
 const VERSION: &str = "4.32.5";
@@ -12,7 +12,7 @@ const SEED: &str = "20261126";
 
 /// Seconds that the client may take: two minutes with our own broker, half an hour in the long form.
 fn budget() -> String {
-    rounds(if ENGINE == "own" { 120 } else { 40 }, 1800).to_string()
+    rounds(if engine() == Engine::Own { 120 } else { 40 }, 1800).to_string()
 }
 
 fn schemathesis() -> PathBuf {

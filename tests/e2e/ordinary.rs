@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::harness::{ENGINE, Stack, descendants, eventually, photo, send, signal, test_models};
+use super::harness::{Engine, Stack, descendants, engine, eventually, photo, send, signal, test_models};
 use super::webhooks::Receiver;
 
 const MODEL: [&str; 4] = ["--workers", "1", "--models", "efficientnet-lite0"];
@@ -142,7 +142,7 @@ async fn a_record_that_the_index_cannot_hold_is_set_aside_and_others_go_on() {
     })
     .await;
     assert_eq!(stack.get(&format!("/v1/jobs/{id}")).await.status, 200, "the job itself is there");
-    if ENGINE != "own" {
+    if engine() != Engine::Own {
         let index = stack.get("/v1/index").await;
         assert_eq!(index.json["set_aside"][0]["id"], id.as_str(), "{}", index.body);
         assert!(stack.get("/metrics").await.body.contains("sightline_index_set_aside_jobs{} 1"));
@@ -317,7 +317,7 @@ async fn jobs_in_hand_at_a_crash_of_everything_go_out_at_once() {
     let children = descendants(stack.pid());
     stack.kill();
     children.iter().for_each(|(pid, _)| signal(*pid, "KILL"));
-    if ENGINE != "own" {
+    if engine() != Engine::Own {
         // A NATS server waits for the lease.
         return;
     }

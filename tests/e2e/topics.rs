@@ -4,7 +4,7 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
-use super::harness::{ENGINE, Stack, eventually, photo, root, send, test_models};
+use super::harness::{Engine, Stack, engine, eventually, photo, root, send, test_models};
 
 pub(crate) fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -40,10 +40,10 @@ async fn a_topic_is_made_changed_paused_and_removed_while_it_works() {
     ok(&stack, &["topics", "create", "cameras", "--model", "efficientnet-lite0", "--partitions", "2", "--lease", "9s"]);
     let error = refused(&stack, &["topics", "create", "cameras", "--model", "efficientnet-lite0"]);
     assert!(error.contains("topic cameras already exists"), "{error}");
-    let copies = if ENGINE == "cluster" { "5" } else { "3" };
+    let copies = if engine() == Engine::Cluster { "5" } else { "3" };
     let error = refused(&stack, &["topics", "create", "copies", "--retention", "log:1h", "--replicas", copies]);
     assert!(error.contains("replicas"), "{error}");
-    if ENGINE == "cluster" {
+    if engine() == Engine::Cluster {
         let described = json_of(&ok(&stack, &["topics", "describe", "cameras", "--json"]));
         for partition in described["partitions"].as_array().expect("a list") {
             let replicas = partition["replicas"].as_array().expect("a list");

@@ -2,13 +2,13 @@
 
 use serde_json::Value;
 
-use super::harness::{ENGINE, sightline};
+use super::harness::{engine, sightline};
 use super::rounds;
 
 /// A drill must find nothing.
 fn drill(words: &[&str], faults: usize) {
     let mut command = sightline();
-    command.args(["drill", "--json", "--engine", ENGINE, "--models", "efficientnet-lite0"]);
+    command.args(["drill", "--json", "--engine", engine().name(), "--models", "efficientnet-lite0"]);
     command.args(words).args(["--times", &faults.to_string()]);
     let output = command.output().expect("it starts");
     let log = String::from_utf8_lossy(&output.stderr).into_owned();

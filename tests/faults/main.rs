@@ -10,6 +10,8 @@ pub(crate) mod harness;
 mod between_steps;
 /// What `sightline drill` finds.
 mod drill;
+/// What only concerns a server that is a child process.
+mod nats_server;
 /// Ordinary load for hours.
 mod soak;
 /// Pictures that kill their worker.

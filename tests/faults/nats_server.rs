@@ -1,13 +1,13 @@
 //! The NATS server as a child of `up`.
 
-use super::suite::harness::{Stack, descendants, photo, signal};
-use super::suite::{all_end, rounds, states, uploads_are_taken_again};
+use super::harness::{Stack, descendants, photo, signal};
+use super::{all_end, rounds, states, uploads_are_taken_again};
 
 const JOBS: usize = 40;
 
 #[tokio::test]
 async fn a_killed_queue_server_is_replaced_and_work_goes_on() {
-    let stack = Stack::start(&["--workers", "2", "--lease", "2s"]);
+    let stack = Stack::start_on_nats(&["--workers", "2", "--lease", "2s"]);
     for _ in 0..rounds(1, 20) {
         let accepted = (0..JOBS).map(|_| stack.accept("efficientnet-lite0", photo("rocket.jpg")));
         let ids = futures::future::join_all(accepted).await;

@@ -10,7 +10,7 @@ use futures::{StreamExt, TryStreamExt};
 use reqwest::Method;
 use serde_json::json;
 
-use super::harness::{ENGINE, Stack, eventually, photo, rounds, send};
+use super::harness::{Engine, Stack, engine, eventually, photo, rounds, send};
 
 const MODEL: &str = "efficientnet-lite0";
 /// Beyond twice what lives.
@@ -101,7 +101,7 @@ async fn batches(stack: &Stack, tally: &Tally) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn room_files_and_memory_follow_what_lives() {
-    if !cfg!(target_os = "linux") || ENGINE != "own" {
+    if !cfg!(target_os = "linux") || engine() != Engine::Own {
         // A NATS server keeps its own room, in a process of its own.
         return;
     }
@@ -179,7 +179,7 @@ async fn upload_and_look(stack: &Stack, tally: &Tally) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_stays_as_it_is_while_as_much_ends_as_begins() {
-    if !cfg!(target_os = "linux") || ENGINE != "own" {
+    if !cfg!(target_os = "linux") || engine() != Engine::Own {
         return;
     }
     let stack = Arc::new(Stack::start_with_files(1024, &["--workers", "1", "--models", MODEL]));

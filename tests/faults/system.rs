@@ -1,6 +1,6 @@
 //! The whole system, and the queue's server.
 
-use super::harness::{Broker, ENGINE, Stack, descendants, eventually, is_alive, photo, signal};
+use super::harness::{Broker, Engine, Stack, descendants, engine, eventually, is_alive, photo, signal};
 use super::{all_end, rounds, states, uploads_are_taken_again};
 
 const JOBS: usize = 40;
@@ -13,7 +13,7 @@ async fn when_all_is_killed_no_child_is_left_and_every_accepted_job_ends() {
         let ids = futures::future::join_all(accepted).await;
         let children = descendants(stack.pid());
         // Two workers; a NATS server is a child as well, and has its guard.
-        assert!(children.len() >= if ENGINE == "own" { 2 } else { 4 }, "{children:?}");
+        assert!(children.len() >= if engine() == Engine::Own { 2 } else { 4 }, "{children:?}");
         stack.kill();
         eventually("all children are gone", async || children.iter().all(|(pid, _)| !is_alive(*pid)).then_some(()))
             .await;

@@ -9,7 +9,7 @@ use queue::client::Address;
 use queue::topic::Defaults;
 use tempfile::TempDir;
 
-use super::{ENGINE, cache, eventually, logged, sightline, temporary_folder};
+use super::{Engine, cache, engine, eventually, logged, sightline, temporary_folder};
 
 /// A queue server alone: own port, own store. Dropping it ends it.
 pub(crate) struct Broker {
@@ -18,12 +18,13 @@ pub(crate) struct Broker {
     store: PathBuf,
     port: u16,
     flags: Vec<String>,
+    engine: Engine,
 }
 
 impl Broker {
     pub(crate) const TOKEN: &'static str = "test-token";
 
-    /// Starts a broker of this target's engine with every write synced.
+    /// Starts a broker of this run's engine with every write synced.
     pub(crate) async fn start() -> Self {
         let folder = temporary_folder();
         let store = folder.path().join("store");
@@ -45,9 +46,9 @@ impl Broker {
 
     async fn start_in(folder: TempDir, store: PathBuf, flags: &[&str]) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-        let (flags, lines, sync) = match flags {
-            ["nats", lines] => (&[][..], *lines, "2m"),
-            flags => (flags, "max_payload: 32MB", "always"),
+        let (engine, flags, lines, sync) = match flags {
+            ["nats", lines] => (Engine::Nats, &[][..], *lines, "2m"),
+            flags => (engine(), flags, "max_payload: 32MB", "always"),
         };
         let config = format!(
             "listen: \"127.0.0.1:{port}\"\nauthorization {{ token: \"{}\" }}\n{lines}\n\
@@ -62,7 +63,7 @@ impl Broker {
             File::open(path).and_then(|file| file.sync_all()).expect("synced");
         }
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut broker = Self { child: None, folder, store, port, flags };
+        let mut broker = Self { child: None, folder, store, port, flags, engine };
         broker.restart().await;
         broker
     }
@@ -75,7 +76,7 @@ impl Broker {
 
     /// The same; `None` if it ends instead.
     pub(crate) async fn try_restart(&mut self) -> Option<()> {
-        let mut command = if ENGINE == "own" { self.own() } else { self.nats() };
+        let mut command = if self.engine == Engine::Own { self.own() } else { self.nats() };
         let log =
             File::options().create(true).append(true).open(self.folder.path().join("stderr")).expect("a log file");
         self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().expect("starts"));

@@ -32,16 +32,31 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 /// Pause between two looks at a state.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
-/// The engine that this test target is for. Suites are built more than once; the one whose name
-/// ends with `_nats` runs on a NATS server, the one with `_cluster` on three of them, with three
-/// replicas of everything.
-pub(crate) const ENGINE: &str = engine_of(env!("CARGO_CRATE_NAME"));
+/// The server behind the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Engine {
+    /// Our own broker.
+    Own,
+    /// A NATS server.
+    Nats,
+    /// Three NATS servers, with three replicas of everything.
+    Cluster,
+}
 
-const fn engine_of(target: &str) -> &'static str {
-    match target.as_bytes() {
-        [.., b'_', b'n', b'a', b't', b's'] => "nats",
-        [.., b'_', b'c', b'l', b'u', b's', b't', b'e', b'r'] => "cluster",
-        _ => "own",
+impl Engine {
+    /// The word for it after `--engine`.
+    pub(crate) fn name(self) -> &'static str {
+        if self == Self::Own { "own" } else { "nats" }
+    }
+}
+
+/// The engine of this run, by `SIGHTLINE_TEST_ENGINE`: `own`, unless it is `nats` or `cluster`.
+pub(crate) fn engine() -> Engine {
+    match std::env::var("SIGHTLINE_TEST_ENGINE").as_deref() {
+        Ok("nats") => Engine::Nats,
+        Ok("cluster") => Engine::Cluster,
+        Ok("own") | Err(_) => Engine::Own,
+        Ok(other) => panic!("SIGHTLINE_TEST_ENGINE={other}: own, nats or cluster"),
     }
 }
 
@@ -59,6 +74,7 @@ pub(crate) struct Stack {
     files: Option<u32>,
     /// More of its environment.
     environment: Vec<(&'static str, OsString)>,
+    engine: Engine,
 }
 
 struct Up {
@@ -79,11 +95,21 @@ impl Stack {
     /// The same with the other database, where the other engine is: SQLite beside our own broker,
     /// PostgreSQL beside a NATS server.
     pub(crate) fn start_indexed(flags: &[&str]) -> Self {
-        if ENGINE == "own" {
+        if engine() == Engine::Own {
             return Self::start(flags);
         }
         let database = postgres::database();
         Self::start(&[flags, &["--database", &database]].concat())
+    }
+
+    /// The same on a NATS server of its own, whichever engine this run is for.
+    pub(crate) fn start_on_nats(flags: &[&str]) -> Self {
+        let folder = temporary_folder();
+        let data = folder.path().join("data");
+        let mut stack = Self::prepared(folder, data, flags);
+        stack.engine = Engine::Nats;
+        stack.restart();
+        stack
     }
 
     /// The same on a queue that runs already.
@@ -99,7 +125,7 @@ impl Stack {
     }
 
     fn start_in(folder: TempDir, data: PathBuf, flags: &[&str]) -> Self {
-        if ENGINE != "cluster" {
+        if engine() != Engine::Cluster {
             return Self::start_with(folder, data, flags, None, None);
         }
         let cluster = Cluster::start();
@@ -126,7 +152,18 @@ impl Stack {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         // A kept connection belongs to the runtime of the test that opened it, and ends with it.
         let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("an HTTP client");
-        Self { up: None, flags, queue: None, _cluster: None, folder, data, http, files: None, environment: Vec::new() }
+        Self {
+            up: None,
+            flags,
+            queue: None,
+            _cluster: None,
+            folder,
+            data,
+            http,
+            files: None,
+            environment: Vec::new(),
+            engine: engine(),
+        }
     }
 
     /// The same where it may refuse to start: what it said then.
@@ -179,7 +216,7 @@ impl Stack {
         command.args(["up", "--supervised", "--listen", "127.0.0.1:0"]);
         match &self.queue {
             Some(queue) => command.env("SIGHTLINE_QUEUE", queue),
-            None => command.args(["--engine", ENGINE, "--broker-listen", "127.0.0.1:0"]),
+            None => command.args(["--engine", self.engine.name(), "--broker-listen", "127.0.0.1:0"]),
         };
         let mut child = command
             .arg("--data")

@@ -7,7 +7,7 @@ use async_nats::{Client, ConnectOptions, HeaderMap};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::harness::{ENGINE, eventually};
+use super::harness::{Engine, engine, eventually};
 use super::launch::{Server, Settings, TOKEN};
 
 /// Where answers may differ, by the beginning of the request's name, and why.
@@ -428,11 +428,12 @@ async fn clear(client: &Client) {
 
 #[tokio::test]
 async fn both_servers_answer_alike() {
-    if ENGINE != "own" {
+    if engine() != Engine::Own {
         // Both run in the other suite.
         return;
     }
-    let (there, here) = (Server::start_as("nats", Settings::default()), Server::start_as("own", Settings::default()));
+    let (there, here) =
+        (Server::start_as(Engine::Nats, Settings::default()), Server::start_as(Engine::Own, Settings::default()));
     let (there, here) = (connect(&there).await, connect(&here).await);
     let (mut found, mut used, mut count) = (Vec::new(), BTreeSet::new(), 0);
     for case in cases() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::harness::{ENGINE, cache, sightline};
+use super::harness::{Engine, cache, engine, sightline};
 
 /// The token that is asked for where a test sets no users.
 pub(crate) const TOKEN: &str = "test-token";
@@ -38,13 +38,14 @@ pub(crate) struct Server {
 impl Server {
     /// Starts one and waits until it says that it listens.
     pub(crate) fn start(settings: Settings<'_>) -> Self {
-        Self::start_as(ENGINE, settings)
+        Self::start_as(engine(), settings)
     }
 
     /// The same for one of the two, whichever suite this is.
-    pub(crate) fn start_as(engine: &str, settings: Settings<'_>) -> Self {
+    pub(crate) fn start_as(engine: Engine, settings: Settings<'_>) -> Self {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder");
-        let mut command = if engine == "own" { own(folder.path(), settings) } else { nats(folder.path(), settings) };
+        let mut command =
+            if engine == Engine::Own { own(folder.path(), settings) } else { nats(folder.path(), settings) };
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let (mut port, mut http, mut said) = (None, None, String::new());

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::harness::{ENGINE, eventually, root, signal};
+use super::harness::{Engine, engine, eventually, root, signal};
 use super::launch::{Raw, Server, Settings, TOKEN};
 
 const CONNECT: &str =
@@ -300,7 +300,7 @@ async fn who_waits_hears_that_the_server_leaves() {
     raw.say("PUB $JS.API.CONSUMER.MSG.NEXT.s.c in 1\r\n1\r\nPING\r\n");
     raw.expect("PONG");
     server.terminate();
-    if ENGINE == "own" {
+    if engine() == Engine::Own {
         let mut line = raw.line();
         while line == "PING" {
             line = raw.line();
@@ -370,7 +370,7 @@ async fn a_certificate_is_replaced_without_a_restart() {
     let kept = encrypted(server.port, "one.pem").await.expect("let in");
     install("two");
     // A NATS server is told; ours sees it.
-    signal(server.pid(), if ENGINE == "own" { "CONT" } else { "HUP" });
+    signal(server.pid(), if engine() == Engine::Own { "CONT" } else { "HUP" });
     eventually("the new one is shown", async || encrypted(server.port, "two.pem").await.ok().map(drop)).await;
     kept.flush().await.expect("who was there stays");
     assert!(

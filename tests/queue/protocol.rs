@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 
-use super::harness::{Broker, ENGINE, eventually};
+use super::harness::{Broker, Engine, engine, eventually};
 
 fn config() -> Config {
     Config { name: "s".into(), subjects: vec!["s.>".into()], allow_direct: true, ..Config::default() }
@@ -346,7 +346,7 @@ async fn consumers_begin_where_they_are_told_and_see_what_they_filter() {
     let from = DeliverPolicy::ByStartSequence { start_sequence: 3 };
     assert_eq!(sequences(pull::Config { deliver_policy: from, ..durable("from") }).await, [3, 4]);
     // A NATS server takes a minute to notice.
-    if ENGINE != "own" {
+    if engine() != Engine::Own {
         return;
     }
     let ephemeral =
@@ -445,7 +445,7 @@ async fn a_subscriber_to_everything_takes_no_job() {
 #[tokio::test]
 async fn a_batch_that_is_larger_than_any_buffer_arrives_whole() {
     // A NATS server cuts such a client, however fast it reads.
-    if ENGINE != "own" {
+    if engine() != Engine::Own {
         return;
     }
     let broker = Broker::start().await;

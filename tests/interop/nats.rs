@@ -1,4 +1,0 @@
-//! The same once more, on a NATS server.
-
-#[path = "main.rs"]
-mod suite;

@@ -1,4 +1,0 @@
-//! The same once more, with a NATS server in place of our own broker.
-
-#[path = "main.rs"]
-mod suite;
