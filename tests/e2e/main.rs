@@ -41,7 +41,7 @@ mod texts;
 mod readme;
 /// More than one API process.
 mod several;
-/// A thousand uploads at once.
+/// Many uploads at once.
 mod load;
 /// Ten times too much.
 mod overload;
