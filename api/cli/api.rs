@@ -11,14 +11,14 @@ use crate::output::announce;
 use crate::setup::{self, Models};
 use crate::{data, stop};
 
-/// Serves until told to stop.
+/// Serves until stopped.
 pub(crate) async fn run(args: ApiArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
     stop::in_time(&stop);
     let models = Models::open(&args.models)?;
     let listener = setup::bind(&args.http).await?;
-    // A queue that runs elsewhere bounds its streams one by one; so each topic gets its share.
-    // Our own broker bounds all of them together, whatever each may have.
+    // A queue that runs elsewhere limits each stream on its own, so each topic gets a share. Our own broker limits all
+    // streams together, whatever their shares.
     let share = setup::topic_share(args.topics.queue_bytes, None, 0, models.repository.iter().count())?;
     let defaults = setup::topic_defaults(&args.topics, Some(share));
     let address = data::queue_address(&args.queue)?;

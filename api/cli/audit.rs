@@ -11,7 +11,7 @@ use crate::config::AuditArgs;
 use crate::output::outln;
 use crate::setup::connect;
 
-/// Ends with 1 unless everything adds up.
+/// Exits with 1 unless everything adds up.
 pub(crate) async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
     let told = args.accepted.as_deref().map_or(Ok(Vec::new()), read_ids)?;
     let audit = connect(&args.queue).await?.admin.audit(&args.topic, &told).await?;
@@ -40,7 +40,7 @@ pub(crate) async fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
     Ok(if audit.is_balanced() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Ids, one a line; a line may be JSON with an `id`, as `submit` and the API write it.
+/// Reads ids, one per line; a line may be JSON with an `id`, as `submit` and the API write it.
 fn read_ids(path: &Path) -> anyhow::Result<Vec<JobId>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
     let id = |line: &str| {

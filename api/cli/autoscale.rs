@@ -1,11 +1,11 @@
-//! How many workers run: as many as the backlog needs, between a least and a most.
+//! Scales the number of workers to the backlog, between a minimum and a maximum.
 //!
-//! Every supervisor announces itself as a member and obeys plain orders. One process, by a lease
-//! record, decides for all of them, so that two do not both start workers for the same backlog. If
-//! no process decides, each keeps its workers.
+//! Every supervisor announces itself as a member and follows orders. One process, which holds a lease record, decides
+//! for all of them, so that no two start workers for the same backlog. While no process decides, each supervisor
+//! keeps its workers.
 //!
-//! [`Scaler`] is pure. More workers come at once, fewer only after it has been quiet for a while:
-//! starting one costs more than letting one idle.
+//! [`Scaler`] is pure. It adds workers at once, but removes them only after a quiet while: starting one costs more than
+//! letting one idle.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Workers;
 use crate::supervisor::Supervisor;
 
-/// A backlog is to be worked off in so long.
+/// Time within which a backlog should be worked off.
 const DRAIN_GOAL: Duration = Duration::from_secs(10);
-/// Fewer workers only after fewer would have done for so long.
+/// Workers are removed only after fewer would have sufficed for this long.
 const CALM: Duration = Duration::from_secs(30);
-/// Assumed time of a job of which none has run yet.
+/// Assumed time of a job until one of its model has run.
 const SERVICE_GUESS: Duration = Duration::from_millis(200);
 
 /// An order to one supervisor.
@@ -35,8 +35,8 @@ struct Order {
     workers: usize,
 }
 
-/// Runs a supervisor's workers until `stop`: announces it, obeys orders, and decides if it is this
-/// process that does.
+/// Runs a supervisor's workers until `stop`: announces it, follows orders, and decides for all supervisors if this
+/// process holds the lease.
 pub(crate) async fn run(
     supervisor: &mut Supervisor,
     workers: Workers,
@@ -83,10 +83,10 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// Looks at all topics and orders each supervisor to have as many workers as it should.
+/// Looks at all topics and orders each supervisor to run the workers that it needs.
 async fn decide(queue: &Queue, table: &Table, scaler: &mut Scaler) {
     let mut backlog = BTreeMap::new();
-    // What is not known is no reason to send workers away.
+    // An unknown backlog must not remove workers.
     let Ok(topics) = queue.topics().await else { return };
     for topic in topics.iter().filter(|topic| !topic.settings.paused) {
         let Some(model) = &topic.settings.model else { continue };
@@ -108,12 +108,12 @@ async fn decide(queue: &Queue, table: &Table, scaler: &mut Scaler) {
     }
 }
 
-/// What a job of a model takes a worker, as measured by all workers that were heard.
+/// How long a worker takes for a job of a model, as measured by all announced workers.
 fn service_time(table: &Table, model: &str) -> Duration {
     table.totals().service(model).unwrap_or(SERVICE_GUESS)
 }
 
-/// A supervisor, as the one who decides sees it.
+/// A supervisor, as the deciding process sees it.
 #[derive(Debug, Clone)]
 struct SupervisorLoad {
     id: String,
@@ -121,15 +121,15 @@ struct SupervisorLoad {
     scale: Scale,
 }
 
-/// Decides; remembers since when fewer would have done.
+/// Decides, and remembers how many workers were needed lately.
 #[derive(Debug, Default)]
 struct Scaler {
-    /// Of each supervisor: the most that was needed since, and the moments at which it was.
+    /// For each supervisor, the workers that it needed within [`CALM`], and when.
     needed: BTreeMap<String, Vec<(Instant, usize)>>,
 }
 
 impl Scaler {
-    /// How many workers each supervisor is to have.
+    /// How many workers each supervisor should have.
     fn decide(
         &mut self,
         supervisors: &[SupervisorLoad],
@@ -142,7 +142,7 @@ impl Scaler {
         for (model, jobs) in backlog {
             let able: Vec<&SupervisorLoad> = supervisors.iter().filter(|place| place.models.contains(model)).collect();
             let workers = workers_for(*jobs, service(model));
-            // Evenly; who has most room takes what is left over.
+            // Evenly; the first supervisors take the remainder.
             for (number, place) in able.iter().enumerate() {
                 let share = workers / able.len() + usize::from(number < workers % able.len());
                 *wanted.entry(&place.id).or_default() += share;
@@ -153,7 +153,8 @@ impl Scaler {
             let need = wanted.get(place.id.as_str()).copied().unwrap_or(0).clamp(place.scale.min, place.scale.max);
             let history = self.needed.entry(place.id.clone()).or_default();
             history.push((now, need));
-            // Who has just begun to decide does not know how calm it was: it is told by the present.
+            // A process that has just begun to decide does not know the recent need; the current workers
+            // stand in for it.
             if history.len() == 1 {
                 history[0].1 = need.max(place.scale.now.min(place.scale.max));
             }
@@ -165,7 +166,7 @@ impl Scaler {
     }
 }
 
-/// Workers that work off this many jobs within the goal.
+/// Workers needed to work off this many jobs within the goal.
 fn workers_for(jobs: u64, service: Duration) -> usize {
     let seconds = jobs as f64 * service.as_secs_f64() / DRAIN_GOAL.as_secs_f64();
     if jobs == 0 { 0 } else { (seconds.ceil() as usize).max(1) }

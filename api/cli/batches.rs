@@ -1,4 +1,4 @@
-//! `sightline batches`: many jobs that were sent together, as the API knows them.
+//! `sightline batches`: many jobs that were sent together, through the API.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::output::{out, outln};
 use crate::remote::{Remote, escaped, text};
 use crate::table::Table;
 
-/// Does what was asked for.
+/// Runs the subcommand.
 pub(crate) async fn run(args: BatchesArgs) -> anyhow::Result<ExitCode> {
     match args.action {
         BatchesAction::List { json, api } => {
@@ -31,7 +31,7 @@ pub(crate) async fn run(args: BatchesArgs) -> anyhow::Result<ExitCode> {
                 path.push_str(&format!("&webhook={}", escaped(url)));
             }
             let body = if file.as_os_str() == "-" {
-                // A thread of its own reads; it ends with the process.
+                // A thread of its own reads standard input, and ends with the process.
                 Body::wrap_stream(ReaderStream::new(tokio::io::stdin()))
             } else {
                 let opened = tokio::fs::File::open(&file).await;
@@ -114,10 +114,10 @@ fn show(batches: &[Value], as_json: bool, whole: &Value) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-/// Each item has its one terminal record, but not all have succeeded.
+/// Exit status if each item has its one terminal record, but not all have succeeded.
 const WITHOUT_RESULTS: u8 = 4;
 
-/// Ends with 0 only if each item has exactly one terminal record, and a result in it.
+/// Exits with 0 only if each item has exactly one terminal record, and a result in it.
 async fn verify(expect: Option<&Path>, args: &BatchArgs) -> anyhow::Result<ExitCode> {
     let (remote, path) = (Remote::new(&args.api)?, format!("/v1/batches/{}/verify", escaped(&args.id)));
     let verdict = match expect {

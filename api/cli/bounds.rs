@@ -1,18 +1,18 @@
-//! What this machine lets one process have, and how its parts share it.
+//! What this machine allows one process to use, and how its parts share it.
 //!
-//! Open files: the journal, the database and the pipes to workers come first ([`RESERVE`]), since without
-//! them what was accepted cannot be kept; the rest is shared between clients of the API and of the broker.
-//! So whatever strangers do with connections, a segment can always be opened. Memory: bodies that are
-//! held at a time take an eighth of it at most.
+//! Open files: the journal, the database and the pipes to workers come first ([`RESERVE`]), since accepted jobs
+//! cannot be kept without them; the rest is shared between clients of the API and of the broker. So a segment can
+//! always be opened, however many connections clients open. Memory: request bodies that are held at a time take at
+//! most an eighth of it.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Files that connections never take: spares, segments and snapshots of the journal, some 48; the database,
-/// up to 24; calls of webhooks, 128; three pipes a worker, and what libraries open for a moment.
+/// Files that connections never take: spares, segments and snapshots of the journal, some 48; the database, up to 24;
+/// webhook calls, 128; three pipes per worker, and what libraries open for a moment.
 const RESERVE: u64 = 320;
 /// More connections than this are of no use to one process.
 const CONNECTIONS_MAX: u64 = 16_384;
-/// Memory for request bodies when there is plenty.
+/// Most memory for request bodies, however much the machine has.
 const BODIES_BYTES_MAX: u64 = 256 << 20;
 
 /// The bounds of this process.
@@ -25,22 +25,22 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// Raises the limit of open files as far as this process may, and looks at what there is.
+    /// Raises the limit of open files as far as this process may, and reads both bounds.
     pub(crate) fn of_this_process() -> Self {
         Self { files: raise_open_files(), memory: memory_bytes() }
     }
 
-    /// Connections that something with no neighbour may hold: `sightline api`, `sightline broker`.
+    /// Connections of a process that is only an API or only a broker: `sightline api`, `sightline broker`.
     pub(crate) fn connections_alone(self) -> usize {
         (self.connections() as usize).max(1)
     }
 
-    /// Connections of the API where the broker is in the same process: three quarters.
+    /// Connections of the API if the broker is in the same process: three quarters.
     pub(crate) fn api_connections(self) -> usize {
         ((self.connections() * 3 / 4) as usize).max(1)
     }
 
-    /// Connections of the broker where the API is in the same process.
+    /// Connections of the broker if the API is in the same process.
     pub(crate) fn broker_connections(self) -> usize {
         ((self.connections() / 4) as usize).max(1)
     }
@@ -51,12 +51,12 @@ impl Bounds {
     }
 
     fn connections(self) -> u64 {
-        // Half at least: with a limit too low for both, clients come first and the start has said so.
+        // At least half: if the limit is too low for both, clients come first, and `raise_open_files` has warned.
         self.files.saturating_sub(RESERVE).max(self.files / 2).min(CONNECTIONS_MAX)
     }
 }
 
-/// Raises the limit of open files to the hard one; returns what it is then.
+/// Raises the limit of open files to the hard limit, and returns the new one.
 fn raise_open_files() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum;
@@ -72,7 +72,7 @@ fn raise_open_files() -> u64 {
     files
 }
 
-/// Memory of the container, if it is less than the machine's.
+/// Memory of the machine, or of the container if that is less.
 fn memory_bytes() -> u64 {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let container = read("/sys/fs/cgroup/memory.max").and_then(|text| text.trim().parse().ok()).unwrap_or(u64::MAX);

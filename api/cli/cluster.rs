@@ -22,11 +22,11 @@ use crate::setup::Models;
 use crate::supervisor;
 
 const NODES: usize = 3;
-/// How long the servers may take to agree on a leader.
+/// How long the servers may take to elect a leader.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 const START_PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs a cluster until standard input closes, and says where it listens.
+/// Runs a cluster until standard input closes, and prints where it listens.
 pub(crate) async fn run(args: ClusterArgs) -> anyhow::Result<ExitCode> {
     let models = Models::open(&args.models)?;
     let program = tokio::task::spawn_blocking(move || models.nats_server()).await??;
@@ -52,7 +52,7 @@ struct Node {
 }
 
 impl Cluster {
-    /// Starts the servers on three folders below `store` and waits until a stream can be made.
+    /// Starts the servers on three folders below `store` and waits until a stream can be created.
     pub(crate) async fn start(store: &Path, program: PathBuf) -> anyhow::Result<Self> {
         let ports = free_ports(2 * NODES)?;
         let (clients, routes) = ports.split_at(NODES);
@@ -91,17 +91,17 @@ impl Cluster {
         urls.join(",")
     }
 
-    /// How many servers there are.
+    /// Number of servers.
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Sends a signal to a server, and to the process that watches over it.
+    /// Sends a signal to a server and to its guard process.
     pub(crate) fn signal(&self, number: usize, signal: Signal) {
         supervisor::signal_group(self.nodes[number].guard.as_ref().and_then(Child::id), signal);
     }
 
-    /// Starts a server again that was killed.
+    /// Restarts a server that was killed.
     pub(crate) async fn restart(&mut self, number: usize) -> anyhow::Result<()> {
         let node = &mut self.nodes[number];
         if let Some(mut guard) = node.guard.take() {
@@ -141,7 +141,7 @@ impl Drop for Node {
     }
 }
 
-/// Free ports; held together, so that they differ.
+/// Free ports; all are held at the same time, so that they differ.
 fn free_ports(count: usize) -> anyhow::Result<Arc<[u16]>> {
     let listeners: Vec<TcpListener> =
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>().context("find free ports")?;

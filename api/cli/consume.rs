@@ -1,4 +1,4 @@
-//! `sightline consume`: what lies in a topic, as it comes. Reading takes nothing away.
+//! `sightline consume`: prints the messages of a topic as they arrive. Reading removes nothing.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,7 +17,7 @@ use crate::setup::connect;
 /// How often to look for more without a notification.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Prints messages until there were enough, or until it is interrupted.
+/// Prints messages up to the requested number, or until interrupted.
 pub(crate) async fn run(args: ConsumeArgs) -> anyhow::Result<ExitCode> {
     let queue = connect(&args.queue).await?;
     let topic = queue.fresh_topic(&args.topic).await?;
@@ -28,7 +28,7 @@ pub(crate) async fn run(args: ConsumeArgs) -> anyhow::Result<ExitCode> {
     if let Some(folder) = &args.save {
         std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     }
-    // Listened to before the first look, so that nothing comes between.
+    // Subscribed before the first look, so that no message is missed in between.
     let mut rings = queue.logs.rings(topic.name()).await?;
     let mut reader = Reader::new(&queue, &topic, &partitions, &args).await?;
     let mut printed = 0;
@@ -105,7 +105,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The message was printed.
+    /// Acknowledges the printed message, if a group reads.
     async fn done(&mut self) -> anyhow::Result<()> {
         if let Self::Group { pending, .. } = self
             && let Some(message) = pending.take()
@@ -116,7 +116,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A moment so long ago.
+/// The time this long ago.
 pub(crate) fn before(ago: Duration) -> Timestamp {
     let millis = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
     Timestamp::from_millis(Timestamp::now().as_millis().saturating_sub(millis))

@@ -1,7 +1,7 @@
-//! The data folder: who has it, and how the other commands find what runs on it.
+//! The data folder: which process holds it, and how other commands find what runs on it.
 //!
-//! `up` leaves three small files for them: the broker's token, and the addresses of broker and
-//! API, which are not the usual ones when those ports were taken.
+//! `up` leaves three small files for them: the broker's token, and the addresses of broker and API, which are not the
+//! defaults if those ports were taken.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
@@ -18,13 +18,13 @@ const TOKEN: &str = "broker.token";
 const BROKER_URL: &str = "broker.url";
 const API_URL: &str = "api.url";
 const DEFAULT_BROKER: &str = "nats://127.0.0.1:4222";
-/// Held while a secret is made up.
+/// Locked while a secret is created.
 const SECRETS_LOCK: &str = "secrets.lock";
-/// A shorter token was cut, or is too weak.
+/// A shorter token was truncated, or is too weak.
 const TOKEN_CHARS_MIN: usize = 8;
-/// The least that Standard Webhooks asks of a key.
+/// The shortest key that Standard Webhooks allows.
 const WEBHOOK_KEY_BYTES_MIN: usize = 24;
-/// What versions of ours leave in a data folder.
+/// What any of our versions leaves in a data folder.
 const OURS: [&str; 10] = [
     WEBHOOK_SECRET,
     TOKEN,
@@ -47,7 +47,7 @@ pub(crate) struct DataDir {
 }
 
 impl DataDir {
-    /// Makes the folder if it is missing, and takes it.
+    /// Creates the folder if it is missing, and locks it.
     pub(crate) fn open(args: &DataArgs) -> anyhow::Result<Self> {
         let taken = Self::try_open(args)?;
         taken.with_context(|| {
@@ -56,7 +56,7 @@ impl DataDir {
         })
     }
 
-    /// The same; `None` if another process has it.
+    /// The same; `None` if another process holds it.
     pub(crate) fn try_open(args: &DataArgs) -> anyhow::Result<Option<Self>> {
         let path = std::path::absolute(&args.data).context("find the data folder")?;
         let shown = path.display();
@@ -75,35 +75,35 @@ impl DataDir {
         &self.path
     }
 
-    /// The broker's token; made up at the first start.
+    /// The broker's token; created at the first start.
     pub(crate) fn token(&self) -> anyhow::Result<String> {
         let make = || rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
         secret(&self.path, TOKEN, |token| token.len() >= TOKEN_CHARS_MIN, make)
     }
 
-    /// Leaves the addresses for other commands.
+    /// Writes the addresses for other commands.
     pub(crate) fn announce(&self, broker: &Address, api: &str) -> anyhow::Result<()> {
         self.announce_broker(broker)?;
         self.write(API_URL, api)
     }
 
-    /// Leaves the broker's address for other commands.
+    /// Writes the broker's address for other commands.
     pub(crate) fn announce_broker(&self, broker: &Address) -> anyhow::Result<()> {
         self.write(BROKER_URL, &broker.to_string())
     }
 
-    /// Writes a small file that only this user reads, whole or not at all.
+    /// Writes a small file that only this user can read, whole or not at all.
     pub(crate) fn write(&self, name: &str, text: &str) -> anyhow::Result<()> {
         write_whole(&self.path, name, text)
     }
 }
 
-/// Makes a data folder that only this user reads. In one that is there, what is ours is taken from other
-/// users: earlier versions left uploads readable.
+/// Creates a data folder that only this user can read. In an existing one, makes our files private: earlier versions
+/// left uploads readable.
 pub(crate) fn private_folder(path: &Path) -> std::io::Result<()> {
     if !path.is_dir() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-        // Durability: the folder itself must outlive a power cut, or what is in it does not.
+        // Durability: the folder itself must survive a power cut, or its contents do not.
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             File::open(parent)?.sync_all()?;
         }
@@ -112,7 +112,7 @@ pub(crate) fn private_folder(path: &Path) -> std::io::Result<()> {
     let mode = fs::metadata(path)?.permissions().mode() & 0o777;
     static WARNED: std::sync::Once = std::sync::Once::new();
     if mode & 0o077 != 0 {
-        // Each role of a process comes by here.
+        // Each role of a process calls this.
         WARNED.call_once(|| warn_of(path, mode));
     }
     for name in OURS {
@@ -133,7 +133,7 @@ fn warn_of(path: &Path, mode: u32) {
     );
 }
 
-/// Writes a small file that only this user reads.
+/// Writes a small file that only this user can read.
 ///
 /// Durability: the text is on disk under another name before it takes its place, and the name is on disk
 /// when this returns. So a power cut leaves the old file or the new one, never an empty one.
@@ -149,8 +149,8 @@ pub(crate) fn write_whole(folder: &Path, name: &str, text: &str) -> anyhow::Resu
     write().with_context(|| format!("write {}", path.display()))
 }
 
-/// A secret in a file of its own. One that is missing or empty is made up; one that is too weak to be what
-/// was written is refused, since the file may have been cut.
+/// A secret in a file of its own. If the file is missing or empty, a secret is created; one that is too weak to be what
+/// we wrote is refused, since the file may have been truncated.
 fn secret(
     folder: &Path,
     name: &str,
@@ -158,7 +158,7 @@ fn secret(
     make: impl Fn() -> String,
 ) -> anyhow::Result<String> {
     let path = folder.join(name);
-    // Several processes may be given the same folder: one makes it up, the others read it.
+    // Several processes may share the folder: one creates the secret, the others read it.
     let lock = folder.join(SECRETS_LOCK);
     let lock = private()
         .create(true)
@@ -181,19 +181,19 @@ fn secret(
     Ok(secret)
 }
 
-/// Where the queue is: as said, else where `up` left its address, else the usual place.
+/// The queue's address: from the flag, else as `up` left it, else the default.
 pub(crate) fn queue_address(args: &QueueArgs) -> anyhow::Result<Address> {
     let text = match &args.queue {
         Some(said) => said.clone(),
         None => read_line(&args.data.data.join(BROKER_URL))?.unwrap_or_else(|| DEFAULT_BROKER.into()),
     };
     let address = Address::parse(&text)?;
-    // The token is for the queue on this machine; another one must not learn it.
+    // The token is for the queue on this machine; another queue must not learn it.
     let token = if address.is_loopback() { read_line(&args.data.data.join(TOKEN))? } else { None };
     Ok(address.with_default_token(token))
 }
 
-/// Where the API is: as said, else where `up` left its address, else the usual place.
+/// The API's address: from the flag, else as `up` left it, else the default.
 pub(crate) fn api_address(said: Option<&str>, data: &DataArgs) -> anyhow::Result<String> {
     match said {
         Some(said) => Ok(said.to_owned()),
@@ -201,8 +201,7 @@ pub(crate) fn api_address(said: Option<&str>, data: &DataArgs) -> anyhow::Result
     }
 }
 
-/// What webhooks are signed with; made up at the first start. Several API processes are given the
-/// same file.
+/// The secret that signs webhooks; created at the first start. Several API processes may share the file.
 pub(crate) fn webhook_secret(data: &Path) -> anyhow::Result<String> {
     use base64::Engine;
     use base64::prelude::BASE64_STANDARD;

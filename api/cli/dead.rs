@@ -11,7 +11,7 @@ use crate::output::{note, out, outln};
 use crate::setup::connect;
 use crate::table::Table;
 
-/// Does what was asked for.
+/// Runs the subcommand.
 pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
     match args.action {
         DeadAction::List { topic, limit, json, queue } => {
@@ -24,7 +24,7 @@ pub(crate) async fn run(args: DeadArgs) -> anyhow::Result<ExitCode> {
             };
             let mut letters = Vec::new();
             for topic in names {
-                // One more than is shown, to know whether there are more.
+                // Read one more than is shown, to know whether there are more.
                 let mut of_topic = queue.jobs.dead_letters(topic.name(), limit.saturating_add(1)).await?;
                 if of_topic.len() > limit {
                     of_topic.truncate(limit);

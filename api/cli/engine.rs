@@ -17,12 +17,12 @@ use crate::data::DataDir;
 use crate::nats::{MAX_PAYLOAD, NatsServer, Sync};
 use crate::setup::{self, Models};
 
-/// How often the room on the disk is looked at.
+/// How often the free disk space is checked.
 const ROOM_LOOK: Duration = Duration::from_secs(2);
 
-/// Refuses a folder that has the other engine's jobs and none of this one's: they would seem to be gone.
+/// Refuses a folder that has the other engine's jobs and none of this one's: they would seem lost.
 fn check_folder(folder: &Path, engine: EngineKind) -> anyhow::Result<()> {
-    // What is there once a queue has run; a start that failed leaves less.
+    // These exist once a queue has run; a failed start leaves less.
     let (journal, nats) = ("journal", "nats/jetstream");
     let (ours, theirs, other) = match engine {
         EngineKind::Own => (journal, nats, "nats"),
@@ -45,7 +45,7 @@ fn differs(one: Option<u64>, other: Option<u64>) -> bool {
     }
 }
 
-/// A queue, and what has to be ended with it.
+/// A queue, and what must be ended with it.
 pub(crate) struct Engine {
     running: Running,
     address: Address,
@@ -60,7 +60,7 @@ enum Running {
 }
 
 impl Engine {
-    /// Starts the queue that was asked for, or none if it runs elsewhere.
+    /// Starts the requested queue, or none if it runs elsewhere.
     pub(crate) async fn start(args: &UpArgs, data: &DataDir, models: &Arc<Models>) -> anyhow::Result<Self> {
         let bounds = Bounds::of_this_process();
         let topics = models.repository.iter().count();
@@ -77,15 +77,15 @@ impl Engine {
                     queue_bytes: args.topics.queue_bytes.map(|bytes| bytes.as_u64()),
                     max_payload: MAX_PAYLOAD.into(),
                     sync: true,
-                    // Other processes would delay the end of all.
+                    // Waiting for other clients would delay the end of `up`.
                     lame_duck: Duration::ZERO,
                     connections_max: bounds.broker_connections(),
-                    // Workers of `up` end with it, and others do not come where no other machine does.
+                    // Workers of `up` end with it, and on loopback no other machine's workers can connect.
                     release_at_start: args.broker_listen.ip().is_loopback(),
                     config: FileSettings::read(args.broker_config.as_deref())?,
                 };
                 let (broker, address) = broker::start(data, settings).await?;
-                // The broker bounds all topics together; none has a share of its own.
+                // The broker limits all topics together; none has a share of its own.
                 Ok(Self { running: Running::Own(broker), address, topic_bytes_max: None, bounds })
             }
             EngineKind::Nats => {
@@ -94,18 +94,18 @@ impl Engine {
                 let server =
                     NatsServer::start(data, program, args.broker_listen, args.broker_open, Sync::Always).await?;
                 let address = server.address().clone();
-                // A NATS server bounds its streams one by one; so each topic gets its share.
+                // A NATS server limits each stream on its own, so each topic gets a share.
                 let topic_bytes_max = Some(setup::topic_share(args.topics.queue_bytes, Some(data.path()), 0, topics)?);
                 Ok(Self { running: Running::Nats(server), address, topic_bytes_max, bounds })
             }
         }
     }
 
-    /// Connections of the API in this process, and memory for what they send, bytes.
+    /// Most connections of the API in this process, and bytes of memory for what they send.
     pub(crate) fn bounds_of_api(&self) -> (usize, usize) {
         let connections = match self.running {
             Running::Own(_) => self.bounds.api_connections(),
-            // What is in another process takes no files of this one.
+            // A queue in another process takes no files of this one.
             Running::Nats(_) | Running::Elsewhere => self.bounds.connections_alone(),
         };
         (connections, self.bounds.bodies_bytes())
@@ -116,12 +116,12 @@ impl Engine {
         &self.address
     }
 
-    /// Bytes that the queue of one topic may take, if this server bounds its streams one by one.
+    /// Bytes that the queue of one topic may take, if the server limits each stream on its own.
     pub(crate) fn topic_bytes_max(&self) -> Option<u64> {
         self.topic_bytes_max
     }
 
-    /// What it is, for people.
+    /// The kind of queue, for people.
     pub(crate) fn kind(&self) -> &'static str {
         match self.running {
             Running::Own(_) => " (built in; every acknowledgement is on disk)",
@@ -130,7 +130,7 @@ impl Engine {
         }
     }
 
-    /// Keeps the bound of each topic in step with the disk that the queue fills, for as long as it is awaited.
+    /// Adjusts the limit of each topic to the disk that the queue fills, for as long as it is awaited.
     pub(crate) async fn keep_room(&self, args: &UpArgs, queue: &Queue, folder: &Path, topics: usize) {
         let is_bounded_by_disk = matches!(self.running, Running::Nats(_)) && args.topics.queue_bytes.is_none();
         let mut given = None;
@@ -157,11 +157,11 @@ impl Engine {
         }
     }
 
-    /// Waits until it fails for good, and returns why.
+    /// Waits until the queue fails for good, and returns why.
     pub(crate) async fn failure(&self) -> String {
         match &self.running {
             Running::Own(broker) => broker.failure().await,
-            // A server that dies is started again.
+            // A server that dies is restarted.
             Running::Nats(_) | Running::Elsewhere => std::future::pending().await,
         }
     }

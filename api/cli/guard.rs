@@ -1,9 +1,9 @@
-//! A program that does not know us ends when we do.
+//! Ends a program that does not know us when we end.
 //!
-//! The NATS server cannot watch a pipe, and if `up` is killed no process would end it. So `up`
-//! runs this small process between: it ends the server when its standard input closes. The lock
-//! on the store is given to the server as its standard input, so that it holds for as long as the
-//! server lives, even if this process is killed too; the next server waits for it.
+//! The NATS server cannot watch a pipe, and if `up` is killed nothing would end it. So `up` runs this small process in
+//! between, which ends the server when its own standard input closes. The server gets the lock on its store as its
+//! standard input, so that the lock is held for as long as the server lives, even if this process is killed too; the
+//! next server waits for the lock.
 
 use std::fs::File;
 use std::path::Path;
@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::GuardArgs;
 use crate::{stop, supervisor};
 
-/// How long to wait for an earlier server to be gone.
+/// How long to wait for an earlier server to end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(20);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 /// How long the program may take to end.
@@ -25,8 +25,8 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs the program until it ends or standard input closes.
 pub(crate) async fn run(args: GuardArgs) -> anyhow::Result<ExitCode> {
-    // Signals are taken and forgotten: what ends us is our supervisor's pipe, and dying by a signal
-    // would leave the program behind.
+    // Signals are caught and ignored: our supervisor's pipe ends us, and dying by a signal would leave the
+    // program behind.
     let (_interrupt, _terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let lock = lock(&args.lock).await?;
     let (name, arguments) = args.program.split_first().context("no program was given")?;

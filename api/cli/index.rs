@@ -1,4 +1,4 @@
-//! `sightline index`: the job index, made anew from the records.
+//! `sightline index`: rebuilds the job index from the records.
 
 use std::process::ExitCode;
 
@@ -7,7 +7,7 @@ use crate::output::outln;
 use crate::setup;
 use crate::setup::connect;
 
-/// Rebuilds it; API processes may run meanwhile.
+/// Rebuilds the index; API processes may run meanwhile.
 pub(crate) async fn run(args: IndexArgs) -> anyhow::Result<ExitCode> {
     let IndexAction::Rebuild(args) = args.action;
     let queue = connect(&args.queue).await?;

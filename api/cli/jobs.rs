@@ -1,4 +1,4 @@
-//! `sightline jobs`: jobs, as the API knows them.
+//! `sightline jobs`: jobs, through the API.
 
 use std::process::ExitCode;
 
@@ -13,7 +13,7 @@ use crate::table::Table;
 /// Seconds that one request waits for a job.
 const LONG_POLL: u64 = 30;
 
-/// Does what was asked for.
+/// Runs the subcommand.
 pub(crate) async fn run(args: JobsArgs) -> anyhow::Result<ExitCode> {
     match args.action {
         JobsAction::List(args) => list(args).await,
@@ -91,7 +91,7 @@ async fn show(args: &JobArgs, method: Method, suffix: &str) -> anyhow::Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends with 0 only if the job has succeeded.
+/// Exits with 0 only if the job has succeeded.
 async fn wait(args: &JobArgs) -> anyhow::Result<ExitCode> {
     let api = Remote::new(&args.api)?;
     loop {

@@ -1,8 +1,8 @@
 //! `sightline keys`: who may use the API.
 //!
-//! With a key, the API is asked. Without one, or with `--local`, the queue is, through the data folder:
-//! a user who may read that owns all that is in it. So the first key is created, and one in place of a
-//! last key that was lost, also while nothing runs.
+//! With a key or an API address, the command asks the API. Otherwise, and with `--local`, it uses the queue through the
+//! data folder: a user who can read that folder owns all that is in it. That way the first key can be created, and a
+//! new one if the last key is lost, even while nothing runs.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,7 +24,7 @@ use crate::output::{note, out, outln};
 use crate::remote::{Remote, escaped, text};
 use crate::table::Table;
 
-/// Does what was asked for.
+/// Runs the subcommand.
 pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
     match args.action {
         KeysAction::Create {
@@ -84,7 +84,7 @@ pub(crate) async fn run(args: KeysArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Without a key and without an address of an API, the data folder is what there is.
+/// Without a key and an API address, only the data folder is left.
 fn is_local(local: &LocalArgs, api: &ApiAddressArgs) -> bool {
     local.local || (api.key.is_none() && api.api.is_none())
 }
@@ -101,12 +101,12 @@ async fn locally(
     answer.map_err(|problem| anyhow!(problem))
 }
 
-/// A way to the queue of a data folder, for its owner.
+/// Access to the queue of a data folder, for its owner.
 struct Owner {
     queue: Queue,
-    /// The queue's own data folder, unless it was named.
+    /// The queue's own data folder, unless `--queue` named the queue.
     folder: Option<PathBuf>,
-    /// Started for this command alone, because nothing ran.
+    /// Started for this command alone, if nothing was running.
     broker: Option<(Broker, DataDir)>,
 }
 
@@ -138,7 +138,7 @@ impl Owner {
     }
 }
 
-/// A broker on a data folder that nothing uses; `None` if something runs there.
+/// Starts a broker on a data folder that no process uses; `None` if one does.
 async fn start_if_nothing_runs(data: &DataArgs) -> anyhow::Result<Option<(Broker, DataDir, queue::client::Address)>> {
     let (folder, has) = (&data.data, |name: &str| data.data.join(name).exists());
     let is_new = std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none());

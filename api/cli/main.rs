@@ -1,6 +1,6 @@
 //! The command line: parse, start, wait, stop.
 
-// What nothing reads must not end a process: see `output`.
+// Output that nothing reads must not end a process: see `output`.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod config;
@@ -49,14 +49,14 @@ use config::{Cli, Command};
 
 use crate::output::{note, out};
 
-/// How a process ends that was called wrongly.
+/// Exit status after a usage error.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(config::with_default_command(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
-        // A command of commands alone: what it has is what was wanted.
+        // A command that only has subcommands: print its help.
         Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             note!("{}", error.to_string().trim_end());
             return ExitCode::from(USAGE);
@@ -112,9 +112,9 @@ fn main() -> ExitCode {
             Command::Cluster(args) => cluster::run(args).await,
         }
     });
-    // What still blocks a thread (a stuck model) must not keep the process.
+    // A thread that is still blocked (by a stuck model) must not keep the process alive.
     runtime.shutdown_background();
-    // Writes what is still to be logged.
+    // Writes the remaining log lines.
     drop(log);
     match result {
         Ok(code) => code,
@@ -122,8 +122,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Threads for waiting. The cores are for the models: a worker's engine has a thread of its own, and
-/// one for all of its messages is plenty; API and broker share half of the cores.
+/// Threads for I/O. The cores are for the models: a worker's engine has a thread of its own, and one more is plenty for
+/// all of its messages; API and broker share half of the cores.
 fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
     use tokio::runtime::Builder;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -134,7 +134,7 @@ fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
     }
 }
 
-/// One clear line, exit code 1.
+/// Prints one clear line; the exit code is 1.
 fn complain(message: &str) -> ExitCode {
     note!("sightline: {}", message.replace('\n', " "));
     ExitCode::FAILURE

@@ -1,4 +1,4 @@
-//! `sightline members`: the processes that are there.
+//! `sightline members`: lists the running processes.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::config::MembersArgs;
 use crate::data;
 use crate::output::outln;
 
-/// Asks who is there, and prints who answered.
+/// Asks all members to announce themselves, and prints those that answer.
 pub(crate) async fn run(args: MembersArgs) -> anyhow::Result<ExitCode> {
     let address = data::queue_address(&args.queue)?;
     let queue = Queue::connect(&address, "sightline members", Defaults::default()).await?;

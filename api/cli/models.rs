@@ -1,4 +1,4 @@
-//! `sightline models`: what there is, and fetching it ahead of time.
+//! `sightline models`: lists models, and fetches them ahead of time.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! A NATS server of our own as a child process, set up so that an acknowledgement means on disk.
+//! A NATS server of our own as a child process, configured so that an acknowledgement means on disk.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -20,7 +20,7 @@ use crate::supervisor::{self, Backoff};
 /// The largest message: an upload of the default limit, with room for larger ones.
 pub(crate) const MAX_PAYLOAD: u32 = 32 << 20;
 
-/// How long the server may take until it answers.
+/// How long the server may take to answer.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 const START_PAUSE: Duration = Duration::from_millis(50);
 /// How long the guard may take to end the server.
@@ -117,8 +117,8 @@ impl Launch {
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let log = folder.join("nats-server.log");
         let quoted = |path: &PathBuf| serde_json::to_string(&path.to_string_lossy()).context("quote a path");
-        // An explicit file-store limit: the default is taken from the disk's free space and would
-        // refuse streams on a small one. What may lie in it is bounded stream by stream.
+        // An explicit file-store limit: the default depends on the disk's free space, and would refuse streams on a
+        // small disk. Each stream has its own limit.
         let authorization = token.map(|token| format!("authorization {{ token: \"{token}\" }}")).unwrap_or_default();
         let config = format!(
             "listen: \"{listen}\"\n\
@@ -140,7 +140,7 @@ impl Launch {
     }
 }
 
-/// Starts a server that ends when the pipe to its guard closes, and that has its store to itself.
+/// Starts a server that ends when the pipe to its guard closes, and that is alone on its store.
 pub(crate) fn spawn_guarded(program: &Path, config: &Path, lock: &Path) -> anyhow::Result<Child> {
     supervisor::this_program()?
         .arg("guard")
@@ -152,14 +152,14 @@ pub(crate) fn spawn_guarded(program: &Path, config: &Path, lock: &Path) -> anyho
         .arg(config)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        // A group of its own, so that Ctrl-C in the terminal reaches only the one who started it.
+        // A group of its own, so that Ctrl-C in the terminal reaches only the process that started it.
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .context("start the queue server")
 }
 
-/// Restarts the server whenever it dies, until told to stop.
+/// Restarts the server whenever it dies, until stopped.
 async fn keep(launch: Launch, mut child: Child, stop: CancellationToken) {
     let mut backoff = Backoff::default();
     loop {
@@ -171,7 +171,7 @@ async fn keep(launch: Launch, mut child: Child, stop: CancellationToken) {
             status = child.wait() => {
                 let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
                 tracing::error!(status, "queue server died; restarting it");
-                // If it was the guard that died, the server is still there, in the guard's group.
+                // If the guard died, the server still runs, in the guard's group.
                 supervisor::kill_group(group);
             }
             () = stop.cancelled() => {

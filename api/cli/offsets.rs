@@ -1,4 +1,4 @@
-//! `sightline offsets`: how far a topic reaches, and how far each group has come.
+//! `sightline offsets`: the positions of a topic, and how far each group has read.
 
 use std::process::ExitCode;
 
@@ -44,7 +44,7 @@ pub(crate) async fn run(args: OffsetsArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads where to go.
+/// Parses a position.
 fn position(text: &str) -> anyhow::Result<Position> {
     Ok(match text {
         "beginning" => Position::Beginning,

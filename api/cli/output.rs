@@ -1,8 +1,8 @@
-//! What a person reads on standard output and standard error, and what becomes of it when nothing reads it.
+//! What a person reads on standard output and standard error, and what happens if nothing reads it.
 //!
-//! A command's answer goes to standard output with [`outln!`]: when its reader has left, as `head` does,
-//! the command ends quietly. A server's lines ([`announce!`]) and notes on standard error ([`note!`]) must
-//! never end anything: a log whose disk is full or whose reader died is dropped, and the work goes on.
+//! [`outln!`] prints a command's answer to standard output: if the reader closes the pipe, as `head` does, the command
+//! ends quietly. A server's lines ([`announce!`]) and notes on standard error ([`note!`]) must never end a process: if
+//! the disk is full or the reader has died, the line is dropped and the work continues.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write, stderr, stdout};
@@ -30,14 +30,14 @@ macro_rules! note {
 
 pub(crate) use {announce, note, out, outln};
 
-/// Prints a part of a command's answer; ends the process if that cannot be done.
+/// Prints a part of a command's answer; ends the process if that fails.
 pub(crate) fn print(text: Arguments<'_>) {
     if let Err(error) = stdout().lock().write_fmt(text) {
         stop(&error);
     }
 }
 
-/// Ends the process because its answer cannot be written: quietly if the reader has left.
+/// Ends the process because its answer cannot be written: quietly if the reader has closed the pipe.
 pub(crate) fn stop(error: &std::io::Error) -> ! {
     if error.kind() == ErrorKind::BrokenPipe {
         std::process::exit(0);
@@ -49,7 +49,7 @@ pub(crate) fn stop(error: &std::io::Error) -> ! {
 /// Prints a line of a server.
 pub(crate) fn write_announcement(text: Arguments<'_>) {
     let mut out = stdout().lock();
-    // Nothing depends on it.
+    // Nothing depends on this line.
     drop(out.write_fmt(format_args!("{text}\n")).and_then(|()| out.flush()));
 }
 

@@ -1,4 +1,4 @@
-//! `sightline produce`: messages into a topic, straight through the queue.
+//! `sightline produce`: writes messages to a topic, straight through the queue.
 //!
 //! On a topic with a model each file is a job; on a plain log a file or a line is a message.
 
@@ -17,7 +17,7 @@ use crate::setup::Models;
 use crate::setup::connect;
 use crate::submit::inputs;
 
-/// Sends everything, in order, and says where it lies.
+/// Publishes everything, in order, and prints where it is stored.
 pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
     let queue = connect(&args.queue).await?;
     let topic = queue.fresh_topic(&args.topic).await?;
@@ -69,7 +69,7 @@ pub(crate) async fn run(args: ProduceArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A model of this machine's repository, at the version that runs when none is named.
+/// A model of this machine's repository, at its default version.
 pub(crate) fn find<'a>(models: &'a Models, name: &str) -> anyhow::Result<(&'a Model, &'a ModelVersion)> {
     let Some(model) = models.repository.get(name) else {
         bail!(
@@ -80,7 +80,7 @@ pub(crate) fn find<'a>(models: &'a Models, name: &str) -> anyhow::Result<(&'a Mo
     Ok((model, model.version(None).context("it has no version")?))
 }
 
-/// What a job of this image is asked to do.
+/// The spec of a job for this image.
 pub(crate) fn spec(
     id: JobId,
     model: &Model,
@@ -102,7 +102,7 @@ pub(crate) fn spec(
     })
 }
 
-/// The files that are meant; what of a folder is left out is said.
+/// The files to send; prints which kinds of files were skipped.
 fn files(paths: &[String]) -> anyhow::Result<Vec<String>> {
     let (files, skipped) = inputs::collect(paths)?;
     if skipped.is_any() {

@@ -1,4 +1,4 @@
-//! An API as commands ask it: one request, one answer, or the reason in one line.
+//! How commands call the API: one request, one answer, or the error in one line.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ impl Remote {
         self.read(asked).await?.json().await.context("read the answer")
     }
 
-    /// Sends bytes as they come.
+    /// Sends a body of bytes, which may be a stream.
     pub(crate) async fn send_bytes(&self, method: Method, path: &str, kind: &str, body: Body) -> anyhow::Result<Value> {
         let request = self.http.request(method, format!("{}{path}", self.base)).header(CONTENT_TYPE, kind).body(body);
         self.read(request.send().await).await?.json().await.context("read the answer")
@@ -45,7 +45,7 @@ impl Remote {
         self.send(method, path).await?.json().await.context("read the answer")
     }
 
-    /// The same for an answer that is read piece by piece.
+    /// The same, for an answer that is read piece by piece.
     pub(crate) async fn send(&self, method: Method, path: &str) -> anyhow::Result<Response> {
         let asked = self.http.request(method, format!("{}{path}", self.base)).send().await;
         self.read(asked).await
@@ -66,9 +66,9 @@ impl Remote {
     }
 }
 
-/// An HTTP client that sends the key with everything, and trusts whom it is told to.
+/// An HTTP client that sends the key with every request, and trusts the given certificate authority.
 pub(crate) fn client(args: &ApiAddressArgs) -> anyhow::Result<reqwest::Client> {
-    // Only fails if it was set before, to the same one.
+    // Fails only if a provider is set already, which is the same one.
     drop(rustls::crypto::ring::default_provider().install_default());
     let mut headers = HeaderMap::new();
     if let Some(key) = &args.key {
@@ -92,7 +92,7 @@ pub(crate) fn needs_key(problem: &Value) -> &'static str {
     }
 }
 
-/// A field as people read it.
+/// A field's value, for people.
 pub(crate) fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
@@ -101,7 +101,7 @@ pub(crate) fn text(value: &Value) -> String {
     }
 }
 
-/// A value of a query, safe between `&` and `=`.
+/// A value that is escaped for a query, between `&` and `=`.
 pub(crate) fn escaped(value: &str) -> String {
     let mut safe = String::new();
     for byte in value.bytes() {

@@ -1,4 +1,4 @@
-//! A folder for the time of a measurement or a drill.
+//! A temporary folder for a measurement or a drill.
 
 use std::path::{Path, PathBuf};
 
@@ -6,11 +6,11 @@ use anyhow::Context;
 
 use crate::output::note;
 
-/// Goes with its owner, and everything in it.
+/// Removed on drop, with everything in it.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    /// Makes a folder inside `parent`.
+    /// Creates a folder inside `parent`.
     pub(crate) fn create(parent: &Path) -> anyhow::Result<Self> {
         let name = format!(".sightline-scratch-{:012x}", rand::random::<u64>() >> 16);
         let path = std::path::absolute(parent)?.join(name);

@@ -18,9 +18,9 @@ use crate::output::note;
 
 /// Default limit on bytes of queued images, if the disk has room.
 const QUEUE_BYTES_MAX: u64 = 32 << 30;
-/// How long a server's monitoring page may take.
+/// How long a server's monitoring page may take to answer.
 const MONITOR_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
-/// Room that a message needs beside the image, for its headers.
+/// Bytes that a message needs besides the image, for its headers.
 const MESSAGE_OVERHEAD: usize = 64 * 1024;
 
 /// The models of a process.
@@ -29,7 +29,7 @@ pub(crate) struct Models {
     /// The ones to serve.
     pub(crate) names: Vec<String>,
     pub(crate) cache: Cache,
-    /// `--models` as it was said.
+    /// `--models` as it was given.
     pub(crate) selection: Vec<String>,
     runtime: Option<PathBuf>,
 }
@@ -37,7 +37,7 @@ pub(crate) struct Models {
 impl Models {
     /// Opens the repository and checks the names.
     pub(crate) fn open(args: &ModelArgs) -> anyhow::Result<Self> {
-        // A model's name has neither dots nor slashes, a folder can always be written with one.
+        // A model's name has neither dots nor slashes; a folder can always be written with one of them.
         let is_folder = |word: &String| word.contains(['/', '.']);
         let (folders, names): (Vec<String>, Vec<String>) = args.models.iter().cloned().partition(is_folder);
         let folders: Vec<PathBuf> = folders.into_iter().map(PathBuf::from).collect();
@@ -52,7 +52,7 @@ impl Models {
                 repository.names()
             );
         }
-        // What is not served is not offered either: its jobs would wait for ever.
+        // A model that is not served is not offered either: its jobs would wait forever.
         let repository = repository.only(&names);
         let names: Vec<String> = repository.iter().map(|model| model.name().to_owned()).collect();
         ensure!(!names.is_empty(), "no named model can be served");
@@ -67,7 +67,7 @@ impl Models {
         Ok(Self { repository, names, cache, selection: args.models.clone(), runtime })
     }
 
-    /// The ONNX Runtime library: as said, else from the cache, else fetched.
+    /// The ONNX Runtime library: as given, else from the cache, else fetched.
     pub(crate) fn runtime(&self) -> anyhow::Result<PathBuf> {
         match &self.runtime {
             Some(path) => Ok(path.clone()),
@@ -80,7 +80,7 @@ impl Models {
         pull::nats_server(&self.cache, &say).context("get the queue's server")
     }
 
-    /// Fetches whatever is missing of runtime and models. Blocks.
+    /// Fetches the runtime and models that are missing. Blocks.
     pub(crate) fn fetch(&self) -> anyhow::Result<()> {
         self.runtime()?;
         for name in &self.names {
@@ -96,8 +96,8 @@ fn say(line: &str) {
     note!("{line}");
 }
 
-/// Bytes that the queue of one of `topics` may take on a server that bounds its streams one by one: its
-/// share of what was asked for, or of half of the bytes that are queued and free on `disk`, if that is ours.
+/// Bytes that the queue of one of `topics` may take on a server that limits each stream on its own: an equal share of
+/// `said`, else of the default limit, or of half of the queued and free bytes on `disk` if that is less.
 pub(crate) fn topic_share(
     said: Option<ByteSize>,
     disk: Option<&Path>,
@@ -115,7 +115,7 @@ pub(crate) fn topic_share(
     Ok((all / topics.max(1) as u64).max(1))
 }
 
-/// What topics are created with, each with this many bytes for its queue.
+/// Settings of new topics, each with this many bytes for its queue.
 pub(crate) fn topic_defaults(args: &TopicArgs, topic_bytes_max: Option<u64>) -> Defaults {
     Defaults {
         partitions: args.partitions.get(),
@@ -129,13 +129,13 @@ pub(crate) fn topic_defaults(args: &TopicArgs, topic_bytes_max: Option<u64>) -> 
     }
 }
 
-/// A connection for one of the tools.
+/// Connects a command to the queue.
 pub(crate) async fn connect(args: &QueueArgs) -> anyhow::Result<Queue> {
     let address = data::queue_address(args)?;
     Ok(Queue::connect(&address, "sightline tool", Defaults::default()).await?)
 }
 
-/// Says what may go wrong with a queue that runs elsewhere.
+/// Warns of what may go wrong with a queue that runs elsewhere.
 pub(crate) async fn check_queue(queue: &Queue, replicas: usize, monitor: Option<&str>) {
     let syncs = match monitor {
         Some(url) => match does_sync(url).await {
@@ -152,7 +152,7 @@ pub(crate) async fn check_queue(queue: &Queue, replicas: usize, monitor: Option<
     }
 }
 
-/// Whether a server writes to disk before it acknowledges, as its monitoring page says.
+/// Whether a server writes to disk before it acknowledges, according to its monitoring page.
 async fn does_sync(url: &str) -> anyhow::Result<bool> {
     drop(rustls::crypto::ring::default_provider().install_default());
     let client = reqwest::Client::builder().timeout(MONITOR_PATIENCE).build()?;
@@ -160,7 +160,7 @@ async fn does_sync(url: &str) -> anyhow::Result<bool> {
     let varz: serde_json::Value = answer.json().await.context("it is not a NATS server's monitoring page")?;
     let jetstream = &varz["jetstream"]["config"];
     anyhow::ensure!(jetstream.is_object(), "it does not report JetStream");
-    // The interval reads as two minutes also where every write is synced.
+    // The interval reads as two minutes even if every write is synced.
     Ok(jetstream["sync_always"] == true)
 }
 
@@ -171,7 +171,7 @@ pub(crate) async fn index(database: Option<&str>, folder: &Path) -> anyhow::Resu
         None => {
             data::private_folder(folder).with_context(|| format!("create {}", folder.display()))?;
             let file = folder.join("index.db");
-            // SQLite gives what it writes beside a database the database's own mode.
+            // SQLite gives the files that it writes beside a database the database's own mode.
             let mut private = std::fs::OpenOptions::new();
             private.create(true).truncate(false).write(true).mode(0o600);
             private.open(&file).with_context(|| format!("open {}", file.display()))?;
@@ -181,7 +181,8 @@ pub(crate) async fn index(database: Option<&str>, folder: &Path) -> anyhow::Resu
     Ok(Index::open(&address).await?)
 }
 
-/// Refuses to serve others without keys or in the clear, unless the operator asked for it. Returns what was found.
+/// Refuses to serve other machines without keys or encryption, unless the operator asked for it. Returns the guards
+/// that are in place.
 pub(crate) async fn check_listen(
     args: &HttpArgs,
     queue: &Queue,
@@ -199,15 +200,15 @@ pub(crate) async fn check_listen(
     Ok(guards)
 }
 
-/// The API's address, as it is asked.
+/// The API's URL.
 pub(crate) fn api_url(args: &HttpArgs, address: SocketAddr) -> String {
     format!("{}://{address}", if args.tls_cert.is_some() { "https" } else { "http" })
 }
 
-/// The API's settings. Says so when the queue's server takes less than the upload limit.
+/// The API's settings. Prints a note if the queue's server accepts less than the upload limit.
 ///
 /// # Errors
-/// When the certificate cannot be used.
+/// If the certificate cannot be used.
 pub(crate) fn http_config(args: &HttpArgs, max_payload: usize, folder: &Path) -> anyhow::Result<::api::Config> {
     let (wanted, taken) = (args.upload_limit.as_u64() as usize, max_payload.saturating_sub(MESSAGE_OVERHEAD));
     if wanted > taken {
@@ -230,7 +231,7 @@ pub(crate) fn http_config(args: &HttpArgs, max_payload: usize, folder: &Path) ->
     })
 }
 
-/// Takes the API's port.
+/// Binds the API's port.
 pub(crate) async fn bind(args: &HttpArgs) -> anyhow::Result<tokio::net::TcpListener> {
     tokio::net::TcpListener::bind(args.listen)
         .await

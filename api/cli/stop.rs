@@ -1,4 +1,4 @@
-//! Being told to stop: by signal, or by a supervisor that is gone.
+//! Reasons to stop: a signal, or a supervisor that has died.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::output::note;
 
-/// How long a child has to end in order once its supervisor is gone. Not long: with the
-/// supervisor the queue has gone too, most likely.
+/// How long a child may take to end in order once its supervisor has died. Not long: most likely the queue
+/// has ended too.
 const ORPHAN_GRACE: Duration = Duration::from_secs(1);
 /// How long a process may take to end in order. Container runtimes kill after ten seconds.
 const STOP_MAX: Duration = Duration::from_millis(7_500);
 /// How long the last note may take.
 const NOTE_MAX: Duration = Duration::from_millis(100);
 
-/// A token that is pulled by SIGINT or SIGTERM. The second signal ends the process at once.
+/// A token that SIGINT or SIGTERM cancels. A second signal ends the process at once.
 pub(crate) fn on_signal() -> anyhow::Result<CancellationToken> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
@@ -38,9 +38,9 @@ pub(crate) fn on_signal() -> anyhow::Result<CancellationToken> {
     Ok(stop)
 }
 
-/// Pulls `stop` when standard input closes, and ends the process if that takes too long.
+/// Cancels `stop` when standard input closes, and ends the process if that takes too long.
 ///
-/// A killed supervisor cannot say good-bye, but the kernel closes its end of the pipe.
+/// A killed supervisor cannot send anything, but the kernel closes its end of the pipe.
 pub(crate) fn with_supervisor(stop: &CancellationToken) {
     let stop = stop.clone();
     // A thread of its own: tokio's standard input would block the runtime's shutdown.
@@ -53,8 +53,8 @@ pub(crate) fn with_supervisor(stop: &CancellationToken) {
     });
 }
 
-/// Ends the process if it has not ended by itself some seconds after `stop` was pulled. What was acknowledged is
-/// durable, so nothing is lost by that.
+/// Ends the process if it has not ended by itself some seconds after `stop` was canceled. What was acknowledged is
+/// durable, so nothing is lost.
 pub(crate) fn in_time(stop: &CancellationToken) {
     let stop = stop.clone();
     tokio::spawn(async move {
@@ -62,7 +62,7 @@ pub(crate) fn in_time(stop: &CancellationToken) {
         // A thread of its own: the runtime may be what does not end.
         std::thread::spawn(|| {
             std::thread::sleep(STOP_MAX);
-            // A reader of the log that hangs may be why.
+            // A stalled reader of standard error may be why, and must not block this thread.
             std::thread::spawn(|| note!("stopping takes too long; accepted jobs stay in the data folder"));
             std::thread::sleep(NOTE_MAX);
             end_now();
@@ -70,7 +70,7 @@ pub(crate) fn in_time(stop: &CancellationToken) {
     });
 }
 
-/// Ends this process without running anything more in it: libraries take seconds to tidy up.
+/// Ends this process without running anything more in it: libraries take seconds to clean up.
 fn end_now() -> ! {
     if let Err(error) = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL) {
         tracing::debug!(%error, "ending by another way");
@@ -78,7 +78,7 @@ fn end_now() -> ! {
     std::process::exit(1);
 }
 
-/// Ends when the other end of `pipe` is closed.
+/// Returns when the other end of `pipe` is closed.
 pub(crate) async fn closed(mut pipe: impl AsyncReadExt + Unpin) {
     let mut sink = [0; 64];
     while matches!(pipe.read(&mut sink).await, Ok(read) if read > 0) {}

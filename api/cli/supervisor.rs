@@ -1,8 +1,7 @@
 //! Worker processes: started, watched, restarted, ended.
 //!
-//! A worker that dies is replaced after a pause that grows while it keeps dying. What it had in
-//! hand is known from its reports, and is handed back at once: waiting for the leases to end
-//! would cost half a minute.
+//! A worker that dies is replaced after a pause that grows while it keeps dying. Its reports show which jobs it held,
+//! and these are returned at once: waiting for the leases to expire would cost half a minute.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -31,16 +30,15 @@ use tokio_util::sync::CancellationToken;
 use crate::config::LogArgs;
 use crate::setup::Models;
 
-/// How long a worker has to finish and hand back; after three seconds it gives up what it runs.
+/// How long a worker may take to finish and return its jobs; after three seconds it gives up its run.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// First and longest pause before a dead child is replaced.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// A child that ran for so long has had a good start; the pauses begin anew.
+/// A child that ran for this long counts as well started; the pauses begin anew.
 const GOOD_RUN: Duration = Duration::from_secs(30);
-/// Pause before a job that was running when its worker died for the first time is tried again, and by
-/// how much it grows with each further death. One death may be bad luck; a job that was there twice
-/// is likely their reason, and the others go first.
+/// Pause before a job is retried after its worker died while running it, and the growth of that pause with each further
+/// death. One death may be bad luck; after two the job is likely the cause, and other jobs run first.
 const CRASH_PAUSE: Duration = Duration::from_secs(1);
 const CRASH_PAUSE_GROWTH: u32 = 8;
 const CRASH_PAUSE_MAX: Duration = Duration::from_secs(300);
@@ -54,7 +52,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// The pause after a child that has done what it is for: none.
+    /// The pause after a child that has done its work: none.
     pub(crate) fn reset(&mut self) -> Duration {
         self.deaths = 0;
         Duration::ZERO
@@ -74,13 +72,13 @@ impl Backoff {
 pub(crate) struct WorkerCommand {
     /// What follows `sightline worker --supervised`.
     arguments: Vec<OsString>,
-    /// What must not stand in the process list: the queue's address may hold a token.
+    /// What must not appear in the process list: the queue's address may hold a token.
     environment: Vec<(&'static str, String)>,
 }
 
 impl WorkerCommand {
-    /// Workers like this process: same models, same log. `queue` is `None` when they find the
-    /// queue through the data folder.
+    /// Workers like this process: same models, same log. `queue` is `None` if they find the queue through
+    /// the data folder.
     pub(crate) fn new(
         models: &Models,
         threads: NonZeroUsize,
@@ -89,7 +87,7 @@ impl WorkerCommand {
         log: &LogArgs,
     ) -> anyhow::Result<Self> {
         let mut arguments: Vec<OsString> = vec!["--threads".into(), threads.to_string().into()];
-        // Against the environment: a child that read SIGHTLINE_PROCESSES would have children too.
+        // Overrides the environment: a child that read SIGHTLINE_PROCESSES would have children too.
         arguments.extend(["--processes".into(), "1".into()]);
         arguments.extend(["--data".into(), data.into()]);
         arguments.extend(["--cache".into(), models.cache.root().into()]);
@@ -110,14 +108,14 @@ pub(crate) struct Supervisor {
     command: WorkerCommand,
     queue: Queue,
     keepers: JoinSet<()>,
-    /// Of each worker that is to run, oldest first: what ends it.
+    /// The token that ends each wanted worker, oldest first.
     wanted: Vec<CancellationToken>,
     progress: Arc<watch::Sender<Progress>>,
     ready: watch::Receiver<Progress>,
     loading: Arc<Semaphore>,
 }
 
-/// How far the first start has come.
+/// Progress of the first start.
 #[derive(Debug, Default, Clone, Copy)]
 struct Progress {
     ready: usize,
@@ -142,7 +140,7 @@ impl Supervisor {
         supervisor
     }
 
-    /// How many workers are to run.
+    /// How many workers should run.
     pub(crate) fn count(&self) -> usize {
         self.wanted.len()
     }
@@ -150,7 +148,7 @@ impl Supervisor {
     /// Starts more workers, or ends the youngest in order.
     pub(crate) fn scale(&mut self, count: usize) {
         self.wanted.drain(count.min(self.wanted.len())..).for_each(|surplus| surplus.cancel());
-        // Those that have ended, so that the set does not grow.
+        // Remove keepers that have ended, so that the set does not grow.
         while self.keepers.try_join_next().is_some() {}
         while self.wanted.len() < count {
             let stop = CancellationToken::new();
@@ -196,7 +194,7 @@ impl Keeper {
         loop {
             let started = Instant::now();
             let mut held = HeldJobs::default();
-            // A fault of ours here must not leave a worker unwatched: it counts as the worker's death.
+            // A panic of ours must not leave a worker unwatched: it counts as the worker's death.
             let life = AssertUnwindSafe(self.live(&mut held, &mut was_ready)).catch_unwind().await;
             let life =
                 life.unwrap_or_else(|panic| Err(anyhow!("its supervisor panicked: {}", words_of(panic.as_ref()))));
@@ -205,7 +203,7 @@ impl Keeper {
                 Ok(status) => tracing::error!(%status, "worker died; starting another"),
                 Err(error) => tracing::error!(error = format!("{error:#}"), "worker not started"),
             }
-            // A worker that has ended jobs can start: a job or a signal killed it.
+            // A worker that has settled jobs is able to start: a job or a signal killed it.
             let pause = if held.settled > 0 { backoff.reset() } else { backoff.next(started.elapsed()) };
             if let Some(member) = held.member.take() {
                 self.queue.announce_gone(Announcement { id: member, ..Announcement::new(Role::Worker, &[]) }).await;
@@ -230,7 +228,7 @@ impl Keeper {
         let mut child = self.spawn()?;
         let stdout = child.stdout.take().context("the worker has no output")?;
         // Held here, because waiting for a child closes its standard input first, and a worker
-        // whose input closes takes its supervisor for dead.
+        // whose input closes assumes that its supervisor has died.
         let _pipe = child.stdin.take();
         let mut reports = BufReader::new(stdout).lines();
         loop {
@@ -250,7 +248,7 @@ impl Keeper {
                 },
                 () = self.stop.cancelled() => {
                     drop(loading.take());
-                    // Its reports are read on, or it would block on a full pipe.
+                    // Keep reading its reports, or it would block on a full pipe.
                     let listening = async { while let Some(report) = next_report(&mut reports).await { held.hear(report) } };
                     let ending = end(&mut child, Signal::TERM, DRAIN_PATIENCE);
                     tokio::select! {
@@ -280,7 +278,7 @@ impl Keeper {
     }
 }
 
-/// Another process of this very program, also after its file was replaced by a newer build.
+/// A command that runs this same program, even after a newer build replaced its file.
 pub(crate) fn this_program() -> anyhow::Result<Command> {
     if cfg!(target_os = "linux") {
         let mut command = Command::new("/proc/self/exe");
@@ -305,13 +303,13 @@ async fn next_report(lines: &mut tokio::io::Lines<BufReader<ChildStdout>>) -> Op
     }
 }
 
-/// What a worker has in hand, by its reports.
+/// The jobs that a worker holds, by its reports.
 #[derive(Debug, Default)]
 struct HeldJobs {
     jobs: HashMap<JobId, HeldJob>,
-    /// Under which id it is known to others.
+    /// The worker's member id.
     member: Option<String>,
-    /// Jobs that it has ended. One that has ended some is not a worker that cannot start.
+    /// Jobs that it has settled. If there are any, the worker is able to start.
     settled: usize,
 }
 
@@ -321,7 +319,7 @@ struct HeldJob {
     ack_subject: AckSubject,
     lease: Duration,
     renewed: Instant,
-    /// 0 while it has not begun.
+    /// 0 until the job begins to run.
     attempt: u32,
 }
 
@@ -335,7 +333,7 @@ impl HeldJobs {
             Report::Running { job, attempt } => {
                 self.jobs.entry(job).and_modify(|held| held.attempt = attempt);
             }
-            // Whatever kills the worker now, it is not this job.
+            // If the worker dies now, this job is not the cause.
             Report::Ended { job } => {
                 self.jobs.entry(job).and_modify(|held| held.attempt = 0);
             }
@@ -350,14 +348,14 @@ impl HeldJobs {
         }
     }
 
-    /// Returns a dead worker's jobs to the queue. Its process has ended, so no other settles them; jobs whose
+    /// Returns a dead worker's jobs to the queue. Its process has ended, so it cannot settle them any more; jobs whose
     /// lease has expired may be on another worker and are left alone.
     async fn hand_back(self, queue: &Queue) {
         for (job, held) in self.jobs {
             if held.renewed.elapsed() >= held.lease {
                 continue;
             }
-            // One that was running may have been what killed the worker.
+            // A job that was running may have killed the worker.
             let delay = crash_pause(held.attempt);
             tracing::warn!(job_id = %job, attempt = held.attempt, "jobs of a dead worker returned to the queue");
             if let Err(error) = queue.work.nak_for(&job, held.partition, &held.ack_subject, delay).await {
@@ -367,13 +365,13 @@ impl HeldJobs {
     }
 }
 
-/// The pause before a job is tried again whose worker died in this attempt; none if it had not begun.
+/// The pause before a job is retried after its worker died in this attempt; none if the job had not begun.
 fn crash_pause(attempt: u32) -> Duration {
     let growth = CRASH_PAUSE_GROWTH.saturating_pow(attempt.saturating_sub(1));
     if attempt == 0 { Duration::ZERO } else { CRASH_PAUSE.saturating_mul(growth).min(CRASH_PAUSE_MAX) }
 }
 
-/// Sends a signal, waits, and kills what does not end.
+/// Sends a signal, waits, and kills the child if it does not end.
 pub(crate) async fn end(child: &mut Child, signal: Signal, patience: Duration) {
     let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
     if let Some(pid) = pid
@@ -389,7 +387,7 @@ pub(crate) fn kill_group(leader: Option<u32>) {
     signal_group(leader, Signal::KILL);
 }
 
-/// Sends a signal to all of the group that a child leads.
+/// Sends a signal to all processes of the group that a child leads.
 pub(crate) fn signal_group(leader: Option<u32>, signal: Signal) {
     if let Some(group) = leader.and_then(|id| Pid::from_raw(id.cast_signed()))
         && kill_process_group(group, signal).is_ok()

@@ -1,6 +1,6 @@
 //! Tables for people.
 
-/// Rows under headings, each column as wide as it has to be. Numbers stand on the right.
+/// Rows under headings, each column as wide as needed. Numbers are right-aligned.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
@@ -11,7 +11,7 @@ impl Table {
         Self { rows: vec![headings.iter().map(|heading| (*heading).to_owned()).collect()] }
     }
 
-    /// One more row; as many cells as there are headings.
+    /// Adds a row, with one cell per heading.
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.into());
     }

@@ -1,8 +1,8 @@
-//! Nothing about a user's machine leaves it: ONNX Runtime's telemetry is off before its library loads.
+//! Turns ONNX Runtime's telemetry off before its library loads: nothing about a user's machine leaves it.
 //!
-//! The library reads `ORT_DISABLE_TELEMETRY` once, when it is loaded; what can be set on it afterwards comes
-//! too late. A process cannot change its own environment safely once it has threads, so it starts itself
-//! again in its place, with the variable set: the same process id, arguments and open files.
+//! The library reads `ORT_DISABLE_TELEMETRY` once, when it is loaded; later settings come too late. A process cannot
+//! change its own environment safely once it has threads, so it replaces itself (`exec`) with the variable set: same
+//! process id, arguments and open files.
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
@@ -10,17 +10,16 @@ use std::process::Command;
 
 use anyhow::anyhow;
 
-/// What turns telemetry off. Children inherit it.
+/// The variable that turns telemetry off. Children inherit it.
 const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
 
-/// Makes sure that this process, and with it whatever it starts, runs without telemetry. Called before
-/// there is a second thread.
+/// Makes sure that this process and its children run without telemetry. Must be called before a second thread starts.
 pub(crate) fn turn_off() -> anyhow::Result<()> {
     if std::env::var_os(VARIABLE).as_deref() == Some(OsStr::new("1")) {
         return Ok(());
     }
-    // By its path, from which the system takes the process's name; if the file was replaced by a newer build,
-    // by what the system still holds.
+    // By its path, from which the system takes the process's name; if a newer build replaced the file, through
+    // `/proc/self/exe`.
     let program = std::env::current_exe().ok().filter(|path| path.is_file());
     let program = program.unwrap_or_else(|| "/proc/self/exe".into());
     let mut words = std::env::args_os();

@@ -1,8 +1,8 @@
 //! The certificates that our own commands trust with `--api-ca`.
 //!
-//! The file holds authorities, or the very certificate that the server shows. The second is what people have who
-//! make one with `openssl req -x509`: it calls itself an authority and names no host, which a check by the rules
-//! refuses. A server that shows a certificate which was given to us, and proves that it has its key, is the one.
+//! The file holds certificate authorities, or the server's own certificate. The latter is what `openssl req -x509`
+//! makes: it calls itself an authority and names no host, which the standard check refuses. So a server is trusted if
+//! it presents a certificate from the file and proves that it has the key.
 
 use std::path::Path;
 use std::sync::Arc;

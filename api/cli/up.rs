@@ -15,14 +15,14 @@ use crate::setup::{self, Models};
 use crate::supervisor::{Supervisor, WorkerCommand};
 use crate::{autoscale, stop};
 
-/// Starts everything, waits to be told to stop, and stops it in the opposite order.
+/// Starts everything, waits until stopped, and stops it all in reverse order.
 pub(crate) async fn run(args: UpArgs, log: &LogArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
     stop::in_time(&stop);
     if args.supervised {
         stop::with_supervisor(&stop);
     }
-    // What may be wrong on our side first, so that it is said before anything is fetched.
+    // Check first what may be wrong on our side, so that it is reported before anything is fetched.
     let models = Models::open(&args.models)?;
     let listener = setup::bind(&args.http).await?;
     let data = DataDir::open(&args.data)?;
@@ -35,7 +35,7 @@ pub(crate) async fn run(args: UpArgs, log: &LogArgs) -> anyhow::Result<ExitCode>
         tokio::select! {
             result = &mut serving => result,
             problem = engine.failure() => {
-                // Without the queue nothing can end in order; but what can is given the chance.
+                // Without the queue, little can end in order, but what can gets the chance.
                 stop.cancel();
                 serving.await.and_then(|()| bail!("the queue has failed: {problem}"))
             }
@@ -87,14 +87,14 @@ async fn serve(
     let mut served = None;
     let ready = tokio::select! {
         ready = working => ready,
-        // It ends before it is told to only if something is wrong with it.
+        // The API ends before `stop` only if something is wrong with it.
         ended = &mut serving => {
             served = Some(ended);
             if stop.is_cancelled() { Ok(()) } else { Err(anyhow!("the API has stopped")) }
         }
         () = engine.keep_room(args, &queue, data.path(), models.names.len()) => Ok(()),
     };
-    // In a thread of its own: a log that nothing reads must not hold up the end.
+    // In a thread of its own: a standard error that nothing reads must not delay the end.
     std::thread::spawn(|| note!("stopping: requests end, workers finish or return their jobs"));
     stop.cancel();
     let serving = async {
@@ -103,20 +103,20 @@ async fn serve(
             None => serving.await,
         }
     };
-    // Both at once: a supervisor of ours waits ten seconds before it kills.
+    // Both at once: a supervisor above us kills after ten seconds.
     let (served, ()) = tokio::join!(serving, supervisor.end());
     queue.flush().await;
     served.context("the API failed")?;
     ready
 }
 
-/// How the API is asked.
+/// How to call the API.
 struct Asked {
     /// Where it listens.
     url: String,
-    /// The same, as short as it may be written for curl.
+    /// The same, as short as curl accepts it.
     curl: String,
-    /// What a request needs once there are keys. Our own commands take `SIGHTLINE_KEY` by themselves.
+    /// What a request needs if keys exist. Our own commands read `SIGHTLINE_KEY` themselves.
     key: &'static str,
 }
 
@@ -126,7 +126,7 @@ fn asked(url: &str, has_keys: bool) -> Asked {
     let is_here = |ip: std::net::IpAddr| ip.is_unspecified() || ip == std::net::Ipv4Addr::LOCALHOST;
     let is_local = address.parse::<std::net::SocketAddr>().is_ok_and(|address| is_here(address.ip()));
     let curl = match (scheme, is_local) {
-        // A certificate is for a name that its owner knows.
+        // A certificate is for a host name that only its owner knows.
         ("https", _) => format!("https://localhost:{port}"),
         (_, true) => format!("localhost:{port}"),
         _ => address.to_owned(),
@@ -145,7 +145,7 @@ fn screen(args: &UpArgs, data: &DataDir, models: &Models, engine: &Engine, api: 
     let Asked { url, curl, key } = api;
     let processes = if workers == Workers::fixed(1) { "process" } else { "processes" };
     let each = if threads.get() == 1 { "thread" } else { "threads" };
-    // As the user called it: it need not be on the path.
+    // As the user called it: it need not be in `PATH`.
     let program = std::env::args().next().unwrap_or_else(|| "sightline".into());
     format!(
         "\nSightline {} is ready.\n\n  \

@@ -12,7 +12,7 @@ use crate::setup::Models;
 use crate::supervisor::{Supervisor, WorkerCommand};
 use crate::{autoscale, data, stop};
 
-/// Works until told to stop.
+/// Works until stopped.
 pub(crate) async fn run(args: WorkerArgs, log: &LogArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
     stop::in_time(&stop);

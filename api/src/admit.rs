@@ -1,5 +1,5 @@
-//! What every image passes on its way into the queue, whether it comes alone or in a batch: its model and topic
-//! are looked up, its key is charged, and it is submitted.
+//! The path of every image into the queue, alone or in a batch: look up its model and topic, charge the caller's
+//! key, submit the job.
 
 use std::sync::Arc;
 
@@ -24,19 +24,19 @@ pub(crate) struct Target<'a> {
     version: &'a ModelVersion,
 }
 
-/// What a job is to work on.
+/// The input of a job.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
     Image(Bytes),
-    /// Nothing: what was sent is not an image, and the job fails at once with this error.
+    /// Not an image: the job fails at once with this error.
     Refused(JobError),
 }
 
-/// Completes the options and looks up the model that they name. What they alone show to be wrong is known before an
-/// image has come.
+/// Completes the options and looks up the model that they name. Needs no image, so wrong options are refused before
+/// one arrives.
 ///
 /// # Errors
-/// [`ApiError`] that says what is wrong with the options.
+/// [`ApiError`] when an option is wrong.
 pub(crate) async fn check<'a>(
     state: &'a AppState,
     options: &mut Options,
@@ -46,10 +46,10 @@ pub(crate) async fn check<'a>(
 }
 
 impl<'a> Target<'a> {
-    /// Looks up what options name, for a caller; a model's own topic is made with its first job.
+    /// Looks up what the options name, for a caller; a model's own topic is created with its first job.
     ///
     /// # Errors
-    /// [`ApiError`] that says what is wrong with the options, or that the queue does not answer.
+    /// [`ApiError`] when an option is wrong, or the queue does not answer.
     pub(crate) async fn of(state: &'a AppState, caller: &Caller, mut options: Options) -> Result<Self, ApiError> {
         let (model, version) = check(state, &mut options).await?;
         let topic = find_topic(state, &options, model).await?;
@@ -90,10 +90,11 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Charges the caller's key and submits a job. May be repeated with the same `spec`.
+/// Charges the caller's key and submits a job. Safe to repeat with the same `spec`.
 ///
 /// # Errors
-/// [`ApiError::TooMany`] when the key has enough waiting, [`ApiError::Submit`] when the queue did not take the job.
+/// [`ApiError::TooMany`] when the key's limit is reached, [`ApiError::Submit`] when the queue did not accept the
+/// job.
 pub(crate) async fn admit(
     state: &AppState,
     caller: &Caller,
@@ -118,7 +119,7 @@ pub(crate) async fn admit(
     Ok(submitted)
 }
 
-/// What options mean on this server: a topic stands for its model, and a webhook must be one that may be called.
+/// Resolves options on this server: a topic implies its model, and a webhook must be a URL that may be called.
 async fn resolve(state: &AppState, options: &mut Options) -> Result<(), ApiError> {
     if let Some(url) = options.webhook() {
         webhooks::check_target(url, &state.config.webhook_allow)?;
@@ -130,7 +131,7 @@ async fn resolve(state: &AppState, options: &mut Options) -> Result<(), ApiError
     Ok(())
 }
 
-/// The topic that was named, or else the model's own, which is made with its first job.
+/// The named topic, or else the model's own, which is created with its first job.
 async fn find_topic(state: &AppState, options: &Options, model: &Model) -> Result<Arc<Topic>, ApiError> {
     let topic = match &options.topic {
         Some(name) => state.queue.topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))?,
@@ -159,10 +160,10 @@ fn find_model<'a>(state: &'a AppState, options: &Options) -> Result<(&'a Model, 
     Ok((model, model.version(number).ok_or_else(missing)?))
 }
 
-/// What an image's bytes say of it without being decoded.
+/// Facts about an image that are known without decoding it.
 ///
 /// # Errors
-/// [`ImageError`] when they are no image, or one that would be refused.
+/// [`ImageError`] when the bytes are not an image, or are one that would be refused.
 pub fn image_facts(image: &Bytes) -> Result<ImageFacts, ImageError> {
     let header = decode::inspect(image, &Limits::default())?;
     Ok(ImageFacts {

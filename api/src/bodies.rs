@@ -1,7 +1,7 @@
-//! Memory for the bodies of uploads: bounded in all, and never all of it for one address.
+//! Memory for the bodies of uploads: bounded in total, and never all of it for one address.
 //!
-//! An eighth is a reserve for addresses that hold little. So clients that begin uploads and stop take the rest at
-//! most, and an upload from elsewhere neither waits for them nor is hurried because of them.
+//! An eighth is a reserve for addresses that hold little. So clients that begin uploads and stall can take at most
+//! the rest, and an upload from another address neither waits for them nor has to hurry because of them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,7 +18,7 @@ pub(crate) const BODY_UNIT: usize = 64 * 1024;
 /// How long to wait for memory.
 pub(crate) const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What there is to lend.
+/// The memory to lend.
 #[derive(Debug)]
 pub(crate) struct Bodies {
     common: Semaphore,
@@ -47,7 +47,7 @@ impl Bodies {
         self.common.available_permits() < self.units / 8 && (is_reserve_short || !self.has_little(of))
     }
 
-    /// Room of an upload that has sent nothing yet.
+    /// The empty room of an upload that has sent nothing yet.
     pub(crate) fn room(&self, of: Option<IpAddr>) -> Room<'_> {
         Room { bodies: self, of: of.map(network_of), common: None, reserve: None, units: 0 }
     }
@@ -56,13 +56,13 @@ impl Bodies {
         self.lent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An address may have half the reserve, so at least two find room there; what it waits for counts.
+    /// An address may hold half the reserve, so at least two addresses fit; units that it waits for count.
     fn has_little(&self, of: Option<IpAddr>) -> bool {
         of.is_some_and(|of| self.lent().get(&network_of(of)).is_none_or(|units| *units <= self.units / 16))
     }
 }
 
-/// Memory that is lent to one upload.
+/// Memory lent to one upload.
 #[derive(Debug)]
 pub(crate) struct Room<'a> {
     bodies: &'a Bodies,
@@ -73,7 +73,7 @@ pub(crate) struct Room<'a> {
 }
 
 impl<'a> Room<'a> {
-    /// Makes sure that `bytes` are lent. Patience is what ends it when all wait for each other.
+    /// Makes sure that `bytes` are lent. The timeout ends the wait when uploads wait for each other.
     ///
     /// # Errors
     /// [`ApiError::UploadsBusy`].
@@ -83,7 +83,7 @@ impl<'a> Room<'a> {
             return Ok(());
         }
         let bodies = self.bodies;
-        // Counted before it is there, and given back with the room.
+        // Counted before it is lent, and given back with the room.
         self.units += missing;
         if let Some(of) = self.of {
             *bodies.lent().entry(of).or_default() += missing;

@@ -1,4 +1,4 @@
-//! `GET /v1/models`: what can be asked for, and who can answer.
+//! `GET /v1/models`: the models that jobs can run, and how many workers have loaded each.
 
 use axum::Json;
 use axum::extract::State;

@@ -1,4 +1,4 @@
-//! What the server is started with.
+//! Settings that the server starts with.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -7,27 +7,27 @@ use std::sync::Arc;
 /// Settings of one API process.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The address that it listens on; decides which hosts are its own.
+    /// The address that it listens on; decides which hosts it accepts as its own.
     pub listen_ip: IpAddr,
-    /// Names under which it may be asked, beside `localhost` and its address.
+    /// Host names that it accepts besides `localhost` and its address.
     pub allowed_hosts: Vec<String>,
     /// The largest image, bytes.
     pub upload_bytes_max: usize,
     /// Memory for request bodies, bytes.
     pub bodies_bytes_max: usize,
-    /// What webhooks are signed with, `whsec_` and base64.
+    /// The secret that webhooks are signed with, `whsec_` and base64.
     pub webhook_secret: String,
     /// Hosts that webhooks may reach although they are not public.
     pub webhook_allow: Vec<String>,
-    /// What connections are encrypted with; none: nothing.
+    /// TLS for connections; `None`: they are not encrypted.
     pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// Connections at a time; more wait.
+    /// Most connections at a time; further ones wait.
     pub connections_max: usize,
-    /// All requests come through a proxy, whose headers say from where and to which host.
+    /// All requests come through a proxy, whose headers name the client's address and the requested host.
     pub behind_proxy: bool,
-    /// Where clients reach it, if not at its own address; its path stands before those of all links.
+    /// Where clients reach it, if not at its own address; its path is the prefix of all links.
     pub public_url: Option<reqwest::Url>,
-    /// Where it is noted that there are keys; several processes on one machine may share it.
+    /// The folder that records that keys exist; several processes on one machine may share it.
     pub data_folder: Option<PathBuf>,
 }
 

@@ -1,12 +1,11 @@
-//! Connections: accepted, bounded, spoken with, and ended in order.
+//! Connections: accepted, bounded, served, and closed in order.
 //!
-//! axum's own `serve` has no timeouts, so connections are driven here. hyper needs a timer set,
-//! or its header timeout never fires. HTTP/1.1 only: telling it from HTTP/2 by the first bytes has
-//! no timeout in `hyper-util`, and a connection that sends none would stay for ever.
+//! axum's own `serve` has no timeouts, so connections are driven here. hyper needs a timer set, or its header
+//! timeout never fires. HTTP/1.1 only: `hyper-util` waits without a timeout for the first bytes to distinguish it
+//! from HTTP/2, so a connection that sends none would stay forever.
 //!
-//! Bounds: connections in all follow the limit of open files; one address gets a quarter of them, so a
-//! stranger leaves room for others; heads are small; what a client does not take in time ends its
-//! connection.
+//! Bounds: the total follows the limit of open files; one address gets a quarter of it, which leaves room for
+//! others; heads are small; a client that does not read its answer in time is disconnected.
 
 use std::collections::HashMap;
 use std::io;
@@ -35,39 +34,39 @@ use crate::pace::Pace;
 
 /// From accepting a connection, or from its last answer, to the end of the next request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// Bytes that are read ahead of a connection.
+/// Bytes read ahead on a connection.
 const READ_BYTES_MAX: usize = 64 * 1024;
 /// Pause after a connection that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often that is logged.
 const ACCEPT_WARNING_PAUSE: Duration = Duration::from_secs(60);
-/// How long requests may take to end once the server is told to stop.
+/// How long running requests may take to end once the server is stopping.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long a client may take nothing of its answer.
+/// How long a client may read nothing of its answer.
 const WRITE_PAUSE_MAX: Duration = Duration::from_secs(20);
 /// Connections that one address may always have.
 const PER_ADDRESS_MIN: usize = 64;
 
-/// What answers requests.
+/// The service that answers requests.
 pub(crate) type Answering = TowerToHyperService<Router>;
 
 /// The address that a request came from, among its extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
-/// Where a request came from; behind a proxy, where the proxy says it came from.
+/// The address that a request came from; behind a proxy, the one that the proxy reports.
 pub(crate) fn client_address(config: &Config, request: &Request) -> Option<IpAddr> {
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     if !config.behind_proxy {
         return peer;
     }
-    // The last entry is the proxy's own; those before it are the client's word.
+    // The proxy wrote the last entry; the client may have made up those before it.
     let forwarded = request.headers().get_all("x-forwarded-for").iter().next_back();
     let last = forwarded.and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
     last.or(peer)
 }
 
-/// How many connections there may be.
+/// Limits on connections.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) connections_max: usize,
@@ -75,7 +74,7 @@ pub(crate) struct Limits {
     pub(crate) behind_proxy: bool,
 }
 
-/// Serves connections until `stop`; then takes no more and lets requests end.
+/// Serves connections until `stop`; then accepts no more and lets running requests end.
 pub(crate) async fn serve(
     listener: TcpListener,
     encryption: Option<TlsAcceptor>,
@@ -88,7 +87,7 @@ pub(crate) async fn serve(
     let mut connections = JoinSet::new();
     let mut warned: Option<Instant> = None;
     loop {
-        // At the bound clients wait in the system's queue, until some connection ends.
+        // At the limit, clients wait in the system's queue until a connection ends.
         let is_full = connections.len() >= limits.connections_max;
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -98,7 +97,7 @@ pub(crate) async fn serve(
         let (socket, peer) = match accepted {
             Ok((socket, peer)) => (socket, peer.ip()),
             Err(error) => {
-                // Out of file descriptors, most likely. Those that are open go on.
+                // Most likely out of file descriptors. Open connections are not affected.
                 if warned.is_none_or(|at| at.elapsed() >= ACCEPT_WARNING_PAUSE) {
                     warned = Some(Instant::now());
                     tracing::warn!(%error, open = connections.len(), "connections not accepted; they will wait");
@@ -107,7 +106,7 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        // Programs on this machine are its owner's; they leave others a quarter all the same.
+        // Programs on this machine belong to its owner, but must still leave others a quarter.
         let share = if peer.is_loopback() { limits.connections_max / 4 * 3 } else { limits.connections_max / 4 };
         let most = if limits.behind_proxy { usize::MAX } else { share.max(PER_ADDRESS_MIN) };
         let Some(place) = addresses.enter(peer, most) else {
@@ -149,7 +148,7 @@ async fn begin(
     }
 }
 
-/// Answers what comes on one connection.
+/// Answers the requests of one connection.
 async fn converse(
     socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     peer: IpAddr,
@@ -167,11 +166,11 @@ async fn converse(
     watcher.watch(connection).await.map_err(|error| error.to_string())
 }
 
-/// Connections by address.
+/// Number of connections by address.
 #[derive(Debug, Clone, Default)]
 struct Addresses(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
-/// A connection's place among those of its address.
+/// A connection's slot among those of its address.
 struct ConnectionSlot {
     addresses: Addresses,
     of: IpAddr,
@@ -206,7 +205,7 @@ impl Drop for ConnectionSlot {
     }
 }
 
-/// What one client may have of an address: of IPv6 a whole /64.
+/// The network that counts as one client: for IPv6, the whole /64.
 pub(crate) fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
@@ -214,7 +213,7 @@ pub(crate) fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A socket whose other end must take what is written to it.
+/// A socket whose other end must keep reading what is written to it.
 struct Paced<T> {
     socket: T,
     pace: Pace,

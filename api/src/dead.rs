@@ -1,4 +1,4 @@
-//! `/v1/dead`: the inputs of jobs that failed, to be looked at and run again.
+//! `/v1/dead`: dead letters, the inputs of failed jobs, to inspect and redrive.
 
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -19,7 +19,7 @@ use crate::state::{AppState, Shared};
 const LIMIT: usize = 100;
 const LIMIT_MAX: usize = 10_000;
 
-/// Which letters are meant.
+/// Which dead letters to list or redrive.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ListQuery {

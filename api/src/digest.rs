@@ -1,4 +1,4 @@
-//! Checksums as they are shown and kept.
+//! Checksums as they are shown and stored.
 
 use sha2::{Digest, Sha256};
 

@@ -1,9 +1,8 @@
-//! Every way in which a request is refused: status, stable code, message. Decided here and nowhere
-//! else.
+//! Every way in which a request is refused: status, stable code and message, decided here and nowhere else.
 //!
-//! Answers are RFC 9457 problem documents. `code` is for programs and is never reused for another
-//! meaning; `detail` is for people and says what to do. What clients must not see (the queue's
-//! words, paths) goes to the log with the request's id.
+//! Answers are RFC 9457 problem documents. `code` is for programs and is never reused for another meaning; `detail`
+//! is for people and states what to do. What clients must not see (the queue's messages, paths) is logged with the
+//! request's id.
 
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
@@ -17,10 +16,10 @@ use utoipa::ToSchema;
 use crate::index::IndexError;
 use crate::keys::Scope;
 
-/// A request that gets no for an answer.
+/// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    /// A topic is not there, or cannot be made or changed so.
+    /// A topic does not exist, or cannot be created or changed this way.
     #[error(transparent)]
     Topic(#[from] TopicError),
     /// The topic is for another model.
@@ -30,16 +29,16 @@ pub(crate) enum ApiError {
         topic: TopicName,
         /// The model that it runs.
         its: String,
-        /// The model that was asked for.
+        /// The requested model.
         model: String,
     },
-    /// The topic runs nothing.
+    /// The topic runs no model.
     #[error("topic {0} is a plain log and runs no model: write to it with sightline produce")]
     TopicPlain(TopicName),
-    /// The dead letter is not there, or cannot be run again.
+    /// The dead letter does not exist, or cannot be redriven.
     #[error(transparent)]
     Redrive(#[from] RedriveError),
-    /// The body of a request is not the JSON that it should be.
+    /// The request's body is not the expected JSON.
     #[error("the request's body: {0}")]
     Json(String),
     /// The image is refused.
@@ -48,7 +47,7 @@ pub(crate) enum ApiError {
     /// The job could not be queued.
     #[error(transparent)]
     Submit(#[from] SubmitError),
-    /// The queue gave no answer.
+    /// The queue did not answer.
     #[error(transparent)]
     Queue(#[from] QueueError),
     /// The job index did not answer.
@@ -74,16 +73,16 @@ pub(crate) enum ApiError {
         /// Bytes.
         limit: usize,
     },
-    /// This process ends.
+    /// This process is stopping.
     #[error("the server is stopping; send the batch again with PUT, which adds only missing images")]
     Stopping,
-    /// A queue that was full stayed so.
+    /// The queue stayed full.
     #[error("the queue was full for {0} s; send the batch again with PUT, which adds only missing images")]
     StayedFull(u64),
-    /// The body came too slowly, or stopped.
+    /// The body arrived too slowly, or stalled.
     #[error("the body arrived too slowly: {0}")]
     BodyTimeout(&'static str),
-    /// The connection broke, or the body is not what its headers say.
+    /// The connection broke, or the body does not match its headers.
     #[error("the request's body could not be read: {0}")]
     BodyBroken(String),
     /// Too many uploads at once.
@@ -92,10 +91,10 @@ pub(crate) enum ApiError {
     /// The body is compressed.
     #[error("Content-Encoding `{0}` is not supported; send the image uncompressed")]
     ContentEncoding(String),
-    /// The multipart form is not as it should be.
+    /// The multipart form is invalid.
     #[error("multipart/form-data: {0}")]
     Form(String),
-    /// An option is unknown or has no good value.
+    /// An option is unknown or has an invalid value.
     #[error("option `{name}`: {problem}")]
     Option {
         /// The option's name.
@@ -112,7 +111,7 @@ pub(crate) enum ApiError {
     /// No such model.
     #[error("model `{name}` does not exist; known models: {known}")]
     ModelUnknown {
-        /// What was asked for.
+        /// The requested name.
         name: String,
         /// All names.
         known: String,
@@ -122,7 +121,7 @@ pub(crate) enum ApiError {
     VersionUnknown {
         /// The model.
         model: String,
-        /// What was asked for.
+        /// The requested version.
         version: u32,
     },
     /// No such job, or its record has expired.
@@ -136,7 +135,7 @@ pub(crate) enum ApiError {
         /// How it ended.
         state: &'static str,
     },
-    /// Only what has failed or was canceled can be run again.
+    /// Only failed or canceled jobs can be retried.
     #[error("job {id} is {state}; only failed jobs can be retried")]
     JobNotFailed {
         /// The job.
@@ -144,19 +143,19 @@ pub(crate) enum ApiError {
         /// The job's current state.
         state: &'static str,
     },
-    /// The input of a job is not kept any more.
+    /// The input of a job is no longer kept.
     #[error("the input of job {0} is no longer kept; upload it again")]
     InputGone(JobId),
-    /// The key stands for another request.
+    /// The idempotency key belongs to another request.
     #[error("this Idempotency-Key belongs to another request, which created job {0}; use a new key")]
     KeyReused(JobId),
-    /// A batch's id cannot be one.
+    /// The batch id is invalid.
     #[error("`{0}` is not a batch id; use 1 to 64 letters, digits, - and _")]
     BatchId(String),
     /// No such batch, or its record has expired.
     #[error("batch `{0}` not found: the id is wrong, or it has expired")]
     BatchUnknown(String),
-    /// Nothing can be added to a batch that was canceled.
+    /// Images cannot be added to a canceled batch.
     #[error("batch {0} was canceled; send the remaining images under another id")]
     BatchCanceled(String),
     /// The batch is for another model.
@@ -175,49 +174,49 @@ pub(crate) enum ApiError {
         /// Items.
         limit: usize,
     },
-    /// A batch comes as something else than what can be read.
+    /// The content type of a batch is not supported.
     #[error(
         "content type `{0}` is not supported for batches; send multipart/form-data, application/x-tar, application/zip or application/x-ndjson"
     )]
     BatchKind(String),
-    /// An archive is not as it should be.
+    /// The archive is invalid.
     #[error("{0}")]
     Archive(String),
-    /// Items came before with other bytes.
+    /// Items already exist with other bytes.
     #[error(
         "custom id `{custom_id}` already exists with another image ({others} more conflict too); give new images new ids"
     )]
     CustomIdChanged {
-        /// The first.
+        /// The first such item.
         custom_id: String,
-        /// How many more.
+        /// Number of further ones.
         others: u64,
     },
-    /// A batch's body could not be taken to its end.
+    /// Only a part of a batch's body was accepted.
     #[error("{}", Self::batch(id, *taken, &error.to_string()))]
     Batch {
         /// The batch.
         id: String,
-        /// Its items so far.
+        /// Items accepted so far.
         taken: u64,
         /// What was wrong.
         error: Box<ApiError>,
     },
-    /// It has ended, and stays as it is.
+    /// A batch that has ended cannot be canceled.
     #[error("batch `{0}` has already finished")]
     BatchFinished(String),
     /// A key is needed.
     #[error("this server requires an API key; send Authorization: Bearer sl_…")]
     KeyMissing,
-    /// There is no key yet, and the first one is not made by a request.
+    /// No key exists yet, and a request cannot create the first one.
     #[error(
         "no key exists yet; create the first one on the machine with the data folder: sightline keys create --local --name NAME --scopes admin"
     )]
     KeyFirst,
-    /// The key is not known, was revoked, or has expired.
+    /// The key is unknown, revoked or expired.
     #[error("invalid API key: unknown, revoked or expired; create one with sightline keys create")]
     KeyWrong,
-    /// Its address has sent too many of those.
+    /// Its address has sent too many invalid keys.
     #[error(
         "too many requests with invalid API keys from this address; check the key and retry after Retry-After seconds"
     )]
@@ -225,15 +224,15 @@ pub(crate) enum ApiError {
     /// The key does not allow this.
     #[error("this key lacks the scope {0:?}; use a key that has it")]
     KeyScope(Scope),
-    /// Only a job's owner may have this.
+    /// Only the job's owner may read this.
     #[error("only the job's owner may read the original image with its metadata; omit `original`")]
     NotOwner,
-    /// The key may not ask for so high a priority.
+    /// The key does not allow this priority.
     #[error("this key does not allow priority {asked}; use {most} or lower")]
     Priority {
-        /// What was asked for.
+        /// The requested priority.
         asked: queue::Priority,
-        /// What the key may ask for.
+        /// The highest priority that the key allows.
         most: queue::Priority,
     },
     /// No such key.
@@ -242,7 +241,7 @@ pub(crate) enum ApiError {
     /// The last admin key cannot be revoked.
     #[error("key {0} is the last one with the scope admin; create another one first")]
     KeyLast(String),
-    /// A key asks for more than it may.
+    /// The key's limit is reached.
     #[error("this key's limit is {what}; retry after Retry-After seconds")]
     TooMany {
         /// The limit.
@@ -250,7 +249,7 @@ pub(crate) enum ApiError {
         /// Seconds.
         wait: u32,
     },
-    /// No such receiver among those that are not called.
+    /// The URL is not among the receivers that are no longer called.
     #[error("`{0}` is not on the list of URLs that answered 410; GET /v1/webhooks/gone returns that list")]
     ReceiverUnknown(String),
     /// No such route.
@@ -259,7 +258,7 @@ pub(crate) enum ApiError {
     /// The route does not take this method.
     #[error("this route does not support {0}")]
     Method(String),
-    /// The `Host` header names another host: a page may point its own name at this machine.
+    /// The `Host` header names another host: a page could point its own name at this machine.
     #[error("host `{0}` is not allowed; allow it with --allow-host, or with --public-url behind a proxy")]
     Host(String),
     /// A page of another site tries to write.
@@ -267,23 +266,23 @@ pub(crate) enum ApiError {
         "pages of `{origin}` may not send requests to `{host}`; behind a proxy, start with --behind-proxy and let it send X-Forwarded-Host (nginx: proxy_set_header X-Forwarded-Host $http_host), or pass --public-url"
     )]
     Origin {
-        /// The page's.
+        /// The page's origin.
         origin: String,
-        /// What this server takes itself for.
+        /// This server's host, as the request names it.
         host: String,
     },
-    /// A header that decides who may do what came more than once.
+    /// A header that decides about access was sent more than once.
     #[error("header `{0}` was sent more than once; send it once")]
     HeaderTwice(HeaderName),
-    /// A text holds what no database keeps.
+    /// The URL contains a character that databases cannot store.
     #[error("the URL contains a NUL character (%00); remove it")]
     Nul,
-    /// A background task ends again and again.
+    /// A background task keeps failing.
     #[error("background task `{task}` keeps failing: {problem}; the log has details")]
     TaskDown {
         /// Its name.
         task: &'static str,
-        /// Why it ended last.
+        /// Why it failed last.
         problem: String,
     },
     /// Our own bug.
@@ -385,7 +384,7 @@ impl ApiError {
         )
     }
 
-    /// What clients read.
+    /// The message that clients get.
     fn public_message(&self) -> String {
         match self {
             Self::Submit(SubmitError::Queue(_)) | Self::Redrive(RedriveError::Submit(SubmitError::Queue(_))) => {

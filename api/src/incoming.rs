@@ -1,10 +1,10 @@
-//! Every request's body on its way in: it keeps a pace, ends when this process ends, and is read on when
+//! Guards every request's body: it must keep a pace, it ends when this process stops, and the rest of it is read if
 //! its answer is ready early.
 //!
-//! A server that answers early and closes makes the client's system drop the answer: bytes that
-//! arrive at a closed socket reset the connection. So what is left of a refused body is read for a
-//! while and thrown away, and the answer is sent after that. A client that asked first
-//! (`Expect: 100-continue`) and got no go-ahead is not sending, and is answered at once.
+//! A server that answers early and closes makes the client's system drop the answer: bytes that arrive at a closed
+//! socket reset the connection. So the rest of a refused body is read and discarded for a while before the answer
+//! is sent. A client that asked first (`Expect: 100-continue`) and got no go-ahead is not sending, and is answered
+//! at once.
 
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -27,16 +27,16 @@ use crate::error::ApiError;
 use crate::pace::Pace;
 use crate::state;
 
-/// How much is thrown away for the sake of one answer.
+/// Most bytes discarded before one answer.
 const BYTES_MAX: u64 = 64 << 20;
 /// How long that may take.
 const TIME_MAX: Duration = Duration::from_secs(10);
-/// The same once this process is to end.
+/// The same once this process is stopping.
 const LAST_TIME_MAX: Duration = Duration::from_secs(1);
-/// How long a body may pause; that of a batch, which may be packed while it is sent, for longer.
+/// How long a body may pause; longer for a batch, which may be packed while it is sent.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 const BATCH_PAUSE_MAX: Duration = Duration::from_secs(30);
-/// How long a body that is coming in may go on once this process is to end.
+/// How long an arriving body may continue once this process is stopping.
 const LAST_BYTES: Duration = Duration::from_secs(2);
 
 /// Lets the handler read the body, then reads the rest.
@@ -64,8 +64,8 @@ pub(crate) async fn guard(State(state): State<state::Shared>, request: Request, 
     })));
     let response = next.run(Request::from_parts(head, Body::new(incoming.clone()))).await;
     let ended = incoming.lock().ended;
-    // Of a body that was ended here nothing more is read, and the reason is the one known here: a library
-    // in between has its own words for it.
+    // Nothing more is read of a body that was ended here. The answer gives the reason known here: a library in
+    // between words it differently.
     if let Some(ended) = ended {
         return if response.status().is_success() { response } else { ended.error().into_response() };
     }
@@ -83,7 +83,7 @@ pub(crate) async fn guard(State(state): State<state::Shared>, request: Request, 
     response
 }
 
-/// What is wrong with a body whose reading failed.
+/// The error behind a failed read of a body.
 pub(crate) fn error_of(error: axum::Error) -> ApiError {
     let mut inner = error.into_inner();
     loop {
@@ -118,17 +118,17 @@ impl Ended {
     }
 }
 
-/// A body that can be read on after its reader has dropped it.
+/// A body that can still be read after its reader has dropped it.
 #[derive(Clone)]
 struct Incoming(Arc<Mutex<Inner>>);
 
 struct Inner {
     body: Body,
-    /// A reader has begun, so the client was told to go ahead.
+    /// A reader has begun, so the client got its go-ahead.
     touched: bool,
     pace: Pace,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// Runs once this process is to end.
+    /// The last deadline; set once this process is stopping.
     last: Option<Pin<Box<tokio::time::Sleep>>>,
     ended: Option<Ended>,
     is_batch: bool,
@@ -158,7 +158,7 @@ impl Incoming {
 }
 
 impl Inner {
-    /// Whether the body is to be ended now.
+    /// Whether the body must be ended now.
     fn poll_end(&mut self, is_short: bool, context: &mut Context<'_>) -> Poll<Ended> {
         if self.last.is_none() && self.stop.as_mut().poll(context).is_ready() {
             self.last = Some(Box::pin(tokio::time::sleep(LAST_BYTES)));

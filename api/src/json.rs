@@ -11,7 +11,7 @@ use serde::de::{Deserialize, DeserializeOwned, Deserializer, MapAccess, Visitor}
 
 use crate::error::ApiError;
 
-/// Bodies that are read whole and are not images: settings of topics, of keys, and such; bytes.
+/// Largest body that is read whole and is not an image (settings of topics, of keys and such), bytes.
 pub(crate) const SETTINGS_BYTES_MAX: usize = 64 * 1024;
 
 /// A body of settings: one JSON object.
@@ -41,7 +41,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     Ok(value)
 }
 
-/// Whether any text in it holds what no database keeps.
+/// Whether any text in it contains NUL, which databases cannot store.
 fn has_nul(value: &serde_json::Value) -> bool {
     match value {
         serde_json::Value::String(text) => text.contains('\0'),
@@ -51,8 +51,8 @@ fn has_nul(value: &serde_json::Value) -> bool {
     }
 }
 
-/// A struct that must be written as an object. By itself serde also accepts an array, field by field, which no
-/// client means.
+/// A struct that must be written as an object. By default serde also accepts an array, field by field, which no
+/// client intends.
 pub(crate) struct Object<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {

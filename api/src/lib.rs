@@ -1,9 +1,8 @@
 //! HTTP in, HTTP out: the way to the queue and back for people and scripts.
 //!
-//! `router` lists the routes; each leads to a file that does one thing. The API keeps no state
-//! of its own about jobs: a `POST` ends in [`queue::client::Jobs::submit`], a `GET` in
-//! [`queue::client::Jobs::wait`], and any process of this kind can answer for any job. Lists and batches
-//! come from the [`Index`], which follows the records.
+//! `router` lists the routes; each leads to a file that does one thing. The API keeps no state of its own about
+//! jobs: a `POST` ends in [`queue::client::Jobs::submit`], a `GET` in [`queue::client::Jobs::wait`], and any API
+//! process can answer for any job. Lists and batches come from the [`Index`], which follows the records.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

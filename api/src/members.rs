@@ -1,4 +1,4 @@
-//! `GET /v1/members`: the processes that were heard lately.
+//! `GET /v1/members`: the processes that announced themselves recently.
 
 use axum::Json;
 use axum::extract::State;

@@ -13,18 +13,18 @@ const REQUEST_SECONDS: &str = "sightline_api_request_duration_seconds";
 
 const CALLS: &str = "sightline_webhook_calls_total";
 const CONNECTIONS_REFUSED: &str = "sightline_api_connections_refused_total";
-/// How often old observations are let go.
+/// How often old observations are dropped.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Upper bounds of the request histogram, seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0, 60.0];
 
-/// The recorder's other end. There is one recorder a process.
+/// The reading end of the recorder. Each process has one recorder.
 #[derive(Clone)]
 pub(crate) struct Metrics(PrometheusHandle);
 
 impl Metrics {
-    /// Installs the recorder, or finds the one that is installed.
+    /// Installs the recorder, or returns the one that is installed.
     pub(crate) fn install() -> Self {
         static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
         let handle = HANDLE.get_or_init(|| {
@@ -47,12 +47,12 @@ impl Metrics {
         Self(handle.clone())
     }
 
-    /// All that was counted, in Prometheus' text format.
+    /// Everything counted so far, in Prometheus' text format.
     pub(crate) fn render(&self) -> String {
         self.0.render()
     }
 
-    /// Lets old observations go from time to time, for as long as it is awaited.
+    /// Drops old observations from time to time, until the future is dropped.
     pub(crate) async fn keep(self) -> Result<(), std::convert::Infallible> {
         loop {
             self.0.run_upkeep();
@@ -61,7 +61,7 @@ impl Metrics {
     }
 }
 
-/// A job was taken in.
+/// A job was accepted.
 pub(crate) fn accepted(model: &str) {
     counter!(ACCEPTED, "model" => model.to_owned()).increment(1);
 }

@@ -1,9 +1,8 @@
-//! What every request passes: an id, a span, the clock, and the checks against other people's
-//! pages.
+//! What every request passes: a request id, a span, a duration metric, and the checks against foreign pages.
 //!
-//! A page anywhere can make a browser on this machine send requests here. Two checks stop that
-//! without keys: `Host` must name this server (a foreign name that points at 127.0.0.1 is DNS
-//! rebinding), and a write that carries an `Origin` must come from the same host.
+//! Any web page can make a browser on this machine send requests here. Two checks stop that without keys: `Host`
+//! must name this server (a foreign name that points at 127.0.0.1 is DNS rebinding), and a write that carries an
+//! `Origin` must come from the same host.
 
 use std::net::IpAddr;
 use std::time::Instant;
@@ -47,7 +46,7 @@ async fn observe(request: Request, next: Next) -> Response {
     let id = request.headers().get(&REQUEST_ID).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let span = tracing::info_span!("request", request_id = id, %method, route);
     let mut response = next.run(request).instrument(span.clone()).await;
-    // What we serve is never to be taken for a script or shown inside another page.
+    // Browsers must never run our answers as scripts or show them inside another page.
     let own_headers = [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
@@ -72,11 +71,11 @@ async fn guard(State(state): State<Shared>, request: Request, next: Next) -> Res
 
 fn check(state: &Shared, request: &Request) -> Result<(), ApiError> {
     let (headers, config) = (request.headers(), &state.config);
-    // In a path it names nothing that there is.
+    // A path with a NUL matches nothing, so only the query is checked.
     if request.uri().query().is_some_and(|text| text.contains("%00")) {
         return Err(ApiError::Nul);
     }
-    // Which of two is meant, a proxy in front of us may see otherwise.
+    // If such a header is sent twice, a proxy in front of us may use the other value.
     for name in [header::HOST, header::ORIGIN, header::AUTHORIZATION] {
         if headers.get_all(&name).iter().nth(1).is_some() {
             return Err(ApiError::HeaderTwice(name));
@@ -84,10 +83,10 @@ fn check(state: &Shared, request: &Request) -> Result<(), ApiError> {
     }
     let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let reads = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
-    // A proxy request has the authority in its first line.
+    // A proxy-style request has the host in its first line.
     let host = request.uri().authority().map(Authority::to_string).or_else(|| text(header::HOST));
     if host.is_none() && reads && request.version() == Version::HTTP_10 {
-        // Health checks of load balancers. No browser leaves it out.
+        // Health checks of load balancers omit `Host`; browsers never do.
         return Ok(());
     }
     let host = host.unwrap_or_default();
@@ -110,7 +109,7 @@ fn own_host(host: String, config: &crate::Config) -> Result<Authority, ApiError>
     if is_own_host(authority.host(), config) { Ok(authority) } else { Err(ApiError::Host(host)) }
 }
 
-/// The host that a client asked the proxy for. The proxy's own word is the last one.
+/// The host that a client asked the proxy for. The proxy itself wrote the last entry.
 fn forwarded_host(headers: &HeaderMap) -> Option<String> {
     let value = headers.get_all("x-forwarded-host").iter().next_back()?.to_str().ok()?;
     value.rsplit(',').next().map(|host| host.trim().to_owned()).filter(|host| !host.is_empty())
@@ -119,7 +118,7 @@ fn forwarded_host(headers: &HeaderMap) -> Option<String> {
 fn is_own_host(host: &str, config: &crate::Config) -> bool {
     let name = host.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
     match name.parse::<IpAddr>() {
-        // An address cannot be rebound. A server that listens everywhere does not know its own.
+        // An address cannot be rebound. A server that listens on all addresses does not know its own.
         Ok(address) => address.is_loopback() || config.listen_ip.is_unspecified() || address == config.listen_ip,
         Err(_) => {
             let public = config.public_url.as_ref().and_then(|url| url.host_str());
@@ -136,7 +135,7 @@ fn is_same_host(origin: &str, host: &Authority, config: &crate::Config) -> bool 
     }
     let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
     let Some(authority) = authority.and_then(|authority| authority.parse::<Authority>().ok()) else { return false };
-    // Proxies are often told to leave the port out.
+    // Proxies are often configured to leave the port out.
     let is_same_port = authority.port_u16() == host.port_u16() || (config.behind_proxy && host.port().is_none());
     authority.host().eq_ignore_ascii_case(host.host()) && is_same_port
 }

@@ -1,5 +1,4 @@
-//! The API's description, made from the routes themselves: `/openapi.json`, and `/docs` to read and
-//! try it.
+//! The API's description, generated from the routes themselves: `/openapi.json`, and `/docs` to read and try it.
 
 use std::sync::Arc;
 
@@ -17,17 +16,17 @@ use crate::error::Problem;
 use crate::links;
 use crate::state::Shared;
 
-/// Where the description lies.
+/// Path of the description.
 pub(crate) const PATH: &str = "/openapi.json";
-/// Where it can be read by people.
+/// Path of the page that shows it.
 pub(crate) const DOCS: &str = "/docs";
 /// What the page may load and run.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
     font-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-/// The name under which the description speaks of keys.
+/// The name of the security scheme for keys in the description.
 const KEY: &str = "key";
 
-/// What every request can meet, whatever it asks for: status and meaning.
+/// Refusals that any request can get, whatever it asks for: status and meaning.
 const ALWAYS: [(&str, &str); 6] = [
     ("400", "`header_twice`, `text_invalid`: the URL contains a NUL character."),
     ("401", "`key_missing`, `key_invalid`: the server requires an API key."),
@@ -68,7 +67,7 @@ pub(crate) fn head() -> utoipa::openapi::OpenApi {
     Description::openapi()
 }
 
-/// The description of these routes as text. Where it is served from is not part of what is committed.
+/// The description of these routes as text. The committed copy does not include where it is served from.
 pub(crate) fn text(mut routes: utoipa::openapi::OpenApi) -> String {
     complete(&mut routes);
     let mut text = routes.to_pretty_json().expect("a description is JSON");
@@ -89,7 +88,7 @@ impl Served {
     }
 }
 
-/// Adds what holds for all operations, so that no route has to say it.
+/// Adds what holds for all operations, so that no route has to repeat it.
 fn complete(document: &mut utoipa::openapi::OpenApi) {
     let scheme = Http::builder().scheme(HttpAuthScheme::Bearer).description(Some("`Authorization: Bearer sl_…`"));
     let components = document.components.get_or_insert_default();
@@ -110,7 +109,7 @@ fn complete(document: &mut utoipa::openapi::OpenApi) {
     }
 }
 
-/// A header is there or not; it is never null.
+/// A parameter is present or absent; it is never null.
 fn take_null_away(parameter: &mut RefOr<Parameter>) {
     if let RefOr::T(Parameter { schema: Some(RefOr::T(Schema::Object(object))), .. }) = parameter
         && let SchemaType::Array(types) = &object.schema_type
@@ -120,7 +119,7 @@ fn take_null_away(parameter: &mut RefOr<Parameter>) {
     }
 }
 
-/// Every refusal has the same shape.
+/// Gives every refusal the same shape.
 fn describe_problems(operation: &mut Operation) {
     let refusals = operation.responses.responses.iter_mut().filter(|(status, _)| status.as_str() >= "400");
     for (status, response) in refusals {
@@ -149,9 +148,9 @@ pub(crate) async fn show(Extension(served): Extension<Served>) -> impl IntoRespo
     ([(header::CONTENT_TYPE, "application/json")], served.0.to_string())
 }
 
-/// The page that shows it; all that it needs is inside the binary.
+/// The page that shows the description; all that it needs is inside the binary.
 pub(crate) fn page() -> axum::Router<Shared> {
-    // Seen from the page, so that it holds behind any prefix.
+    // Relative to the page, so that it works behind any prefix.
     let config = Config::new([format!("..{PATH}")])
         .try_it_out_enabled(true)
         .persist_authorization(false)
@@ -160,7 +159,7 @@ pub(crate) fn page() -> axum::Router<Shared> {
     pages.layer(axum::middleware::map_response(finish_page))
 }
 
-/// A page runs its own scripts and no others; and its redirect keeps what a proxy puts before paths.
+/// Lets the page run only its own scripts, and adds the prefix of all links to its redirect.
 async fn finish_page(mut response: axum::response::Response) -> axum::response::Response {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY));

@@ -1,8 +1,8 @@
-//! A minimum pace, for what clients send and for what they take.
+//! A minimum pace for what clients send and for what they read.
 //!
-//! A client that keeps us waiting pays with credit, and earns credit with bytes that move. Credit is capped, so
-//! a client that was fast for a while cannot hold what it has for minutes afterwards. Time in which we keep
-//! the client waiting costs it nothing. While memory is short, the cap is low: room is for those who
+//! A client spends credit while it keeps us waiting, and earns credit with bytes that move. Credit is capped, so a
+//! client that was fast for a while cannot hold its resources for minutes afterwards. Time in which we keep the
+//! client waiting costs it nothing. While memory is short, the cap is low: memory is for clients that make
 //! progress.
 
 use std::pin::Pin;
@@ -11,17 +11,17 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// Credit that a client has at first, and has at most, unless it may be silent for longer.
+/// Initial and highest credit of a client, unless it may be silent for longer.
 const CREDIT_MAX: Duration = Duration::from_secs(20);
 /// The same while memory is short.
 const CREDIT_SHORT: Duration = Duration::from_secs(1);
-/// Bytes that earn a second, and while memory is short.
+/// Bytes that earn one second of credit, normally and while memory is short.
 const PACE_MIN: u64 = 16 * 1024;
 const PACE_SHORT: u64 = 256 * 1024;
-/// How often a client that keeps us waiting is looked at anew.
+/// How often a client that keeps us waiting is checked again.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// One direction of one client.
+/// The pace of one client in one direction.
 #[derive(Debug)]
 pub(crate) struct Pace {
     credit: Duration,
@@ -44,7 +44,7 @@ impl Pace {
         let now = Instant::now();
         let since = *self.waiting_since.get_or_insert(now);
         if is_short {
-            // What was saved in better times does not count any more.
+            // Credit saved before memory was short no longer counts.
             self.credit = self.credit.min(now - since + CREDIT_SHORT);
         }
         let left = self.credit.min(self.pause_max).saturating_sub(now - since);
@@ -52,7 +52,7 @@ impl Pace {
             return Poll::Ready(());
         }
         self.timer.as_mut().reset(now + left.min(LOOK));
-        // Registers the waker; the time has not come.
+        // Registers the waker; the timer is not due yet.
         let _ = self.timer.as_mut().poll(context);
         Poll::Pending
     }
@@ -106,7 +106,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(60)).await;
         }
         assert_eq!(wait(&mut pace, true).await, CREDIT_SHORT, "while memory is short");
-        // Dripping does not help then.
+        // Sending a byte now and then does not help in that case.
         let (mut pace, started) = (Pace::new(Duration::from_secs(10)), Instant::now());
         while tokio::time::timeout(Duration::from_millis(400), wait(&mut pace, true)).await.is_err() {
             pace.moved(1, true);

@@ -1,5 +1,5 @@
-//! What a path names: one extractor for each kind of id, which also says in the API's description how such
-//! a path looks. An id that cannot be one is refused here, once for all routes.
+//! What a path names: one extractor for each kind of id, which also documents such paths in the API's description.
+//! An invalid id is refused here, once for all routes.
 
 use axum::RequestPartsExt;
 use axum::extract::{FromRequestParts, Path};
@@ -9,7 +9,7 @@ use utoipa::IntoParams;
 
 use crate::error::ApiError;
 
-/// Length of a batch's id.
+/// Longest batch id.
 const BATCH_ID_MAX: usize = 64;
 
 /// The job that a path names.
@@ -80,7 +80,7 @@ impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
     }
 }
 
-/// The only variable part of a path. What is not even text becomes `?`, which no id can be.
+/// The only variable part of a path. If it is not even text it becomes `?`, which is never a valid id.
 async fn text(parts: &mut Parts) -> String {
     parts.extract::<Path<String>>().await.map_or_else(|_| "?".to_owned(), |Path(text)| text)
 }

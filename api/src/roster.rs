@@ -1,4 +1,4 @@
-//! The processes that this one has heard lately.
+//! The processes that announced themselves to this one recently.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -12,7 +12,7 @@ use queue::{Queue, QueueError};
 pub(crate) struct Roster(Arc<Mutex<Table>>);
 
 impl Roster {
-    /// Who is there now.
+    /// The current members.
     pub(crate) fn members(&self) -> Vec<Announcement> {
         self.with(|table| table.members().cloned().collect())
     }
@@ -34,7 +34,7 @@ impl Roster {
         self.with(|table| table.members().filter(serves).count())
     }
 
-    /// What all workers have counted.
+    /// Counts of all workers together.
     pub(crate) fn totals(&self) -> Totals {
         self.with(|table| table.totals())
     }
@@ -45,7 +45,7 @@ impl Roster {
         look(&table)
     }
 
-    /// Listens to others and announces this process, for as long as it lives.
+    /// Collects announcements and announces this process, until the future is dropped.
     pub(crate) async fn keep(self, queue: Queue, own: Announcement) -> Result<(), QueueError> {
         let mut heard = queue.announcements().await?;
         let mut due = queue.announcement_times().await?;

@@ -1,4 +1,4 @@
-//! All routes, in the order in which a job meets them. Method and path stand at each handler, and in
+//! All routes, in the order in which a job meets them. Each handler declares its method and path, which are also in
 //! the API's description.
 
 use axum::extract::Request;
@@ -10,7 +10,7 @@ use crate::error::ApiError;
 use crate::state::Shared;
 use crate::{batches, catalog, dead, health, jobs, keys, members, middleware, openapi, scrape, topics, webhooks};
 
-/// The routes with everything around them.
+/// The routes with their middleware.
 pub(crate) fn router(state: Shared) -> Router {
     let (routes, document) = routes().split_for_parts();
     let routes = routes
@@ -65,7 +65,7 @@ fn routes() -> OpenApiRouter<Shared> {
 
 #[cfg(test)]
 mod tests {
-    /// What clients were generated from does not change unseen.
+    /// The description that clients were generated from must not change unnoticed.
     #[test]
     fn the_committed_description_is_the_one_that_is_served() {
         let committed = include_str!("../openapi.json");

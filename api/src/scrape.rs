@@ -1,7 +1,7 @@
 //! `GET /metrics`, in Prometheus' text format.
 //!
 //! What the queue holds and what workers have done is read at each scrape, from the queue and from the workers'
-//! announcements, so it cannot drift; a worker that is killed takes its last second of counting with it.
+//! announcements, so it cannot drift; when a worker is killed, its last second of counts is lost.
 
 use std::fmt::Write as _;
 
@@ -126,8 +126,8 @@ impl Series {
         Self { name, text: format!("# HELP {name} {help}\n# TYPE {name} {kind}\n") }
     }
 
-    /// Label values are topic and model names, stages and outcomes; a worker's announcement could
-    /// hold others, so what would need escaping is left out.
+    /// Label values are topic and model names, stages and outcomes; a worker's announcement could hold others, so
+    /// characters that would need escaping are left out.
     fn sample(&mut self, suffix: &str, labels: &[(&str, &str)], value: f64) {
         let plain = |text: &str| text.chars().filter(|c| !matches!(c, '"' | '\\' | '\n')).collect::<String>();
         let labels: Vec<String> = labels.iter().map(|(name, value)| format!("{name}=\"{}\"", plain(value))).collect();

@@ -1,4 +1,4 @@
-//! The server: who may reach it, what runs beside it, and its connections.
+//! The server: which clients may reach it, its background tasks, and its connections.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,12 +28,12 @@ use crate::state::AppState;
 use crate::watch::Watch;
 use crate::webhooks::Sender;
 
-/// Pause before keys are read again, when they could not be.
+/// Pause before retrying to read the keys.
 const KEYS_PAUSE: Duration = Duration::from_millis(100);
-/// Archives that are read at a time: each has a thread.
+/// Most archives read at a time: each has a thread.
 const ARCHIVES_MAX: usize = 1024;
 
-/// An address on which it would not be safe to listen.
+/// An address that is not safe to listen on.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListenError {
     /// Any client could do anything.
@@ -41,7 +41,7 @@ pub enum ListenError {
         "{0} is reachable from other machines, and no key exists: create one with sightline keys create --local --name NAME --scopes admin, listen on 127.0.0.1 without --behind-proxy and --allow-host, or pass --insecure"
     )]
     NoKeys(SocketAddr),
-    /// Keys and images could be read on their way.
+    /// Keys and images could be read in transit.
     #[error(
         "{0} is reachable from other machines, and keys would be sent unencrypted: pass --tls-cert and --tls-key, --behind-proxy if a proxy encrypts, or --insecure"
     )]
@@ -51,20 +51,20 @@ pub enum ListenError {
 /// How the API is guarded against other machines.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Guards {
-    /// There are keys.
+    /// Keys exist.
     pub keys: bool,
     /// Connections are encrypted, here or by a proxy.
     pub encrypted: bool,
-    /// Requests of others come to this machine's own address: through a proxy, or under a public name.
+    /// Requests from other machines arrive at this machine's own address: through a proxy, or under a public name.
     pub proxied: bool,
-    /// The operator wants nothing of this.
+    /// The operator has turned these checks off.
     pub insecure: bool,
 }
 
 /// Refuses to serve other machines unguarded.
 ///
 /// # Errors
-/// [`ListenError`] for an address that others can reach.
+/// [`ListenError`] for an address that other machines can reach.
 pub fn check_listen(address: SocketAddr, guards: Guards) -> Result<(), ListenError> {
     let is_local = address.ip().is_loopback();
     match guards {
@@ -76,7 +76,7 @@ pub fn check_listen(address: SocketAddr, guards: Guards) -> Result<(), ListenErr
     }
 }
 
-/// Serves until `stop`; then takes no more connections and lets requests end.
+/// Serves until `stop`; then accepts no more connections and lets running requests end.
 pub async fn serve(
     config: Config,
     repository: Repository,
@@ -93,7 +93,7 @@ pub async fn serve(
     own.state = MemberState::Ready;
     let member = own.id.clone();
     let (watch, keys, tasks) = (Watch::default(), Keys::new(config.data_folder.as_deref()), Tasks::default());
-    // Not one request before it is known which keys there are.
+    // No request is served before the keys are known.
     while let Err(error) = keys.refresh(&queue).await {
         tracing::warn!(%error, "keys not read");
         tokio::select! {
@@ -143,7 +143,7 @@ pub async fn serve(
         }),
     ];
     let leaving = queue.clone();
-    // The largest upload fits beside the reserve.
+    // The largest upload must fit next to the reserve.
     let permits = config.bodies_bytes_max.max((config.upload_bytes_max + 2 * BODY_UNIT) / 7 * 8) / BODY_UNIT;
     let limits = Limits { connections_max: config.connections_max, behind_proxy: config.behind_proxy };
     let state = AppState {

@@ -37,19 +37,19 @@ pub(crate) struct AppState {
     pub(crate) bodies: Bodies,
     /// The same for items of batches, which may wait long for room in the queue.
     pub(crate) batch_bodies: Memory,
-    /// Archives that are being read.
+    /// Permits for reading archives.
     pub(crate) archives: Arc<Semaphore>,
-    /// How fast batches get on.
+    /// How fast batches progress.
     pub(crate) rates: Rates,
-    /// What runs in the background.
+    /// The background tasks.
     pub(crate) tasks: Tasks,
-    /// Canceled when the process is to end: requests that wait answer with the current state.
+    /// Canceled when the process is stopping: requests that wait answer with the current state.
     pub(crate) stop: CancellationToken,
 }
 
 impl AppState {
-    /// Whether little is left of the memory for uploads, or for items of batches, so that those who have some must
-    /// be quick. Neither suffers from the other.
+    /// Whether memory for uploads, or for items of batches, is short, so that clients that hold some must be quick.
+    /// Neither kind affects the other.
     pub(crate) fn is_short_of_memory(&self, is_batch: bool, client: Option<IpAddr>) -> bool {
         if is_batch { self.batch_bodies.is_short() } else { self.bodies.is_short(client) }
     }

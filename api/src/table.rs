@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
-/// What a spreadsheet would take for the beginning of a formula, and what we put before that.
+/// Characters that a spreadsheet reads as the start of a formula, and the apostrophe that we put before them.
 const FORMULA: [char; 5] = ['=', '+', '@', '\t', '\''];
 
-/// A minus begins a formula as well, unless all of it is a number.
+/// A minus also starts a formula, unless the whole cell is a number.
 fn is_formula(cell: &str) -> bool {
     cell.starts_with(FORMULA) || cell.starts_with('-') && cell.parse::<f64>().is_err()
 }
@@ -17,8 +17,8 @@ pub fn best_of(result: &Value) -> (String, String) {
     (best["label"].as_str().unwrap_or_default().to_owned(), score.unwrap_or_default())
 }
 
-/// Cells as one line. Line breaks in them become spaces, so that a row is a line; what a spreadsheet
-/// would take for a formula gets an apostrophe.
+/// Cells as one line. Line breaks in them become spaces, so that a row is a line; a cell that a spreadsheet would
+/// read as a formula gets an apostrophe.
 pub fn table_row(cells: &[String]) -> String {
     let mut writer = csv::WriterBuilder::new().from_writer(Vec::new());
     let guarded = cells.iter().map(|cell| {

@@ -1,4 +1,4 @@
-//! `/v1/topics`: making, describing, changing and removing topics, as `sightline topics` does.
+//! `/v1/topics`: creating, describing, changing and deleting topics, as `sightline topics` does.
 
 use std::time::Duration;
 
@@ -107,7 +107,7 @@ pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<Topics>, Ap
     for described in described {
         match described {
             Ok(topic) => topics.push(topic),
-            // Removed since it was listed.
+            // Deleted since it was listed.
             Err(ApiError::Topic(TopicError::Unknown(_))) => {}
             Err(error) => return Err(error),
         }
@@ -149,7 +149,8 @@ pub(crate) async fn create(
     Settings(wish): Settings<NewTopic>,
 ) -> Result<Response, ApiError> {
     let name = wish.name.clone().ok_or_else(|| ApiError::Json("`name` is missing".into()))?;
-    // A model's own topic is its model's, or its jobs would find a topic that runs nothing.
+    // A topic with a model's name runs that model by default; otherwise the model's jobs would find a topic that
+    // runs nothing.
     let own = || state.repository.get(name.as_str()).map(|model| model.name().to_owned());
     let model = wish.model.clone().or_else(own);
     if let Some(unknown) = model.as_ref().filter(|model| state.repository.get(model).is_none()) {
@@ -261,7 +262,7 @@ async fn show(state: &AppState, name: &TopicName) -> Result<Topic, ApiError> {
 }
 
 impl NewTopic {
-    /// The settings that were said.
+    /// The settings that the request names.
     fn change(&self) -> Result<Change, ApiError> {
         let wrong = |problem| ApiError::Json(format!("`retention`: {problem}"));
         let retention = self.retention.as_deref().map(str::parse::<Retention>).transpose().map_err(wrong)?;

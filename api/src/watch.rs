@@ -1,8 +1,8 @@
-//! The watchdog: sees partitions that get nowhere, says why, and repairs what it safely can.
+//! The watchdog: detects stalled partitions, reports why they stall, and repairs what it safely can.
 //!
-//! Each API process looks, so that each can show what it sees; one of them, by a lease record, also
-//! repairs, spreads the leaders of partitions over the servers of a cluster, and fails the jobs that
-//! time has passed by: of logs whose inputs were dropped, and those that had to begin by now.
+//! Each API process looks, so that each can show what it sees. One of them, elected by a lease record, also
+//! repairs, spreads the leaders of partitions over the servers of a cluster, and fails jobs that can no longer run:
+//! those of logs whose inputs were dropped, and those past their start deadline.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,10 +23,10 @@ use crate::roster::Roster;
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long changes of topics are gathered.
 const CHANGES_PAUSE: Duration = Duration::from_millis(200);
-/// Jobs that are late and looked at, at a time.
+/// Overdue jobs handled at a time.
 const OVERDUE_WIDTH: usize = 16;
 
-/// What was seen last; clones share it.
+/// What the last look found; clones share it.
 #[derive(Clone)]
 pub(crate) struct Watch {
     stalls: Arc<Mutex<Vec<Stall>>>,
@@ -45,7 +45,7 @@ impl Watch {
         self.stalls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// All topics, as they were a moment ago.
+    /// All topics, as the last look found them.
     pub(crate) fn topics(&self) -> Arc<[Description]> {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -55,7 +55,7 @@ impl Watch {
         self.stalls().into_iter().filter(|stall| stall.topic == *topic).collect()
     }
 
-    /// Watches for as long as it is awaited.
+    /// Watches until the future is dropped.
     pub(crate) async fn keep(self, queue: Queue, index: Index, roster: Roster) -> Result<(), QueueError> {
         let repairer = queue.admin.singleton("watchdog");
         let mut changes = queue.topic_changes().await?;
@@ -63,11 +63,11 @@ impl Watch {
         let mut due = tokio::time::interval(LOOK_INTERVAL);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // What is paused now is to be known now.
+            // A change, such as a pause, must be known at once.
             tokio::select! {
                 _ = due.tick() => {}
                 Some(_) = changes.next() => {
-                    // Where one is, more come.
+                    // Changes often arrive in groups.
                     tokio::time::sleep(CHANGES_PAUSE).await;
                     while changes.next().now_or_never().flatten().is_some() {}
                 }
@@ -109,14 +109,14 @@ impl Watch {
 async fn look(queue: &Queue) -> Result<Vec<Description>, String> {
     let topics = queue.topics().await.map_err(|error| error.to_string())?;
     let described = topics.iter().map(|topic| queue.topics.describe(topic.name()));
-    // A topic that vanishes meanwhile is not stalled.
+    // A topic that is deleted meanwhile is not stalled.
     Ok(futures::future::join_all(described).await.into_iter().flatten().collect())
 }
 
-/// Looks after logs that drop inputs: each time some are gone, their jobs are looked for.
+/// Handles logs that drop inputs: each time a log has dropped some, it looks for their jobs.
 #[derive(Default)]
 struct Sweeper {
-    /// Of each topic, where its partitions began when no job was left that waits for what is gone.
+    /// By topic, where its partitions began when no job was left that waits for a dropped input.
     swept: BTreeMap<TopicName, Vec<Sequence>>,
 }
 
@@ -144,7 +144,7 @@ impl Sweeper {
     }
 }
 
-/// Fails jobs that should have begun by now.
+/// Fails jobs past their start deadline.
 async fn fail_overdue(queue: &Queue, index: &Index) -> Result<(), IndexError> {
     let looks = futures::stream::iter(index.overdue().await?).map(|id| async move {
         match queue.admin.fail_overdue(&id).await {
@@ -153,7 +153,7 @@ async fn fail_overdue(queue: &Queue, index: &Index) -> Result<(), IndexError> {
             Err(error) => tracing::warn!(job_id = %id, %error, "expired job not marked as failed"),
         }
     });
-    // One that cannot be dealt with now keeps no other waiting.
+    // A job that cannot be handled now does not delay the others.
     looks.buffer_unordered(OVERDUE_WIDTH).collect::<()>().await;
     Ok(())
 }
@@ -167,7 +167,7 @@ async fn spread(queue: &Queue, step: &Move) {
     }
 }
 
-/// Makes a consumer that is missing, and wakes the workers.
+/// Creates a missing consumer and wakes the workers.
 async fn repair(queue: &Queue, stall: &Stall) {
     match queue.admin.repair_partition(&stall.topic, stall.partition).await {
         Ok(()) => {

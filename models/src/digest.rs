@@ -1,10 +1,10 @@
-//! Checksums, SHA-256 in hexadecimal digits.
+//! Checksums: SHA-256 in hexadecimal digits.
 
 use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
 
-/// Each part goes in with its length, so that no two lists of parts give the same bytes.
+/// Hashes each part with its length, so that no two lists of parts give the same bytes.
 pub(crate) fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     for part in parts {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Why a manifest was refused. Every variant names the file, and the key where there is one.
+/// Why a manifest was refused. Every variant names the file, and the key if there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// The file could not be read.
@@ -10,17 +10,17 @@ pub enum ManifestError {
     Read {
         /// The manifest's path.
         file: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A key is missing, unknown, of the wrong type, or has a value that makes no sense.
+    /// A key is missing, unknown, of the wrong type, or has an invalid value.
     #[error("{place}: key `{key}`: {problem}")]
     Key {
-        /// The manifest's path, and the line where the parser knows it.
+        /// The manifest's path, and the line if the parser knows it.
         place: String,
         /// Dotted path of the key, `.` for the document itself.
         key: String,
-        /// What is wrong with it, and what would be right.
+        /// What is wrong with it, and what is expected.
         problem: String,
     },
 }
@@ -36,7 +36,7 @@ pub enum RepositoryError {
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The folder is not laid out as a model folder.
@@ -49,22 +49,22 @@ pub enum RepositoryError {
     },
 }
 
-/// Why an image was refused. [`ImageError::code`] is stable and goes to clients.
+/// Why an image was refused. [`ImageError::code`] is stable, and clients see it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
     /// There are no bytes.
     #[error("the image is empty; send the bytes of a JPEG, PNG, WebP, GIF or BMP file")]
     Empty,
-    /// The first bytes are of none of the known formats.
+    /// The first bytes match none of the known formats.
     #[error("not a JPEG, PNG, WebP, GIF or BMP file (judged by its first bytes, not by its name or type)")]
     Unsupported,
-    /// A file of another kind, which was recognised.
+    /// A file of a known kind that we do not support.
     #[error("this is {name}; send a JPEG, PNG, WebP, GIF or BMP file")]
     Foreign {
         /// What it is, with its article.
         name: &'static str,
     },
-    /// The format is known, but this kind of it is not decoded.
+    /// The format is supported, but not this kind of it.
     #[error("the {format} file is {kind}, which is not decoded; save it anew as an ordinary JPEG or PNG file")]
     UnsupportedKind {
         /// The format's name.
@@ -72,13 +72,13 @@ pub enum ImageError {
         /// What is unusual about it.
         kind: &'static str,
     },
-    /// The file ends before its own end.
+    /// The file is incomplete.
     #[error("the {format} file is cut off: it ends before its own end marker")]
     Truncated {
         /// The format's name.
         format: &'static str,
     },
-    /// The header announces more than is accepted.
+    /// The header announces a larger image than we accept.
     #[error("the image is {width}x{height}; at most {side_max} a side and {pixels_max} pixels are accepted")]
     TooLarge {
         /// Announced width, pixels.
@@ -90,12 +90,12 @@ pub enum ImageError {
         /// The limit for width × height.
         pixels_max: u64,
     },
-    /// The file is not what its format demands.
+    /// The file violates its format.
     #[error("the {format} file is damaged: {problem}")]
     Corrupt {
         /// The format's name.
         format: &'static str,
-        /// What the decoder said.
+        /// The decoder's message.
         problem: String,
     },
 }
@@ -113,7 +113,7 @@ impl ImageError {
     }
 }
 
-/// A model's outputs are not what its manifest says.
+/// A model's outputs do not match its manifest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OutputError {
     /// The model has no output of that name.
@@ -124,9 +124,9 @@ pub enum OutputError {
     Shape {
         /// The output's name.
         name: String,
-        /// The shape that the model gave.
+        /// The shape that the model returned.
         have: Vec<usize>,
-        /// The shape in words.
+        /// The expected shape, in words.
         need: String,
     },
     /// The output holds NaN or infinity.
@@ -142,7 +142,7 @@ pub enum PullError {
     NoTool {
         /// `pip` or `npm`.
         tool: &'static str,
-        /// What was to be fetched.
+        /// The package to fetch.
         package: String,
         /// What the user can do.
         advice: &'static str,
@@ -152,17 +152,17 @@ pub enum PullError {
     Command {
         /// The command line.
         command: String,
-        /// The end of what it wrote to standard error.
+        /// The last lines of its standard error.
         stderr: String,
     },
-    /// What came is not what was pinned.
+    /// A downloaded file does not match its pinned checksum.
     #[error("{file} has sha256 {have}, pinned is {need}; nothing was installed")]
     Checksum {
         /// The file's name.
         file: String,
         /// The pinned checksum.
         need: String,
-        /// The checksum of what came.
+        /// The checksum of the downloaded file.
         have: String,
     },
     /// The package lacks a file.
@@ -170,10 +170,10 @@ pub enum PullError {
     NoMember {
         /// The package.
         package: String,
-        /// The path inside.
+        /// The file's path inside the package.
         member: String,
     },
-    /// Nothing is pinned for this machine.
+    /// No build is pinned for this platform.
     #[error("{package} is pinned for Linux x86-64, Linux aarch64 and macOS arm64 only; {advice}")]
     Platform {
         /// The package.
@@ -181,12 +181,12 @@ pub enum PullError {
         /// What the user can do.
         advice: &'static str,
     },
-    /// The file system refused.
+    /// A file or folder cannot be read or written.
     #[error("{path}: cannot be written or read")]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The package is not a readable archive.
@@ -194,13 +194,13 @@ pub enum PullError {
     Archive {
         /// The file's name.
         file: String,
-        /// What the reader said.
+        /// The reader's message.
         problem: String,
     },
 }
 
 impl PullError {
-    /// Turns an I/O error at `path` into a `PullError`; made for `map_err`.
+    /// Turns an I/O error at `path` into a `PullError`, for `map_err`.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

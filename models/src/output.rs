@@ -1,4 +1,4 @@
-//! What a job answers, in the words of the HTTP interface.
+//! A job's answer, as the HTTP API returns it.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -64,7 +64,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Intersection over union with `other`: 0 apart, 1 the same.
+    /// Intersection over union with `other`: 0 if they are apart, 1 if they are equal.
     pub fn overlap(&self, other: &Self) -> f32 {
         let span = |a: f32, a_len: f32, b: f32, b_len: f32| ((a + a_len).min(b + b_len) - a.max(b)).max(0.0);
         let shared = span(self.x, self.width, other.x, other.width) * span(self.y, self.height, other.y, other.height);

@@ -1,8 +1,8 @@
-//! Pixels become the tensor that a manifest's `[input]` section asks for.
+//! Turns pixels into the tensor that a manifest's `[input]` section describes.
 //!
-//! One resize does scaling and cropping together: the part of the source that will be seen is
-//! resampled straight to the input's size, with the pixels around it where the filter reaches them.
-//! [`Placement`] remembers which part that was, so that a detector's boxes find their way back to the image.
+//! One resize both scales and crops: the part of the source that the model sees is resampled straight to the input's
+//! size, together with the pixels around it that the filter reaches. [`Placement`] records which part that was, so that
+//! a detector's boxes can be mapped back to the image.
 
 use fast_image_resize::images::{Image as Target, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -19,7 +19,7 @@ pub struct Tensor {
     pub data: Vec<f32>,
 }
 
-/// Where the model's input lies on the upright image, in fractions of the image's sides.
+/// The area of the upright image that the model's input covers, in fractions of the image's sides.
 ///
 /// The input's left edge is at `x`, its right edge at `x + width`; a letterboxed input is larger
 /// than the image, a cropped one smaller.
@@ -35,10 +35,10 @@ pub struct Placement {
     pub height: f32,
 }
 
-/// The short side that is enough for `input`, for decoding at reduced scale.
+/// The short side that `input` needs, for decoding at reduced scale.
 ///
-/// A stretched image may be shrunk more along one side than along the other, so the larger input
-/// side is what its shorter side must still reach.
+/// Stretching may shrink one side more than the other, so the image's shorter side must still reach the
+/// input's larger side.
 pub fn short_side_needed(input: &Input) -> u32 {
     match input.geometry {
         Geometry::Crop { short_side } => short_side,
@@ -53,7 +53,7 @@ pub fn preprocess(image: &Image, input: &Input) -> (Tensor, Placement) {
     (normalise(&pixels, &fit, input), fit.placement)
 }
 
-/// Which part of the source goes where in the input.
+/// Which part of the source is placed where in the input.
 struct Fit {
     /// Left, top, width, height in source pixels.
     source: (f64, f64, f64, f64),
@@ -76,7 +76,7 @@ impl Fit {
         match input.geometry {
             Geometry::Stretch => whole,
             Geometry::Crop { short_side } => {
-                // As torchvision's `Resize` and `CenterCrop` count: whole pixels of the scaled image.
+                // As torchvision's `Resize` and `CenterCrop`: in whole pixels of the scaled image.
                 let (short, long) = (f64::from(short_side), (f64::from(short_side) * w.max(h) / w.min(h)).trunc());
                 let (sw, sh) = if w <= h { (short, long) } else { (long, short) };
                 let (x, y) = (((sw - iw) / 2.0).round_ties_even(), ((sh - ih) / 2.0).round_ties_even());
@@ -135,7 +135,7 @@ fn normalise(pixels: &[u8], fit: &Fit, input: &Input) -> Tensor {
     let factors = input.factors();
     let values: [[f32; 256]; 3] =
         std::array::from_fn(|c| std::array::from_fn(|value| (value as f32 - input.mean[c]) * factors[c]));
-    // Index of (channel, row, column), and the shape, of the wanted layout.
+    // The layout's shape, and its strides for channel, row and column.
     let (shape, strides) = match input.layout {
         Layout::Nchw => ([1, 3, height, width], [height * width, width, 1]),
         Layout::Nhwc => ([1, height, width, 3], [1, width * 3, 3]),
@@ -228,7 +228,7 @@ mod tests {
                 let (tensor, _) = preprocess(&image, &input);
                 let off: Vec<f32> =
                     tensor.data.iter().zip(wanted.as_raw()).map(|(a, b)| (a - f32::from(*b)).abs()).collect();
-                // Pillow scales rows first and rounds in between; where a bicubic filter leaves the range of a byte,
+                // Pillow scales rows first and rounds in between; where a bicubic filter exceeds the range of a byte,
                 // single pixels differ by more than one.
                 let far = off.iter().filter(|off| **off > 1.0).count();
                 assert!(far * 200 <= off.len(), "{name}, {kind}: {far} of {}", off.len());

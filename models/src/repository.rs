@@ -1,15 +1,15 @@
-//! The models that there are: two inside the binary, more in folders.
+//! All models: two inside the binary, more in folders.
 //!
-//! A model is a folder `<name>/` with `model.toml`, labels, and a numeric folder a version with
-//! `model.onnx` in it. A built-in graph is small because its weights are *external data*: byte
-//! ranges of files in published packages, named in the manifest. [`Model::files`] brings graph and
-//! weights together in the cache, since ONNX Runtime wants them in one real folder.
+//! A model is a folder `<name>/` with `model.toml`, labels, and one numeric folder per version with `model.onnx` in it.
+//! A built-in graph is small because its weights are *external data*: byte ranges of files in published packages, named
+//! in the manifest. [`Model::files`] brings graph and weights together in the cache, since ONNX Runtime needs them in
+//! one real folder.
 //!
-//! A version's digest covers what decides its answers: of the manifest the input, the outputs and the weights'
-//! checksums, the labels, and every file of the version folder. Equal digests mean equal answers, and an edited
-//! description or another default version changes none.
+//! A version's digest covers what decides its answers: the manifest's input, outputs and weight checksums, the labels,
+//! and every file of the version folder. Equal digests mean equal answers; an edited description or another default
+//! version changes no digest.
 //!
-//! A bad folder affects only its own model: that one is [`Unavailable`] with the reason, and the others serve.
+//! A bad folder affects only its own model: that one is [`Unavailable`] with the reason, and the others are served.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -36,7 +36,7 @@ pub struct Repository {
 pub struct Unavailable {
     /// The folder's name, which would be the model's.
     pub name: String,
-    /// The folder of models that it is from.
+    /// The folder of models that contains it.
     pub folder: PathBuf,
     /// What is wrong, in one line, with the path.
     pub reason: String,
@@ -56,7 +56,7 @@ pub struct Model {
 pub struct ModelVersion {
     /// The number of its folder, from 1.
     pub number: u32,
-    /// 64 hexadecimal digits over everything that decides its answers.
+    /// Digest of everything that decides its answers, 64 hexadecimal digits.
     pub digest: String,
 }
 
@@ -91,12 +91,12 @@ impl Repository {
         Self { models: models.map(|model| (model.name().to_owned(), model)).collect(), unavailable: Vec::new() }
     }
 
-    /// The models inside the binary and those in `folders`; each folder holds one folder a model. Files beside
-    /// these, and hidden folders, are left alone.
+    /// The models inside the binary and those in `folders`; each folder holds one folder per model. Other files and
+    /// hidden folders are ignored.
     ///
     /// # Errors
-    /// A folder of models that cannot be listed. What is wrong with one model is among
-    /// [`Repository::unavailable`]; of two with one name the first serves.
+    /// If a folder of models cannot be listed. [`Repository::unavailable`] holds the problems of single models; if two
+    /// models have the same name, the first is served.
     pub fn open(folders: &[PathBuf]) -> Result<Self, RepositoryError> {
         let mut repository = Self::builtin();
         for folder in folders {
@@ -123,8 +123,8 @@ impl Repository {
         Ok(())
     }
 
-    /// The models that these names choose. A name chooses among the models of the same folder, or of the binary;
-    /// a folder of which none is named is there as a whole. No names at all choose everything.
+    /// Keeps the models that `names` select. A folder that contains a named model keeps only its named models; other
+    /// folders keep all of theirs. Built-in models are kept only if they are named. Without names, everything is kept.
     #[must_use]
     pub fn only(mut self, names: &[String]) -> Self {
         if names.is_empty() {
@@ -141,17 +141,17 @@ impl Repository {
         self
     }
 
-    /// What cannot be served, and why.
+    /// The models that cannot be served, and why.
     pub fn unavailable(&self) -> &[Unavailable] {
         &self.unavailable
     }
 
-    /// Looks a model up.
+    /// Looks up a model.
     pub fn get(&self, name: &str) -> Option<&Model> {
         self.models.get(name)
     }
 
-    /// All models in the order of their names.
+    /// All models, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = &Model> {
         self.models.values()
     }
@@ -205,7 +205,7 @@ impl Model {
         &self.manifest.name
     }
 
-    /// The folder of models that it is from; none for one of the binary's.
+    /// The folder of models that contains it; none for a built-in model.
     fn folder(&self) -> Option<PathBuf> {
         match &self.source {
             Source::BuiltIn { .. } => None,
@@ -213,12 +213,12 @@ impl Model {
         }
     }
 
-    /// The description that its folder holds.
+    /// The model's manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// One label a class; empty where the task has none.
+    /// One label per class; empty if the task has none.
     pub fn labels(&self) -> &[String] {
         &self.labels
     }
@@ -228,18 +228,18 @@ impl Model {
         &self.versions
     }
 
-    /// Version `number`, or the manifest's choice.
+    /// Version `number`, or the manifest's default.
     pub fn version(&self, number: Option<u32>) -> Option<&ModelVersion> {
         let number = number.unwrap_or(self.manifest.version);
         self.versions.iter().find(|version| version.number == number)
     }
 
-    /// The path of `model.onnx` of a version, with everything that it refers to beside it.
+    /// The path of a version's `model.onnx`, with all files that it refers to beside it.
     ///
-    /// Weights that the cache lacks are fetched first; `progress` hears of that.
+    /// Weights that the cache lacks are fetched first and reported to `progress`.
     ///
     /// # Errors
-    /// [`PullError`] when they cannot be fetched or are not what was pinned.
+    /// [`PullError`] if they cannot be fetched or do not match their pinned checksums.
     pub fn files(&self, version: &ModelVersion, cache: &Cache, progress: Progress) -> Result<PathBuf, PullError> {
         if let Source::Folder(folder) = &self.source
             && self.manifest.weights.is_empty()
@@ -285,8 +285,8 @@ fn version_digest(folder: &Path, manifest: &Manifest, labels: &str) -> Result<St
     Ok(digest(parts.iter().map(Vec::as_slice)))
 }
 
-/// Refuses what may be any file of this disk under another name: its content could come out in answers, and it
-/// could be changed elsewhere.
+/// Refuses anything but a plain file with one name: a link may lead to any file of this disk, which answers could
+/// reveal and which could be changed elsewhere.
 fn check_plain(path: &Path) -> Result<(), RepositoryError> {
     let about = path.symlink_metadata().map_err(unreadable(path))?;
     if !about.is_file() {
@@ -299,7 +299,7 @@ fn check_plain(path: &Path) -> Result<(), RepositoryError> {
     Ok(())
 }
 
-/// The folders in one, in order, without hidden ones: those are a tool's.
+/// The folders inside `folder`, sorted, without hidden ones, which belong to tools.
 fn subfolders(folder: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
     let is_hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     Ok(sorted_entries(folder)?.into_iter().filter(|path| path.is_dir() && !is_hidden(path)).collect())
@@ -313,7 +313,7 @@ fn sorted_entries(folder: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
     Ok(paths)
 }
 
-/// A text of a model, which must not be a link, nor longer than `bytes_max`.
+/// Reads a text file of a model, which must not be a link or longer than `bytes_max`.
 fn read_plain(path: &Path, bytes_max: u64) -> Result<String, RepositoryError> {
     check_plain(path)?;
     let mut text = String::new();

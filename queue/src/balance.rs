@@ -1,25 +1,25 @@
-//! Which server should lead which partition: evenly, so that the loss of one server leaves a topic
-//! partitions that go on at once. Pure.
+//! Which server should lead which partition: spread evenly, so that after the loss of one server
+//! the topic's other partitions continue at once. Pure.
 
 use std::collections::BTreeMap;
 
 use crate::client::{Description, Partition};
 use crate::{PartitionId, TopicName};
 
-/// A partition's leader that should be another server.
+/// A partition that another server should lead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Move {
     /// The topic.
     pub topic: TopicName,
     /// The partition.
     pub partition: PartitionId,
-    /// The server that should lead it: it has a copy that is current.
+    /// The server that should lead it; its copy is current.
     pub to: String,
 }
 
 /// At most one move for each topic: from the server that leads the most of its partitions to one
-/// that leads at least two fewer. Nothing is moved while a copy of the topic is behind, since the
-/// cluster has enough to do then.
+/// that leads at least two fewer. Nothing is moved while a copy of the topic lags, since the
+/// cluster is busy enough then.
 pub fn moves(topics: &[Description]) -> Vec<Move> {
     topics.iter().filter_map(one).collect()
 }
@@ -57,7 +57,7 @@ mod tests {
     use crate::client::Replica;
     use crate::watchdog::tests::topic;
 
-    /// A topic of one partition for each of these leaders, with copies on all three servers.
+    /// A topic with one partition for each of these leaders, and copies on all three servers.
     fn led_by(leaders: &[&str]) -> Description {
         let copy = |server: &&&str| Replica { server: (**server).to_string(), current: true, lag: 0, offline: false };
         let partition = |(index, leader): (usize, &&str)| Partition {

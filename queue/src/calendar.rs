@@ -1,17 +1,17 @@
-//! The date, believed with care.
+//! The date that expiry uses, which follows the clock with care.
 //!
-//! What expires is deleted by the date, and a clock that leaps ahead, by a wrong time server or a dead battery,
-//! would delete everything at once. So a leap is not believed at once: the date that expiry goes by follows
-//! at most a day an hour. A clock that is set right again meanwhile has cost nothing.
+//! Messages expire by date, so a clock that leaps ahead because of a wrong time server or a dead battery
+//! would delete everything at once. A leap is therefore not believed at once: the date that expiry uses
+//! follows it by at most a day per hour. A leap that is corrected soon costs little.
 
 use std::time::{Duration, Instant};
 
-/// A step ahead that is believed at once, ns.
+/// Longest step ahead that is believed at once, ns.
 const STEP_MAX: i64 = 60_000_000_000;
-/// How much faster than time the believed date follows a leap.
+/// How many times faster than real time the believed date follows a leap.
 const CATCH_UP: u32 = 24;
 
-/// The date that expiry goes by.
+/// The date that expiry uses.
 #[derive(Debug)]
 pub struct Calendar {
     /// Unix time, ns.
@@ -21,7 +21,7 @@ pub struct Calendar {
 }
 
 impl Calendar {
-    /// Begins with the newest date that is known to have been, Unix time in ns; 0 if none is: then the
+    /// Starts from the newest date known to have passed, Unix time in ns; 0 if none is known: then the
     /// clock is believed.
     pub fn since(newest: i64, wall: i64, now: Instant) -> Self {
         let believed = if newest == 0 { wall } else { wall.min(newest) };
@@ -61,7 +61,7 @@ mod tests {
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let mut calendar = Calendar::since(0, 1_000 * DAY, start);
         assert_eq!(calendar.look(1_000 * DAY + 5 * SECOND, at(5)), 1_000 * DAY + 5 * SECOND);
-        // Ten days ahead: after an hour a day has passed, in however many looks.
+        // Ten days ahead: an hour moves the date by one day, however often we look.
         for minute in 1..=60_u64 {
             let wall = 1_010 * DAY + (minute * 60) as i64 * SECOND;
             assert!(

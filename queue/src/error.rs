@@ -15,7 +15,7 @@ pub enum ConnectError {
     Unreachable {
         /// The address without its token.
         address: String,
-        /// What the client said.
+        /// The client's error message.
         problem: String,
     },
     /// The server has no JetStream.
@@ -23,15 +23,15 @@ pub enum ConnectError {
     NoJetStream {
         /// The address without its token.
         address: String,
-        /// What the server said.
+        /// The server's error message.
         problem: String,
     },
 }
 
-/// The queue did not do what it was asked, or did not say so in time.
+/// The queue did not do what it was asked, or did not confirm it in time.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum QueueError {
-    /// No answer, or an answer that says it cannot now.
+    /// The server did not answer, or cannot do this now.
     #[error("the queue did not {action}: {problem}")]
     Unavailable {
         /// What was asked.
@@ -39,7 +39,7 @@ pub enum QueueError {
         /// What came back.
         problem: String,
     },
-    /// The server takes no message of this size.
+    /// The message is larger than the server accepts.
     #[error("a record of {bytes} bytes exceeds max_payload ({max_payload}) of the queue's server")]
     TooLarge {
         /// The record's size.
@@ -47,18 +47,18 @@ pub enum QueueError {
         /// The server's limit.
         max_payload: usize,
     },
-    /// What is stored is not what this version writes.
+    /// The stored data does not have this version's format.
     #[error("{what} cannot be read: {problem}")]
     Damaged {
         /// What was read.
         what: String,
-        /// What the parser said.
+        /// The parser's error message.
         problem: String,
     },
 }
 
 impl QueueError {
-    /// An [`QueueError::Unavailable`] made from whatever the client said; made for `map_err`.
+    /// A [`QueueError::Unavailable`] from any error of the client; for use with `map_err`.
     pub(crate) fn unavailable<E: std::error::Error>(action: &'static str) -> impl FnOnce(E) -> Self {
         move |error| Self::Unavailable { action, problem: chain(&error) }
     }
@@ -72,13 +72,13 @@ impl QueueError {
     }
 }
 
-/// A topic could not be made, found or changed.
+/// A topic could not be created, found or changed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TopicError {
-    /// There is none of this name.
+    /// It does not exist.
     #[error("topic {0} does not exist; sightline topics list shows all topics")]
     Unknown(TopicName),
-    /// There is one of this name.
+    /// It already exists.
     #[error("topic {0} already exists; change it with sightline topics alter")]
     Exists(TopicName),
     /// The settings make no sense.
@@ -87,7 +87,7 @@ pub enum TopicError {
     /// The queue's server cannot do this.
     #[error("the queue's server refused: {0}")]
     Refused(String),
-    /// It is not known what became of it.
+    /// The outcome is unknown.
     #[error(transparent)]
     Queue(#[from] QueueError),
 }
@@ -95,19 +95,19 @@ pub enum TopicError {
 /// A job was not accepted.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SubmitError {
-    /// Its topic is gone, or has no model.
+    /// Its topic was deleted, or has no model.
     #[error("topic {0} was deleted")]
     NoTopic(TopicName),
-    /// The topic has one priority.
+    /// The topic is ordered, so it has only one priority.
     #[error("topic {0} is ordered: all its jobs have normal priority")]
     OnePriority(TopicName),
-    /// The partition has no room.
+    /// The partition is full.
     #[error("the queue of {topic} is full")]
     Full {
         /// The topic.
         topic: String,
     },
-    /// The message is above what the server takes.
+    /// The message is larger than the server accepts.
     #[error("the image of {bytes} bytes exceeds max_payload ({max_payload}) of the queue's server")]
     TooLarge {
         /// The payload's size.
@@ -120,16 +120,16 @@ pub enum SubmitError {
     Queue(#[from] QueueError),
 }
 
-/// No answer to a request for a job.
+/// A request for a job failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum FetchError {
-    /// The partition's stream or consumer is not there (yet, or any more).
+    /// The partition's stream or consumer does not exist (yet, or any more).
     #[error("the partition does not exist")]
     NoPartition,
     /// No answer in time.
     #[error("no answer within {0:?}")]
     Silent(Duration),
-    /// The connection is gone for good, or the server refused the request.
+    /// The connection is closed for good, or the server refused the request.
     #[error("the queue refused: {0}")]
     Refused(String),
 }

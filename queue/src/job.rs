@@ -1,4 +1,4 @@
-//! What a job is called and where it lies: topics, partitions, sequences, ids.
+//! Names and positions of jobs: topics, partitions, sequences, ids.
 
 use std::fmt;
 use std::str::FromStr;
@@ -53,7 +53,7 @@ impl TopicName {
     }
 }
 
-/// One shard of a topic: a number, and the priority whose partitions it belongs to.
+/// One shard of a topic: its priority, and its number among the partitions of that priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartitionId {
     index: u16,
@@ -78,7 +78,7 @@ impl Priority {
     /// All, most urgent first.
     pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
 
-    /// Of 16 jobs that a worker takes while jobs of all priorities wait: how many are of this one.
+    /// How many of every 16 jobs a worker takes have this priority while jobs of all priorities wait.
     pub fn share(self) -> u64 {
         match self {
             Self::High => 12,
@@ -87,7 +87,7 @@ impl Priority {
         }
     }
 
-    /// The name as flags and records have it.
+    /// The name, as written in flags and records.
     pub fn name(self) -> &'static str {
         match self {
             Self::High => "high",
@@ -113,7 +113,7 @@ impl PartitionId {
         Self { index, priority }
     }
 
-    /// Where a job lies: by its key, or spread evenly by its uuid.
+    /// The partition of a job: chosen by its key, or spread evenly by its uuid.
     ///
     /// # Panics
     /// If `partitions` is 0; a topic has at least one.
@@ -128,7 +128,7 @@ impl PartitionId {
         self.index
     }
 
-    /// The priority whose partitions it belongs to.
+    /// The priority of its jobs.
     pub fn priority(self) -> Priority {
         self.priority
     }
@@ -141,7 +141,7 @@ pub struct Sequence(pub u64);
 
 /// A job's id: topic and uuid, `efficientnet-lite0.0199d2a4-…`.
 ///
-/// The topic is part of it so that any process answers any id with one read.
+/// The topic is part of it, so that any process can look up any id with one read.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId {
     topic: TopicName,
@@ -154,16 +154,16 @@ impl JobId {
         Self { topic, uuid: Uuid::now_v7() }
     }
 
-    /// How long ago this id was made up; `None` for one that follows from something else.
+    /// How long ago this id was created; `None` for a derived id.
     pub fn age(&self) -> Option<Duration> {
         let (seconds, nanoseconds) = self.uuid.get_timestamp()?.to_unix();
         let made = UNIX_EPOCH + Duration::new(seconds, nanoseconds);
         Some(SystemTime::now().duration_since(made).unwrap_or_default())
     }
 
-    /// The id that follows from `words`: the same words always give the same job.
+    /// The id derived from `words`: the same words always give the same job.
     pub fn derived(topic: TopicName, words: &[&str]) -> Self {
-        // Lengths go in as well, or ["a", "bc"] and ["ab", "c"] would be one job.
+        // Lengths are included; otherwise ["a", "bc"] and ["ab", "c"] would be one job.
         let name: String = words.iter().map(|word| format!("{}:{word}", word.len())).collect();
         Self { topic, uuid: Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()) }
     }
@@ -173,7 +173,7 @@ impl JobId {
         &self.topic
     }
 
-    /// What tells the job from others of its topic.
+    /// Identifies the job within its topic.
     pub fn uuid(&self) -> Uuid {
         self.uuid
     }
@@ -181,7 +181,7 @@ impl JobId {
     /// Reads `jobs.<topic>.<partition>.<uuid>`, the subject under which a job is queued.
     ///
     /// # Errors
-    /// [`IdError`] when the subject is of another shape.
+    /// [`IdError`] when the subject has another shape.
     pub fn from_subject(subject: &str) -> Result<(Self, PartitionId), IdError> {
         let wrong = || IdError::Job(subject.to_owned());
         let mut tokens = subject.split('.');
@@ -244,7 +244,7 @@ impl FromStr for JobId {
         let wrong = || IdError::Job(text.chars().take(128).collect());
         let (topic, uuid) = text.split_once('.').ok_or_else(wrong)?;
         let parsed: Uuid = uuid.parse().map_err(|_| wrong())?;
-        // One spelling an id: the id is a subject, and subjects are compared by bytes.
+        // One spelling per id: the id becomes part of subjects, and subjects are compared by bytes.
         if parsed.to_string() != uuid {
             return Err(wrong());
         }

@@ -1,8 +1,8 @@
 //! The time-bounded right that comes with a delivery.
 //!
-//! Counted on the worker's monotonic clock from the moment *before* the request went out, so it
-//! ends here no later than at the server. A worker past it sends no ack, nak or term: a
-//! stale ack would remove the job under its successor.
+//! It is measured on the worker's monotonic clock from *before* the request was sent, so it ends
+//! here no later than at the server. After that, a worker sends no ack, nak or term: a stale ack
+//! would remove the job while the next worker runs it.
 
 use std::time::{Duration, Instant};
 
@@ -14,27 +14,27 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// A lease of `length` for which the holder asked at `asked_at`.
+    /// A lease of `length` that the holder requested at `asked_at`.
     pub fn new(asked_at: Instant, length: Duration) -> Self {
         Self { until: asked_at + length, length }
     }
 
-    /// Whether it still holds at `now`.
+    /// Whether it is still held at `now`.
     pub fn is_held(&self, now: Instant) -> bool {
         now < self.until
     }
 
     /// The server has confirmed a renewal that was sent at `sent_at`.
     ///
-    /// A lease that expired before stays lost: the server may have given the job to another worker
-    /// and still answers.
+    /// A lease that has already expired stays lost: the server may have given the job to another
+    /// worker and still confirm.
     pub fn renew(&mut self, sent_at: Instant) {
         if self.is_held(sent_at) {
             self.until = self.until.max(sent_at + self.length);
         }
     }
 
-    /// How often to renew: three times a lease, so that one lost message does no harm.
+    /// Time between renewals: a third of the lease, so that one lost message does no harm.
     pub fn renewal_interval(&self) -> Duration {
         self.length / 3
     }

@@ -1,12 +1,12 @@
-//! How a job gets to a worker, and its result back, exactly as promised.
+//! How a job reaches a worker and its result comes back, exactly as promised.
 //!
-//! The ground is JetStream, spoken through `async-nats`: an image is a message in a work queue,
-//! and the job's state is one small [`Record`] that changes only by compare-and-set. From these
-//! two follows everything that Sightline promises; this package never looks into a payload.
+//! It builds on JetStream through `async-nats`: an image is a message in a work queue, and the
+//! job's state is one small [`Record`] that changes only by compare-and-set. Everything that
+//! Sightline promises follows from these two; this package never looks into a payload.
 //!
 //! Follow one job: the API [submits](client::Jobs::submit) it, a worker
-//! [fetches](client::Fetcher) it and gets a [`Delivery`](client::Delivery) with a [`Lease`], moves
-//! its record along with [`WorkerQueue::replace`], and
+//! [fetches](client::Fetcher) it and gets a [`Delivery`](client::Delivery) with a [`Lease`], updates
+//! its record with [`WorkerQueue::replace`], and
 //! [settles](client::Delivery::ack) the delivery; waiting clients get a
 //! [notification](client::Jobs::wait) and read the record.
 //!

@@ -1,8 +1,8 @@
-//! Members: every process announces itself each second, and counts as gone when it stops.
+//! Members: every process announces itself each second, and counts as gone when it stops doing so.
 //!
 //! Announcements are plain messages on `members.<role>.<id>`; nothing is written to disk. They
-//! also carry a worker's counters, which only grow, so that a receiver that lost some messages is right
-//! again with the next one. [`Table`] is pure: announcement and time in, members out.
+//! also carry a worker's counters, which only grow, so that a receiver that missed some messages is
+//! correct again after the next one. [`Table`] is pure: announcement and time in, members out.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,19 +20,19 @@ use crate::{JobId, JobSpec, QueueError, Timestamp};
 
 /// How often a member announces itself.
 pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(1);
-/// A member that was not heard for so long is gone.
+/// A member that has not announced itself for this long counts as gone.
 pub const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// The subject on which all members are asked to announce themselves.
 const ASK_SUBJECT: &str = "members.ask";
-/// How long to listen for answers: at least, after the last new member, and at most.
+/// How long to wait for answers: at least, after the last new member, and at most.
 const ASK_MIN: Duration = Duration::from_millis(600);
 const ASK_QUIET: Duration = Duration::from_millis(250);
 const ASK_MAX: Duration = Duration::from_millis(2_500);
 /// Members that a table holds; announcements beyond that are ignored.
 const MEMBERS_MAX: usize = 10_000;
-/// How long a good-bye is remembered: longer than a message may be under way.
+/// How long the end of a member is remembered: longer than a message may be in transit.
 const GONE_MEMORY: Duration = Duration::from_secs(30);
-/// Silent members whose counters are kept apart.
+/// Silent members whose counters are kept separately.
 const SILENT_MAX: usize = 1_000;
 
 /// Role of a process.
@@ -47,19 +47,19 @@ pub enum Role {
     Supervisor,
 }
 
-/// How far a process has come.
+/// State of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MemberState {
-    /// It loads what it needs.
+    /// It is loading what it needs.
     Starting,
-    /// It does its work.
+    /// It is doing its work.
     Ready,
-    /// It ends what it holds and takes no more.
+    /// It finishes the work that it holds and takes no more.
     Draining,
-    /// It says good-bye, or its supervisor does for it.
+    /// It has ended, as announced by itself or its supervisor.
     Gone,
-    /// A newer version's.
+    /// A state that only a newer version knows.
     #[serde(other)]
     Unknown,
 }
@@ -120,7 +120,7 @@ pub struct ModelFiles {
 }
 
 impl ModelFiles {
-    /// Whether these are the files that a job was promised.
+    /// Whether these are the files that a job was accepted for.
     pub fn are_promised(&self, spec: &JobSpec) -> bool {
         (&self.model, self.version, &self.digest) == (&spec.model, spec.model_version, &spec.model_digest)
     }
@@ -166,12 +166,12 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// Whether this is a worker that has the files which a job was promised.
+    /// Whether this is a worker that has the files that a job was accepted for.
     pub fn can_run(&self, spec: &JobSpec) -> bool {
         self.role == Role::Worker && self.files.iter().any(|files| files.are_promised(spec))
     }
 
-    /// A member of this process that begins now.
+    /// A new member of this process, starting now.
     pub fn new(role: Role, models: &[String]) -> Self {
         Self {
             id: new_id(role),
@@ -222,7 +222,7 @@ impl Totals {
         total.seconds += seconds;
     }
 
-    /// Time that a worker needs for a job of a model, once measured.
+    /// Average time that a worker needs for a job of a model, once measured.
     pub fn service(&self, model: &str) -> Option<Duration> {
         let stages = self.stages.get(model)?;
         let work = stages.iter().filter(|(stage, _)| *stage != "queue").map(|(_, total)| total.seconds).sum::<f64>();
@@ -258,24 +258,24 @@ fn new_id(role: Role) -> String {
     format!("{letter}-{}", &random[..12])
 }
 
-/// The members that were heard lately.
+/// The members that have announced themselves recently.
 #[derive(Debug, Default)]
 pub struct Table {
     heard: BTreeMap<String, (Announcement, Instant)>,
-    /// What members counted that are silent now; one that was only paused takes its own back.
+    /// Counters of members that are silent now; a member that was only paused takes its own back.
     silent: BTreeMap<String, Totals>,
-    /// The same of those that have been silent for so long that `silent` has no room for them.
+    /// Sum of the counters of silent members for which `silent` has no room.
     forgotten: Totals,
-    /// Who has said good-bye lately; what is still under way from them does not bring them back.
+    /// Members whose end was announced recently; their messages in transit do not bring them back.
     gone: BTreeMap<String, Instant>,
 }
 
 impl Table {
-    /// Takes an announcement that came at `now`.
+    /// Takes an announcement that arrived at `now`.
     pub fn hear(&mut self, announcement: Announcement, now: Instant) {
         let id = announcement.id.clone();
         if announcement.state == MemberState::Gone {
-            // Who speaks for a dead member does not know its counters.
+            // A supervisor that announces a dead member does not know its counters.
             if let Some((last, _)) = self.heard.remove(&id) {
                 self.silent.insert(id.clone(), last.totals);
             }
@@ -290,12 +290,12 @@ impl Table {
         }
     }
 
-    /// Whether this member has been heard.
+    /// Whether this member is in the table.
     fn knows(&self, id: &str) -> bool {
         self.heard.contains_key(id)
     }
 
-    /// Forgets who was not heard for [`SILENCE_MAX`], but not what they counted.
+    /// Removes members that were silent for [`SILENCE_MAX`], but keeps their counters.
     pub fn expire(&mut self, now: Instant) {
         let gone = |at: Instant| now.saturating_duration_since(at) >= SILENCE_MAX;
         for (id, (announcement, _)) in self.heard.extract_if(.., |_, (_, at)| gone(*at)) {
@@ -309,12 +309,12 @@ impl Table {
         }
     }
 
-    /// Who is there, by id.
+    /// All present members, by id.
     pub fn members(&self) -> impl Iterator<Item = &Announcement> {
         self.heard.values().map(|(announcement, _)| announcement)
     }
 
-    /// What all workers that were ever heard have counted.
+    /// Sum of the counters of all workers, including those that have ended.
     pub fn totals(&self) -> Totals {
         let mut totals = self.forgotten.clone();
         self.silent.values().for_each(|silent| totals.add(silent));
@@ -330,7 +330,7 @@ pub struct AnnouncementTimes {
 }
 
 impl AnnouncementTimes {
-    /// The next time. May be dropped and called again.
+    /// Waits for the next time. May be dropped and called again.
     pub async fn next(&mut self) {
         tokio::select! {
             _ = self.interval.tick() => {}
@@ -339,11 +339,11 @@ impl AnnouncementTimes {
     }
 }
 
-/// Of all members of this process.
+/// The next beat, for all members of this process.
 static BEAT: AtomicU64 = AtomicU64::new(1);
 
 impl Connection {
-    /// Says good-bye for a member.
+    /// Announces that a member has ended.
     pub async fn announce_gone(&self, mut member: Announcement) {
         member.state = MemberState::Gone;
         self.announce(&member).await;
@@ -372,7 +372,7 @@ impl Connection {
         Ok(AnnouncementTimes { interval, asked: Box::pin(asked.map(|_| ())) })
     }
 
-    /// Asks who is there, and listens until no new member has answered for a while.
+    /// Asks all members to announce themselves, and waits until no new member has answered for a while.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -392,7 +392,7 @@ impl Connection {
         Ok(table)
     }
 
-    /// Announcements as they come; what cannot be read is left out.
+    /// Announcements as they arrive; unreadable ones are skipped.
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.
@@ -430,7 +430,7 @@ pub struct Idle {
 }
 
 impl Connection {
-    /// Orders to the member of this id, as they come.
+    /// Orders to the member with this id, as they arrive.
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.
@@ -440,15 +440,15 @@ impl Connection {
         Ok(messages.map(|message| message.payload))
     }
 
-    /// Sends an order to a member; one that has ended does not receive it.
+    /// Sends an order to a member; a member that has ended does not receive it.
     pub async fn order(&self, member: &str, payload: Bytes) {
         if let Err(error) = self.send(format!("control.{member}"), payload).await {
             tracing::debug!(error, "scaling order not sent");
         }
     }
 
-    /// Tells all workers that this one is idle, so that a worker returns a job that it has prefetched and cannot
-    /// start yet.
+    /// Notifies all workers that this one is idle, so that a worker returns a job that it has prefetched and
+    /// cannot start yet.
     pub async fn announce_idle(&self, idle: &Idle) {
         let payload = serde_json::to_vec(idle).expect("it holds strings");
         if let Err(error) = self.send("idle".into(), Bytes::from(payload)).await {
@@ -456,7 +456,7 @@ impl Connection {
         }
     }
 
-    /// Workers that have just found nothing to do.
+    /// Workers that have just become idle.
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.

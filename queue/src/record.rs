@@ -7,13 +7,13 @@
 //!      └──┼─── retry ────┘  └─ cancel ─▶ canceled
 //!         └──── cancel ─────────────────▶ canceled
 //! ```
-//! `start` also leads from `running` to `running`: the worker before was lost, its lease ran out,
-//! and its attempt is closed as `lost`. Out of a terminal state leads only [`Record::again`], when
-//! a client asks for it: the attempts stay, and as many more are allowed.
+//! `start` also leads from `running` to `running`: the previous worker was lost, its lease expired,
+//! and its attempt is closed as `lost`. Only [`Record::again`] leaves a terminal state, when a
+//! client retries the job: past attempts are kept, and the full number of attempts is allowed again.
 //!
-//! The methods are pure: record and time in, next record out. That a next record replaces exactly
-//! the one it was made from is the queue's work ([`WorkerQueue::replace`](crate::WorkerQueue::replace)); both
-//! together make a job's history a line in which the first terminal state wins.
+//! The methods are pure: record and time in, next record out. The queue ensures that the next record
+//! replaces exactly the one it was made from ([`WorkerQueue::replace`](crate::WorkerQueue::replace)).
+//! Together they make a job's history linear: the first terminal state wins.
 
 use std::collections::BTreeMap;
 
@@ -53,11 +53,11 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
-    /// Whether both were written for one and the same request. What was written is compared, never guessed from
-    /// times or places.
+    /// Whether both were written for the same request. Compares what was written; never guesses from times or
+    /// positions.
     pub fn is_of_request(&self, other: &Self) -> bool {
         match (&self.origin.request, &other.origin.request) {
-            // Of older versions, or of tools that do not repeat themselves.
+            // Written by older versions, or by tools that do not repeat requests.
             (None, None) => self == other,
             (one, other) => one == other,
         }
@@ -145,21 +145,21 @@ impl JobOptions {
     }
 }
 
-/// A job: what was asked, where it lies, what was tried, how it stands.
+/// A job: its specification, the position of its input, its attempts and its state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// What was asked for.
+    /// The specification.
     #[serde(flatten)]
     pub spec: JobSpec,
     /// The partition whose message holds the input.
     pub partition: PartitionId,
-    /// That message's position. A delivery from elsewhere is a stray double.
+    /// Position of that message. A delivery from any other position is a stray duplicate.
     pub sequence: Sequence,
     /// Every attempt so far, oldest first.
     #[serde(default)]
     pub attempts: Vec<Attempt>,
-    /// How many of them do not count against the topic's limit: those before the job was last asked for again,
-    /// and those that a worker gave up because it was told to end.
+    /// Number of attempts that do not count against the topic's limit: those before a client last retried the
+    /// job, and those that a worker gave up because it had to shut down.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub attempts_forgiven: u32,
     /// The job's current state.
@@ -167,7 +167,7 @@ pub struct Record {
     pub state: State,
 }
 
-/// How a job stands. Each variant carries only what is true in it.
+/// State of a job. Each variant carries only what is true in it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum State {
@@ -177,13 +177,13 @@ pub enum State {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_at: Option<Timestamp>,
     },
-    /// A worker has it; the last attempt says which.
+    /// A worker runs it; the last attempt names the worker.
     Running {},
     /// Has a result. Terminal.
     Succeeded {
-        /// What the model answered.
+        /// What the model returned.
         result: serde_json::Value,
-        /// Where the time went.
+        /// Time of each stage.
         timings: Timings,
         /// When it was finished.
         finished_at: Timestamp,
@@ -281,13 +281,13 @@ pub struct Timings {
     pub total_ms: f64,
 }
 
-/// A step that is not in the diagram.
+/// A transition that is not in the diagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a job that is {from} cannot {step}")]
 pub struct InvalidTransition {
     /// The state that the job is in.
     pub from: &'static str,
-    /// What was tried.
+    /// The transition that was attempted.
     pub step: &'static str,
 }
 
@@ -312,7 +312,7 @@ impl Record {
         }
     }
 
-    /// Why it fails unrun, if its first attempt had to begin before now and has not.
+    /// Why the job fails without a run, if the deadline for its first attempt passed before that started.
     pub fn overdue(&self, now: Timestamp) -> Option<JobError> {
         let start_by = self.spec.options.start_by.filter(|by| now > *by)?;
         let waits = matches!(self.state, State::Queued { .. }) && self.attempts.is_empty();
@@ -342,7 +342,7 @@ impl Record {
         Ok(next)
     }
 
-    /// The running attempt failed in a way that another may not.
+    /// The running attempt failed, but another one may succeed.
     ///
     /// # Errors
     /// [`InvalidTransition`] unless running.
@@ -353,8 +353,8 @@ impl Record {
         Ok(next)
     }
 
-    /// The running attempt was given up for no fault of the job's: it does not count against the limit, and the job
-    /// waits for no pause.
+    /// The worker gave up the running attempt through no fault of the job: the attempt does not count against the
+    /// limit, and the job may be retried at once.
     ///
     /// # Errors
     /// [`InvalidTransition`] unless running.
@@ -366,7 +366,7 @@ impl Record {
         Ok(next)
     }
 
-    /// The running attempt gave a result.
+    /// The running attempt produced a result.
     ///
     /// # Errors
     /// [`InvalidTransition`] unless running.
@@ -382,7 +382,7 @@ impl Record {
         Ok(next)
     }
 
-    /// The job cannot be done: bad input, or no attempts left.
+    /// The job cannot succeed: bad input, or no attempts left.
     ///
     /// # Errors
     /// [`InvalidTransition`] from a terminal state.
@@ -393,7 +393,7 @@ impl Record {
     }
 
     /// No attempts are left. `last_error` is why the running attempt failed; `None` when its
-    /// worker never said.
+    /// worker was lost.
     ///
     /// # Errors
     /// [`InvalidTransition`] from a terminal state.
@@ -419,8 +419,8 @@ impl Record {
         Ok(next)
     }
 
-    /// A client retries a job that has failed or was canceled; its input is at
-    /// a new place.
+    /// A client retries a job that has failed or was canceled; its input has a
+    /// new position.
     ///
     /// # Errors
     /// [`InvalidTransition`] from any other state.
@@ -432,7 +432,7 @@ impl Record {
         let attempts_forgiven = self.attempts.len() as u32;
         let state = State::Queued { retry_at: None };
         let mut next = Self { partition, sequence, attempts_forgiven, state, ..self.clone() };
-        // A retry is wanted although it is late.
+        // The client wants the retry even though the deadline has passed.
         next.spec.options.start_by = None;
         Ok(next)
     }
@@ -444,7 +444,7 @@ impl Record {
         }
     }
 
-    /// A copy in which an attempt that still runs is closed with `outcome`.
+    /// A copy in which the running attempt, if any, is closed with `outcome`.
     fn step(&self, step: &'static str, now: Timestamp, outcome: Outcome) -> Result<Self, InvalidTransition> {
         if self.is_terminal() {
             return Err(InvalidTransition { from: self.state.name(), step });
@@ -463,7 +463,7 @@ fn is_zero(count: &u32) -> bool {
 }
 
 impl State {
-    /// The name as it stands in records and answers.
+    /// The name, as written in records and responses.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Queued { .. } => "queued",

@@ -1,9 +1,9 @@
-//! Work that only one process may do at a time: it needs the *lease record*.
+//! Work that only one process may do at a time: the one that holds the *lease record*.
 //!
-//! A lease record is one message a name, changed by compare-and-set only. Its holder renews it;
-//! candidates watch it, and may take it over once the same revision has stood for a whole
-//! term. No clock is compared with another one: the holder counts its term from *before* it
-//! sent the write, a candidate from *after* it saw that write, so the holder's term ends first.
+//! A lease record is one message per name, changed only by compare-and-set. Its holder renews it;
+//! candidates watch it, and may take it over once they have seen the same revision for a whole
+//! term. Clocks are never compared: the holder counts its term from *before* it sent the write,
+//! a candidate from *after* it saw that write, so the holder's term ends first.
 //!
 //! [`Candidate`] is pure: what was read and the time in, what to write out.
 
@@ -13,21 +13,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::{Replaced, Revision};
 
-/// What stands in a lease record.
+/// Content of a lease record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseRecord {
-    /// Its holder; none after it was released.
+    /// Its holder; `None` after it was released.
     pub holder: Option<String>,
 }
 
-/// A process that wants a lease record, or has it.
+/// A process that wants or holds a lease record.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     id: String,
     term: Duration,
     /// The revision that was seen last, and since when.
     seen: Option<(Revision, Instant)>,
-    /// The revision that is ours, and until when.
+    /// The revision that we hold, and until when.
     held: Option<(Revision, Instant)>,
 }
 
@@ -56,17 +56,17 @@ impl Candidate {
         self.held.is_some_and(|(_, until)| now < until)
     }
 
-    /// The revision that is ours.
+    /// The revision that we hold.
     pub fn revision(&self) -> Option<Revision> {
         self.held.map(|(revision, _)| revision)
     }
 
-    /// Decides after the record was read; `now` is a moment after the answer came.
+    /// Decides what to do with the record that was read; `now` is a moment after the answer arrived.
     pub fn step(&mut self, read: Option<(Revision, LeaseRecord)>, now: Instant) -> LeaseAction {
         let Some((revision, record)) = read else { return LeaseAction::Write(Revision::default()) };
         if let Some((held, until)) = self.held {
             if revision != held && record.holder.as_deref() == Some(&self.id) {
-                // A write of ours whose answer was lost; it gives no more time than we know of.
+                // Our own write whose answer was lost; it does not extend the term that we know of.
                 self.held = Some((revision, until));
             } else if revision != held {
                 self.held = None;
@@ -83,12 +83,12 @@ impl Candidate {
                 now
             }
         };
-        // One of our earlier lives counts like another's: what it may still do is unknown.
+        // Our own id from an earlier term counts like another process's: what it may still do is unknown.
         let over = now.saturating_duration_since(since) >= self.term.mul_f64(1.1);
         if record.holder.is_none() || over { LeaseAction::Write(revision) } else { LeaseAction::Wait }
     }
 
-    /// Takes in what became of a write that was sent at `sent_at`.
+    /// Takes the outcome of a write that was sent at `sent_at`.
     pub fn wrote(&mut self, outcome: Replaced, sent_at: Instant) {
         match outcome {
             Replaced::Done(revision) => self.held = Some((revision, sent_at + self.term)),

@@ -1,7 +1,7 @@
 //! Stored formats have golden files: a rename that would make older data unreadable fails here.
 //!
-//! Each file is what this or an earlier version writes. It must still be read, and written again without a
-//! difference, so that processes of two versions can share a queue.
+//! Each file holds what this or an earlier version writes. This version must read it and write it again
+//! unchanged, so that processes of two versions can share a queue.
 
 use std::fs;
 use std::path::PathBuf;

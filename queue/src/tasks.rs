@@ -1,8 +1,8 @@
-//! Background tasks of a process: named, watched, and started again when they end.
+//! Background tasks of a process: named, watched, and restarted when they end.
 //!
-//! Such a task has no caller who would notice its end, so this is its caller. One that returns an error or
-//! panics is started again after a pause that grows while it keeps failing. What happened is logged once,
-//! counted, and shown by [`Tasks::health`] for as long as the task is not well.
+//! Such a task has no caller that would notice its end, so this module is its caller. It restarts a task
+//! that ends, fails or panics after a pause, which grows while the task keeps failing. Each end is logged
+//! once, counted, and shown by [`Tasks::health`] until the task is well again.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Pause before a task that has ended is started again, the first time and at most.
+/// Pause before a task that has ended is restarted: the first one, and the longest.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A task that has run for this long is well again.
 const WELL_AFTER: Duration = Duration::from_secs(60);
-/// Ends in a row after which a process should not be called ready.
+/// Consecutive ends after which a process should not report that it is ready.
 const FAILURES_MAX: u32 = 3;
 
 /// The background tasks of a process; clones share them.
@@ -26,24 +26,24 @@ pub struct Tasks(Arc<Mutex<BTreeMap<&'static str, TaskState>>>);
 
 #[derive(Debug, Default)]
 struct TaskState {
-    /// Times it was started again, in all.
+    /// Restarts in total.
     restarts: u64,
-    /// Ends in a row.
+    /// Consecutive ends.
     failures: u32,
     problem: Option<String>,
     started: Option<Instant>,
 }
 
-/// How a task is.
+/// State of a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
     /// Its name.
     pub name: &'static str,
-    /// Times it was started again.
+    /// Number of restarts.
     pub restarts: u64,
     /// Why it ended last, if it has not run well for a minute since.
     pub problem: Option<String>,
-    /// It has ended again and again.
+    /// It has ended several times in a row.
     pub is_down: bool,
 }
 
@@ -52,7 +52,7 @@ impl Tasks {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `work` for as long as what this returns is kept, again and again if it ends.
+    /// Runs `work` until the returned handle is dropped, and restarts it whenever it ends.
     pub fn keep<W, F, E>(&self, name: &'static str, work: W) -> AbortOnDropHandle<()>
     where
         W: Fn() -> F + Send + Sync + 'static,
@@ -63,7 +63,7 @@ impl Tasks {
         AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
                 tasks.started(name);
-                // Each run begins with nothing that an earlier one could have left half-done.
+                // Unwind safe: a run shares no state that an earlier one could have left half-done.
                 let ended = std::panic::AssertUnwindSafe(async { work().await }).catch_unwind().await;
                 let problem = match ended {
                     Ok(Ok(())) => "it ended".to_owned(),
@@ -80,7 +80,7 @@ impl Tasks {
         self.lock().entry(name).or_default().started = Some(Instant::now());
     }
 
-    /// Notes an end; returns the pause before the next start.
+    /// Records an end; returns the pause before the next start.
     fn ended(&self, name: &'static str, problem: String) -> Duration {
         let mut tasks = self.lock();
         let task = tasks.entry(name).or_default();
@@ -96,7 +96,7 @@ impl Tasks {
         pause
     }
 
-    /// How all tasks are.
+    /// The state of all tasks.
     pub fn health(&self) -> Vec<Health> {
         let tasks = self.lock();
         let health = tasks.iter().map(|(name, task)| {
@@ -108,7 +108,7 @@ impl Tasks {
     }
 }
 
-/// What a panic was raised with.
+/// The message of a panic.
 pub fn words_of(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".into())

@@ -1,4 +1,4 @@
-//! Wall-clock time with milliseconds, as it stands in records and answers.
+//! Wall-clock time in milliseconds, as written in records and responses.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,27 +14,27 @@ use utoipa::{PartialSchema, ToSchema};
 
 /// How far the clock of the queue's server is ahead of this machine's.
 static AHEAD_MILLIS: AtomicI64 = AtomicI64::new(0);
-/// A comparison that took longer says too little, milliseconds.
+/// A comparison that took longer is too inaccurate to use, milliseconds.
 const COMPARED_WITHIN: i64 = 500;
-/// Clocks that are apart by no more than this agree.
+/// Clocks that differ by at most this much agree, milliseconds.
 const AGREE_WITHIN: i64 = 250;
 
 /// Milliseconds since 1970 in UTC; written as RFC 3339 (`2026-11-23T17:00:00.123Z`).
 ///
-/// Wall clocks jump: timestamps are shown and compared by people, never used for leases.
+/// Wall clocks jump: timestamps are for people to read and compare, never for leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// This moment by the clock of the queue's server, as far as this process knows it: spans between moments
-    /// that different machines have written are true then. The system's own clock before it is known.
+    /// Now, by the clock of the queue's server, so that spans between timestamps of different machines are
+    /// correct. Until this process knows that clock, now by its own machine's clock.
     pub fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let own = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
         Self::from_millis(own.saturating_add(AHEAD_MILLIS.load(Ordering::Relaxed)))
     }
 
-    /// Takes note of what the queue's server's clock showed between two moments of the system's own.
+    /// Takes note of what the clock of the queue's server showed between two moments of this machine's clock.
     pub(crate) fn compare(server: Self, asked: SystemTime, answered: SystemTime) {
         let millis = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
         let (asked, answered) = (millis(asked), millis(answered));
@@ -43,8 +43,8 @@ impl Timestamp {
             return;
         }
         let ahead = server.0 - (asked + took / 2);
-        // Small differences are what clocks have that are set over a network, and what a slow answer makes: what was
-        // known stays until a measurement contradicts it.
+        // Small differences are normal: clocks are set over a network, and answers take time. The known offset stays
+        // until a measurement contradicts it.
         let before = AHEAD_MILLIS.load(Ordering::Relaxed);
         if (ahead - before).abs() <= took / 2 + AGREE_WITHIN {
             return;
@@ -56,7 +56,7 @@ impl Timestamp {
         }
     }
 
-    /// A moment by its distance from 1970, kept within the years 0 to 9999, which RFC 3339 can say.
+    /// A moment by its distance from 1970, clamped to the years 0 to 9999, the range of RFC 3339.
     pub fn from_millis(millis: i64) -> Self {
         const YEAR_0: i64 = -62_167_219_200_000;
         const YEAR_9999_END: i64 = 253_402_300_799_999;
@@ -68,19 +68,19 @@ impl Timestamp {
         self.0
     }
 
-    /// This moment and `later`.
+    /// The moment that is `later` after this one.
     #[must_use]
     pub fn plus(self, later: Duration) -> Self {
         Self::from_millis(self.0.saturating_add(i64::try_from(later.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// Milliseconds from `earlier` to this moment; 0 if the clock went back between.
+    /// Milliseconds from `earlier` to this moment; 0 if the clock was set back in between.
     pub fn millis_since(self, earlier: Self) -> u64 {
         u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0)
     }
 }
 
-/// A text that is not a moment.
+/// A text that is not a timestamp.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a time such as 2026-11-23T17:00:00Z: {0}")]
 pub struct NoMoment(String);

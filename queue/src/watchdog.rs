@@ -1,7 +1,7 @@
-//! Partitions that have work and get nowhere: since when, and why.
+//! Partitions that have work but make no progress: since when, and why.
 //!
-//! [`Watchdog`] is pure: descriptions of topics, members and the time in, stalls out. What can be
-//! repaired without asking is said in [`Stall::can_repair`].
+//! [`Watchdog`] is pure: descriptions of topics, members and the time in, stalls out.
+//! [`Stall::can_repair`] decides what can be repaired without asking.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use crate::client::{Description, Partition};
 use crate::members::{Announcement, Role};
 use crate::{PartitionId, TopicName};
 
-/// How long jobs may wait without a worker holding one before it is reported.
+/// How long jobs may wait, while no worker holds one, before a stall is reported.
 const UNTOUCHED_MAX: Duration = Duration::from_secs(5);
-/// What a job in hand may take on top of its lease and its run timeout.
+/// How long a worker may hold a job on top of its lease and its run timeout.
 const SETTLE_MAX: Duration = Duration::from_secs(15);
 
 /// A partition with work that makes no progress.
@@ -61,23 +61,23 @@ pub enum Reason {
 }
 
 impl Stall {
-    /// Whether it can be repaired without losing or running anything twice.
+    /// Whether it can be repaired without losing a job or running one twice.
     pub fn can_repair(&self) -> bool {
-        // A consumer that is made anew hands out everything that still lies in the queue, and the
-        // records say what of that is done already.
+        // A new consumer hands out everything that is still in the queue, and the records show
+        // which of those jobs are already done.
         matches!(self.reason, Reason::ConsumerMissing | Reason::Unknown)
     }
 }
 
-/// Watches topics from look to look.
+/// Watches topics from one check to the next.
 #[derive(Debug, Default)]
 pub struct Watchdog {
-    /// Of each partition: how much was worked off, and since when that is so.
+    /// For each partition: how many messages were settled, and since when this number has not changed.
     seen: BTreeMap<(TopicName, PartitionId), (u64, Instant)>,
 }
 
 impl Watchdog {
-    /// Looks at all topics; whatever is not among them is forgotten.
+    /// Checks all topics; partitions that are not among them are forgotten.
     pub fn look(&mut self, topics: &[Description], members: &[Announcement], now: Instant) -> Vec<Stall> {
         let is_there = |topic: &TopicName, partition: &PartitionId| {
             let same = |described: &&Description| described.name == *topic;
@@ -100,7 +100,7 @@ impl Watchdog {
         members: &[Announcement],
         now: Instant,
     ) -> Option<Stall> {
-        // Without its consumer the progress of a partition is unknown.
+        // The progress of a partition without a consumer is unknown.
         let waiting =
             if partition.consumer_missing { partition.messages } else { partition.queued + partition.in_work };
         let done = partition.last.0.saturating_sub(waiting);
@@ -221,7 +221,7 @@ pub(crate) mod tests {
         Announcement::new(Role::Worker, &["cats".into()])
     }
 
-    /// What is said after two looks, this many seconds apart.
+    /// The reasons that the second of two checks reports, this many seconds apart.
     fn after(seconds: u64, topic: &Description, members: &[Announcement]) -> Vec<Reason> {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         assert_eq!(watchdog.look(std::slice::from_ref(topic), members, start), []);

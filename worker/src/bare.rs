@@ -1,5 +1,4 @@
-//! The bare loop: decode, resize, model, and nothing else. What the whole pipeline is measured
-//! against.
+//! The bare loop: decode, resize, model, and nothing else. The whole pipeline is measured against it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,10 +10,10 @@ use models::postprocess::Wishes;
 use crate::engine::{Engine, Request};
 use crate::{Config, WorkerError};
 
-/// How long one image may take before the measurement is given up.
+/// How long one image may take before the measurement fails.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Some engines with one model, each on a thread of its own.
+/// Several engines with one model, each on a thread of its own.
 pub struct Bare {
     engines: Vec<Engine>,
     model: String,
@@ -22,10 +21,10 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// Loads the first model of `config` this many times.
+    /// Loads the first model of `config` into each of `engines` engines.
     ///
     /// # Errors
-    /// [`WorkerError`] when the runtime or the model cannot be loaded.
+    /// [`WorkerError`] if the runtime or the model cannot be loaded.
     pub async fn start(config: Config, engines: usize) -> Result<Self, WorkerError> {
         let model = config.models.first().cloned().unwrap_or_default();
         let missing = || WorkerError::Model { model: model.clone(), problem: "it is not in the repository".into() };
@@ -42,7 +41,7 @@ impl Bare {
     /// Runs `count` images, taken from `images` in turn, and returns how long that took.
     ///
     /// # Errors
-    /// What the first image that fails has failed with.
+    /// The error of the first image that fails.
     pub async fn run(&self, images: &Arc<[Bytes]>, count: usize) -> Result<Duration, String> {
         let next = Arc::new(AtomicUsize::new(0));
         let started = Instant::now();

@@ -1,8 +1,7 @@
 //! The models of one process, on a thread of their own.
 //!
-//! Decoding and running take the processor for milliseconds at a time, so they stay off the
-//! threads that keep leases alive. One request at a time; a second one is not taken before the
-//! first is answered.
+//! Decoding and inference take the processor for milliseconds at a time, so they stay off the threads that renew
+//! leases. The engine takes one request at a time, and the next one only after it has answered.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -24,9 +23,8 @@ use crate::WorkerError;
 use crate::error::RunError;
 use crate::onnx::{LoadedModel, Runtime, Stop};
 
-/// How long a run that was stopped may take to end before it counts as stuck. The stop reaches the
-/// model at its next operator, but a decoder not before its end: this is more than the slowest
-/// image within the limits takes on a busy machine.
+/// How long a stopped run may take to end before it counts as stuck. A model stops at its next operator, but a decoder
+/// only when it is done: this is longer than the slowest image within the limits takes on a busy machine.
 const STOP_GRACE: Duration = Duration::from_secs(15);
 
 /// One image for one model.
@@ -56,24 +54,24 @@ pub(crate) struct Stages {
     pub(crate) postprocess: Duration,
 }
 
-/// The way to the engine's thread.
+/// A handle to the engine's thread.
 #[derive(Clone)]
 pub(crate) struct Engine {
     requests: mpsc::Sender<Call>,
-    /// All versions of the models that could be loaded.
+    /// All versions of the models that were loaded.
     files: Arc<[ModelFiles]>,
 }
 
-/// What is sent to the thread: the request, how to stop it, where the answer goes.
+/// What is sent to the thread: the request, its stop, and where to send the answer.
 type Call = (Request, Stop, oneshot::Sender<Result<Answer, RunError>>);
 
-/// The engine's thread is gone or does not answer; the process has to end.
+/// The engine's thread has died or does not answer; the process must end.
 #[derive(Debug)]
 pub(crate) struct Stuck;
 
 impl Engine {
-    /// Loads the runtime and the named models, each with its warm-up runs, and starts the thread. A model that
-    /// cannot be loaded is left out, as long as there is another one.
+    /// Loads the runtime and the named models, each with its warm-up runs, and starts the thread. A model that cannot
+    /// be loaded is skipped, as long as another one loads.
     pub(crate) async fn start(
         repository: Repository,
         cache: Cache,
@@ -110,19 +108,19 @@ impl Engine {
         names
     }
 
-    /// What there is of these models.
+    /// All versions of these models, with their digests.
     pub(crate) fn files(&self) -> &[ModelFiles] {
         &self.files
     }
 
-    /// Whether this worker gives the answers that a job was promised.
+    /// Whether this worker has the model files that a job was promised.
     pub(crate) fn has(&self, spec: &JobSpec) -> bool {
         self.files.iter().any(|files| files.are_promised(spec))
     }
 
-    /// Runs one request within its time, unless it is canceled or this process has to leave.
+    /// Runs one request within its timeout, unless the job is canceled or this process must end.
     ///
-    /// `Err(Stuck)` when even the stop did not end it.
+    /// `Err(Stuck)` if even the stop did not end the run.
     pub(crate) async fn run(
         &self,
         request: Request,
@@ -143,11 +141,11 @@ impl Engine {
             () = leaving => RunError::Leaving,
         };
         stop.pull();
-        // The end of this process ends the run too.
+        // No grace if this process is ending: that ends the run too.
         let grace = if matches!(stopped, RunError::Leaving) { Duration::ZERO } else { STOP_GRACE };
         match tokio::time::timeout(grace, answered).await {
             Err(_) if grace.is_zero() => Ok(Err(stopped)),
-            // Only a time that is over is told apart: a cancel wins over whatever the run says.
+            // Only a timeout looks at the run's own error: a cancel takes precedence over whatever the run returned.
             Ok(Ok(Err(slow @ RunError::SlowImage(_)))) if matches!(stopped, RunError::Timeout(_)) => Ok(Err(slow)),
             Ok(Ok(_)) => Ok(Err(stopped)),
             Ok(Err(_)) | Err(_) => Err(Stuck),
@@ -155,7 +153,7 @@ impl Engine {
     }
 }
 
-/// The loaded models; lives on the engine's thread.
+/// The loaded models, owned by the engine's thread.
 struct Shelf {
     repository: Repository,
     cache: Cache,
@@ -176,7 +174,7 @@ impl Shelf {
         let mut problem = None;
         for name in models {
             if let Err(error) = shelf.load_default(name) {
-                // What cannot be fetched now may be later: the supervisor tries again.
+                // Files that cannot be fetched now may be available later: the supervisor retries.
                 if matches!(error, WorkerError::Files { .. }) {
                     return Err(error);
                 }
@@ -197,7 +195,7 @@ impl Shelf {
         self.load(&model, version)
     }
 
-    /// All versions of the models of which one is loaded; the others are loaded when a job needs them.
+    /// All versions of each model that has a loaded version; the others are loaded when a job needs them.
     fn files(&self) -> Vec<ModelFiles> {
         let is_loaded = |model: &&Model| self.loaded.keys().any(|(name, _)| name == model.name());
         let versions = |model: &Model| {
@@ -221,7 +219,7 @@ impl Shelf {
         let mut loaded = self.runtime.session(&graph, model.manifest()).map_err(broken)?;
         for _ in 0..model.manifest().warm_up_runs {
             match warm_up(&mut loaded, model) {
-                // Noise may make of it what no photo does.
+                // Noise may produce values that no photo does.
                 Err(error @ RunError::Output(OutputError::NotFinite(_))) => {
                     tracing::warn!(model = model.name(), %error, "its warm-up, on a picture of noise");
                 }
@@ -257,7 +255,7 @@ fn stages(model: &Model, loaded: &mut LoadedModel, request: &Request, stop: &Sto
         decode::decode(&request.image, &Limits::default(), Some(short_side_needed(input)))
     });
     if stop.is_pulled() {
-        // Loading a model may have taken the time, and is done with then.
+        // If decoding was fast, loading the model used up the time, and a retry need not load it again.
         let is_slow = stages.decode >= request.timeout;
         return Err(if is_slow { RunError::SlowImage } else { RunError::Timeout }(request.timeout));
     }
@@ -279,8 +277,8 @@ fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Runs the model once on grey noise: the first run allocates and picks kernels. An even picture would make some
-/// models divide by zero.
+/// Runs the model once on grey noise: the first run allocates and picks kernels. A uniform image would make some models
+/// divide by zero.
 fn warm_up(loaded: &mut LoadedModel, model: &Model) -> Result<(), RunError> {
     let input = &model.manifest().input;
     let (width, height) = (input.width, input.height);

@@ -10,7 +10,7 @@ pub enum WorkerError {
     Runtime {
         /// The library's path.
         path: String,
-        /// What the loader said.
+        /// The loader's message.
         problem: String,
     },
     /// A model cannot be loaded.
@@ -29,13 +29,13 @@ pub enum WorkerError {
         /// What is wrong.
         source: PullError,
     },
-    /// The queue refuses to be asked.
+    /// A request to the queue failed.
     #[error(transparent)]
     Queue(#[from] queue::QueueError),
-    /// The queue refuses to be asked.
+    /// A fetch from the queue failed.
     #[error(transparent)]
     Fetch(#[from] queue::FetchError),
-    /// A run did not stop when it was told to; only the end of the process ends it.
+    /// A run ignored its stop; only the end of the process ends it.
     #[error("a run of {model} could not be stopped; this process ends to get rid of it")]
     Stuck {
         /// The model's name.
@@ -46,28 +46,28 @@ pub enum WorkerError {
 /// Why one run gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunError {
-    /// The image is no good; another try changes nothing.
+    /// The image is invalid; a retry would fail too.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The model's answer is not what its manifest says; another try changes nothing.
+    /// The model's outputs do not match its manifest; a retry would fail too.
     #[error(transparent)]
     Output(#[from] OutputError),
-    /// The run took longer than it may.
+    /// The run exceeded its timeout.
     #[error("the run took longer than {0:?}")]
     Timeout(std::time::Duration),
-    /// The time was over when the image was decoded; another try would take as long.
+    /// Decoding alone exceeded the timeout; a retry would take as long.
     #[error("decoding alone took longer than the {0:?} that the run may take")]
     SlowImage(std::time::Duration),
     /// The job was canceled.
     #[error("the job was canceled")]
     Canceled,
-    /// This process ends before the run does.
+    /// This process must end before the run does.
     #[error("the worker was stopped before the run ended")]
     Leaving,
-    /// This worker cannot load this model now; another one may.
+    /// This worker cannot load this model now; another worker may.
     #[error("{0}")]
     Model(String),
-    /// The runtime failed; it may have lacked memory.
+    /// The runtime failed, perhaps for lack of memory.
     #[error("{0}")]
     Runtime(String),
 }

@@ -1,9 +1,8 @@
 //! One job, from its delivery to its settlement.
 //!
-//! The order is what makes each step safe to be interrupted: `running` before the bytes are
-//! touched, the terminal record before the message is let go, and of a failed job record, dead
-//! letter, term. After a crash a worker finds the last step that was done and continues from
-//! there; each step may be done twice.
+//! The order makes each step safe to interrupt: `running` is written before the image is touched, and the terminal
+//! record before the message is settled; for a failed job the order is record, dead letter, term. After a crash a
+//! worker finds the last step that was done and continues from there; each step may be done twice.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,7 +24,7 @@ use crate::rounds::TopicPartition;
 use crate::runs::Runs;
 use crate::status::Status;
 
-/// How long a run waits for a job that is on its way.
+/// How long a run waits for a job that is being fetched.
 const ARRIVAL_MAX: Duration = Duration::from_millis(100);
 
 /// What all jobs of a worker need.
@@ -39,26 +38,26 @@ pub(crate) struct JobContext {
     pub(crate) reporter: Reporter,
     /// Held by the one job that is being settled.
     pub(crate) settling: Arc<Semaphore>,
-    /// Held while a job is on its way to this worker.
+    /// Locked while a job is being fetched.
     pub(crate) arriving: Arc<Mutex<()>>,
-    /// Jobs in hand that may be canceled.
+    /// Jobs that have begun here, so that each can be canceled.
     pub(crate) runs: Runs,
-    /// Pulled when runs that are not over must be given up: this process is about to end.
+    /// Canceled when unfinished runs must be given up, because this process is about to end.
     pub(crate) leaving: CancellationToken,
 }
 
-/// A job in hand: its lease is kept until this is dropped.
+/// A job that this worker holds: its lease is renewed until this is dropped.
 pub(crate) struct InHand {
     delivery: Delivery,
     topic: Arc<Topic>,
-    /// The record as it was when the job was taken, until it is used. It may have changed since, and
-    /// then the write that rests on it is refused.
+    /// The record as it was when the job was taken, until it is used. If it has changed since, the write that is based
+    /// on it is refused.
     seen: Option<Stored>,
     _lease: LeaseKeeper,
     _held: Held,
 }
 
-/// Counts a job in, and out again however it goes.
+/// Releases a job and reports that when it is dropped, however the job ended.
 struct Held {
     job: queue::JobId,
     status: Status,
@@ -74,11 +73,11 @@ impl Drop for Held {
 
 /// How a job began.
 enum Begun {
-    /// It is ours to run.
+    /// This worker runs it.
     Running { record: Box<Record>, revision: Revision },
-    /// There is nothing to run; this ends the message.
+    /// There is nothing to run; this settles the message.
     Over(Settlement),
-    /// Its message is not ours to end: its lease is lost, or the queue does not answer.
+    /// Its message must be left alone: the lease is lost, or the queue does not answer.
     Left,
 }
 
@@ -95,24 +94,24 @@ impl InHand {
         Self { _lease: LeaseKeeper::start(&delivery, bench.reporter), _held: held, delivery, topic, seen: None }
     }
 
-    /// Whether one of these models is the job's.
+    /// Whether the job is for one of these models.
     pub(crate) fn is_for(&self, models: &[String]) -> bool {
         self.topic.settings.model.as_ref().is_some_and(|model| models.contains(model))
     }
 
-    /// Reads the record ahead, while another job is in the model.
+    /// Reads the record in advance, while another job is in the model.
     pub(crate) async fn look(&mut self, bench: &JobContext) {
-        // What goes wrong here is found, and said, when the job begins.
+        // An error here is ignored: it is found again, and logged, when the job begins.
         self.seen = bench.queue.find_record(&self.delivery.id).await.ok().flatten();
     }
 
-    /// Where it comes from.
+    /// The topic and partition that it came from.
     pub(crate) fn place(&self) -> TopicPartition {
         (self.topic.name().clone(), self.delivery.partition)
     }
 
-    /// What it was promised, if another worker's files are needed for that. Of a job that has ended, or cannot be
-    /// read, nothing is run.
+    /// The job's spec, if it needs model files that only another worker has. `None` also for a job that has ended or
+    /// cannot be read, since there is nothing to run.
     pub(crate) fn is_for_others(&self, bench: &JobContext) -> Option<JobSpec> {
         let spec = match (&self.seen, &self.delivery.spec) {
             (Some(seen), _) if seen.record.is_terminal() => return None,
@@ -122,12 +121,12 @@ impl InHand {
         (!bench.engine.has(spec)).then(|| spec.clone())
     }
 
-    /// How long to give it back if it is for others: longer each time.
+    /// How long to return the job for if it is for other workers: longer each time.
     pub(crate) fn pause(&self) -> Duration {
         job_pause(self.delivery.deliveries)
     }
 
-    /// Gives the job back for a while. It has not begun, so this costs it no attempt.
+    /// Returns the job to the queue for a while. It has not started, so this costs no attempt.
     pub(crate) async fn postpone(self, pause: Duration) {
         tracing::debug!(job_id = %self.delivery.id, ?pause, "job needs other model files");
         log_unsettled(&self.delivery, self.delivery.nak(pause).await);
@@ -139,7 +138,7 @@ impl InHand {
         log_unsettled(&self.delivery, self.delivery.nak(Duration::ZERO).await);
     }
 
-    /// Runs the job and settles it. `slot` is the model's; it is free again once the model is.
+    /// Runs the job and settles it. `slot` is the model's, and is released as soon as the model is free.
     ///
     /// # Errors
     /// [`WorkerError::Stuck`]: the job is settled, but this process must end.
@@ -158,11 +157,11 @@ impl InHand {
         let request = self.request(&running);
         let model = request.model.clone();
         let timeout = request.timeout;
-        // A run may end this process. Its supervisor returns the jobs that were reported; a job that is just
+        // A run may kill this process. Its supervisor then returns the reported jobs to the queue; a job that is still
         // being fetched is not reported yet.
         drop(tokio::time::timeout(ARRIVAL_MAX, bench.arriving.lock()).await);
         let (run, stuck) = match bench.engine.run(request, canceled.canceled(), bench.leaving.cancelled()).await {
-            // The record is canceled already, and its writer has removed the message.
+            // The record is already canceled, and the process that wrote it has removed the message.
             Ok(Err(RunError::Canceled)) => {
                 bench.status.count(&running, &Err(RunError::Canceled), "canceled");
                 return Ok(());
@@ -170,10 +169,10 @@ impl InHand {
             Ok(run) => (run, false),
             Err(_) => (Err(RunError::Timeout(timeout)), true),
         };
-        // One job may be settled while the next one is in the model, not more.
+        // At most one job is settled while the next one is in the model.
         let settling = bench.settling.acquire().await;
         bench.status.stage(&self.delivery.id, Stage::Settling);
-        // A model that is stuck stays taken until the process ends.
+        // A stuck model stays occupied until the process ends.
         if stuck {
             slot.forget();
         } else {
@@ -188,7 +187,7 @@ impl InHand {
         if stuck { Err(WorkerError::Stuck { model }) } else { Ok(()) }
     }
 
-    /// Writes `running`, unless the record says that there is nothing to run.
+    /// Writes `running`, unless the record shows that there is nothing to run.
     async fn begin(&mut self, bench: &JobContext) -> Begun {
         loop {
             match self.try_begin(bench).await {
@@ -202,14 +201,14 @@ impl InHand {
         }
     }
 
-    /// `None` when another process wrote the record meanwhile.
+    /// `None` if another process wrote the record meanwhile.
     async fn try_begin(&mut self, bench: &JobContext) -> Result<Option<Begun>, QueueError> {
         if !self.delivery.lease().is_held(Instant::now()) {
             return Ok(Some(Begun::Left));
         }
         let now = Timestamp::now();
         let stored = match self.seen.take() {
-            // What had ended then may have been asked for again since.
+            // A job that had ended by then may have been retried since.
             Some(seen) if !seen.record.is_terminal() => Some(seen),
             _ => bench.queue.find_record(&self.delivery.id).await?,
         };
@@ -224,24 +223,24 @@ impl InHand {
                 return Ok(Some(Begun::Over(Settlement::Bury { reason, attempts: Vec::new() })));
             }
         };
-        // A client retried this job and has not written that yet.
+        // A client retried this job and has not written the record yet.
         let place = (self.delivery.partition, self.delivery.sequence);
         let record = match record.again(place.0, place.1) {
             Ok(again) if self.delivery.again == Some(revision) => again,
             _ => record,
         };
-        // Another request's, which was not the first for this job. Whatever became of the job, its dead letter
-        // holds its own image.
+        // This message is from another request, which was not the first for this job. It can be removed: whatever
+        // became of the job, its dead letter holds the job's own image.
         if (record.partition, record.sequence) != place {
             return Ok(Some(Begun::Over(Settlement::Ack)));
         }
         match &record.state {
-            // A crash may have come between the record and its dead letter.
+            // A worker may have crashed between the record and its dead letter.
             State::Failed { .. } => return Ok(Some(Begun::Over(bury(&record)))),
             State::Succeeded { .. } | State::Canceled { .. } => return Ok(Some(Begun::Over(Settlement::Ack))),
             State::Queued { .. } | State::Running {} => {}
         }
-        // Reading may have taken long, and past the lease another worker has the job.
+        // Reading may have taken long, and another worker has the job once the lease expires.
         if !self.delivery.lease().is_held(Instant::now()) {
             return Ok(Some(Begun::Left));
         }
@@ -259,7 +258,7 @@ impl InHand {
             let written = bench.queue.replace(revision, &failed).await?;
             return Ok((written != Replaced::Refused).then(|| Begun::Over(bury(&failed))));
         }
-        // What was seen of it may have been another life of it, that has ended.
+        // `look` may have read an earlier life of this job, which had ended.
         if !bench.engine.has(&record.spec) {
             return Ok(Some(Begun::Over(Settlement::Nak { delay: self.pause() })));
         }
@@ -297,8 +296,8 @@ impl InHand {
                 self.settle(&outcome.settlement).await;
                 outcome.settlement.name()
             }
-            // Canceled, or given to another worker because our lease ran out. Both own the job
-            // and its message now.
+            // Canceled, or redelivered because our lease expired. Either way, the job and its message are
+            // no longer ours.
             Ok(Replaced::Refused) => {
                 tracing::warn!(job_id = %self.delivery.id, "result dropped: another worker holds the job");
                 "superseded"
@@ -330,7 +329,7 @@ impl InHand {
             },
         };
         log_unsettled(&self.delivery, settled);
-        // The next one of an ordered partition has waited for this.
+        // The next job of an ordered partition has waited for this.
         if self.topic.settings.ordered {
             self.delivery.wake_next().await;
         }

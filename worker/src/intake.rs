@@ -1,13 +1,12 @@
 //! Which partition to ask for the next job.
 //!
-//! A partition is asked only when it is *marked*: by a wake-up that a publisher sent, or by the
-//! worker's own pass each second, which also finds jobs that come back after a delay and topics
-//! that are new. A mark goes when the partition is asked, and comes back if it had a job. The
-//! round starts at a place that differs from worker to worker, so that they do not all ask the
-//! same partition first. Which priority's round comes next is [`Rounds`]' business.
+//! A partition is asked only when it is *marked*: by a publisher's wake-up, or by the worker's own pass each second,
+//! which also finds delayed jobs that are due and new topics. A mark is removed when the partition is asked, and set
+//! again if it had a job. Each worker starts its round at a different place, so that they do not all ask the same
+//! partition first. [`Rounds`] decides which priority's round comes next.
 //!
-//! A worker that finds nothing announces that, and a worker that has prefetched a job and cannot start it yet
-//! returns it: no worker is idle while a job waits on another one.
+//! A worker that finds nothing announces that it is idle, and a worker whose prefetched job cannot start yet then
+//! returns it: no worker is idle while a job waits for another one.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,9 +26,9 @@ use crate::rounds::{Rounds, TopicPartition};
 
 /// How often all partitions are checked without a notification.
 const PASS_INTERVAL: Duration = Duration::from_secs(1);
-/// Pause after an error, so that an absent server is not hammered.
+/// Pause after an error, so that an unreachable server is not flooded.
 const ERROR_PAUSE: Duration = Duration::from_millis(200);
-/// How long to find nothing before saying so: many jobs take less.
+/// How long to find nothing before announcing it: many jobs take less.
 const IDLE_PATIENCE: Duration = Duration::from_millis(20);
 
 /// Finds jobs.
@@ -39,7 +38,7 @@ pub(crate) struct Intake {
     wakes: Pin<Box<dyn Stream<Item = TopicPartition> + Send>>,
     /// Topics that have just changed.
     changes: Pin<Box<dyn Stream<Item = TopicName> + Send>>,
-    /// This worker and its models, as others hear of them.
+    /// This worker and its models, as it announces them when idle.
     idle: Idle,
     topics: Vec<Arc<Topic>>,
     rounds: Rounds,
@@ -48,7 +47,7 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    /// Listens for wake-ups; `start` is where in the round to begin.
+    /// Subscribes to wake-ups; `start` is where the round begins.
     pub(crate) async fn new(queue: WorkerQueue, idle: Idle, start: usize) -> Result<Self, WorkerError> {
         let wakes = Box::pin(queue.wakes().await?);
         let changes = Box::pin(queue.topic_changes().await?);
@@ -58,9 +57,8 @@ impl Intake {
         Ok(Self { queue, fetcher, wakes, changes, idle, topics, rounds, avoided, next_pass })
     }
 
-    /// The next job and its topic; `None` when told to stop. A request under way is let finish, so
-    /// that no job is lost on its way. `arriving` is held while there is one, and until what is
-    /// returned with the job is dropped.
+    /// Returns the next job and its topic, or `None` once `stop` is canceled. A request that is in progress may finish,
+    /// so that its job is not lost. `arriving` is locked during a request, and until the returned guard is dropped.
     pub(crate) async fn next(
         &mut self,
         stop: &CancellationToken,
@@ -81,7 +79,7 @@ impl Intake {
                 self.idle(stop).await;
                 continue;
             };
-            // Marked again with the next pass.
+            // The next pass marks it again.
             if self.avoided.holds(&place, Instant::now()) {
                 continue;
             }
@@ -102,13 +100,13 @@ impl Intake {
         }
     }
 
-    /// A job of this partition was for another worker, and is given back for this long: that one gets time to take
-    /// it.
+    /// Notes that a job of this partition was for another worker, and is returned for this long, so that the other
+    /// worker has time to take it.
     pub(crate) fn avoid(&mut self, place: TopicPartition, pause: Duration) {
         self.avoided.add(place, pause, Instant::now());
     }
 
-    /// A job of this partition was for this worker.
+    /// Notes that a job of this partition was for this worker.
     pub(crate) fn suits(&mut self, place: &TopicPartition) {
         self.avoided.remove(place);
     }
@@ -130,7 +128,7 @@ impl Intake {
     }
 
     async fn woken(&mut self, place: TopicPartition) {
-        // The wake of a topic's first job comes before the next pass would find the topic.
+        // The wake-up for a topic's first job arrives before the next pass would find the topic.
         let is_ours = |topic: &Arc<Topic>| *topic.name() == place.0;
         let may_be_ours = self.topics.iter().any(is_ours) || self.idle.models.iter().any(|m| *m == place.0.as_str());
         if !self.rounds.knows(&place) && may_be_ours {
@@ -139,7 +137,7 @@ impl Intake {
         self.rounds.mark(place);
     }
 
-    /// Looks which topics there are, and marks everything.
+    /// Lists the topics and marks all of their partitions.
     async fn pass(&mut self) {
         self.next_pass = Instant::now() + PASS_INTERVAL;
         match self.queue.topics().await {

@@ -1,4 +1,4 @@
-//! Keeping a lease alive for as long as its job is in hand.
+//! Keeps a lease alive for as long as this worker holds the job.
 
 use queue::client::Delivery;
 use tokio::task::JoinHandle;

@@ -1,12 +1,12 @@
 //! One job at a time, from its lease to its settlement.
 //!
-//! A worker is a process. It asks the queue for one job (`intake`), keeps its lease alive
-//! (`lease`), writes `running` and hands the image to the engine's thread (`execute`,
-//! `engine`), and writes what came of it before it lets the message go (`outcome`). While one
-//! job is in the model, one more is in hand, so that the queue's latency costs nothing.
+//! A worker is a process. It asks the queue for one job (`intake`), keeps its lease alive (`lease`), writes
+//! `running` and hands the image to the engine's thread (`execute`, `engine`), and writes the outcome before it
+//! settles the message (`outcome`). While one job is in the model, the worker holds one more, so that the queue's
+//! latency costs nothing.
 //!
-//! What may kill the process (a decoder, the runtime, a model) costs one attempt of one job: the
-//! job in hand is not `running` yet, and comes again without one.
+//! A crash of the process (in a decoder, the runtime or a model) costs one attempt of one job: the other job that it
+//! holds is not `running` yet, and is redelivered without using up an attempt.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

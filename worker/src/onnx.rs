@@ -1,4 +1,4 @@
-//! ONNX Runtime. The only file that knows the crate `ort`.
+//! ONNX Runtime. The only file that uses the crate `ort`.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use ort::value::{Outlet, TensorRef};
 use crate::WorkerError;
 use crate::error::RunError;
 
-/// The library's state. It allows one a process.
+/// The library's state. It allows one per process.
 static ENVIRONMENT: Mutex<Option<Arc<Environment>>> = Mutex::new(None);
 
 /// The loaded library.
@@ -24,7 +24,7 @@ pub(crate) struct Runtime {
 }
 
 impl Runtime {
-    /// Loads the library at `path`. Only the first call in a process decides which.
+    /// Loads the library at `path`. Later calls in the same process reuse the first one's library.
     pub(crate) fn load(path: &Path, threads: usize) -> Result<Self, WorkerError> {
         let broken = |problem: String| WorkerError::Runtime { path: path.display().to_string(), problem };
         // No telemetry: nothing leaves the machine.
@@ -37,7 +37,7 @@ impl Runtime {
         Ok(Self { environment: environment.insert(built).clone(), threads })
     }
 
-    /// Loads a model and holds its inputs and outputs against the manifest.
+    /// Loads a model and checks its inputs and outputs against the manifest.
     pub(crate) fn session(&self, graph: &Path, manifest: &Manifest) -> Result<LoadedModel, String> {
         let session = self.open(graph).map_err(|error| error.to_string())?;
         let names = |outlets: &[Outlet]| outlets.iter().map(|outlet| outlet.name().to_owned()).collect::<Vec<_>>();
@@ -96,7 +96,7 @@ impl LoadedModel {
     }
 }
 
-/// Stops one run from outside; it ends at the next operator.
+/// Stops one run from another thread; the run ends at its next operator.
 #[derive(Clone)]
 pub(crate) struct Stop {
     options: Arc<RunOptions>,
@@ -104,7 +104,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// A stop that was not used yet.
+    /// A stop that is not pulled yet.
     pub(crate) fn new() -> Result<Self, RunError> {
         let options = RunOptions::new().map_err(|error| RunError::Runtime(error.to_string()))?;
         Ok(Self { options: Arc::new(options), pulled: Arc::default() })
@@ -118,7 +118,7 @@ impl Stop {
         }
     }
 
-    /// Whether it makes no sense to go on.
+    /// Whether the run was stopped.
     pub(crate) fn is_pulled(&self) -> bool {
         self.pulled.load(Ordering::Relaxed)
     }

@@ -19,18 +19,18 @@ pub(crate) struct Outcome {
 /// What to do with the message.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Settlement {
-    /// The job succeeded: its input may go.
+    /// The job succeeded: its input may be removed.
     Ack,
     /// The job failed: its input becomes a dead letter.
     Bury {
         /// Why, in one line.
         reason: String,
-        /// What was tried.
+        /// All of its attempts.
         attempts: Vec<Attempt>,
     },
-    /// It is to be tried again.
+    /// The job is to be retried.
     Nak {
-        /// Not before that.
+        /// Delay before the next attempt.
         delay: Duration,
     },
 }
@@ -46,7 +46,7 @@ impl Settlement {
     }
 }
 
-/// Decides after a run of `running`. `chance` is a random number in 0..1.
+/// Decides what follows a run of `running`. `chance` is a random number in 0..1.
 pub(crate) fn decide(
     running: &Record,
     run: &Result<Answer, RunError>,
@@ -79,7 +79,7 @@ pub(crate) fn decide(
     Ok(Outcome { settlement: bury(&record), record })
 }
 
-/// How to end the message of a job that has failed.
+/// How to settle the message of a failed job.
 pub(crate) fn bury(record: &Record) -> Settlement {
     let reason = match &record.state {
         queue::State::Failed { error, .. } => format!("{}: {}", error.code, error.message),
@@ -88,7 +88,7 @@ pub(crate) fn bury(record: &Record) -> Settlement {
     Settlement::Bury { reason, attempts: record.attempts.clone() }
 }
 
-/// By way of text, in which an `f32` keeps its short form: 0.95, not 0.949999988079071.
+/// Converts by way of text, in which an `f32` keeps its short form: 0.95, not 0.949999988079071.
 fn to_json(answer: &Answer) -> serde_json::Value {
     let text = serde_json::to_string(&answer.output).expect("an output holds strings and finite numbers");
     serde_json::from_str(&text).expect("it was written just now")

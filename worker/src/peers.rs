@@ -1,9 +1,9 @@
-//! The other workers, and what they have.
+//! The other workers, and the model files that they have.
 //!
-//! A job is promised the answers of certain files. A worker that has others must not run it, and gives it back for a
-//! while, so that those behind it come. If another worker has these files, it must get its chance: all look at fixed
-//! intervals, and without a rule the wrong one might find the job each time. So a worker that finds nothing behind
-//! such jobs leaves the partition alone until they are back and all workers have looked.
+//! A job is promised the answers of certain model files. A worker that has other files must not run it, and returns it
+//! for a while, so that the jobs behind it are reached. A worker that has the right files must get its chance: all
+//! workers look at fixed intervals, and without a rule a wrong one might find the job each time. So a worker that finds
+//! nothing behind such jobs leaves the partition alone until they are back and all workers have looked.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -14,17 +14,18 @@ use tokio::time::Instant;
 
 use crate::rounds::TopicPartition;
 
-/// How long a job is given back: the first time, and at most.
+/// How long a job is returned for: the first time, and at most.
 const JOB_PAUSE: Duration = Duration::from_millis(500);
 const JOB_PAUSE_MAX: Duration = Duration::from_secs(15);
-/// Jobs for others in a row, after which a partition is left alone for a while, whatever is behind them.
+/// After this many jobs for others in a row, a partition is left alone for a while, whatever is behind them.
 const FOREIGN_MAX: u32 = 8;
-/// More than the interval at which every worker looks.
+/// Longer than the interval at which every worker looks.
 const LOOK: Duration = Duration::from_secs(2);
-/// How long an answer to the question who is there is good for.
+/// How long a list of the members stays valid.
 const FRESH: Duration = Duration::from_secs(10);
 
-/// The other workers as they announced themselves. They are asked when it matters, since all hear each question.
+/// The other workers as they announced themselves. They are asked only when it matters, since each question
+/// reaches all of them.
 #[derive(Default)]
 pub(crate) struct Peers(Option<(Instant, Table)>);
 
@@ -43,12 +44,12 @@ impl Peers {
     }
 }
 
-/// How long a job is given back that was handed out this many times.
+/// How long to return a job for that was delivered this many times.
 pub(crate) fn job_pause(deliveries: u64) -> Duration {
     JOB_PAUSE.saturating_mul(1 << deliveries.saturating_sub(1).min(10)).min(JOB_PAUSE_MAX)
 }
 
-/// Partitions whose jobs are for others at the moment.
+/// Partitions whose jobs are for other workers at the moment.
 #[derive(Debug, Default)]
 pub(crate) struct Avoided(HashMap<TopicPartition, Foreign>);
 
@@ -56,14 +57,14 @@ pub(crate) struct Avoided(HashMap<TopicPartition, Foreign>);
 struct Foreign {
     /// Jobs for others in a row.
     count: u32,
-    /// When the last of them is back.
+    /// When the last of them is available again.
     back: Option<Instant>,
     /// Until when the partition is left alone.
     until: Option<Instant>,
 }
 
 impl Avoided {
-    /// Another job there was for others; it is given back for this long.
+    /// Notes another job for others, which is returned for this long.
     pub(crate) fn add(&mut self, place: TopicPartition, pause: Duration, now: Instant) {
         let foreign = self.0.entry(place).or_default();
         foreign.count += 1;
@@ -73,7 +74,7 @@ impl Avoided {
         }
     }
 
-    /// There was nothing behind them.
+    /// Notes that there are no jobs behind them.
     pub(crate) fn emptied(&mut self, place: &TopicPartition) {
         if let Some(foreign) = self.0.get_mut(place)
             && let Some(back) = foreign.back
@@ -82,12 +83,12 @@ impl Avoided {
         }
     }
 
-    /// A job there was for this worker.
+    /// Notes that a job was for this worker.
     pub(crate) fn remove(&mut self, place: &TopicPartition) {
         self.0.remove(place);
     }
 
-    /// Whether to leave it alone for now.
+    /// Whether to leave the partition alone for now.
     pub(crate) fn holds(&self, place: &TopicPartition, now: Instant) -> bool {
         self.0.get(place).is_some_and(|foreign| foreign.until.is_some_and(|until| now < until))
     }

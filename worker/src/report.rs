@@ -1,7 +1,7 @@
-//! What a worker tells the supervisor that started it, one JSON line each on standard output.
+//! What a worker reports to the supervisor that started it: lines of JSON on standard output.
 //!
-//! The supervisor learns from it when a worker is ready, and which jobs it had in hand when it
-//! died, so that they are handed back at once instead of when their leases end.
+//! The supervisor learns when a worker is ready, and which jobs it held when it died, so that they return to the queue
+//! at once instead of when their leases expire.
 
 use std::io::Write;
 
@@ -9,46 +9,46 @@ use queue::client::AckSubject;
 use queue::{JobId, PartitionId};
 use serde::{Deserialize, Serialize};
 
-/// One thing that happened.
+/// One event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 pub enum Report {
-    /// The models are loaded, the queue is reached.
+    /// The models are loaded and the queue is connected.
     Ready {
         /// The worker's member id.
         member: String,
     },
-    /// A job is in hand.
+    /// The worker has taken a job.
     Took {
-        /// Which.
+        /// The job's id.
         job: JobId,
-        /// From where.
+        /// The partition that it came from.
         partition: PartitionId,
-        /// Where it is settled.
+        /// The subject that settles it.
         ack_subject: AckSubject,
-        /// How long it is the worker's without a renewal, milliseconds.
+        /// How long the lease lasts without a renewal, milliseconds.
         lease_ms: u64,
     },
-    /// It began to run.
+    /// A job began to run.
     Running {
-        /// Which.
+        /// The job's id.
         job: JobId,
-        /// Counts from 1.
+        /// Number of the attempt, from 1.
         attempt: u32,
     },
-    /// Its lease was renewed.
+    /// A job's lease was renewed.
     Renewed {
-        /// Which.
+        /// The job's id.
         job: JobId,
     },
-    /// Its record says how the attempt ended; its message is still there.
+    /// A job's record states how the attempt ended; its message is not settled yet.
     Ended {
-        /// Which.
+        /// The job's id.
         job: JobId,
     },
-    /// It is out of hand.
+    /// The worker no longer holds a job.
     Settled {
-        /// Which.
+        /// The job's id.
         job: JobId,
     },
 }
@@ -70,7 +70,7 @@ impl Reporter {
         Self { supervised: false }
     }
 
-    /// Sends one report. A supervisor that is gone is not an error here: its pipe's end says so.
+    /// Sends one report. A dead supervisor is not an error here: the worker's input pipe closes then.
     pub fn send(self, report: &Report) {
         if self.supervised {
             let mut line = serde_json::to_vec(report).expect("a report holds strings and numbers");

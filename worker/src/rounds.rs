@@ -1,10 +1,8 @@
-//! Which partition comes next: round by round within a priority, in stated shares between
-//! priorities. Pure.
+//! Which partition comes next: in turn within a priority, in fixed shares between priorities. Pure.
 //!
-//! Between priorities it is stride scheduling (Waldspurger and Weihl, 1995): each job that a
-//! priority gave moves its clock on by the inverse of its share, and the priority whose clock is
-//! behind is asked first. A priority that had nothing to give has not saved anything up: its clock
-//! begins again where the others are.
+//! Between priorities it is stride scheduling (Waldspurger and Weihl, 1995): each job of a priority advances its clock
+//! by the inverse of its share, and the priority whose clock is furthest behind is asked first. A priority that had no
+//! jobs saves up no credit: its clock is moved up to the others.
 
 use std::collections::BTreeSet;
 
@@ -13,13 +11,13 @@ use queue::{PartitionId, Priority, TopicName};
 /// A partition of a topic.
 pub(crate) type TopicPartition = (TopicName, PartitionId);
 
-/// What a clock moves for a job of share 1; divisible by all shares.
+/// How far a clock advances for a job of share 1; divisible by all shares.
 const STRIDE: u64 = 12;
 
 /// The places to ask, by priority.
 pub(crate) struct Rounds {
     rounds: [Round; 3],
-    /// Of each priority, as in [`Priority::ALL`].
+    /// One per priority, in the order of [`Priority::ALL`].
     clocks: [u64; 3],
 }
 
@@ -33,7 +31,7 @@ impl Rounds {
         self.rounds[class(place)].knows(place)
     }
 
-    /// Takes over a new list and marks all of it.
+    /// Replaces the list of places and marks all of them.
     pub(crate) fn set_places(&mut self, places: Vec<TopicPartition>) {
         for (number, round) in self.rounds.iter_mut().enumerate() {
             round.set_places(places.iter().filter(|place| class(place) == number).cloned().collect());
@@ -44,14 +42,14 @@ impl Rounds {
         self.rounds[class(&place)].mark(place);
     }
 
-    /// A place had a job: it is charged to its priority, and asked again.
+    /// Charges a place's priority for a job that was found there, and marks the place again.
     pub(crate) fn found(&mut self, place: TopicPartition) {
         let given = class(&place);
         self.clocks[given] += STRIDE / Priority::ALL[given].share();
         self.mark(place);
     }
 
-    /// The next marked place, unmarked.
+    /// Returns the next marked place and unmarks it.
     pub(crate) fn take(&mut self) -> Option<TopicPartition> {
         let busy = |rounds: &[Round; 3]| (0..3).filter(|n| rounds[*n].is_marked()).collect::<Vec<_>>();
         let marked = busy(&self.rounds);
@@ -76,7 +74,7 @@ fn class(place: &TopicPartition) -> usize {
 struct Round {
     places: Vec<TopicPartition>,
     marked: BTreeSet<TopicPartition>,
-    /// Where the next look begins; counts on, so that it goes round.
+    /// Where the next search begins; used modulo the number of places.
     cursor: usize,
 }
 
@@ -184,7 +182,7 @@ mod tests {
         let mut rounds = Rounds::new(0);
         assert_eq!(shares(&mut rounds, &Priority::ALL, 1_600), [1_200, 300, 100]);
         assert_eq!(shares(&mut rounds, &[Low], 10), [0, 0, 10], "who is alone gets all");
-        // A time of low jobs alone has saved up nothing for the others, which are marked again now.
+        // While only low jobs ran, the others saved up no credit; they are marked again now.
         rounds.set_places(Priority::ALL.iter().flat_map(|p| places_of(2, *p)).collect());
         let [high, normal, low] = shares(&mut rounds, &[High, Normal, Low], 160);
         assert!(

@@ -1,4 +1,4 @@
-//! A worker process: start, take jobs until told to stop, finish, end.
+//! A worker process: start, take jobs until stopped, finish, end.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,11 +22,10 @@ use crate::report::{Report, Reporter};
 use crate::runs::Runs;
 use crate::status::Status;
 
-/// How long a job may be in hand while another one is in the model. Longer, and another worker may
-/// do it sooner.
+/// How long to hold a job while another one is in the model. After that, another worker may run it sooner.
 const HOLD_MAX: Duration = Duration::from_secs(2);
 
-/// How long a run may go on once the worker was told to end. Longer ones are given back, and begin anew elsewhere.
+/// How long a run may continue once the worker is stopped. Longer runs return to the queue and start anew elsewhere.
 const LEAVE_AFTER: Duration = Duration::from_secs(3);
 
 /// What a worker is started with.
@@ -42,18 +41,18 @@ pub struct Config {
     pub runtime: PathBuf,
     /// Threads inside one operator.
     pub threads: usize,
-    /// Whom to tell about jobs in hand.
+    /// Reports the jobs that the worker holds.
     pub reporter: Reporter,
 }
 
-/// Works until `stop`: then takes no more, hands back what has not begun, finishes what has.
+/// Works until `stop`, then takes no more jobs, hands back those that have not begun and finishes the others.
 ///
 /// # Errors
-/// [`WorkerError`] when it cannot start, or has to end because a run is stuck.
+/// [`WorkerError`] if the worker cannot start, or must end because a run is stuck.
 pub async fn run(config: Config, queue: WorkerQueue, stop: CancellationToken) -> Result<(), WorkerError> {
     let status = Status::new(&config.models);
     let member = status.snapshot().id;
-    // Ends with this function: a worker that is gone must not go on announcing itself.
+    // These end with this function: a worker that has ended must not keep announcing itself.
     let (tasks, runs) = (Tasks::default(), Runs::default());
     let announcing = tasks.keep("announcements", {
         let (queue, status) = (queue.clone(), status.clone());
@@ -108,7 +107,7 @@ pub async fn run(config: Config, queue: WorkerQueue, stop: CancellationToken) ->
 async fn take_jobs(intake: &mut Intake, bench: &JobContext, stop: &CancellationToken) -> Result<(), WorkerError> {
     let (slot, mut peers) = (Arc::new(Semaphore::new(1)), Peers::default());
     let failure = Arc::new(Mutex::new(None));
-    // Canceled when the worker is stopped, and by a job that leaves it unfit for the next one.
+    // Canceled when the worker is stopped, or by a job that leaves it unfit for the next one.
     let halt = stop.child_token();
     let mut jobs = JoinSet::new();
     let mut idle = bench.queue.idle_workers().await?;
@@ -125,7 +124,7 @@ async fn take_jobs(intake: &mut Intake, bench: &JobContext, stop: &CancellationT
             continue;
         }
         intake.suits(&job.place());
-        // Who was idle before this job was taken had its chance.
+        // Ignore workers that were idle before this job was taken: they had their chance.
         while idle.next().now_or_never().flatten().is_some() {}
         let permit = tokio::select! {
             biased;
@@ -136,14 +135,14 @@ async fn take_jobs(intake: &mut Intake, bench: &JobContext, stop: &CancellationT
         };
         let Some(permit) = permit else {
             job.hand_back().await;
-            // A long run is in the model: ask for nothing until it is over.
+            // A long run is in the model: ask for no job until it ends.
             tokio::select! {
                 () = halt.cancelled() => {}
                 free = slot.acquire() => drop(free),
             }
             continue;
         };
-        // Forget the ones that have ended, so that the set does not grow.
+        // Remove the jobs that have ended, so that the set does not grow.
         while let Some(ended) = jobs.try_join_next() {
             note_panic(ended);
         }
@@ -162,14 +161,14 @@ async fn take_jobs(intake: &mut Intake, bench: &JobContext, stop: &CancellationT
     failure.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
 }
 
-/// A job whose handling panicked is redelivered when its lease ends.
+/// A job whose handling panicked is redelivered when its lease expires.
 fn note_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "job dropped; it will be redelivered when its lease expires");
     }
 }
 
-/// Waits until another worker that could run this job has nothing to do.
+/// Waits until another worker that could run this job is idle.
 async fn a_worker_is_idle(idle: &mut (impl Stream<Item = Idle> + Unpin), job: &InHand, bench: &JobContext) {
     while let Some(worker) = idle.next().await {
         if worker.member != bench.member && job.is_for(&worker.models) {

@@ -1,4 +1,4 @@
-//! Jobs in hand, so that one can be stopped when it is canceled.
+//! Jobs that run here, so that each can be stopped when it is canceled.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,11 +7,11 @@ use futures::StreamExt;
 use queue::{JobId, QueueError, State, WorkerQueue};
 use tokio_util::sync::CancellationToken;
 
-/// The jobs that this process has begun; clones share it.
+/// The jobs that this process has begun; clones share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Runs(Arc<Mutex<HashMap<JobId, CancellationToken>>>);
 
-/// A job's entry; gone with this.
+/// A job's entry, removed when this is dropped.
 pub(crate) struct RunGuard {
     id: JobId,
     runs: Runs,
@@ -19,15 +19,14 @@ pub(crate) struct RunGuard {
 }
 
 impl Runs {
-    /// Enters a job; what it returns says when the job is canceled.
+    /// Enters a job; the returned guard resolves when the job is canceled.
     pub(crate) fn enter(&self, id: &JobId) -> RunGuard {
         let canceled = CancellationToken::new();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), canceled.clone());
         RunGuard { id: id.clone(), runs: self.clone(), canceled }
     }
 
-    /// Listens for jobs that are canceled, for as long as it is awaited. What it hears is only a
-    /// hint; the record says whether it is so.
+    /// Subscribes to cancellations for as long as it is awaited. A message is only a hint; the record decides.
     pub(crate) async fn keep(self, queue: WorkerQueue) -> Result<(), QueueError> {
         let mut cancels = queue.cancels().await?;
         while let Some(id) = cancels.next().await {
@@ -43,7 +42,7 @@ impl Runs {
 }
 
 impl RunGuard {
-    /// Ends when the job is canceled.
+    /// Returns when the job is canceled.
     pub(crate) async fn canceled(&self) {
         self.canceled.cancelled().await;
     }

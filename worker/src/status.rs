@@ -1,4 +1,4 @@
-//! What a worker says of itself: its state, and what it has counted so far.
+//! What a worker announces about itself: its state and its counters.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use queue::{JobId, Record};
 use crate::engine::Answer;
 use crate::error::RunError;
 
-/// What the worker says of itself; clones share it.
+/// The worker's announcement; clones share it.
 #[derive(Clone)]
 pub(crate) struct Status(Arc<Mutex<Announcement>>);
 
@@ -18,7 +18,7 @@ impl Status {
         Self(Arc::new(Mutex::new(Announcement::new(Role::Worker, models))))
     }
 
-    /// Notes how far a job in hand is.
+    /// Notes the stage of a job that the worker holds.
     pub(crate) fn stage(&self, job: &JobId, stage: Stage) {
         self.update(|member| {
             match member.work.iter_mut().find(|work| work.job == *job) {
@@ -29,7 +29,7 @@ impl Status {
         });
     }
 
-    /// A job is out of hand.
+    /// Removes a job that the worker no longer holds.
     pub(crate) fn release(&self, job: &JobId) {
         self.update(|member| {
             member.work.retain(|work| work.job != *job);
@@ -45,7 +45,7 @@ impl Status {
         self.0.lock().expect("no panic holds this lock").clone()
     }
 
-    /// Counts a run: its outcome, and the stages of one that succeeded.
+    /// Counts a run's outcome, and the time of its stages if it succeeded.
     pub(crate) fn count(&self, running: &Record, run: &Result<Answer, RunError>, outcome: &str) {
         let model = &running.spec.model;
         let queued = running.attempts.last().map_or(0, |a| a.started_at.millis_since(running.spec.created_at));

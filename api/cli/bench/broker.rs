@@ -1,10 +1,9 @@
-//! `sightline bench broker`: what does an acknowledgement that means on disk cost, here and there?
+//! `sightline bench broker`: what does an acknowledgement that means on disk cost, in our broker and in others?
 //!
-//! One client program, one load after the other; for each load all servers in turn, several times,
-//! and the medians. Beside ours stand a NATS server that syncs before it acknowledges, which is the
-//! same promise, and one with its defaults, whose acknowledgement does not mean on disk. The disk's
-//! own rate of small synced writes stands beside them. Our broker runs as a process of its own, as the
-//! others do. Publishing at a rate is open-loop.
+//! One client program runs one load after the other: each load on all servers in turn, several times, and prints the
+//! medians. Our broker is compared with a NATS server that syncs before it acknowledges, which is the same promise, and
+//! with one on its defaults, whose acknowledgement does not mean on disk. The disk's own rate of small synced writes is
+//! printed for reference. Our broker runs as a process of its own, as the others do. Publishing at a rate is open-loop.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +24,7 @@ use crate::setup::Models;
 
 /// Small synced writes to measure the disk with.
 const SYNCS: u64 = 500;
-/// Messages a second whose way is measured, and how many of them.
+/// Messages per second whose latency is measured, and how many of them.
 const LATENCY_RATE: f64 = 200.0;
 const LATENCY_COUNT: usize = 1000;
 
@@ -112,7 +111,7 @@ pub(super) async fn run(args: BenchBrokerArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Our broker, empty, full of jobs, killed, and started again.
+/// Measures our broker empty, full of jobs, and after a kill and a restart.
 async fn queued(folder: &Path, jobs: usize, table: &mut Table) -> anyhow::Result<()> {
     let broker = start_own(folder).await?;
     table.own("resident memory, idle (MiB)", resident_mib(broker.id())?);
@@ -136,7 +135,7 @@ fn address_of(folder: &Path) -> anyhow::Result<Address> {
     Ok(Address::parse(std::fs::read_to_string(folder.join("broker.url"))?.trim())?)
 }
 
-/// What of a process is in memory.
+/// Resident memory of a process.
 fn resident_mib(pid: u32) -> anyhow::Result<f64> {
     let path = PathBuf::from(format!("/proc/{pid}/status"));
     let status = std::fs::read_to_string(&path)
@@ -146,7 +145,7 @@ fn resident_mib(pid: u32) -> anyhow::Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// The figures, printed as they come or as JSON at the end.
+/// The figures, printed as they are measured, or as JSON at the end.
 struct Table {
     is_json: bool,
     names: Vec<&'static str>,
@@ -205,7 +204,7 @@ fn scaled(load: Load, part: f64) -> Load {
     }
 }
 
-/// Small writes a second of this disk, each synced.
+/// Small synced writes per second on this disk.
 fn sync_rate(folder: &Path) -> anyhow::Result<f64> {
     let file = std::fs::File::create(folder.join("sync-rate")).context("create a file to measure the disk with")?;
     let started = Instant::now();

@@ -1,8 +1,8 @@
-//! `sightline bench journal`: does the journal's room follow what lives in it, at full speed?
+//! `sightline bench journal`: does the journal's disk space follow its live bytes, at full speed?
 //!
-//! One row every few seconds: how much was published, how much of it lives, what it takes on disk, how much
-//! was written for each byte that had to be, how many files are open, and how long a publish takes while old
-//! segments are emptied. The exit code is 1 if the folder ever took more than twice what lives and 512 MiB.
+//! One row every few seconds: bytes published, live bytes, bytes on disk, bytes written for each byte that had to be,
+//! open files, and how long a publish takes while old segments are emptied. The exit code is 1 if the folder ever took
+//! more than twice the live bytes plus 512 MiB.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::config::BenchJournalArgs;
 use crate::output::outln;
 use crate::scratch::Scratch;
 
-/// Room that the journal may take beyond twice what lives.
+/// Bytes that the journal may take beyond twice its live bytes.
 const SLACK_BYTES: u64 = 512 << 20;
 const MIB: f64 = (1_u64 << 20) as f64;
 
@@ -81,7 +81,7 @@ pub(super) async fn run(args: BenchJournalArgs) -> anyhow::Result<ExitCode> {
     Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Bytes on disk beyond twice what lives.
+/// Bytes on disk beyond twice the live bytes.
 fn excess_bytes(sample: &Sample) -> i64 {
     sample.folder_bytes.cast_signed() - 2 * sample.journal.live_bytes.cast_signed()
 }

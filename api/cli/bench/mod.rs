@@ -1,4 +1,4 @@
-//! `sightline bench`: both sides of a question in one go, in turn, and their ratio.
+//! `sightline bench`: measures both sides of a question in one run, in turn, and prints their ratio.
 
 mod pipeline;
 mod broker;
@@ -14,7 +14,7 @@ use crate::config::{BenchArgs, BenchKind};
 use crate::scratch::Scratch;
 use crate::supervisor;
 
-/// Runs one of them.
+/// Runs one benchmark.
 pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     match args.what {
         BenchKind::Pipeline(args) => pipeline::run(args).await,
@@ -34,7 +34,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
     }
 }
 
-/// This program once more, ended by its standard input.
+/// Another process of this program, which ends when its standard input closes.
 struct Program {
     child: Child,
     _pipe: ChildStdin,
@@ -65,7 +65,7 @@ impl Program {
         self.child.id().unwrap_or_default()
     }
 
-    /// As kill -9 does.
+    /// Kills it as `kill -9` does.
     async fn kill(mut self) {
         if let Err(error) = self.child.kill().await {
             tracing::debug!(%error, "message already removed");

@@ -1,9 +1,8 @@
-//! `sightline bench pipeline`: what do durability, HTTP and processes cost over the bare work?
+//! `sightline bench pipeline`: what do durability, HTTP and processes cost on top of the bare work?
 //!
-//! The same images, model and number of threads, in alternating runs: a bare loop of decode,
-//! resize and model inside this process, and everything from upload to result over HTTP through
-//! `sightline up` with every acknowledgement on disk. The client of the second side runs on this
-//! machine too, and is counted against the pipeline.
+//! The same images, model and number of threads, in alternating runs: a bare loop of decode, resize and model inside
+//! this process, and everything from upload to result over HTTP through `sightline up` with every acknowledgement on
+//! disk. The client of the second side runs on this machine too, and counts against the pipeline.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,7 +23,7 @@ use crate::setup::Models;
 use crate::submit::inputs;
 
 const DEFAULT_IMAGES: &str = "tests/photos/*.jpg";
-/// Clock ticks a second, in which Linux counts a process's time.
+/// Clock ticks per second, in which Linux counts a process's time.
 const TICKS: f64 = 100.0;
 
 /// One side's figures of one run.
@@ -57,7 +56,7 @@ pub(super) async fn run(args: BenchPipelineArgs) -> anyhow::Result<ExitCode> {
     let bare = Bare::start(config, workers).await?;
     let scratch = Scratch::create(&std::env::current_dir()?)?;
     let pipeline = Pipeline::start(&args, &scratch, &models, &model, workers).await?;
-    // The first images of each side meet cold caches.
+    // Warm up: the first images of each side meet cold caches.
     let count = args.count.get();
     bare.run(&images, count / 10 + 1).await.map_err(|problem| anyhow!(problem))?;
     pipeline.run(&images, count / 10 + 1).await?;
@@ -155,18 +154,18 @@ impl Pipeline {
     }
 }
 
-/// Processor time of processes so far, ms; `None` where the system does not say.
+/// Processor time that processes have used, ms; `None` if the system does not report it.
 fn cpu_ms(pids: &[u32]) -> Option<f64> {
     let ticks = |pid: &u32| {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Behind the name, which may hold anything: user and system time are words 12 and 13.
+        // After the name, which may hold anything: user and system time are words 12 and 13.
         let words: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         Some(words.get(11)?.parse::<f64>().ok()? + words.get(12)?.parse::<f64>().ok()?)
     };
     pids.iter().map(ticks).sum::<Option<f64>>().map(|ticks| ticks * 1000.0 / TICKS)
 }
 
-/// Children of a process and theirs, where the system tells.
+/// All descendants of a process, if the system lists them.
 fn children(pid: u32) -> Vec<u32> {
     let path = |task: &str| format!("/proc/{pid}/task/{task}/children");
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();

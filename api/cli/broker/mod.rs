@@ -1,4 +1,4 @@
-//! `sightline broker`: the queue alone, and copies of it. `up` starts the same inside itself.
+//! `sightline broker`: the queue alone, and its backups. `up` starts the same broker in its own process.
 
 mod monitor;
 mod settings;
@@ -29,7 +29,7 @@ const JOURNAL: &str = "journal";
 /// What differs between a broker alone and one inside `up`.
 pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
-    /// No token is asked for.
+    /// Clients need no token.
     pub(crate) open: bool,
     pub(crate) queue_bytes: Option<u64>,
     pub(crate) max_payload: u64,
@@ -41,7 +41,7 @@ pub(crate) struct Settings {
     pub(crate) config: settings::Settings,
 }
 
-/// Runs what was asked for.
+/// Runs the subcommand.
 pub(crate) async fn run(args: BrokerArgs) -> anyhow::Result<ExitCode> {
     match args.action {
         None => serve(args.serve).await,
@@ -60,7 +60,7 @@ pub(crate) async fn run(args: BrokerArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Runs until told to stop, or until the journal fails.
+/// Runs until stopped, or until the journal fails.
 async fn serve(args: BrokerServeArgs) -> anyhow::Result<ExitCode> {
     let stop = stop::on_signal()?;
     if args.supervised {
@@ -80,7 +80,7 @@ async fn serve(args: BrokerServeArgs) -> anyhow::Result<ExitCode> {
         sync: !args.no_sync,
         lame_duck: args.lame_duck,
         connections_max: Bounds::of_this_process().connections_alone(),
-        // Workers are elsewhere, and live on when this process is started again.
+        // Workers run elsewhere, and keep running when this process restarts.
         release_at_start: false,
         config,
     };
@@ -95,7 +95,7 @@ async fn serve(args: BrokerServeArgs) -> anyhow::Result<ExitCode> {
     });
     let watching = watching.transpose()?;
     let notices = Notices::leave(&args, &ports)?;
-    // What programs look for that start servers of this kind.
+    // Programs that start NATS servers look for these lines.
     note!("[INF] Listening for client connections on {}", broker.address());
     note!("[INF] Server is ready");
     announce!("queue on {address}, data in {}", data.path().display());
@@ -115,7 +115,7 @@ async fn serve(args: BrokerServeArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Files that say where the broker is and which process it is, gone with it.
+/// Files with the broker's ports and process id, removed when it ends.
 struct Notices(Vec<PathBuf>);
 
 impl Notices {
@@ -125,7 +125,7 @@ impl Notices {
             notices.write(path.clone(), &std::process::id().to_string())?;
         }
         if let Some(folder) = &args.ports_file_dir {
-            // The name that programs look for that start servers of this kind.
+            // Programs that start NATS servers look for this name.
             notices.write(folder.join(format!("nats-server_{}.ports", std::process::id())), &ports.to_string())?;
         }
         Ok(notices)
@@ -148,7 +148,7 @@ impl Drop for Notices {
     }
 }
 
-/// The journal of a data folder, which must be there.
+/// The journal of a data folder, which must exist.
 fn journal_of(data: &DataArgs) -> anyhow::Result<PathBuf> {
     let journal = data.data.join(JOURNAL);
     if !journal.is_dir() {
@@ -167,7 +167,7 @@ fn backup(data: &DataArgs, to: &Path) -> anyhow::Result<ExitCode> {
     check(&to.join(JOURNAL))
 }
 
-/// Puts a backup where a broker finds it.
+/// Copies a backup into a data folder.
 fn restore(data: &DataArgs, from: &Path) -> anyhow::Result<ExitCode> {
     let journal = from.join(JOURNAL);
     if !journal.is_dir() {
@@ -182,7 +182,7 @@ fn restore(data: &DataArgs, from: &Path) -> anyhow::Result<ExitCode> {
     check(&target)
 }
 
-/// Reads all of a journal that is not in use, and says what is in it.
+/// Reads a whole journal that is not in use, and prints what is in it.
 fn check(journal: &Path) -> anyhow::Result<ExitCode> {
     let Inventory { streams, messages, losses } = backup::check(journal)?;
     outln!("{}: {streams} streams, {messages} messages, {} losses", journal.display(), losses.len());
@@ -190,7 +190,7 @@ fn check(journal: &Path) -> anyhow::Result<ExitCode> {
     Ok(if losses.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Starts a broker on a data folder. The address has the token.
+/// Starts a broker on a data folder. The returned address includes the token.
 pub(crate) async fn start(data: &DataDir, settings: Settings) -> anyhow::Result<(Broker, Address)> {
     let Settings { listen, open, queue_bytes, max_payload, sync, lame_duck, connections_max, release_at_start, config } =
         settings;

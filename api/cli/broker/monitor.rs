@@ -1,4 +1,4 @@
-//! The broker's monitoring port: plain HTTP, read only, in the words of NATS servers.
+//! The broker's monitoring port: plain HTTP, read-only, with the paths and fields of NATS servers.
 
 use ::broker::Monitor;
 use axum::extract::{Query, State};
@@ -32,7 +32,7 @@ impl Default for Details {
     }
 }
 
-/// Answers until told to stop.
+/// Serves until stopped.
 pub(super) async fn serve(monitor: Monitor, listener: TcpListener, stop: CancellationToken) {
     let routes = Router::new()
         .route("/varz", get(async |State(monitor): State<Monitor>| Json(monitor.varz())))

@@ -1,9 +1,9 @@
-//! The broker's configuration file: users, encryption, limits. All of it may be left out.
+//! The broker's configuration file: users, encryption, limits. All of it is optional.
 //!
 //! ```toml
 //! connections = 1000            # clients at a time
-//! subscriptions = 10000         # of one client
-//! pending = "128MiB"            # that may wait for one client before it is cut
+//! subscriptions = 10000         # per client
+//! pending = "128MiB"            # buffered for one client before it is disconnected
 //! ping_interval = "2m"
 //! auth_timeout = "2s"
 //!
@@ -30,7 +30,7 @@ use anyhow::{Context, bail};
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-/// What the file says.
+/// The contents of the file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
@@ -59,7 +59,7 @@ fn yes() -> bool {
 }
 
 impl Settings {
-    /// Reads the file; without one, nothing is said.
+    /// Reads the file; without one, nothing is set.
     pub(crate) fn read(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path else { return Ok(Self::default()) };
         let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
@@ -76,7 +76,7 @@ impl Settings {
         self.tls.as_ref().is_some_and(|tls| tls.required)
     }
 
-    /// Puts it into the broker's options.
+    /// Applies the settings to the broker's options.
     pub(crate) fn apply(self, options: &mut Options) -> anyhow::Result<()> {
         let positive = |name: &str, value: Option<usize>, usual: usize| match value {
             Some(0) => bail!("{name} must be at least 1"),

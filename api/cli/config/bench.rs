@@ -1,4 +1,4 @@
-//! What `sightline bench` takes.
+//! Flags of `sightline bench`.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;

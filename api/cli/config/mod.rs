@@ -477,13 +477,13 @@ const LOG_LINES_MAX: usize = 4096;
 
 /// Logs to standard error until the returned guard is dropped.
 pub(crate) fn start_logging(args: &LogArgs) -> anyhow::Result<WorkerGuard> {
-    // The client also reports its errors to us, and we log them once.
+    // The NATS client also returns its errors to us, and we log them once.
     let quiet = if args.log.contains("async_nats") { "" } else { ",async_nats=off" };
     let filter = format!("{}{quiet}", args.log);
     let filter = EnvFilter::try_new(filter).with_context(|| format!("--log {}", args.log))?;
     let colored = std::io::stderr().is_terminal();
-    // A thread of its own writes the log and drops what it cannot write: neither a full disk nor a reader
-    // that hangs can block or end the code that logs.
+    // A thread of its own writes the log and drops what it cannot write: neither a full disk nor a stalled reader can
+    // block or end the code that logs.
     let (lines, guard) = NonBlockingBuilder::default()
         .lossy(true)
         .buffered_lines_limit(LOG_LINES_MAX)

@@ -19,15 +19,15 @@ const IMAGE: &[u8] = include_bytes!("../../../tests/photos/rocket.jpg");
 const UPLOAD_PAUSE: Duration = Duration::from_millis(150);
 /// Pause after an upload that was not accepted.
 const REFUSED_PAUSE: Duration = Duration::from_millis(20);
-/// How long one upload may take before it is tried again.
+/// How long one upload may take before it is retried.
 const UPLOAD_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait for the first upload, and for the end of all jobs.
 const FIRST_PATIENCE: Duration = Duration::from_secs(60);
 const END_PATIENCE: Duration = Duration::from_secs(180);
-/// Jobs that are asked for at a time.
+/// Jobs that are polled at a time.
 const LOOKERS: usize = 16;
 
-/// Uploads that go on until they are stopped.
+/// Uploads that continue until they are stopped.
 pub(crate) struct Load {
     tally: Arc<Mutex<Tally>>,
     stop: CancellationToken,
@@ -71,7 +71,7 @@ impl Load {
         tokio::time::timeout(FIRST_PATIENCE, waiting).await.context("no upload was accepted")
     }
 
-    /// Ends the load; what was accepted, and the times between two acceptances.
+    /// Ends the load; returns the accepted jobs and the times between acceptances.
     pub(crate) async fn stop(mut self) -> (Vec<JobId>, Vec<Duration>) {
         self.stop.cancel();
         while self.uploaders.join_next().await.is_some() {}
@@ -140,7 +140,7 @@ pub(crate) async fn ends(api: Api, accepted: &[JobId]) -> Ends {
     ends
 }
 
-/// A finished job; null if it is not known; nothing if it does not end.
+/// A finished job; null if the API does not know it; `None` if it does not end in time.
 async fn end(client: &reqwest::Client, api: &Api, id: &JobId, deadline: Instant) -> Option<Value> {
     loop {
         let url = format!("{}/v1/jobs/{id}?wait=10", api.read().expect("no panic holds this lock"));

@@ -24,11 +24,11 @@ use stack::Stack;
 
 /// Pause between two faults, at least and at most.
 const FAULT_PAUSE: (u64, u64) = (300, 1_500);
-/// How long the system may take to be whole again after a fault.
+/// How long the system may take to recover from a fault.
 const HEAL_PATIENCE: Duration = Duration::from_secs(90);
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a drill came to.
+/// The result of a drill.
 #[derive(Debug, Serialize)]
 struct Report {
     engine: String,
@@ -37,20 +37,20 @@ struct Report {
     accepted: usize,
     succeeded: usize,
     failed: usize,
-    /// Accepted, and not known any more.
+    /// Accepted jobs that are unknown now.
     lost: usize,
-    /// With two results, or with one that changed.
+    /// Jobs with two results, or with one that changed.
     duplicated: usize,
-    /// Neither finished nor getting anywhere.
+    /// Jobs that did not end, or whose end is incomplete.
     stuck: usize,
     /// The longest time in which no upload was accepted, seconds.
     longest_pause_seconds: f64,
-    /// Medians and more would need a name each; these are all pauses above one second.
+    /// All pauses of at least one second, so that medians and the like need no field of their own.
     pauses_seconds: Vec<f64>,
     seconds: f64,
 }
 
-/// Runs the drill. Ends with 1 unless nothing was lost, duplicated or stuck.
+/// Runs the drill. Exits with 1 if a job was lost, duplicated or stuck.
 pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
     drop(rustls::crypto::ring::default_provider().install_default());
     let models = Models::open(&args.models)?;
@@ -69,7 +69,7 @@ pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
         note!("{number} of {}: {what}", args.times);
         heal(&stack).await?;
     }
-    // Some more, to see that it goes on.
+    // A little more load, to see that the system continues.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (accepted, pauses) = load.stop().await;
     let report = count(&stack, &args, &accepted, &pauses, started).await?;
@@ -79,7 +79,7 @@ pub(crate) async fn run(args: DrillArgs) -> anyhow::Result<ExitCode> {
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// One fault.
+/// Causes one fault, and returns what it was.
 async fn fault(stack: &mut Stack, args: &DrillArgs, pauses: bool, random: &mut StdRng) -> anyhow::Result<String> {
     let beyond_lease = args.lease + Duration::from_secs(1);
     match (args.kill, pauses) {
@@ -115,7 +115,7 @@ async fn fault(stack: &mut Stack, args: &DrillArgs, pauses: bool, random: &mut S
     }
 }
 
-/// Waits until the system is whole: all copies current, all workers there.
+/// Waits until the system has recovered: all copies current, all workers ready.
 async fn heal(stack: &Stack) -> anyhow::Result<()> {
     let deadline = Instant::now() + HEAL_PATIENCE;
     while let Err(problem) = stack.must_be_whole().await {
@@ -136,7 +136,7 @@ async fn count(
 ) -> anyhow::Result<Report> {
     note!("load ended; {} jobs accepted, waiting for them to end", accepted.len());
     let mut ends = load::ends(stack.api(), accepted).await;
-    // The same once more, from the queue's side.
+    // The same check again, from the queue's side.
     let queue = Queue::connect(&Address::parse(&stack.queue_url())?, "sightline drill", Defaults::default()).await?;
     for topic in queue.topics().await? {
         for wrong in queue.admin.audit(topic.name(), accepted).await?.wrong {

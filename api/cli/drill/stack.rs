@@ -33,7 +33,7 @@ pub(crate) type Api = Arc<RwLock<String>>;
 
 /// A whole system in a folder of its own. Dropping it ends it and removes the folder.
 pub(crate) struct Stack {
-    // Before the folder, so that no process writes into it when it is removed.
+    // Dropped before the folder, so that no process writes into it while it is removed.
     up: Option<Child>,
     brokers: Brokers,
     flags: Vec<String>,
@@ -95,7 +95,7 @@ impl Stack {
         }
     }
 
-    /// How many queue servers there are.
+    /// Number of queue servers.
     pub(crate) fn brokers(&self) -> usize {
         match &self.brokers {
             Brokers::Nats(cluster) => cluster.len(),
@@ -114,7 +114,7 @@ impl Stack {
         }
     }
 
-    /// Starts a queue server that does not run (any more).
+    /// Starts a queue server that is not running.
     pub(crate) async fn restart_broker(&mut self, number: usize) -> anyhow::Result<()> {
         let data = self.folder.0.join("broker");
         match &mut self.brokers {
@@ -138,7 +138,7 @@ impl Stack {
         }
     }
 
-    /// Kills every process, and starts all of them again.
+    /// Kills all processes and restarts them.
     pub(crate) async fn kill_all(&mut self) -> anyhow::Result<()> {
         let mut up = self.up.take().context("`up` runs")?;
         // Its workers end by themselves: their supervisor's pipe closes.
@@ -161,7 +161,7 @@ impl Stack {
         Ok(pids)
     }
 
-    /// An error unless all copies are current and all workers are there.
+    /// Fails unless all copies are current and all workers are ready.
     pub(crate) async fn must_be_whole(&self) -> anyhow::Result<()> {
         let workers = self.workers().await?.len();
         ensure!(workers >= self.workers, "{workers} workers of {}", self.workers);
@@ -191,7 +191,7 @@ impl Stack {
     async fn start_up(&mut self) -> anyhow::Result<()> {
         let data = self.folder.0.join("data");
         let starting = async {
-            // The queue may not answer yet; `up` says so and ends.
+            // If the queue does not answer yet, `up` reports that and ends; then start it again.
             loop {
                 let mut command = supervisor::this_program()?;
                 command.args(["up", "--supervised", "--listen", "127.0.0.1:0", "--queue", &self.queue_url(), "--data"]);
@@ -248,7 +248,7 @@ fn spawn(command: &mut Command) -> anyhow::Result<Child> {
         .context("start a part")
 }
 
-/// Settings of the drill are not settings of the system that it starts.
+/// Whether a variable sets up the drill, which must not affect the system that it starts.
 fn is_a_setting(name: &str) -> bool {
     name.starts_with("SIGHTLINE_") && name != "SIGHTLINE_CACHE" && name != "SIGHTLINE_ORT"
 }

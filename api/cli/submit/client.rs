@@ -1,4 +1,4 @@
-//! One image over HTTP, through refusals and lost connections.
+//! Sends one image over HTTP, and retries after refusals and lost connections.
 
 use std::time::{Duration, Instant};
 
@@ -13,15 +13,15 @@ use crate::config::ApiAddressArgs;
 use crate::data;
 use crate::remote::{client, needs_key};
 
-/// How long a request may wait for its job.
+/// How long a request may wait for its job, seconds.
 const LONG_POLL: u64 = 30;
 /// How long one answer may take, the long poll included.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(LONG_POLL + 30);
-/// The slowest upload that is waited for, bytes a second.
+/// The slowest upload that is waited for, bytes per second.
 const UPLOAD_PACE: u64 = 16 * 1024;
-/// How long an API that does not answer is tried again.
+/// How long to retry an API that does not answer.
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
-/// Pauses between tries: the first, the longest.
+/// Pauses between attempts: the first, the longest.
 const PAUSE_FIRST: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
@@ -38,7 +38,7 @@ impl Client {
         Ok(Self { http: client(api)?, base: base.trim_end_matches('/').to_owned(), model: model.to_owned() })
     }
 
-    /// Says at once if there is no API or no such model.
+    /// Fails at once if there is no API, or if it does not have the model.
     pub(super) async fn check_model(&self) -> anyhow::Result<()> {
         let url = format!("{}/v1/models/{}", self.base, self.model);
         let answer = self.http.get(&url).send().await;
@@ -71,10 +71,10 @@ impl Client {
             Err(error) => return Ok(line_of(Err(json!({"code": "file_unreadable", "message": error.to_string()})))),
         };
         let url = format!("{}/v1/jobs", self.base);
-        // As long as the API itself gives a body, and then some.
+        // As long as the API itself waits for a body, and some more.
         let patience = ANSWER_PATIENCE + Duration::from_secs(bytes.len() as u64 / UPLOAD_PACE);
-        // An upload whose answer was lost is sent again, by this run or by one after a crash, and stays
-        // one job: the key is noted before it is first used.
+        // An upload whose answer was lost is sent again, by this run or by one after a crash, and stays one job: the
+        // key is written down before it is first used.
         let mut key = ledger.key_of(&input.name)?;
         loop {
             let post = || {
@@ -87,7 +87,7 @@ impl Client {
                     ledger.accept(&input.name, id)?;
                     return Ok(line_of(self.wait(id).await?));
                 }
-                // The file is not what it was when an earlier run used this key.
+                // The file has changed since an earlier run used this key.
                 Err(error) if error["code"] == "idempotency_key_reused" => key = ledger.new_key(&input.name)?,
                 refused => return Ok(line_of(refused)),
             }
@@ -107,8 +107,8 @@ impl Client {
         }
     }
 
-    /// Sends a request until it is answered with yes or with a no that stays: `Ok` holds the
-    /// document, `Err` the error. 429, 503 and lost connections are tried again.
+    /// Sends a request until its answer is final: `Ok` holds the document, `Err` a permanent error. 429, 503 and lost
+    /// connections are retried.
     async fn repeat(&self, request: impl Fn() -> reqwest::RequestBuilder) -> anyhow::Result<Result<Value, Value>> {
         let mut pause = PAUSE_FIRST;
         let mut silent_since = None;
@@ -123,7 +123,7 @@ impl Client {
                     silent_since = None;
                     retry_after(answer.headers())
                 }
-                // It would say so of every image.
+                // The API would refuse every image.
                 Ok(answer) if answer.status() == StatusCode::UNAUTHORIZED => {
                     let problem: Value = answer.json().await.unwrap_or_default();
                     bail!("{}", needs_key(&problem));
@@ -131,7 +131,7 @@ impl Client {
                 Ok(answer) => return Ok(Err(error_of(answer).await)),
                 Err(error) => give_up(&mut silent_since, &error)?,
             };
-            // A little disorder, so that 64 uploads do not come back at the same moment.
+            // Jitter, so that 64 uploads do not retry at the same moment.
             let wait = advised.unwrap_or(pause).mul_f64(1.0 + 0.5 * rand::random::<f64>());
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -155,7 +155,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(Duration::from_secs(60)))
 }
 
-/// An error once the API has been silent for too long.
+/// Fails once the API has not answered for too long.
 fn give_up(silent_since: &mut Option<Instant>, error: &reqwest::Error) -> anyhow::Result<Option<Duration>> {
     let since = *silent_since.get_or_insert_with(Instant::now);
     if since.elapsed() > PATIENCE {
@@ -164,7 +164,7 @@ fn give_up(silent_since: &mut Option<Instant>, error: &reqwest::Error) -> anyhow
     Ok(None)
 }
 
-/// Code and message out of a problem document.
+/// Code and message of a problem document.
 async fn error_of(answer: Response) -> Value {
     let status = answer.status();
     let problem: Value = answer.json().await.unwrap_or_default();

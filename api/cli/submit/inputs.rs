@@ -1,4 +1,4 @@
-//! Which files are meant.
+//! Which files to send.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -12,21 +12,21 @@ use anyhow::{Context, bail};
 use models::ImageError;
 use models::decode::Format;
 
-/// A file of a folder or tar counts if its name says that it is an image or if its first bytes do; one that is named
-/// itself always counts. What counts and is not an image is refused, in a line of its own.
+/// A file in a folder or tar counts if its name or its first bytes are those of an image; a file that is named itself
+/// always counts. A file that counts but is not an image is refused, in a line of its own.
 const ENDINGS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "gif", "bmp"];
 const JUDGED_BYTES: u64 = 512;
 
-/// What was left out, by why.
+/// The files that were skipped, by reason.
 #[derive(Debug, Default)]
 pub(crate) struct Skipped {
     counts: BTreeMap<String, usize>,
-    /// Some of it looks as if it was meant.
+    /// Whether some of them look as if they were meant.
     pub(crate) are_meant: bool,
 }
 
 impl Skipped {
-    /// Whether anything was.
+    /// Whether any file was skipped.
     pub(crate) fn is_any(&self) -> bool {
         !self.counts.is_empty()
     }
@@ -36,7 +36,7 @@ impl Skipped {
         self.are_meant |= is_meant;
     }
 
-    /// Whether the file counts; if not, it is noted.
+    /// Whether the file counts; if not, notes why.
     fn judge(&mut self, name: &str, file: io::Result<impl Read>) -> bool {
         let ending = name.rsplit(['/', '.']).next().unwrap_or_default().to_ascii_lowercase();
         if ENDINGS.contains(&ending.as_str()) {
@@ -82,10 +82,10 @@ impl std::fmt::Display for Skipped {
     }
 }
 
-/// An image: a file, or a part of a tar.
+/// An image: a file, or an entry of a tar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Input {
-    /// What it is called in the output.
+    /// Its name in the output.
     pub(super) name: String,
     place: ImageSource,
 }
@@ -97,7 +97,7 @@ enum ImageSource {
 }
 
 impl Input {
-    /// When it was changed last; an entry of a tar with its tar.
+    /// When it was last changed; for an entry of a tar, when the tar was.
     pub(super) fn modified(&self) -> io::Result<SystemTime> {
         let path = match &self.place {
             ImageSource::File => Path::new(&self.name),
@@ -124,8 +124,8 @@ impl Input {
     }
 }
 
-/// All images: files, and what lies in tars that are named. An image in a tar is called by the tar's
-/// name, a colon, and its own.
+/// All images: files, and the entries of tars that are named. An image in a tar is named by the tar's name, a
+/// colon, and its own.
 pub(super) fn images(paths: &[String]) -> anyhow::Result<(Vec<Input>, Skipped)> {
     let mut images = BTreeMap::new();
     let (files, mut skipped) = collect(paths)?;
@@ -160,15 +160,14 @@ fn entries(path: &str, images: &mut BTreeMap<String, Input>, skipped: &mut Skipp
         let (offset, size) = (entry.raw_file_position(), entry.size());
         if skipped.judge(&inside, Ok(&mut entry)) {
             let name = format!("{path}:{inside}");
-            // As with tar itself, the last one of a name counts.
+            // As with tar itself, the last entry of a name counts.
             images.insert(name.clone(), Input { name, place: ImageSource::Entry { tar: path.into(), offset, size } });
         }
     }
     Ok(())
 }
 
-/// All files, each once, in the order of their names. A file's name as it stands here is what it
-/// is called in the output.
+/// All files, each once, sorted by name. The output uses these names.
 pub(crate) fn collect(paths: &[String]) -> anyhow::Result<(Vec<String>, Skipped)> {
     let (mut files, mut skipped) = (BTreeSet::new(), Skipped::default());
     for path in paths {
@@ -196,7 +195,7 @@ fn add(path: &str, files: &mut BTreeSet<String>, skipped: &mut Skipped) -> anyho
             if entry.file_type().is_dir() {
                 continue;
             }
-            // A link to an image is an image; a folder that a link leads to may lead back here.
+            // A link to an image is an image; a link to a folder may lead back here.
             if !entry.path().is_file() {
                 let is_link = entry.path().is_dir();
                 skipped.note(if is_link { "link to a folder" } else { "no file" }, is_link);

@@ -1,4 +1,4 @@
-//! What has been done already, on disk.
+//! What earlier runs have done, on disk.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -20,7 +20,7 @@ pub(super) struct Ledger {
     finished: HashMap<String, String>,
     /// Accepted images: name and job id.
     accepted: HashMap<String, String>,
-    /// Images that were to be sent: name and the key to send them with.
+    /// Images to send: name and the key to send them with.
     keys: HashMap<String, String>,
     format: OutputFormat,
     files: Option<Files>,
@@ -33,8 +33,8 @@ struct Files {
 }
 
 impl Ledger {
-    /// Opens the output and reads what an earlier run of the same model left, of those `inputs` that are still what
-    /// they were.
+    /// Opens the output and reads what an earlier run of the same model left about those `inputs` that have not
+    /// changed since.
     pub(super) fn open(
         output: Option<&Path>,
         format: Option<OutputFormat>,
@@ -54,7 +54,7 @@ impl Ledger {
         let mut pending_path = path.as_os_str().to_owned();
         pending_path.push(".pending");
         let pending_path = PathBuf::from(pending_path);
-        // What was changed later than the last line was written is not what the lines are about.
+        // If an image changed after the last line was written, its lines are out of date.
         let changed = changed_since(inputs, [path, &pending_path]);
         let (mut output, lines) = open_lines(path, format)?;
         if format == OutputFormat::Csv && output.metadata().is_ok_and(|file| file.len() == 0) {
@@ -63,7 +63,7 @@ impl Ledger {
         if let Some(other) = lines.iter().filter_map(|line| line["model"].as_str()).find(|other| *other != model) {
             bail!("{} contains results of model {other}; choose another file for {model}", path.display());
         }
-        // A refusal may have had a passing reason. Such images are sent again, and have one line then.
+        // A refusal may have been temporary. Such images are sent again, and still get one line.
         let mut finished = pairs(&lines, "file", "state");
         let is_over = |file: &str, state: &str| state == "refused" || changed.contains(file);
         if finished.iter().any(|(file, state)| is_over(file, state)) {
@@ -83,7 +83,7 @@ impl Ledger {
         self.finished.get(file).map(String::as_str)
     }
 
-    /// The job that an earlier run was given for a file.
+    /// The job that an earlier run got for a file.
     pub(super) fn job_of(&self, file: &str) -> Option<&str> {
         self.accepted.get(file).map(String::as_str)
     }
@@ -121,7 +121,7 @@ impl Ledger {
         }
     }
 
-    /// Everything is finished: the list of accepted images is not needed any more.
+    /// Removes the list of accepted images, once all images are finished.
     pub(super) fn close(&self) -> anyhow::Result<()> {
         let Some(files) = &self.files else { return Ok(()) };
         files.output.lock().expect("no panic holds this lock").sync_all().context("write the output")?;
@@ -129,8 +129,8 @@ impl Ledger {
     }
 }
 
-/// Takes a file of our lines for appending. Nothing of it is changed before it is known to be ours
-/// alone; then a last line that a crash cut off is taken away.
+/// Opens and locks a file of our lines for appending. Nothing in it is changed before it is known to be ours alone;
+/// then a last line that a crash cut off is removed.
 fn open_lines(path: &Path, format: OutputFormat) -> anyhow::Result<(File, Vec<Value>)> {
     let cannot = || format!("open {}", path.display());
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(path).with_context(cannot)?;
@@ -162,7 +162,7 @@ fn open_lines(path: &Path, format: OutputFormat) -> anyhow::Result<(File, Vec<Va
     Ok((file, lines))
 }
 
-/// Images that were changed after both of these files were written last.
+/// Images that were changed after both of these files were last written.
 fn changed_since(inputs: &[Input], files: [&Path; 2]) -> HashSet<String> {
     let written = files.into_iter().filter_map(|path| fs::metadata(path).and_then(|about| about.modified()).ok());
     let Some(written) = written.max() else { return HashSet::new() };
@@ -170,13 +170,13 @@ fn changed_since(inputs: &[Input], files: [&Path; 2]) -> HashSet<String> {
     inputs.iter().filter(is_newer).map(|input| input.name.clone()).collect()
 }
 
-/// The output without some lines, by file and state, in place of what it was: whole or not at all.
+/// Replaces the output, whole or not at all, by a copy without the lines that `goes` selects by file and state.
 fn without(path: &Path, format: OutputFormat, goes: impl Fn(&str, &str) -> bool) -> anyhow::Result<File> {
     let cannot = || format!("write {}", path.display());
     let text = fs::read_to_string(path).with_context(cannot)?;
     let read = |line: &str| match format {
         OutputFormat::Ndjson => serde_json::from_str::<Value>(line).ok(),
-        // A row is a line.
+        // A row is always one line.
         OutputFormat::Csv => table::read(format!("{}{line}", table::HEAD).as_bytes())?.pop(),
     };
     let stays = |line: &&str| {

@@ -1,11 +1,9 @@
-//! `sightline submit`: many images, one line each, of JSON or CSV.
+//! `sightline submit`: many images, one line of JSON or CSV each.
 //!
-//! Every image goes through the same steps on its own (`client`): upload, note the job's id,
-//! wait, write the line. Two files make it resumable (`ledger`): the output, where each line is
-//! a finished image, and beside it `….pending`, with the key under which each is sent and the job that
-//! it became. Run again
-//! after whatever interruption, finished images are left out and accepted ones are only waited
-//! for.
+//! Every image goes through the same steps on its own (`client`): upload, note the job's id, wait, write the line. Two
+//! files make a run resumable (`ledger`): the output, where each line is a finished image, and beside it `….pending`,
+//! with each image's key and job id. After any interruption, the same command skips finished images and only waits for
+//! accepted ones.
 
 pub(crate) mod inputs;
 mod ledger;
@@ -27,7 +25,7 @@ use crate::stop;
 use client::Client;
 use ledger::Ledger;
 
-/// Exit status when all images that were sent succeeded, and others of the folder cannot be read here.
+/// Exit status if all images that were sent succeeded, but others of the folder cannot be read here.
 const SKIPPED: u8 = 3;
 
 /// Sends all images and waits for their results.
@@ -88,7 +86,7 @@ pub(crate) async fn run(args: SubmitArgs) -> anyhow::Result<ExitCode> {
 fn progress_bar(length: u64) -> ProgressBar {
     let visible = std::io::stderr().is_terminal();
     let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    // The bar takes what the terminal's width leaves.
+    // The bar takes the remaining width of the terminal.
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {rate}  {eta} left  {msg}");
     let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
         out.write_str(&format!("{:.1}/s", state.per_sec())).unwrap_or_default();
@@ -98,7 +96,7 @@ fn progress_bar(length: u64) -> ProgressBar {
     bar
 }
 
-/// How many images ended how.
+/// Number of images by how they ended.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tally {
     succeeded: usize,

@@ -1,4 +1,4 @@
-//! Results as a table: one row an image, with what most people look for.
+//! Results as a table: one row per image, with the columns that most people need.
 
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ pub(super) fn row(line: &Value) -> String {
     api::table_row(&cells)
 }
 
-/// Rows as lines of results, as far as a later run needs them; none if another program wrote them.
+/// Rows as lines of results, with the fields that a later run needs; `None` if another program wrote them.
 pub(super) fn read(text: &[u8]) -> Option<Vec<Value>> {
     if text.is_empty() {
         return Some(Vec::new());
@@ -32,7 +32,7 @@ pub(super) fn read(text: &[u8]) -> Option<Vec<Value>> {
     let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(rows);
     let line = |row: csv::StringRecord| {
         let mut line = json!({ "file": api::unguarded(row.get(0)?), "id": row.get(1)?, "state": row.get(3)? });
-        // A refusal names no model.
+        // A refusal has no model.
         if let Some(model) = row.get(2).filter(|model| !model.is_empty()) {
             line["model"] = json!(model);
         }

@@ -1,4 +1,4 @@
-//! `sightline topics`: making, showing, changing and removing topics.
+//! `sightline topics`: creates, shows, changes and deletes topics.
 
 mod replay;
 
@@ -22,7 +22,7 @@ use crate::table::Table;
 const COPIES_PATIENCE: Duration = Duration::from_secs(300);
 const COPIES_PAUSE: Duration = Duration::from_millis(500);
 
-/// Does what was asked for.
+/// Runs the subcommand.
 pub(crate) async fn run(args: TopicsArgs) -> anyhow::Result<ExitCode> {
     match args.action {
         TopicsAction::List(args) => list(&connect(&args.queue).await?, args.json).await?,
@@ -76,7 +76,7 @@ async fn list(queue: &Queue, json: bool) -> anyhow::Result<()> {
             topic.name.to_string(),
             topic.model.clone().unwrap_or_else(|| "-".into()),
             topic.retention.to_string(),
-            // Each priority that is used has partitions of its own, of the same numbers.
+            // Each priority that is used has partitions of its own, with the same numbers.
             topic.partitions.iter().map(|one| one.partition.index()).collect::<BTreeSet<_>>().len().to_string(),
             topic.replicas.to_string(),
             sum(|partition| partition.queued),
@@ -168,7 +168,7 @@ fn show(topic: &Description, json: bool) -> anyhow::Result<()> {
 async fn create(args: CreateArgs) -> anyhow::Result<()> {
     let queue = connect(&args.queue).await?;
     let served = served(&queue, &args.models).await?;
-    // A model's own topic is its model's, or its jobs would find a topic that runs nothing.
+    // A topic that is named like a model runs that model, or the model's jobs would enter a topic that runs nothing.
     let own = || served.get(args.topic.as_str()).cloned();
     let model = args.model.clone().or_else(own);
     if let Some(unknown) = model.as_ref().filter(|model| !served.contains(*model)) {
@@ -186,12 +186,12 @@ async fn create(args: CreateArgs) -> anyhow::Result<()> {
     show(&queue.topics.describe(&args.topic).await?, false)
 }
 
-/// Waits until every partition has its copies, and says how many have.
+/// Waits until every partition has its copies, and prints how many do.
 async fn wait_for_copies(queue: &Queue, topic: &TopicName, replicas: usize) -> anyhow::Result<()> {
     let (began, mut told) = (Instant::now(), usize::MAX);
     loop {
         let partitions = queue.topics.describe(topic).await?.partitions;
-        // A partition lists the copies beside its leader's.
+        // A partition lists the copies besides its leader's.
         let is_done = |partition: &&queue::client::Partition| {
             partition.replicas.len() + 1 == replicas && partition.replicas.iter().all(|replica| replica.current)
         };
@@ -211,7 +211,7 @@ async fn wait_for_copies(queue: &Queue, topic: &TopicName, replicas: usize) -> a
     }
 }
 
-/// The models that workers have now, and those that this command was told of: workers may come later.
+/// The models that workers have now, and those that this command has: workers may start later.
 async fn served(queue: &Queue, args: &ModelArgs) -> anyhow::Result<BTreeSet<String>> {
     let here = Models::open(args)?;
     let there = queue.ask_members().await?;
@@ -241,7 +241,7 @@ async fn set_paused(args: &NamedArgs, paused: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Connects, and asks whether it is meant.
+/// Connects, and asks for confirmation.
 async fn confirmed(args: &ConfirmedArgs, consequence: &str) -> anyhow::Result<Queue> {
     let queue = connect(&args.queue).await?;
     let described = queue.topics.describe(&args.topic).await?;

@@ -1,7 +1,7 @@
-//! `sightline topics replay`: what a log holds, run through another model.
+//! `sightline topics replay`: runs the messages of a log through another model.
 //!
-//! Each message becomes a job of the other model's topic whose id follows from the message and the
-//! model's digest, so that a replay that is run again goes on where it was cut off.
+//! Each message becomes a job in the other model's topic. The job's id is derived from the message and the model's
+//! digest, so that a repeated replay continues where it was interrupted.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,9 +21,9 @@ use crate::output::outln;
 use crate::produce::{find, spec};
 use crate::setup::Models;
 
-/// How long to wait before a full queue is tried again.
+/// How long to wait before retrying a full queue.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
-/// How long one look at a job waits.
+/// How long one request waits for a job.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// How results differ.
@@ -35,11 +35,11 @@ struct Summary {
     /// There was no result before.
     new: u64,
     failed: u64,
-    /// No images.
+    /// Messages that are not images.
     skipped: u64,
 }
 
-/// Runs it all. Ends with 1 if a job of the replay failed.
+/// Runs the replay. Exits with 1 if one of its jobs failed.
 pub(crate) async fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     let models = Models::open(&args.models)?;
     let (model, version) = find(&models, &args.model)?;
@@ -119,7 +119,7 @@ pub(crate) async fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
 
 async fn run_one(queue: &Queue, target: &Arc<Topic>, spec: queue::JobSpec, message: &Message) -> anyhow::Result<State> {
     let id = spec.id.clone();
-    // An earlier replay has asked for it already.
+    // An earlier replay may have submitted it already.
     if queue.find_record(&id).await?.is_none() {
         while let Err(error) = queue.jobs.submit(target, spec.clone(), message.payload.clone()).await {
             match error {
@@ -137,7 +137,7 @@ async fn run_one(queue: &Queue, target: &Arc<Topic>, spec: queue::JobSpec, messa
     }
 }
 
-/// Tells whether a result is the same as before, and in what it differs.
+/// Whether a result is the same as before, and how it differs.
 fn judge(states: Option<&(Option<State>, State)>, summary: &mut Summary) -> (&'static str, String) {
     let (count, verdict) = match states {
         None => (&mut summary.skipped, ("skipped", "not an image".to_owned())),
@@ -157,7 +157,7 @@ fn judge(states: Option<&(Option<State>, State)>, summary: &mut Summary) -> (&'s
     verdict
 }
 
-/// In what two results differ, or nothing if they say the same.
+/// How two results differ, or `None` if they mean the same.
 fn difference(before: &Value, after: &Value) -> Option<String> {
     if before["type"] != after["type"] {
         return Some(format!("{} became {}", before["type"], after["type"]));
@@ -182,7 +182,7 @@ fn difference(before: &Value, after: &Value) -> Option<String> {
     }
 }
 
-/// The first label with its score, or how much there is.
+/// The first label with its score, or the result's type if it has no labels.
 fn best(result: &Value) -> String {
     let first = ["predictions", "detections"].iter().find_map(|list| result[list].as_array()?.first());
     first.map_or_else(

@@ -15,9 +15,9 @@ use crate::path::BatchPath;
 use crate::schema::NoBatch;
 use crate::state::Shared;
 
-/// Jobs that are canceled at a time.
+/// Jobs canceled at a time.
 const WIDTH: usize = 16;
-/// Jobs of a page.
+/// Jobs per page.
 const PAGE: usize = 1_000;
 
 /// Cancels the jobs that have not ended.
@@ -54,7 +54,7 @@ pub(crate) async fn cancel(State(state): State<Shared>, BatchPath { id }: BatchP
 
 /// Cancels all jobs of a batch that have not ended.
 pub(super) async fn cancel_jobs(queue: &Queue, index: &Index, id: &str) -> Result<(), IndexError> {
-    // Once more after the last one: some may have come while we were at it.
+    // Twice: jobs may have arrived during the first pass.
     for _ in 0..2 {
         index.catch_up(queue).await?;
         let open = open_jobs(index, id).await?;

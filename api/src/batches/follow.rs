@@ -1,8 +1,8 @@
-//! Batches on their way: notices that one has ended, or that too many of its jobs have failed.
+//! Follows open batches: notices when one has ended, or when too many of its jobs have failed.
 //!
-//! Each API process may follow them; a lease record chooses one. What it finds it writes into the
-//! batch's record, so another goes on where it stopped. The call that is owed for a batch's end is
-//! noted before the end is: a crash between the two notes it twice, under one message id.
+//! Every API process can follow batches; a lease record elects one. It writes what it finds into the batch's
+//! record, so another process can continue from there. The webhook call for a batch's end is stored before the end
+//! itself: a crash between the two stores the call twice, under one message id.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,38 +16,38 @@ use crate::index::{Counts, Index, IndexError};
 
 /// How often to look.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// In a cluster records may be written this much later than their jobs are accepted, at the latest. An
-/// item without a row has a result that has expired, from then on.
+/// In a cluster, a record is written at most this long after its job is accepted. If an item still has no row after
+/// that, its result has expired.
 const RECORDS_LATE_MAX: Duration = Duration::from_secs(60);
-/// How long a sender may take to notice that its batch was canceled: it looks each second.
+/// How long a sender may take to notice that its batch was canceled: it checks every second.
 const SENDER_LATE_MAX: Duration = Duration::from_secs(5);
-/// How long a batch that was canceled is looked after, should a sender have been asleep for longer.
+/// How long a canceled batch is still followed, in case a sender stalls for longer than `SENDER_LATE_MAX`.
 const LOOKED_AFTER: Duration = Duration::from_secs(60 * 60);
 
 /// Follows batches.
 pub(crate) struct Follower {
     queue: Queue,
     index: Index,
-    /// The last change of any batch that is known.
+    /// The last known change of any batch.
     seen: Revision,
-    /// Batches of which something is to be awaited.
+    /// Batches that may still need an action.
     open: BTreeMap<String, (Batch, Revision)>,
 }
 
-/// What is to be done about a batch.
+/// What to do about a batch.
 #[derive(Debug, PartialEq, Eq)]
 enum BatchAction {
     /// Nothing yet.
     Wait,
     /// Too many of its jobs have failed.
     Stop,
-    /// It was canceled, and some of its jobs were not, or not yet.
+    /// It was canceled, but some of its jobs are still open.
     CancelRest,
-    /// All of it has ended.
+    /// All of its jobs have ended.
     Finish,
 }
 
-/// Whether anything may have to be done about a batch, now or later.
+/// Whether a batch may need an action, now or later.
 fn is_of_interest(batch: &Batch, now: Timestamp) -> bool {
     let is_ending = batch.total.is_some() || batch.failures_max.is_some() || batch.canceled_at.is_some();
     let was_just_canceled = batch.canceled_at.is_some_and(|at| !has_passed(at, LOOKED_AFTER, now));
@@ -84,7 +84,7 @@ impl Follower {
         Self { queue, index, seen: Revision::default(), open: BTreeMap::new() }
     }
 
-    /// Follows for as long as it is awaited.
+    /// Follows batches until the future is dropped.
     pub(crate) async fn keep(mut self) -> Result<(), QueueError> {
         let chosen = self.queue.admin.singleton("batches");
         let mut due = tokio::time::interval(LOOK_INTERVAL);
@@ -116,7 +116,7 @@ impl Follower {
         }
         self.index.catch_up(&self.queue).await?;
         for (batch, revision) in of_interest() {
-            // One that cannot be dealt with now keeps no other waiting.
+            // A batch that cannot be handled now does not delay the others.
             if let Err(error) = self.deal_with(batch, *revision, now).await {
                 tracing::debug!(batch = batch.id, %error, "batch not checked");
             }
@@ -137,7 +137,7 @@ impl Follower {
         let limit = batch.failures_max.unwrap_or_default();
         let error = JobError::new("too_many_failures", format!("more than {limit} of its jobs have failed"));
         let next = Batch { canceled_at: Some(Timestamp::now()), error: Some(error), ..batch.clone() };
-        // If another process has written, the next round sees it.
+        // If another process wrote first, the next round sees its change.
         if let Replaced::Done(_) = self.queue.batches.write(revision, &next).await? {
             tracing::warn!(batch = batch.id, limit, "batch canceled: too many of its jobs failed");
         }
@@ -147,7 +147,7 @@ impl Follower {
     async fn finish(&self, batch: &Batch, revision: Revision) -> Result<(), QueueError> {
         if let Some(url) = &batch.webhook {
             let (about, url) = (About::Batch(batch.id.clone()), url.clone());
-            // A batch that grows after its end ends once more.
+            // A batch that grows after its end will end again.
             let size = batch.total.unwrap_or_default();
             let owner = batch.owner.clone();
             self.queue.hooks.owe(&Hook { about, state: "finished".into(), revision: size, url, owner }).await?;
@@ -187,7 +187,7 @@ mod tests {
             (&batch, counts(0, 5, 0), 9_000, BatchAction::Wait),
             (&batch, counts(0, 2, 3), 9_000, BatchAction::Stop),
             (&complete, counts(1, 4, 0), 9_000, BatchAction::Wait),
-            // The fifth may not have been written yet; later it must have expired.
+            // The fifth record may not have been written yet; later it must have expired.
             (&complete, counts(0, 4, 0), 9_000, BatchAction::Wait),
             (&complete, counts(0, 4, 0), 90_000, BatchAction::Finish),
             (&complete, counts(1, 3, 0), 90_000, BatchAction::Wait),

@@ -14,7 +14,7 @@ use crate::path::BatchPath;
 use crate::schema::NoBatch;
 use crate::state::Shared;
 
-/// Batches that are listed.
+/// Most batches listed.
 const LISTED_MAX: usize = 100;
 
 #[derive(Debug, Serialize, ToSchema)]

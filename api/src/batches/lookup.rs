@@ -1,4 +1,4 @@
-//! From names to what they stand for: a batch by its path, a job by its item's name.
+//! Finds a batch by its path, and a job's id by its item's name.
 
 use queue::JobId;
 use queue::client::Batch;
@@ -13,8 +13,7 @@ pub(crate) async fn find(state: &AppState, BatchPath { id }: BatchPath) -> Resul
     found.map(|(batch, _)| batch).ok_or(ApiError::BatchUnknown(id))
 }
 
-/// The job of an item. It follows from owner, batch and the item's own name, so that a repeated request
-/// finds it.
+/// The job id of an item, derived from owner, batch and the item's own name, so that a repeated request finds it.
 pub(super) fn item_id(batch: &Batch, custom_id: &str) -> JobId {
     JobId::derived(batch.topic.clone(), &[batch.owner.as_deref().unwrap_or(""), &batch.id, custom_id])
 }

@@ -1,4 +1,4 @@
-//! What a client may ask for a batch: what it may ask for a job, for all of them, and a little more.
+//! Options of a batch: those of a job, applied to all its jobs, and a few more.
 
 use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
@@ -8,7 +8,7 @@ use utoipa::openapi::{RefOr, Required};
 use crate::error::ApiError;
 use crate::jobs::Options;
 
-/// Items of one batch.
+/// Most items in one batch.
 pub(super) const ITEMS_MAX: usize = 1_000_000;
 /// The event of a batch; the others are those of its jobs.
 const FINISHED: &str = "finished";
@@ -16,10 +16,10 @@ const FINISHED: &str = "finished";
 /// Checked options of one batch.
 #[derive(Debug, Default)]
 pub(crate) struct BatchOptions {
-    /// Those of each job.
+    /// Options of each job.
     pub(super) jobs: Options,
     pub(super) failures_max: Option<u64>,
-    /// Whom to tell when all of it has ended.
+    /// URL to notify when all of its jobs have ended.
     pub(super) webhook: Option<String>,
 }
 
@@ -55,7 +55,7 @@ impl BatchOptions {
         if events.is_some() && url.is_none() {
             return Err(refuse("webhook_events", "it needs a webhook".into()));
         }
-        // A batch of thousands calls once, unless its client asked for each job.
+        // A batch of thousands sends one webhook, unless its client asked for one per job.
         let events = events.unwrap_or_else(|| vec![FINISHED.to_owned()]);
         let (of_batch, of_jobs): (Vec<String>, _) = events.into_iter().partition(|event| event == FINISHED);
         if let Some(url) = &url

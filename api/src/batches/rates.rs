@@ -1,24 +1,24 @@
-//! How fast batches get on, for the time that they still need.
+//! How fast batches progress, to estimate the time that they still need.
 //!
-//! A mean over the last looks, weighted by their age, since what is asked is the pace of now: one long job, or an
-//! index that is a moment behind, changes it a little. While too little has ended for a pace, there is none.
+//! The pace is a mean over the last looks, weighted by their age, since clients want the current pace: one long
+//! job, or an index that lags, changes it only a little. A batch has no pace until enough of its jobs have ended.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Batches that are remembered; the one that was looked at longest ago makes room.
+/// Most batches remembered; the one that was looked at longest ago is dropped first.
 const BATCHES_MAX: usize = 1_000;
-/// A look weighs a third of a newer one after this.
+/// After this time, a look weighs a third of a new one.
 const MEMORY: Duration = Duration::from_secs(15);
-/// Looks that are closer are one.
+/// Looks closer together than this count as one.
 const LOOK_MIN: Duration = Duration::from_millis(500);
 /// Longest estimate that is reported, seconds.
 const SECONDS_MAX: f64 = 30.0 * 86_400.0;
-/// Jobs that must have ended for a first pace, from the batch's begin on.
+/// Jobs that must have ended since a batch began before it gets its first pace.
 const ENDED_MIN: u64 = 5;
 
-/// The paces of the batches that are looked at.
+/// The paces of the batches that clients look at.
 #[derive(Debug, Default)]
 pub(crate) struct Rates(Mutex<HashMap<String, Rate>>);
 
@@ -26,7 +26,7 @@ pub(crate) struct Rates(Mutex<HashMap<String, Rate>>);
 struct Rate {
     at: Instant,
     ended: u64,
-    /// Jobs a second; none while too few have ended.
+    /// Jobs per second; `None` while too few have ended.
     pace: Option<f64>,
 }
 
@@ -46,12 +46,12 @@ impl Rates {
         }
         rates.insert(batch.to_owned(), rate);
         let seconds = (left as f64 / rate.pace?).ceil();
-        // A batch that stands still has no known end.
+        // A stalled batch has no known end.
         (seconds <= SECONDS_MAX).then_some(seconds as u64)
     }
 }
 
-/// Over the whole life so far.
+/// The pace over the batch's whole life so far.
 fn first(ended: u64, age: Duration) -> Option<f64> {
     (ended >= ENDED_MIN && age >= LOOK_MIN).then(|| ended as f64 / age.as_secs_f64())
 }
@@ -83,12 +83,12 @@ mod tests {
         assert_eq!(look(1, 2), None, "two of a thousand are no pace");
         assert_eq!(look(2, 20), Some(98));
         assert_eq!(look(10, 100), Some(90));
-        // An index that is behind shows nothing new for a second, and then twice as much.
+        // An index that lags shows nothing new for a second, and then twice as much.
         let paused = look(11, 100).expect("a pace");
         assert!((90..=97).contains(&paused), "{paused}");
         let caught_up = look(12, 120).expect("a pace");
         assert!((84..=92).contains(&caught_up), "{caught_up}");
-        // What stands still for long has no end in sight.
+        // A batch that stalls for long has no known end.
         assert!(look(120, 120) > Some(10_000));
         assert_eq!(look(900, 120), None);
     }

@@ -1,8 +1,8 @@
 //! `POST /v1/batches` and `PUT /v1/batches/{id}`: many images in one body.
 //!
-//! A job's id follows from the batch's and the item's own. So a body that broke off is sent again
-//! under the same id, and what had come is not queued a second time. The batch's record is written
-//! first, open; when all has come, it says how many that were.
+//! A job's id is derived from the batch's id and the item's own. So a client can send a body that broke off again
+//! under the same batch id, and items that had arrived are not queued twice. The batch's record is written first,
+//! without a total; the total is added once all items have arrived.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -36,16 +36,16 @@ use crate::schema::Binary;
 use crate::state::{AppState, Shared};
 use crate::webhooks;
 
-/// Items that are queued at a time.
+/// Items queued at a time.
 const WIDTH: usize = 16;
-/// Pause before an item that found no room is offered again; until then the sender waits.
+/// Pause before retrying an item that found no room; the sender waits until then.
 const FULL_PAUSE: Duration = Duration::from_millis(200);
-/// How often an item is offered to a queue that does not answer.
+/// Retries of an item while the queue does not answer.
 const TRIES: u32 = 20;
-/// How long an item is offered to a queue that is full, or waits for room under its key's limit: the
-/// sender may be gone, and what it sent is in memory.
+/// How long to retry an item while the queue is full or the key's limit is reached; bounded, because the item is in
+/// memory and its sender may have disconnected.
 const FULL_PATIENCE: Duration = Duration::from_secs(10 * 60);
-/// How often to look whether the batch was canceled.
+/// How often to check whether the batch was canceled.
 const CANCEL_LOOK: Duration = Duration::from_secs(1);
 
 /// Why a batch is not taken, as the API's description has it.
@@ -167,7 +167,7 @@ async fn receive(
         archives: state.archives.clone(),
     };
     let mut items = items::read(headers, body, bounds)?;
-    // A body that has nothing in it leaves nothing behind.
+    // A body without items leaves no record.
     let mut skipped = Skipped::default();
     let first = loop {
         match items.recv().await {
@@ -217,12 +217,12 @@ async fn receive(
     Ok(response)
 }
 
-/// The batch's record, which is there before its first job. One that is there already stays as it is, but
-/// for what is said anew.
+/// Writes the batch's record before its first job. An existing record keeps everything except the options that this
+/// request sets again.
 async fn open(state: &AppState, new: Batch) -> Result<Batch, ApiError> {
     loop {
         if let Some((batch, revision)) = state.queue.batches.get(&new.id).await? {
-            // Two owners may take the same id at the same moment.
+            // Two owners may use the same id at the same moment.
             if batch.owner != new.owner {
                 return Err(ApiError::BatchUnknown(new.id));
             }
@@ -248,7 +248,7 @@ async fn open(state: &AppState, new: Batch) -> Result<Batch, ApiError> {
     }
 }
 
-/// Notes that all has come.
+/// Records that all items have arrived.
 async fn close(state: &AppState, id: &str, count: u64, are_new: bool, skipped: Skipped) -> Result<Batch, ApiError> {
     state.index.catch_up(&state.queue).await?;
     loop {
@@ -258,11 +258,11 @@ async fn close(state: &AppState, id: &str, count: u64, are_new: bool, skipped: S
         if batch.canceled_at.is_some() {
             return Err(ApiError::BatchCanceled(id.to_owned()));
         }
-        // What was sent before and is not in this body counts as well.
+        // Items that were sent before and are not in this body count too.
         let known = state.index.counts(id).await?.total();
         let total = Some(count.max(known).max(batch.total.unwrap_or(0)));
         let mut next = Batch { total, skipped: skipped.clone(), ..batch.clone() };
-        // What has grown, or is done anew because its results had expired, has not ended.
+        // A batch that has grown, or whose expired items are queued again, has not ended.
         if total != batch.total || are_new && batch.finished_at.is_some() {
             next = Batch { complete_at: Some(Timestamp::now()), finished_at: None, ..next };
         }
@@ -275,7 +275,7 @@ async fn close(state: &AppState, id: &str, count: u64, are_new: bool, skipped: S
     }
 }
 
-/// Resolves when the batch is to be taken no further: it was canceled, or this process ends.
+/// Resolves when receiving must stop: the batch was canceled, or this process is stopping.
 async fn interruption(receiving: &Receiving<'_>) -> ApiError {
     let Receiving { state, batch, .. } = receiving;
     let canceled = async {
@@ -293,15 +293,15 @@ async fn interruption(receiving: &Receiving<'_>) -> ApiError {
     }
 }
 
-/// How far a batch has come.
+/// Progress of receiving a batch.
 #[derive(Default)]
 struct Tally {
-    /// Items that are queued, or failed on their own.
+    /// Items that were queued or recorded as failed.
     taken: u64,
-    /// Some of them had not come before.
+    /// Whether some of them are new.
     are_new: bool,
     skipped: Skipped,
-    /// The first custom id that came before with another image, and how many there are.
+    /// The first custom id that already exists with another image, and the number of such ids.
     changed: Option<(String, u64)>,
 }
 
@@ -319,7 +319,7 @@ impl Tally {
     }
 }
 
-/// Queues all items. What ends it ends the reading: what was read before is queued.
+/// Queues all items. An error ends the reading, but items that were read before it are still queued.
 async fn take_all(
     receiving: &Receiving<'_>,
     first: Item,
@@ -361,11 +361,11 @@ async fn take_all(
     }
 }
 
-/// The custom ids of one body. One that comes again gets a number, so that nothing is lost; the same body gives the
-/// same ones.
+/// The custom ids of one body. A duplicate gets a number, so that no item is lost; the same body always gives the
+/// same ids.
 #[derive(Default)]
 struct Names {
-    /// And the number that comes next.
+    /// Each id, with the number for its next duplicate.
     taken: HashMap<String, u32>,
 }
 
@@ -392,7 +392,7 @@ impl Names {
     }
 }
 
-/// Queues one item, or notes why it cannot be; whether it had not come before.
+/// Queues one item, or records it as failed; returns whether it is new.
 async fn take(receiving: &Receiving<'_>, item: Item) -> Result<bool, ApiError> {
     let Receiving { state, caller, batch, target } = *receiving;
     let id = item_id(batch, &item.custom_id);
@@ -437,14 +437,14 @@ async fn take(receiving: &Receiving<'_>, item: Item) -> Result<bool, ApiError> {
     }
 }
 
-/// Submits an item, again and again while there is no room for it. The sender waits meanwhile: its items are not
+/// Submits an item, and retries while there is no room for it. The sender waits meanwhile, since its items are not
 /// read.
 async fn offer(receiving: &Receiving<'_>, spec: JobSpec, input: Input) -> Result<Submitted, ApiError> {
     let Receiving { state, caller, batch, .. } = *receiving;
     let deadline = Instant::now() + FULL_PATIENCE;
     let mut silences = 0;
     loop {
-        // Looked up each time: it may be given more partitions meanwhile, or be removed.
+        // Looked up each time: the topic may get more partitions meanwhile, or be deleted.
         let topic = state.queue.topic(&batch.topic).await?;
         let topic = topic.ok_or_else(|| SubmitError::NoTopic(batch.topic.clone()))?;
         match admit(state, caller, &topic, spec.clone(), input.clone()).await {
@@ -463,7 +463,7 @@ async fn offer(receiving: &Receiving<'_>, spec: JobSpec, input: Input) -> Result
     }
 }
 
-/// Facts of what is not an image.
+/// Facts about bytes that are not an image.
 fn unknown_facts(bytes: &Bytes) -> ImageFacts {
     let sha256 = sha256(bytes);
     ImageFacts { width: 0, height: 0, format: "unknown".into(), bytes: bytes.len() as u64, sha256 }

@@ -1,5 +1,4 @@
-//! `GET /v1/batches/{id}/results`: what has ended so far, as JSON lines or CSV, in the order of the
-//! custom ids.
+//! `GET /v1/batches/{id}/results`: the jobs that have ended so far, as JSON lines or CSV, ordered by custom id.
 
 use axum::body::Body;
 use axum::extract;
@@ -18,7 +17,7 @@ use crate::schema::NoBatch;
 use crate::state::Shared;
 use crate::table;
 
-/// Records that are read at a time.
+/// Records read at a time.
 const PAGE: usize = 500;
 const HEAD: &str = "custom_id,id,state,label,score,error_code,error_message\n";
 

@@ -1,8 +1,8 @@
 //! Memory for items of batches, lent before the bytes are read.
 //!
-//! Small items are lent from a part of their own, so that they never wait behind large ones. A large item is lent
-//! all that it can need in one piece, and only while its reader holds no other large one: so no reader waits for
-//! room while holding what others wait for. One batch gets a share, whatever it sends.
+//! Small items draw on a part of their own, so they never wait behind large ones. A large item gets all that it can
+//! need at once, and only while its reader holds no other large one: so no reader waits for room while holding room
+//! that others wait for. One batch gets a bounded share, whatever it sends.
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::bodies::BODY_UNIT;
 
-/// What an item is lent before more is known of it.
+/// Lent to an item before its size is known.
 pub(super) const SMALL_BYTES: usize = 1 << 20;
-/// What the items of one batch may have in memory; one item at least.
+/// Most bytes in memory for the items of one batch; always enough for one item.
 const BATCH_BYTES_MAX: usize = 48 << 20;
 
 /// Memory for the items of all batches, in units of [`BODY_UNIT`]; clones share it.
@@ -34,13 +34,13 @@ impl Memory {
         Self { small, large, small_units, large_units }
     }
 
-    /// Whether little is left.
+    /// Whether little memory is left.
     pub(crate) fn is_short(&self) -> bool {
         let is_short = |part: &Semaphore, units: usize| part.available_permits() < units / 8;
         is_short(&self.small, self.small_units) || is_short(&self.large, self.large_units)
     }
 
-    /// Whether anything of it is lent.
+    /// Whether any of it is lent.
     #[cfg(test)]
     pub(super) fn is_used(&self) -> bool {
         self.small.available_permits() < self.small_units || self.large.available_permits() < self.large_units
@@ -61,7 +61,7 @@ pub(super) struct Rooms {
     own_units: usize,
 }
 
-/// The right to have some bytes in memory, for as long as it is kept.
+/// The right to hold some bytes in memory, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Room {
     _own: OwnedSemaphorePermit,
@@ -70,8 +70,8 @@ pub(super) struct Room {
 }
 
 impl Rooms {
-    /// Exchanges a room for a larger one. What is held is given back first: to wait for room while holding some
-    /// is what makes all wait for each other.
+    /// Exchanges a room for a larger one. The old room is given back first: readers that wait for room while
+    /// holding some would deadlock.
     pub(super) async fn grow(&self, room: Room, bytes: usize) -> Room {
         drop(room);
         self.lend(bytes).await
@@ -95,7 +95,7 @@ async fn take(semaphore: &Arc<Semaphore>, units: usize) -> OwnedSemaphorePermit 
 }
 
 impl Room {
-    /// Bytes that it is for.
+    /// Bytes that it covers.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

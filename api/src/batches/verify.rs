@@ -22,14 +22,14 @@ use crate::path::BatchPath;
 use crate::schema::NoBatch;
 use crate::state::Shared;
 
-/// Jobs that are looked at, at a time.
+/// Jobs looked up at a time.
 const WIDTH: usize = 16;
-/// Jobs of a page.
+/// Jobs per page.
 const PAGE: usize = 1_000;
-/// Bytes of a list of custom ids, and how long it may take.
+/// Largest list of custom ids, bytes, and how long it may take to arrive.
 const EXPECTED_BYTES_MAX: usize = 32 << 20;
 const EXPECTED_PATIENCE: Duration = Duration::from_secs(60);
-/// Jobs that are named.
+/// Most custom ids named in each list of an answer.
 const NAMED_MAX: usize = 1_000;
 
 /// Whether each item of a batch has ended, by its record.
@@ -114,7 +114,7 @@ pub(crate) async fn verify_expected(
     body: Body,
 ) -> Result<Json<Verification>, ApiError> {
     let batch = find(&state, path).await?;
-    // What is in memory is lent, as for images.
+    // Memory for the list is lent, as for images.
     let rooms = state.batch_bodies.of_one_batch();
     let reading = tokio::time::timeout(EXPECTED_PATIENCE, read_expected(&rooms, body));
     let (body, _room) = reading.await.map_err(|_| ApiError::BodyTimeout("send the names within a minute"))??;
@@ -139,7 +139,7 @@ pub(crate) async fn verify_expected(
     Ok(Json(verdict))
 }
 
-/// Reads a list, in memory that is lent as it comes: a little at first, then all that it may need.
+/// Reads a list into memory that is lent as it arrives: a little at first, then all that it may need.
 async fn read_expected(rooms: &Rooms, body: Body) -> Result<(Vec<u8>, Room), ApiError> {
     let (mut list, mut room) = (Vec::new(), soon(rooms.lend(SMALL_BYTES)).await?);
     let mut chunks = body.into_data_stream();

@@ -41,11 +41,11 @@ pub(crate) struct Document {
     urls: Urls,
 }
 
-/// How far a batch has come.
+/// State of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum BatchState {
-    /// Items are still to come.
+    /// Items are still arriving.
     Receiving,
     /// Some jobs have not ended.
     Running,
@@ -56,7 +56,7 @@ enum BatchState {
 }
 
 impl Document {
-    /// Whether all of it has ended.
+    /// Whether all of its jobs have ended.
     pub(super) fn is_finished(&self) -> bool {
         self.state == BatchState::Finished
     }
@@ -84,12 +84,12 @@ struct Urls {
     results: String,
 }
 
-/// Where a batch is looked at.
+/// The URL of a batch.
 pub(super) fn batch_url(id: &str) -> String {
     links::to(&format!("/v1/batches/{id}"))
 }
 
-/// How a batch stands, and how long it will take.
+/// A batch's document, with an estimate of the remaining time.
 pub(super) async fn shown(state: &AppState, batch: &Batch) -> Result<Document, IndexError> {
     let mut document = document(&state.index, batch).await?;
     if document.state == BatchState::Running {
@@ -102,7 +102,7 @@ pub(super) async fn shown(state: &AppState, batch: &Batch) -> Result<Document, I
     Ok(document)
 }
 
-/// How a batch stands, without a guess of how long it will take.
+/// A batch's document, without an estimate of the remaining time.
 pub(crate) async fn document(index: &Index, batch: &Batch) -> Result<Document, IndexError> {
     let counts = index.counts(&batch.id).await?;
     Ok(describe(batch, &counts))
@@ -110,7 +110,7 @@ pub(crate) async fn document(index: &Index, batch: &Batch) -> Result<Document, I
 
 fn describe(batch: &Batch, counts: &Counts) -> Document {
     let ended = counts.succeeded + counts.failed + counts.canceled;
-    // The index is a moment behind: what it does not know of yet waits.
+    // The index lags slightly: items that it does not know yet count as queued.
     let queued = match batch.total {
         // Results may expire before the batch's record does.
         _ if batch.finished_at.is_some() => counts.queued,

@@ -1,4 +1,4 @@
-//! The delivery log of webhooks, and receivers that want no more.
+//! The delivery log of webhooks, and receivers that refuse further calls.
 
 use queue::Timestamp;
 use queue::client::About;
@@ -10,7 +10,7 @@ use super::{Index, IndexError};
 use crate::webhooks::{Delivery, Gone, Outcome};
 
 impl Index {
-    /// Notes a try.
+    /// Logs an attempt.
     pub(crate) async fn log_delivery(&self, about: &About, delivery: &Delivery) -> Result<(), IndexError> {
         sqlx::query(
             "INSERT INTO deliveries (job, event, url, attempt, at, status, outcome, error)
@@ -29,7 +29,7 @@ impl Index {
         Ok(())
     }
 
-    /// The tries of the calls about a job or batch, oldest first.
+    /// Attempts to call webhooks about a job or batch, oldest first.
     pub(crate) async fn deliveries(&self, about: &About) -> Result<Vec<Delivery>, IndexError> {
         let rows = sqlx::query(
             "SELECT event, url, attempt, at, status, outcome, error FROM deliveries WHERE job = $1 ORDER BY at, attempt",
@@ -49,7 +49,7 @@ impl Index {
         Ok(rows.iter().map(read).collect())
     }
 
-    /// Whether a receiver has said that it wants no more calls for this owner.
+    /// Whether a receiver refuses further calls for this owner.
     pub(crate) async fn is_gone(&self, owner: Option<&str>, url: &str) -> Result<bool, IndexError> {
         let row = sqlx::query("SELECT 1 FROM gone_of WHERE owner = $1 AND url = $2")
             .bind(owner.unwrap_or_default().to_owned())
@@ -59,7 +59,7 @@ impl Index {
         Ok(row.is_some())
     }
 
-    /// Notes that it has.
+    /// Records that it does.
     pub(crate) async fn note_gone(&self, owner: Option<&str>, url: &str) -> Result<(), IndexError> {
         sqlx::query("INSERT INTO gone_of (owner, url, at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
             .bind(owner.unwrap_or_default().to_owned())
@@ -70,7 +70,7 @@ impl Index {
         Ok(())
     }
 
-    /// Receivers that want no more calls; of all owners, or of one.
+    /// Receivers that refuse further calls, of all owners or of one.
     pub(crate) async fn gone(&self, only: Option<&str>) -> Result<Vec<Gone>, IndexError> {
         let mut statement = Statement::new("SELECT owner, url, at FROM gone_of");
         if let Some(owner) = only {
@@ -87,7 +87,7 @@ impl Index {
         Ok(rows.iter().map(read).collect())
     }
 
-    /// Has a receiver called again, for all owners or for one. Whether it was not called before.
+    /// Resumes calls to a receiver, for all owners or for one. Returns whether calls had been stopped.
     pub(crate) async fn forget_gone(&self, only: Option<&str>, url: &str) -> Result<bool, IndexError> {
         let removed = match only {
             None => sqlx::query("DELETE FROM gone_of WHERE url = $1").bind(url.to_owned()),

@@ -1,4 +1,4 @@
-//! What the database knows of keys: those of earlier versions, and what their owners have waiting.
+//! What the database stores about keys: those of earlier versions, and what their owners have queued.
 
 use sqlx::Row;
 use sqlx::any::AnyRow;
@@ -7,8 +7,8 @@ use super::{Index, IndexError};
 use crate::keys::Key;
 
 impl Index {
-    /// Keys that earlier versions kept here. They stay, so that an older version, should one be started on
-    /// this database again, does not find itself without keys.
+    /// Keys that earlier versions stored here. They stay, so that an older version that is started on this database
+    /// again still has its keys.
     pub(crate) async fn old_keys(&self) -> Result<Vec<Key>, IndexError> {
         let rows = sqlx::query("SELECT content FROM keys ORDER BY id").fetch_all(&self.pool).await?;
         let read = |row: &AnyRow| serde_json::from_str(row.get::<&str, _>(0));
@@ -16,7 +16,7 @@ impl Index {
         rows.iter().map(read).collect::<Result<_, _>>().map_err(damaged)
     }
 
-    /// Jobs of an owner that wait, and the bytes of their images.
+    /// Number of an owner's queued jobs, and the bytes of their images.
     pub(crate) async fn waiting_of(&self, owner: &str) -> Result<(u64, u64), IndexError> {
         // PostgreSQL sums to a wider type.
         let sum =

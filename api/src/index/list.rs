@@ -1,7 +1,7 @@
 //! Lists of jobs, page by page, newest first.
 //!
-//! A cursor names the last job of a page by its time and id, so pages stay where they are while jobs
-//! come: what is new comes before the first page.
+//! A cursor names the last job of a page by its time and id, so pages stay stable while jobs arrive: new jobs come
+//! before the first page.
 
 use queue::Record;
 use sqlx::Row;
@@ -9,10 +9,10 @@ use sqlx::Row;
 use super::statement::{Statement, Value};
 use super::{Index, IndexError};
 
-/// Which jobs are meant; absent means any.
+/// Which jobs to list; absent means any.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Filter {
-    /// Whose.
+    /// Only jobs of this owner.
     pub(crate) owner: Option<String>,
     pub(crate) state: Option<String>,
     pub(crate) model: Option<String>,
@@ -20,22 +20,22 @@ pub(crate) struct Filter {
     pub(crate) batch: Option<String>,
     /// Keys and values that a job's metadata must have.
     pub(crate) metadata: Vec<(String, String)>,
-    /// Behind this one.
+    /// Only jobs after this one.
     pub(crate) cursor: Option<Cursor>,
 }
 
-/// A job by its place in the list.
+/// A job by its position in the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cursor {
     created_at: i64,
     id: String,
 }
 
-/// Some jobs.
+/// One page of jobs.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) records: Vec<Record>,
-    /// Where the next page begins; none: this is the last one.
+    /// Where the next page begins; `None` on the last one.
     pub(crate) next: Option<Cursor>,
 }
 
@@ -95,7 +95,7 @@ impl Index {
         let rows = query.fetch(&self.pool).await?;
         let next = (rows.len() > limit).then(|| &rows[limit - 1]);
         let next = next.map(|row| Cursor { created_at: row.get(1), id: row.get(2) });
-        // What another version wrote and this one cannot read is not shown.
+        // Records of another version that this one cannot read are left out.
         let records = rows.iter().take(limit).filter_map(|row| serde_json::from_str(row.get::<&str, _>(0)).ok());
         Ok(Page { records: records.collect(), next })
     }
@@ -118,7 +118,7 @@ impl Counts {
 }
 
 impl Index {
-    /// The jobs of a batch, counted.
+    /// Counts the jobs of a batch by state.
     pub(crate) async fn counts(&self, batch: &str) -> Result<Counts, IndexError> {
         let rows = sqlx::query("SELECT state, COUNT(*) FROM jobs WHERE batch = $1 GROUP BY state")
             .bind(batch.to_owned())
@@ -138,7 +138,7 @@ impl Index {
         Ok(counts)
     }
 
-    /// The jobs of a batch behind a custom id, in the order of these.
+    /// The jobs of a batch after a custom id, ordered by custom id.
     pub(crate) async fn batch_page(
         &self,
         batch: &str,

@@ -1,12 +1,11 @@
-//! The job index: what lists and batches are answered from.
+//! The job index, which answers lists and batches.
 //!
-//! A projection of the records, in SQLite or PostgreSQL by one code path. It may lag behind them by a
-//! fraction of a second, may be removed, and is rebuilt from them. Nothing about a single job is
-//! answered from it.
+//! A projection of the records, in SQLite or PostgreSQL by one code path. It may lag behind them by a fraction of a
+//! second, may be deleted, and is rebuilt from them. It never answers requests about a single job.
 //!
-//! A row goes forward only: what is written carries the record's revision, and an older one changes
-//! nothing. So the projection may be begun anew, repeated, and done by several processes on one database
-//! at once; how far it has come is written with the rows, in one transaction.
+//! A row only moves forward: each write carries the record's revision, and an older revision changes nothing. So
+//! the projection may be restarted, repeated, and done by several processes on one database at once; its position
+//! is written with the rows, in one transaction.
 
 mod hooks;
 mod keys;
@@ -40,18 +39,18 @@ fn nanos(millis: i64) -> i64 {
 /// The index cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
-    /// The database cannot be opened, or is not as it should be.
+    /// The database cannot be opened, or its tables cannot be brought up to date.
     #[error("the job index at {address} cannot be opened: {problem}")]
     Open {
-        /// Where it is, without a password.
+        /// Its address, without the password.
         address: String,
         /// What is wrong.
         problem: String,
     },
-    /// The database did not do what it was asked for.
+    /// A statement failed.
     #[error("the job index: {0}")]
     Database(#[from] sqlx::Error),
-    /// A key that an earlier version kept in the database cannot be read. It may be the only one.
+    /// A key that an earlier version stored in the database cannot be read. It may be the only one.
     #[error("a key in the job index is damaged: {0}; restore the database from a backup")]
     Keys(String),
     /// The records could not be read.
@@ -63,7 +62,7 @@ pub enum IndexError {
 #[derive(Debug, Clone)]
 pub struct Index {
     pool: AnyPool,
-    /// What expires goes by this date.
+    /// The date that decides what has expired.
     calendar: Arc<Mutex<Calendar>>,
 }
 
@@ -85,13 +84,13 @@ impl Index {
             check_file(&options).await.map_err(broken)?;
         }
         let pool = AnyPoolOptions::new()
-            // One writer at a time is all that SQLite has; more connections would only wait.
+            // SQLite has one writer at a time; more connections would only wait.
             .max_connections(if is_sqlite { 4 } else { CONNECTIONS_MAX })
             .acquire_timeout(PATIENCE)
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     if is_sqlite {
-                        // It can be rebuilt: what a power cut takes is written again.
+                        // The index can be rebuilt: rows lost in a power cut are written again.
                         connection.execute("PRAGMA journal_mode = WAL").await?;
                         connection.execute("PRAGMA synchronous = NORMAL").await?;
                         connection.execute("PRAGMA busy_timeout = 10000").await?;
@@ -103,15 +102,15 @@ impl Index {
             .await
             .map_err(|error| broken(error.to_string()))?;
         schema::migrate(&pool).await.map_err(|error| broken(error.to_string()))?;
-        // By the one date that has an index: a start must not read every row.
+        // Uses the one date that has an index: a start must not read every row.
         let newest: i64 = sqlx::query("SELECT COALESCE(MAX(created_at), 0) FROM jobs").fetch_one(&pool).await?.get(0);
         let (wall, clock) = (Timestamp::now().as_millis(), Instant::now());
         let calendar = Calendar::since(nanos(newest), nanos(wall), clock);
         Ok(Self { pool, calendar: Arc::new(Mutex::new(calendar)) })
     }
 
-    /// The date that expiry goes by: rows of records that the queue still has stay, also while the clock is
-    /// wrong.
+    /// The date that decides what has expired: rows of records that the queue still has stay, even while the clock
+    /// is wrong.
     fn date(&self) -> Timestamp {
         let mut calendar = self.calendar.lock().unwrap_or_else(PoisonError::into_inner);
         let believed = calendar.look(nanos(Timestamp::now().as_millis()), Instant::now());
@@ -120,14 +119,14 @@ impl Index {
 
     /// The address of a database in a file.
     pub fn file(path: &std::path::Path) -> String {
-        // What would end the path, or begin an escape, in a URL.
+        // Characters that would end the path or begin an escape in a URL.
         let path = path.display().to_string().replace('%', "%25").replace('?', "%3F").replace('#', "%23");
         format!("sqlite://{path}?mode=rwc")
     }
 }
 
-/// Looks into a file once, since a pool would try again and again. A file that is not a database is refused,
-/// not replaced: an earlier version kept keys there.
+/// Opens a file once, since a pool would keep retrying. A file that is not a database is refused, not replaced: an
+/// earlier version stored keys there.
 async fn check_file(options: &AnyConnectOptions) -> Result<(), String> {
     let looked = async {
         let mut connection = AnyConnection::connect_with(options).await?;

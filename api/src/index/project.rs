@@ -1,4 +1,4 @@
-//! From records to rows.
+//! Projects records into rows.
 
 use std::time::Duration;
 
@@ -16,17 +16,17 @@ use crate::webhooks::owe;
 
 /// How often to look for new records without a notification.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Pause after a ring: rows of jobs that change quickly are written once.
+/// Pause after a notification, so that rows of jobs that change quickly are written once.
 const GATHER: Duration = Duration::from_millis(100);
-/// How often rows are removed whose records have expired.
+/// How often to remove rows whose records have expired.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
-/// How long it is shown that a job was set aside.
+/// How long a job that was set aside is listed.
 const SET_ASIDE_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// Rows of one transaction.
+/// Rows per transaction.
 const BATCH: usize = 500;
 
 impl Index {
-    /// Follows the records for as long as it is awaited; whatever stops it, it begins again where it was.
+    /// Follows the records until the future is dropped; after an error it resumes where it stopped.
     pub(crate) async fn keep(self, queue: Queue) -> Result<(), QueueError> {
         loop {
             if let Err(error) = self.follow(&queue).await {
@@ -52,16 +52,16 @@ impl Index {
         }
     }
 
-    /// Takes over every record that is newer than what is known.
+    /// Projects every record that is newer than the index.
     ///
     /// # Errors
-    /// [`IndexError`]; doing it again goes on. One topic that cannot be followed keeps no other back.
+    /// [`IndexError`]; a repeated call resumes. A topic that cannot be followed does not hold up the others.
     pub async fn catch_up(&self, queue: &Queue) -> Result<(), IndexError> {
         let topics = queue.topics().await?;
         let mut caught_up = Ok(());
         for topic in topics.iter().filter(|topic| topic.settings.model.is_some()) {
             let followed = async {
-                // One that vanishes meanwhile is forgotten next time.
+                // A topic that is deleted meanwhile is forgotten next time.
                 match queue.jobs.records_end(topic.name()).await? {
                     Some((stream, last)) => self.catch_up_with(queue, topic, &stream, last).await,
                     None => Ok(()),
@@ -96,7 +96,7 @@ impl Index {
         let mut chunks = std::pin::pin!(records.try_ready_chunks(BATCH));
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|error| error.1)?;
-            // Before it is noted how far we have come: a process that comes after a crash notes it again.
+            // Store the webhook calls before the position: after a crash, the next process stores them again.
             owe(queue, name, position, &chunk).await?;
             let written = self.write_chunk(topic, stream, &chunk).await;
             match written {
@@ -107,7 +107,7 @@ impl Index {
             position = chunk.iter().map(|(revision, _)| *revision).fold(position, Revision::max);
         }
         if position < last {
-            // The newest ones have expired already.
+            // The newest records have expired already.
             let mut transaction = self.pool.begin().await?;
             write_position(&mut transaction, name, stream, last).await?;
             transaction.commit().await?;
@@ -115,7 +115,7 @@ impl Index {
         Ok(())
     }
 
-    /// Writes rows, and that they are written.
+    /// Writes rows together with the new position.
     async fn write_chunk(&self, topic: &Topic, stream: &str, chunk: &[Change]) -> Result<(), sqlx::Error> {
         let mut transaction = self.pool.begin().await?;
         let mut position = Revision::default();
@@ -129,8 +129,8 @@ impl Index {
         transaction.commit().await
     }
 
-    /// Writes rows one by one; one that the database cannot hold is set aside, so that those behind it are
-    /// known.
+    /// Writes rows one by one; a row that the database cannot store is set aside, so that it does not block those
+    /// after it.
     async fn write_singly(&self, topic: &Topic, stream: &str, chunk: &[Change]) -> Result<(), IndexError> {
         for change in chunk {
             let written = self.write_chunk(topic, stream, std::slice::from_ref(change)).await;
@@ -170,12 +170,12 @@ impl Index {
         transaction.commit().await
     }
 
-    /// How many jobs the database cannot hold.
+    /// How many jobs the database cannot store.
     pub(crate) async fn count_set_aside(&self) -> Result<i64, IndexError> {
         Ok(sqlx::query("SELECT COUNT(*) FROM set_aside").fetch_one(&self.pool).await?.get(0))
     }
 
-    /// Jobs that the database cannot hold, the latest first.
+    /// Jobs that the database cannot store, latest first.
     pub(crate) async fn all_set_aside(&self) -> Result<Vec<SetAside>, IndexError> {
         let rows = sqlx::query("SELECT id, at, problem FROM set_aside ORDER BY at DESC LIMIT 1000")
             .fetch_all(&self.pool)
@@ -185,7 +185,7 @@ impl Index {
         Ok(rows.iter().map(read).collect())
     }
 
-    /// How far a topic's records are known. One of the same name that was made anew begins anew.
+    /// How far a topic's records are projected. A topic that was created again under the same name starts over.
     async fn position(&self, topic: &TopicName, stream: &str) -> Result<Revision, IndexError> {
         let row = sqlx::query("SELECT stream, revision FROM positions WHERE topic = $1")
             .bind(topic.as_str())
@@ -203,7 +203,7 @@ impl Index {
         }
     }
 
-    /// Removes what is known of a topic.
+    /// Removes all rows of a topic.
     async fn forget(&self, topic: &str) -> Result<(), IndexError> {
         let mut transaction = self.pool.begin().await?;
         for statement in [
@@ -217,10 +217,10 @@ impl Index {
         Ok(transaction.commit().await?)
     }
 
-    /// Forgets everything and reads all records again; returns how many jobs are known then.
+    /// Removes all rows and reads all records again; returns how many jobs the index then has.
     ///
     /// # Errors
-    /// [`IndexError`]; doing it again begins anew.
+    /// [`IndexError`]; a repeated call starts over.
     pub async fn rebuild(&self, queue: &Queue) -> Result<u64, IndexError> {
         let mut transaction = self.pool.begin().await?;
         for statement in ["DELETE FROM metadata", "DELETE FROM jobs", "DELETE FROM set_aside", "DELETE FROM positions"]
@@ -233,7 +233,7 @@ impl Index {
         Ok(count.get::<i64, _>(0).cast_unsigned())
     }
 
-    /// Jobs that should have begun before now, as far as is known here; some of them.
+    /// Jobs past their start deadline, as far as the index knows; at most 500 of them.
     pub(crate) async fn overdue(&self) -> Result<Vec<JobId>, IndexError> {
         let rows = sqlx::query("SELECT id FROM jobs WHERE start_by < $1 ORDER BY start_by LIMIT 500")
             .bind(Timestamp::now().as_millis())
@@ -253,12 +253,12 @@ impl Index {
         ] {
             sqlx::query(statement).bind(now).execute(&mut *transaction).await?;
         }
-        // What was set aside is shown for as long as a job's result is by default.
+        // Jobs that were set aside are listed for as long as a job's result is kept by default.
         sqlx::query("DELETE FROM set_aside WHERE at < $1")
             .bind(now - i64::try_from(SET_ASIDE_KEPT.as_millis()).unwrap_or(i64::MAX))
             .execute(&mut *transaction)
             .await?;
-        // Those of batches go with the batches' records.
+        // Deliveries of batches expire with the batches' records.
         let old = now - i64::try_from(BATCHES_KEPT.as_millis()).unwrap_or(i64::MAX);
         let of_batches = "DELETE FROM deliveries WHERE at < $1 AND job LIKE 'batch %'";
         sqlx::query(of_batches).bind(old).execute(&mut *transaction).await?;
@@ -266,7 +266,7 @@ impl Index {
     }
 }
 
-/// A record that is new, with what a change of it must name; `None` if it has expired.
+/// A changed record with its revision; `None` if it has expired.
 type Change = (Revision, Option<Record>);
 
 /// A job that the database cannot store. The queue still has it.
@@ -281,7 +281,7 @@ pub(crate) struct SetAside {
     pub(crate) problem: String,
 }
 
-/// Whether a database refuses what it was given, rather than doing anything at all now.
+/// Whether the database refuses this data, rather than being unable to do anything at all now.
 fn is_about_data(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return false };
     let Some(code) = error.code() else { return false };

@@ -1,8 +1,8 @@
-//! The tables, and how they came to be: each step once, in order, in a transaction.
+//! The tables and their migrations: each step runs once, in order, in a transaction.
 
 use sqlx::{AnyPool, Connection, Executor, Row};
 
-/// Steps, oldest first; never changed once they are released. Both databases take these words.
+/// Steps, oldest first; never changed once they are released. Both databases accept this SQL.
 const STEPS: [&[&str]; 6] = [
     &[
         "CREATE TABLE jobs (
@@ -36,14 +36,14 @@ const STEPS: [&[&str]; 6] = [
         "CREATE INDEX jobs_by_owner_and_size ON jobs (owner, state, bytes)",
         "DROP INDEX jobs_by_owner",
         "CREATE INDEX deliveries_by_time ON deliveries (at)",
-        // What was known does not have the new columns: it is read again from the records.
+        // Existing rows lack the new columns: they are read again from the records.
         "DELETE FROM metadata",
         "DELETE FROM jobs",
         "DELETE FROM positions",
     ],
     &[
         "CREATE TABLE set_aside (id TEXT PRIMARY KEY, topic TEXT NOT NULL, at BIGINT NOT NULL, problem TEXT NOT NULL)",
-        // An owner's word is for that owner's calls.
+        // A receiver that answers 410 refuses the calls of one owner only.
         "CREATE TABLE gone_of (owner TEXT NOT NULL, url TEXT NOT NULL, at BIGINT NOT NULL, PRIMARY KEY (owner, url))",
         "DROP TABLE gone",
     ],

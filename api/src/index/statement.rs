@@ -1,15 +1,15 @@
-//! A statement that is put together: our own words, and a client's values apart from them.
+//! Builds a statement from our own SQL, and keeps a client's values apart from it.
 
 use sqlx::any::AnyRow;
 use sqlx::{AnyPool, AssertSqlSafe};
 
-/// Words with numbered places, which both databases know.
+/// SQL with numbered placeholders, which both databases support.
 pub(super) struct Statement {
     text: String,
     values: Vec<Value>,
 }
 
-/// What stands at a place.
+/// The value of a placeholder.
 pub(super) enum Value {
     Text(String),
     Number(i64),
@@ -20,12 +20,12 @@ impl Statement {
         Self { text: words.to_owned(), values: Vec::new() }
     }
 
-    /// Our own words; never a client's.
+    /// Appends our own SQL; never a client's text.
     pub(super) fn words(&mut self, words: &str) {
         self.text.push_str(words);
     }
 
-    /// A placeholder for a value of any source.
+    /// Appends a placeholder for a value from any source.
     pub(super) fn value(&mut self, value: Value) {
         self.values.push(value);
         self.text.push_str(&format!("${}", self.values.len()));

@@ -1,5 +1,5 @@
-//! Reading an upload's body: bounded in bytes, and in how many are read at once. Its pace is kept by
-//! [`crate::incoming`].
+//! Reads an upload's body: bounded in bytes, and in how many are read at once. [`crate::incoming`] enforces its
+//! pace.
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
@@ -12,7 +12,7 @@ use crate::incoming;
 use crate::keys::Caller;
 use crate::state::AppState;
 
-/// Room for a form's other fields beside the image.
+/// Room for a form's other fields besides the image.
 const FORM_OVERHEAD: usize = BODY_UNIT;
 
 /// A body in memory, and the right to have it there.
@@ -35,7 +35,7 @@ pub(super) async fn read<'a>(
         return Err(ApiError::BodyTooLarge { limit });
     }
     let mut chunks = body.into_data_stream();
-    // Both grow with what comes, not with what is announced: announcing costs nothing.
+    // Both grow with the bytes that arrive, not with the announced length: announcing costs a client nothing.
     let mut room = state.bodies.room(caller.address);
     let mut bytes = BytesMut::new();
     while let Some(chunk) = chunks.next().await {
@@ -49,7 +49,7 @@ pub(super) async fn read<'a>(
     Ok(Upload { bytes: bytes.freeze(), _room: room })
 }
 
-/// An image comes as it is; `identity` is not an encoding.
+/// Refuses encoded bodies, since images are sent as they are; `identity` is not an encoding.
 pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     let values =
         headers.get_all(header::CONTENT_ENCODING).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));

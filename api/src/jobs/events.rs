@@ -1,8 +1,8 @@
 //! `GET /v1/jobs/{id}/events`: each change of a job as a server-sent event, until it is finished.
 //!
-//! An event's id is the record's revision. A client that comes again with `Last-Event-ID` hears only
-//! what is newer; states in between that it missed are not told again, since a record is what holds
-//! now, and its attempts tell the rest.
+//! An event's id is the record's revision. A client that reconnects with `Last-Event-ID` gets only newer events.
+//! States that it missed in between are not sent, since a record holds the current state; its attempts show the
+//! rest.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::path::JobPath;
 use crate::schema::NoJob;
 use crate::state::Shared;
 
-/// A sign of life while nothing happens, for whatever stands between.
+/// Interval of keep-alives while nothing happens, so that proxies do not close the stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// A server-sent event.
@@ -63,7 +63,7 @@ pub(crate) async fn events(
         name: "Last-Event-ID".into(),
         problem: "it must be the id of an event as it came".into(),
     })?;
-    // A browser that was told all comes again until it hears that there is no more.
+    // A browser that has received all events reconnects until it gets 204.
     let ended = state.queue.find_job(&id).await?.filter(|stored| stored.record.is_terminal());
     if after > 0 && ended.is_some_and(|stored| u64::from(stored.revision) <= after) {
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -74,12 +74,12 @@ pub(crate) async fn events(
     let events = changes
         .map(|change| match change {
             Ok(stored) => Ok::<_, Infallible>(event(&stored)),
-            // The client comes again, with the id of the last event that it has.
+            // The client reconnects with the id of its last event.
             Err(_) => Ok(Event::default().retry(Duration::from_secs(1)).comment("the queue does not answer")),
         })
         .take_until(async move { stop.cancelled().await });
     let stream = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
-    // nginx holds back what it does not know to be a stream.
+    // nginx buffers an answer unless this header marks it as a stream.
     Ok(([("x-accel-buffering", "no")], stream).into_response())
 }
 

@@ -1,7 +1,6 @@
-//! A job's life in sentences: who took it, why it waited, each attempt, how it ended.
+//! A job's life in sentences: which worker took it, why it waited, each attempt, how it ended.
 //!
-//! [`explain`] is pure; what it tells about the past stands in the record, what it tells about the
-//! present is looked up when a client asks.
+//! [`explain`] is pure: the past comes from the record, and the present is looked up when a client asks.
 
 use queue::client::{Description, Partition};
 use queue::members::{Announcement, Stage};
@@ -25,19 +24,19 @@ pub(crate) struct Event {
     text: String,
 }
 
-/// How things stand around a job now.
+/// The current situation around a job.
 #[derive(Debug, Default)]
 struct Situation {
     paused: bool,
     ordered: bool,
-    /// Its partition, if the queue said so.
+    /// Its partition, if the queue reported it.
     partition: Option<Partition>,
     /// Members that have the job's model.
     workers: Vec<Announcement>,
     stall: Option<Stall>,
 }
 
-/// Tells a job's life.
+/// A job's life, as events.
 pub(super) async fn life(state: &AppState, record: &Record) -> Vec<Event> {
     let mut situation = Situation::default();
     if !record.is_terminal() {
@@ -47,7 +46,7 @@ pub(super) async fn life(state: &AppState, record: &Record) -> Vec<Event> {
     explain(record, &situation, Timestamp::now())
 }
 
-/// What a job that has not ended waits for, or who runs it, by what was seen of its topic last.
+/// What a queued job waits for, or which worker runs a running one, from the last look at its topic.
 pub(super) fn progress(state: &AppState, record: &Record) -> Option<String> {
     let seen = || state.watch.topics().iter().find(|topic| topic.name == *record.spec.id.topic()).cloned();
     match record.state {
@@ -77,7 +76,7 @@ fn explain(record: &Record, situation: &Situation, now: Timestamp) -> Vec<Event>
     let spec = &record.spec;
     let by = if spec.accepted_by.is_empty() { "an API process" } else { &spec.accepted_by };
     let place = format!("partition {} at {}", record.partition, record.sequence);
-    // What came with a batch and is not an image was never queued.
+    // A batch item that is not an image was never queued.
     let was_queued = record.sequence != Sequence(0);
     let went =
         if was_queued { format!("went to {place} of topic {}", spec.id.topic()) } else { "was not queued".into() };
@@ -194,7 +193,7 @@ fn where_it_runs(record: &Record, situation: &Situation) -> String {
     }
 }
 
-/// In which stage an attempt failed, as far as its error says.
+/// The stage in which an attempt failed, as far as its error code shows.
 fn stage(code: &str) -> &'static str {
     match code {
         code if code.starts_with("image_") => "while decoding",

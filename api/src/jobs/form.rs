@@ -6,10 +6,10 @@ use bytes::Bytes;
 use super::options::Options;
 use crate::error::ApiError;
 
-/// Fields that a form may have.
+/// Most fields that a form may have.
 const FIELDS_MAX: usize = 64;
 
-/// Whether the body is a form; everything else is an image, whatever its type says.
+/// Whether the body is a form; everything else counts as an image, whatever its content type.
 pub(super) fn is_form(headers: &HeaderMap) -> bool {
     content_type(headers).is_some_and(|value| value.to_ascii_lowercase().starts_with("multipart/form-data"))
 }
@@ -45,7 +45,7 @@ pub(super) async fn read(body: Bytes, boundary: String, options: &mut Options) -
                 return Err(ApiError::Form(problem));
             }
             let value = field.text().await.map_err(broken)?;
-            // Forms of browsers send every field, also those that were left empty.
+            // Browsers send every field of a form, even those that were left empty.
             if !value.is_empty() {
                 options.set(&name, &value)?;
             }

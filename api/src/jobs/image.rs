@@ -1,4 +1,4 @@
-//! `GET /v1/jobs/{id}/image`: a job's input while it is kept, without what a camera noted beside the pixels.
+//! `GET /v1/jobs/{id}/image`: a job's input while it is kept, without the metadata that a camera added.
 
 use axum::Extension;
 use axum::extract::rejection::QueryRejection;
@@ -62,7 +62,7 @@ pub(crate) async fn image(
     let mut headers = HeaderMap::new();
     let kind = HeaderValue::from_str(&format!("image/{}", stored.record.spec.image.format));
     headers.insert(header::CONTENT_TYPE, kind.unwrap_or(HeaderValue::from_static("application/octet-stream")));
-    // It is what a client uploaded: no browser may take it for a page.
+    // A client uploaded it: no browser may treat it as a page.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
     Ok((headers, input).into_response())

@@ -1,8 +1,8 @@
-//! Which partition takes a job, so that one who floods a topic does not make others wait.
+//! Chooses the partition of a job, so that one heavy user of a topic cannot starve the others.
 //!
-//! Jobs of one owner lie in one partition, and workers take from the partitions in turn. Two owners can
-//! share a partition, though; so one who has little waiting, and finds the own partition full of other
-//! people's jobs, goes to the emptiest one. Who has much waiting stays.
+//! Jobs of one owner are in one partition, and workers take from the partitions in turn. But two owners can share a
+//! partition. So when an owner has few queued jobs and other owners' jobs crowd its partition, its next job goes to
+//! the emptiest one. An owner with many queued jobs stays in its own.
 
 use queue::client::{Description, place};
 use queue::{JobSpec, PartitionId, Topic};
@@ -10,10 +10,10 @@ use queue::{JobSpec, PartitionId, Topic};
 use crate::keys::Caller;
 use crate::state::AppState;
 
-/// Jobs of others that count as a crowd, and own jobs that count as many.
+/// Queued jobs of others that make a crowd, and own queued jobs that count as many.
 const CROWD_MIN: u64 = 16;
 
-/// The number of the partition that is to take a job; none: where it belongs.
+/// The number of the partition that takes a job; `None`: its usual one.
 pub(crate) async fn of(state: &AppState, caller: &Caller, topic: &Topic, spec: &JobSpec) -> Option<u16> {
     if caller.owner.is_none() || spec.options.partition_key.is_some() || topic.settings.ordered {
         return None;
@@ -21,12 +21,12 @@ pub(crate) async fn of(state: &AppState, caller: &Caller, topic: &Topic, spec: &
     let topics = state.watch.topics();
     let described = topics.iter().find(|one| one.name == *topic.name())?;
     let other = elsewhere(described, place(topic, spec))?;
-    // Only asked where there is a crowd. A database that does not answer must not block submissions.
+    // Counted only if there is a crowd. A database that does not answer must not block submissions.
     let waiting = caller.waiting(&state.index, &state.queue).await.unwrap_or(u64::MAX);
     (waiting <= CROWD_MIN).then_some(other)
 }
 
-/// The emptiest partition beside `own`, if that one is crowded.
+/// The emptiest partition other than `own`, if `own` is crowded.
 fn elsewhere(topic: &Description, own: PartitionId) -> Option<u16> {
     let crowd = topic.partitions.iter().find(|one| one.partition == own)?.queued;
     if crowd <= 2 * CROWD_MIN {

@@ -1,4 +1,4 @@
-//! Jobs: submitted, looked at, canceled, run again.
+//! Jobs: submit, inspect, cancel, retry.
 
 pub(crate) mod submit;
 mod body;

@@ -1,4 +1,4 @@
-//! What a client may ask for, from the query or from a form's fields.
+//! Options of a job, from the query or from a form's fields.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use crate::webhooks;
 
 /// Names of all options, for messages.
 const KNOWN: &str = "model, topic, version, wait, top_k, threshold, partition_key, priority, timeout, start_by, result_ttl, webhook, webhook_events, metadata, metadata.<key>";
-/// Keys of metadata that a job may have.
+/// Most metadata keys of a job.
 const METADATA_MAX: usize = 16;
 /// Length of one metadata key, bytes.
 const METADATA_KEY_MAX: usize = 64;
 /// Length of one metadata value or partition key, bytes.
 const TEXT_MAX: usize = 512;
-/// The longest run that may be asked for.
+/// The longest timeout that a client may ask for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
-/// As much as `1y` may be: a leap year.
+/// The most that `1y` can mean: a leap year.
 const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// Checked options of one job.
@@ -50,7 +50,7 @@ impl Options {
         pairs.iter().try_for_each(|(name, value)| self.set(name, value))
     }
 
-    /// Takes one option. Given twice, it is refused, since either value might be meant.
+    /// Sets one option. An option given twice is refused, since either value might be meant.
     pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<(), ApiError> {
         let twice = match name {
             "model" => self.model.replace(value.to_owned()).is_some(),
@@ -88,7 +88,7 @@ impl Options {
         if twice { Err(refuse(name, "it is given twice")) } else { Ok(()) }
     }
 
-    /// Gives the job the priority that its caller may have, out of the one that was asked for.
+    /// Sets the job's priority: `settle` turns the requested one into the one that the caller may have.
     pub(crate) fn settle_priority(
         &mut self,
         settle: impl FnOnce(Option<Priority>) -> Result<Priority, ApiError>,
@@ -97,12 +97,12 @@ impl Options {
         Ok(())
     }
 
-    /// Whom to tell.
+    /// The URL to notify.
     pub(crate) fn webhook(&self) -> Option<&str> {
         self.webhook.as_deref()
     }
 
-    /// Takes out whom to tell, for a batch that has a webhook of its own.
+    /// Removes and returns the URL to notify, for a batch that has a webhook of its own.
     pub(crate) fn take_webhook(&mut self) -> Option<String> {
         self.job.webhook = None;
         self.webhook.take()
@@ -114,7 +114,7 @@ impl Options {
         self.job.webhook.as_ref().map(|webhook| webhook.events.as_slice())
     }
 
-    /// Names of states, comma-separated. They may stand before the webhook.
+    /// Names of states, comma-separated. They may come before the webhook.
     fn set_events(&mut self, name: &str, value: &str) -> Result<bool, ApiError> {
         let events: Vec<String> = value.split(',').map(|event| event.trim().to_owned()).collect();
         if events.iter().any(|event| !["running", "succeeded", "failed", "canceled"].contains(&event.as_str())) {
@@ -144,7 +144,7 @@ impl Options {
     }
 }
 
-/// What the API's description says of each option: name, schema, meaning.
+/// Each option as the API's description shows it: name, schema, meaning.
 fn described() -> [(&'static str, RefOr<Schema>, &'static str); 13] {
     let of = |kind| ObjectBuilder::new().schema_type(kind);
     let string = || of(Type::String);
@@ -213,7 +213,7 @@ impl PartialSchema for Form {
         let image = ObjectBuilder::new().schema_type(Type::String).format(Some(binary));
         let form = ObjectBuilder::new().property("image", image).required("image");
         let form = form.additional_properties(Some(AdditionalProperties::FreeForm(false)));
-        // Browsers send each field of a form; an empty one is as good as none.
+        // Browsers send every field of a form; an empty one counts as absent.
         let empty = || ObjectBuilder::new().schema_type(Type::String).max_length(Some(0));
         let or_empty = |schema| Schema::AnyOf(AnyOfBuilder::new().item(schema).item(empty()).build());
         described().into_iter().fold(form, |form, (name, schema, _)| form.property(name, or_empty(schema))).into()
@@ -236,21 +236,21 @@ fn text(name: &str, value: &str) -> Result<String, ApiError> {
     if value.len() > TEXT_MAX {
         return Err(refuse(name, &format!("it is longer than {TEXT_MAX} bytes")));
     }
-    // No database keeps it.
+    // Databases cannot store it.
     if value.contains('\0') {
         return Err(refuse(name, "it holds a NUL character; remove it"));
     }
     Ok(value.to_owned())
 }
 
-/// `30`, seconds, or with a unit: `500ms`, `2m`.
+/// `30` (seconds), or with a unit: `500ms`, `2m`.
 fn timeout(name: &str, value: &str) -> Result<u64, ApiError> {
     let bounded = duration(value).filter(|duration| (Duration::from_millis(1)..=TIMEOUT_MAX).contains(duration));
     let duration = bounded.ok_or_else(|| refuse(name, "it must be a time up to an hour, such as 30, 500ms or 2m"))?;
     Ok(duration.as_millis() as u64)
 }
 
-/// A moment, or a time from now on. One that has passed is not a mistake: the job fails with that reason.
+/// A moment, or a time from now. A moment that has passed is accepted: the job then fails with that reason.
 fn start_by(name: &str, value: &str) -> Result<Timestamp, ApiError> {
     if let Ok(moment) = value.parse() {
         return Ok(moment);

@@ -1,8 +1,8 @@
-//! How many jobs are before a waiting one, and how long that will take.
+//! How many jobs are ahead of a queued one, and how long they will take.
 //!
-//! An estimate from what the watchdog saw last and from what workers have measured; exact numbers
-//! would be old before they are read. Workers take from the partitions of a priority in turn, so
-//! what is before a job is as much of every partition as there is before it in its own.
+//! An estimate from the watchdog's last look and the workers' measurements; exact numbers would be outdated before
+//! a client reads them. Workers take from the partitions of a priority in turn: if N jobs are ahead in a job's own
+//! partition, up to N jobs of every other partition are ahead as well.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use queue::{Record, State};
 
 use crate::state::AppState;
 
-/// Where a job stands.
+/// A job's position in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Position {
     /// 1 is next.
     pub(super) position: u64,
-    /// Seconds until it has ended; none while no worker is present or no job was measured.
+    /// Seconds until it ends; `None` while the topic is paused, no worker is present or no job was measured.
     pub(super) eta_seconds: Option<u64>,
 }
 
-/// Where a waiting job stands; none if it is not queued or was not looked up yet.
+/// The position of a queued job; `None` if it is not queued, or its topic was not looked up yet.
 pub(super) fn of(state: &AppState, record: &Record) -> Option<Position> {
     let topics = state.watch.topics();
     let topic = topics.iter().find(|topic| topic.name == *record.spec.id.topic())?;
@@ -89,7 +89,7 @@ pub(super) mod tests {
 
     #[test]
     fn what_is_before_a_job_is_counted_in_all_partitions() {
-        // Ten wait in the first, of which ours is the fifth; two in the second, many in the third.
+        // Ten jobs wait in the first partition, and ours is the fifth; two in the second, many in the third.
         let mut topic = topic(vec![partition(0, 100, 10), partition(1, 50, 2), partition(2, 500, 400)]);
         let spec = JobSpec {
             id: JobId::random(topic.name.clone()),

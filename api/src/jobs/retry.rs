@@ -1,4 +1,4 @@
-//! `POST /v1/jobs/{id}/retry`: a failed job runs again, under its id and with its history.
+//! `POST /v1/jobs/{id}/retry`: retries a failed or canceled job, under its id and with its history.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use crate::path::JobPath;
 use crate::schema::NoJob;
 use crate::state::Shared;
 
-/// How often, and how far apart, to look for the input of a job that has failed just now: its worker
-/// keeps it after it has said so.
+/// How often, and how far apart, to look for the input of a job that has just failed: its worker stores the dead
+/// letter after it has recorded the failure.
 const LETTER_LOOKS: u32 = 10;
 const LETTER_PAUSE: Duration = Duration::from_millis(100);
 

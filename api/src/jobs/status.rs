@@ -1,4 +1,4 @@
-//! `GET /v1/jobs/{id}`: how a job stands; with `wait`, how it stands once it is finished.
+//! `GET /v1/jobs/{id}`: a job's state; with `wait`, its state once it has ended.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(crate) struct StatusQuery {
     /// Seconds to wait for the job to end, at most 60.
     #[serde(default)]
     wait: Option<String>,
-    /// Whether to tell the job's life.
+    /// Whether to include the job's history.
     #[serde(default)]
     explain: bool,
 }

@@ -1,8 +1,7 @@
 //! `POST /v1/jobs`: check, queue, answer.
 //!
-//! Everything that can be known without decoding is checked here, so that a client hears at once
-//! what is wrong; what only the decoder sees becomes a `failed` job. `202` is sent only when image
-//! and record are durable.
+//! Everything that can be checked without decoding is checked here, so that the client gets the error at once; what
+//! only the decoder finds becomes a `failed` job. `202` is sent only when image and record are durable.
 
 use std::time::Duration;
 
@@ -27,12 +26,13 @@ use crate::metrics;
 use crate::schema::Binary;
 use crate::state::{AppState, Shared};
 
-/// How long an upload that has come waits for the queue before it asks for a sign of life, and how long for that.
+/// How long a received upload waits for the queue before it checks that the server is alive, and how long that
+/// check may take.
 const QUEUE_PATIENCE: Duration = Duration::from_millis(1_500);
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_KEY_MAX: usize = 255;
-/// Says that an answer is about a job that was there already.
+/// Marks an answer about a job that already existed.
 const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
@@ -103,7 +103,7 @@ async fn take(
     check_encoding(headers)?;
     let mut options = Options::default();
     options.read_query(query)?;
-    // What the query alone shows to be wrong is said before the upload.
+    // Errors in the query alone are reported before the upload.
     if !form::is_form(headers) {
         check(state, &mut options).await?;
     }
@@ -125,8 +125,8 @@ async fn take(
     }
 }
 
-/// Resolves when an upload has waited for some time and the queue's server gives no sign of life. One that
-/// lives may be waiting for its disk, or for a leader to be elected, which ends well.
+/// Resolves when an upload has waited for some time and the queue's server is not alive. A live server may only be
+/// waiting for its disk or for an election, and will then confirm.
 async fn queue_is_dead(state: &AppState) {
     loop {
         tokio::time::sleep(QUEUE_PATIENCE).await;
@@ -136,8 +136,8 @@ async fn queue_is_dead(state: &AppState) {
     }
 }
 
-/// Queues an image that has come. Dropped at any point, it leaves what a crash would: a worker completes it, or
-/// there is nothing.
+/// Queues a received image. Dropping the future at any point leaves what a crash would: a job that a worker
+/// completes, or nothing.
 async fn queue_image(
     state: &AppState,
     caller: &Caller,
@@ -164,12 +164,12 @@ async fn queue_image(
     }
     match admit(state, caller, &target.topic, spec.clone(), Input::Image(image)).await? {
         Submitted::New(record) => Ok(Taken { record, is_replayed: false, wait }),
-        // The same key came twice at once, and the other one was faster.
+        // Two requests with the same key arrived at once, and the other one was faster.
         Submitted::Existing(record) => Taken::again(record, &spec, version_asked, wait),
     }
 }
 
-/// A job that was taken in, now or by an earlier request with the same key.
+/// A job that was accepted, now or by an earlier request with the same key.
 struct Taken {
     record: Record,
     is_replayed: bool,
@@ -178,7 +178,7 @@ struct Taken {
 }
 
 impl Taken {
-    /// A job that is there already, if it was asked for in the same way.
+    /// A job that already exists, if this request asks for the same.
     fn again(
         record: Record,
         asked: &JobSpec,
@@ -198,14 +198,14 @@ impl Taken {
     }
 }
 
-/// Whether two requests ask for the same. A time from now on is another moment in each of them, and a
-/// job that was run again has none.
+/// Whether two requests have the same options. `start_by` is ignored: a time from now is a different moment in each
+/// request, and a retried job has none.
 fn is_same_wish(known: &JobOptions, asked: &JobOptions) -> bool {
     let timeless = |options: &JobOptions| JobOptions { start_by: None, ..options.clone() };
     timeless(known) == timeless(asked)
 }
 
-/// The key under which a request may be sent again.
+/// The key that makes it safe to send a request again.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
@@ -219,7 +219,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     }
 }
 
-/// `202` and the job; with `Prefer: wait`, `200` if it was finished in time.
+/// `202` and the job; with `Prefer: wait`, `200` if it ended in time.
 async fn answer(state: &AppState, Taken { record, is_replayed, .. }: Taken, wait: Option<Duration>) -> Response {
     let id = record.spec.id.clone();
     let (status, record) = match wait {
@@ -228,8 +228,8 @@ async fn answer(state: &AppState, Taken { record, is_replayed, .. }: Taken, wait
         Some(patience) => match wait_for(state, &id, patience).await {
             Ok(Waited::Finished(stored)) => (StatusCode::OK, stored.record),
             Ok(Waited::StillOpen(stored)) => (StatusCode::ACCEPTED, stored.record),
-            // The job is accepted, whatever became of the waiting: its answer must not be an error,
-            // or the client would send it again.
+            // The job is accepted even if waiting for it failed: the answer must not be an error, or the client
+            // would send the image again.
             Ok(Waited::Unknown) => (StatusCode::ACCEPTED, record),
             Err(error) => {
                 tracing::warn!(job_id = %id, %error, "wait ended early");

@@ -1,4 +1,4 @@
-//! Waiting for a job's end: how long a client may ask for, and how it asks.
+//! Waiting for a job's end: the longest wait, and how a client asks for one.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::state::AppState;
 /// The longest time that a request may wait for its job.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Waits for a job, but not beyond the end of this process.
+/// Waits for a job to end, but only until this process stops.
 pub(super) async fn wait_for(state: &AppState, id: &JobId, patience: Duration) -> Result<Waited, QueueError> {
     tokio::select! {
         waited = state.queue.jobs.wait(id, patience) => waited,
@@ -28,7 +28,7 @@ pub(super) fn preferred(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds).min(WAIT_MAX))
 }
 
-/// A whole number; one that is beyond all bounds is the greatest.
+/// A whole number; one that is too large becomes `u64::MAX`.
 pub(super) fn whole(text: &str) -> Option<u64> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| text.parse().unwrap_or(u64::MAX))

@@ -110,12 +110,12 @@ fn is_normal(priority: &Priority) -> bool {
     *priority == Priority::Normal
 }
 
-/// Where a job is looked at.
+/// The URL of a job.
 pub(crate) fn job_url(id: &JobId) -> String {
     links::to(&format!("/v1/jobs/{id}"))
 }
 
-/// Tells a client of an unfinished job when to ask again.
+/// Sets `Retry-After` while the job has not ended.
 pub(crate) fn set_retry_after(headers: &mut HeaderMap, record: &Record) {
     if !record.is_terminal() {
         let seconds = match &record.state {

@@ -1,4 +1,4 @@
-//! Who sends a request.
+//! The client that sends a request.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,15 +10,15 @@ use super::scope::Scope;
 use crate::error::ApiError;
 use crate::index::{Index, IndexError};
 
-/// Who sends a request.
+/// The client that sends a request.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
-    /// Whose jobs these will be; none while there are no keys.
+    /// The owner of the jobs that it submits; `None` while no keys exist.
     pub(crate) owner: Option<String>,
     pub(super) scopes: BTreeSet<Scope>,
-    /// What its key may have waiting; none while there are no keys.
+    /// Limits on what its key may have queued; `None` while no keys exist.
     pub(super) allowance: Option<Allowance>,
-    /// Where its requests come from.
+    /// The address that its requests come from.
     pub(crate) address: Option<IpAddr>,
 }
 
@@ -27,13 +27,13 @@ impl Caller {
         Self { owner: None, scopes: [Scope::Admin].into(), allowance: None, address }
     }
 
-    /// The priority of a job for which this one, or none, was asked.
+    /// The priority of a job whose client asked for this one, or for none.
     ///
     /// # Errors
     /// [`ApiError::Priority`].
     pub(crate) fn priority(&self, asked: Option<Priority>) -> Result<Priority, ApiError> {
         let most = self.allowance.as_ref().and_then(Allowance::priority_max).unwrap_or(Priority::High);
-        // The most urgent is the least.
+        // The most urgent priority is the smallest.
         match asked {
             Some(asked) if asked < most => Err(ApiError::Priority { asked, most }),
             Some(asked) => Ok(asked),
@@ -41,10 +41,10 @@ impl Caller {
         }
     }
 
-    /// Counts one more job that is to wait, with an image of this many bytes.
+    /// Counts one more queued job, with an image of this many bytes.
     ///
     /// # Errors
-    /// [`ApiError::TooMany`] when the key has enough waiting.
+    /// [`ApiError::TooMany`] when the key's limit is reached.
     pub(crate) async fn charge(&self, index: &Index, queue: &Queue, bytes: u64) -> Result<Option<Charge>, ApiError> {
         match &self.allowance {
             Some(allowance) => allowance.charge(index, queue, bytes).await.map(Some),
@@ -52,7 +52,7 @@ impl Caller {
         }
     }
 
-    /// How many of this caller's jobs wait, more or less.
+    /// About how many of this caller's jobs are queued.
     pub(crate) async fn waiting(&self, index: &Index, queue: &Queue) -> Result<u64, IndexError> {
         match &self.allowance {
             Some(allowance) => allowance.waiting(index, queue).await,
@@ -69,12 +69,12 @@ impl Caller {
         self.scopes.contains(&Scope::Admin)
     }
 
-    /// Whether what belongs to this owner is the caller's to see.
+    /// Whether this caller may see what belongs to this owner.
     pub(crate) fn sees(&self, owner: Option<&String>) -> bool {
         self.sees_all() || owner == self.owner.as_ref()
     }
 
-    /// The owner to whom a list is narrowed.
+    /// The only owner whose entries lists may show; `None`: all owners.
     pub(crate) fn only(&self) -> Option<String> {
         if self.sees_all() { None } else { self.owner.clone() }
     }

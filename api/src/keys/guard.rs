@@ -1,5 +1,5 @@
-//! What every request passes once there are keys: who it is, whether it may, how much it asks for,
-//! and whether what it names is its own.
+//! What every request passes once keys exist: checks of its key, scope and limits, and of the owner of the id that
+//! it names.
 
 use std::time::Instant;
 
@@ -18,10 +18,10 @@ use crate::openapi;
 use crate::path::is_batch_id;
 use crate::state::{AppState, Shared};
 
-/// Routes that need no key: health, and what says how to ask.
+/// Routes that need no key: health, and the API's description.
 const OPEN: [&str; 6] = ["/healthz", "/readyz", openapi::PATH, openapi::DOCS, "/docs/", "/docs/{*rest}"];
 
-/// Lets a request through, with its [`Caller`] among its extensions, or says why not.
+/// Lets a request through, with its [`Caller`] among its extensions, or refuses it with the reason.
 pub(crate) async fn guard(State(state): State<Shared>, mut request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()).unwrap_or_default();
     let is_free = OPEN.contains(&route.as_str())
@@ -55,7 +55,7 @@ async fn admit(
 ) -> Result<Option<tokio::sync::OwnedSemaphorePermit>, ApiError> {
     let sent = bearer(request).ok_or(ApiError::KeyMissing)?;
     let Some(key) = state.keys.find(sent) else {
-        // A right key is always let in: clients behind one proxy share an address.
+        // Only invalid keys count against an address: clients behind one proxy share theirs.
         state.keys.strangers.knock(client_address(&state.config, request), Instant::now())?;
         return Err(ApiError::KeyWrong);
     };
@@ -88,9 +88,9 @@ fn bearer(request: &Request) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
 
-/// What a request needs.
+/// The scope that a request needs.
 fn needed(method: &Method, route: &str) -> Scope {
-    // To send a list of names is to look.
+    // Sending a list of names to verify only reads.
     let reads = [Method::GET, Method::HEAD, Method::OPTIONS].contains(method) || route.ends_with("/verify");
     let is_under = |prefix: &str| route == prefix || route.starts_with(&format!("{prefix}/"));
     if is_under("/v1/keys") || is_under("/v1/dead") {
@@ -104,12 +104,12 @@ fn needed(method: &Method, route: &str) -> Scope {
     }
 }
 
-/// Ids of other owners are not found.
+/// Answers 404 for ids of other owners.
 async fn own(state: &AppState, caller: &Caller, route: &str, request: &mut Request<Body>) -> Result<(), ApiError> {
     let Ok(parameters) = request.extract_parts::<RawPathParams>().await else { return Ok(()) };
     let Some((_, id)) = parameters.iter().find(|(name, _)| *name == "id") else { return Ok(()) };
     if route.starts_with("/v1/jobs/") {
-        // What is not an id is refused by the route itself.
+        // The route itself refuses what is not an id.
         let Ok(job) = id.parse() else { return Ok(()) };
         let stored = state.queue.find_job(&job).await?;
         let is_own = stored.is_none_or(|stored| caller.sees(stored.record.spec.origin.owner.as_ref()));

@@ -1,4 +1,4 @@
-//! A key and the limits of its owner, as they are kept.
+//! A key and the limits of its owner, as they are stored.
 
 use std::collections::BTreeSet;
 
@@ -58,7 +58,7 @@ pub(crate) struct Limits {
 }
 
 impl Key {
-    /// Without what makes it a key.
+    /// The key without its hash.
     pub(super) fn shown(self) -> Self {
         Self { hash: String::new(), ..self }
     }
@@ -73,7 +73,7 @@ impl Key {
     }
 }
 
-/// What is kept of a key's text.
+/// What is stored of a key's text.
 pub(super) fn hash(key: &str) -> String {
     sha256(key.as_bytes())
 }

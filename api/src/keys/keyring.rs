@@ -14,7 +14,7 @@ use super::store::Witness;
 use super::strangers::Strangers;
 use crate::index::{Index, IndexError};
 
-/// How often keys are read again, should a notification have been missed.
+/// How often keys are read again, in case a notification was missed.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// All keys, as they were last read; clones share them.
@@ -29,18 +29,18 @@ pub(crate) struct Keys {
 #[derive(Debug, Default)]
 struct Known {
     keys: Vec<Key>,
-    /// There were keys that cannot be found now: no request is let in without one.
+    /// Keys existed but cannot be found now: every request still needs one.
     lost: bool,
 }
 
 impl Keys {
-    /// No keys yet; `folder` is where it is noted that there are some.
+    /// No keys yet; `folder` holds the witness that some exist.
     pub(crate) fn new(folder: Option<&Path>) -> Self {
         let (known, limiter, strangers) = (Arc::default(), Limiter::default(), Strangers::default());
         Self { known, witness: Witness::of(folder), limiter, strangers }
     }
 
-    /// Reads them again. Those that are known stay in force while the queue does not answer.
+    /// Reads the keys again. Known keys stay in force while the queue does not answer.
     pub(crate) async fn refresh(&self, queue: &Queue) -> Result<(), QueueError> {
         let unreadable = |what: &str, error: std::io::Error| QueueError::Unavailable {
             action: "look for keys",
@@ -54,7 +54,7 @@ impl Keys {
         if keys.is_empty() {
             let had_keys = self.witness.stands().map_err(|error| unreadable("the data folder", error))?;
             let mut known = self.write();
-            // Keys are revoked, never removed: where there was one, none is a loss.
+            // Keys are revoked, never removed: if there was one, finding none is a loss.
             if (had_keys || !known.keys.is_empty()) && !known.lost {
                 known.lost = true;
                 tracing::error!(
@@ -63,12 +63,12 @@ impl Keys {
             }
             return Ok(());
         }
-        // In force first: a folder that cannot be written must not keep the door open.
+        // In force first: a folder that cannot be written must not leave the API open.
         *self.write() = Known { keys, lost: false };
         self.witness.set().map_err(|error| unreadable("keys.required", error))
     }
 
-    /// Follows changes, of this process and of others, for as long as it is awaited.
+    /// Follows changes made by this process and others, until the future is dropped.
     pub(crate) async fn follow(&self, queue: &Queue) -> Result<(), QueueError> {
         let mut rings = queue.keys.rings().await?;
         loop {
@@ -92,18 +92,17 @@ impl Keys {
         self.read().keys.clone()
     }
 
-    /// Whether requests need a key. One that was revoked or has expired still closes the door, and so does
-    /// the loss of all of them.
+    /// Whether requests need a key. They still do after all keys were revoked, have expired or are lost.
     pub(super) fn are_needed(&self) -> bool {
         let known = self.read();
         known.lost || !known.keys.is_empty()
     }
 
-    /// The same for a request that has just come: a first key made on this machine is in force from the moment
-    /// it is shown, although the ring that tells of it may still be on its way.
+    /// The same for a request that has just arrived: a first key created on this machine is in force from the
+    /// moment it is shown, even if its notification has not arrived yet.
     ///
     /// # Errors
-    /// [`QueueError`] when there are keys that cannot be read now.
+    /// [`QueueError`] when keys exist that cannot be read now.
     pub(super) async fn are_needed_now(&self, queue: &Queue) -> Result<bool, QueueError> {
         if !self.are_needed() && !matches!(self.witness.stands(), Ok(false)) {
             self.refresh(queue).await?;
@@ -111,7 +110,7 @@ impl Keys {
         Ok(self.are_needed())
     }
 
-    /// The key that was sent, if it is one.
+    /// The key that was sent, if it is valid.
     pub(super) fn find(&self, sent: &str) -> Option<Key> {
         let id = sent.strip_prefix("sl_")?.split('_').next()?;
         let known = self.read();
@@ -120,17 +119,17 @@ impl Keys {
     }
 }
 
-/// Whether there are keys, or were: an API that can be reached by others starts only then.
+/// Whether keys exist or existed: an API that other machines can reach starts only then.
 ///
 /// # Errors
-/// [`QueueError`] when that cannot be found out.
+/// [`QueueError`] when that cannot be determined.
 pub async fn are_needed(queue: &Queue, folder: Option<&Path>) -> Result<bool, QueueError> {
     let keys = Keys::new(folder);
     keys.refresh(queue).await?;
     Ok(keys.are_needed())
 }
 
-/// Takes over keys that earlier versions kept in the job index.
+/// Imports keys that earlier versions stored in the job index.
 ///
 /// # Errors
 /// [`IndexError`] when they cannot be read or written; the API must not be served then.
@@ -155,7 +154,7 @@ mod tests {
         let broker = Broker::start(Options::new(folder.path().join("journal")), listener).expect("starts");
         let address = Address::parse(&format!("nats://{}", broker.address())).expect("an address");
         let queue = Queue::connect(&address, "test", Defaults::default()).await.expect("connects");
-        // Of a process that hears no ring.
+        // Of a process that gets no notification.
         let keys = Keys::new(Some(folder.path()));
         keys.refresh(&queue).await.expect("read");
         assert!(!keys.are_needed_now(&queue).await.expect("answered"));

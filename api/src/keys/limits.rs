@@ -1,4 +1,4 @@
-//! How much a key may ask for: requests a second, uploads at a time, jobs that wait and their bytes.
+//! What a key is limited to: requests per second, uploads at a time, queued jobs and their bytes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use super::key::{Key, Limits};
 use crate::error::ApiError;
 use crate::index::{Index, IndexError};
 
-/// How long a count of waiting jobs is good for.
+/// How long a count of queued jobs stays valid.
 const COUNT_AGE: Duration = Duration::from_millis(500);
 
 /// What each key's owner has used; clones share it.
@@ -30,16 +30,16 @@ struct Used {
 struct Usage {
     tokens: f64,
     filled_at: Instant,
-    /// What waited when it was last counted.
+    /// What was queued at the last count.
     counted: Load,
     counted_at: Option<Instant>,
     /// What is being submitted now.
     arriving: Load,
-    /// What was submitted, ever.
+    /// Everything that was ever submitted.
     submitted: Load,
     /// The same when the last count began.
     submitted_then: Load,
-    /// One counts at a time.
+    /// Only one task counts at a time.
     counting: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -64,7 +64,7 @@ impl Usage {
         }
     }
 
-    /// Takes a token, or says how long to wait for one.
+    /// Takes a token, or returns how long to wait for one.
     fn take(&mut self, rate: f64, now: Instant) -> Result<(), Duration> {
         let filled = now.saturating_duration_since(self.filled_at).as_secs_f64() * rate;
         (self.tokens, self.filled_at) = ((self.tokens + filled).min(burst(rate)), now);
@@ -75,7 +75,7 @@ impl Usage {
         Err(Duration::from_secs_f64((1.0 - self.tokens) / rate))
     }
 
-    /// What waits, at most: what was counted, what came since, and what is coming.
+    /// The most that can be queued: what was counted, what was submitted since, and what is being submitted now.
     fn waiting(&self) -> Load {
         let sum = |of: fn(&Load) -> u64| {
             of(&self.counted) + of(&self.arriving) + of(&self.submitted) - of(&self.submitted_then)
@@ -83,7 +83,8 @@ impl Usage {
         Load { jobs: sum(|load| load.jobs), bytes: sum(|load| load.bytes) }
     }
 
-    /// Counts one more job, or says which limit it would pass. One job of whatever size may always wait.
+    /// Counts one more job, or returns the limit that it would exceed. A single job may always be queued, whatever
+    /// its size.
     fn charge(&mut self, limits: &Limits, bytes: u64) -> Result<(), String> {
         let waiting = self.waiting();
         if let Some(limit) = limits.queued_jobs.filter(|limit| waiting.jobs >= *limit) {
@@ -107,7 +108,7 @@ impl Load {
     }
 }
 
-/// Requests at once after a pause.
+/// Requests allowed at once after a pause.
 fn burst(rate: f64) -> f64 {
     (2.0 * rate).max(1.0)
 }
@@ -129,7 +130,7 @@ impl Limiter {
         })
     }
 
-    /// Counts an upload until what is returned is dropped.
+    /// Counts an upload until the returned permit is dropped.
     pub(super) fn upload(&self, key: &Key) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
         let Some(limit) = key.limits.uploads else { return Ok(None) };
         let room = {
@@ -142,13 +143,13 @@ impl Limiter {
             .map_err(|_| ApiError::TooMany { what: format!("{limit} uploads at a time"), wait: 1 })
     }
 
-    /// What a key may have waiting.
+    /// What a key may have queued.
     pub(super) fn allowance(&self, key: &Key) -> Allowance {
         Allowance { limiter: self.clone(), key: key.clone() }
     }
 }
 
-/// What one key may have waiting.
+/// What one key may have queued.
 #[derive(Debug, Clone)]
 pub(super) struct Allowance {
     limiter: Limiter,
@@ -179,7 +180,7 @@ impl Allowance {
         Ok(self.limiter.with(&self.key, |usage| usage.waiting().jobs))
     }
 
-    /// Counts anew what waits, unless that was done a moment ago.
+    /// Counts the queued jobs again, unless the last count is recent.
     async fn count(&self, index: &Index, queue: &Queue) -> Result<(), IndexError> {
         let is_old = |usage: &mut Usage| usage.counted_at.is_none_or(|at| at.elapsed() > COUNT_AGE);
         if !self.limiter.with(&self.key, is_old) {
@@ -191,7 +192,7 @@ impl Allowance {
             return Ok(());
         }
         let submitted = self.limiter.with(&self.key, |usage| usage.submitted);
-        // What was accepted just now counts.
+        // Jobs that were just accepted must count.
         index.catch_up(queue).await?;
         let (jobs, bytes) = index.waiting_of(&self.key.name).await?;
         self.limiter.with(&self.key, |usage| {
@@ -202,16 +203,16 @@ impl Allowance {
     }
 }
 
-/// A job that is counted while it is submitted, whatever becomes of that.
+/// A job that counts while it is being submitted, whether or not that succeeds.
 #[derive(Debug)]
 pub(crate) struct Charge {
     allowance: Allowance,
-    /// Of its image; none: this key is not counted.
+    /// Bytes of its image; `None`: this key has no limits that need a count.
     bytes: Option<u64>,
 }
 
 impl Charge {
-    /// It was submitted: it waits.
+    /// The job was submitted and is now queued.
     pub(crate) fn waits(self) {
         if let Some(bytes) = self.bytes {
             self.allowance.limiter.with(&self.allowance.key, |usage| usage.submitted.add(bytes));
@@ -251,7 +252,7 @@ mod tests {
         assert_eq!(usage.charge(&limits, 1_500), Ok(()));
         assert_eq!(usage.charge(&limits, 1), Err("1000 bytes of images that wait".into()));
         usage.arriving.remove(1_500);
-        // Two are counted while a third is submitted: neither is forgotten.
+        // One is counted while another is submitted: neither is forgotten.
         (usage.counted, usage.submitted_then) = (Load { jobs: 1, bytes: 50 }, usage.submitted);
         usage.submitted.add(50);
         assert_eq!(usage.charge(&limits, 901), Err("1000 bytes of images that wait".into()));

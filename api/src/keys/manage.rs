@@ -1,4 +1,4 @@
-//! `/v1/keys`: making, listing and revoking keys.
+//! `/v1/keys`: creating, listing and revoking keys.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -19,14 +19,14 @@ use crate::error::ApiError;
 use crate::json::{self, Settings};
 use crate::state::Shared;
 
-/// Length of a name.
+/// Longest name.
 const NAME_MAX: usize = 64;
-/// What a key can be limited to: more is not a limit, and not every JSON reader knows larger numbers.
+/// Highest limits of a key: more would not be a limit, and not every JSON reader handles larger numbers.
 const QUEUED_JOBS_MAX: u64 = 1_000_000_000_000;
 const QUEUED_BYTES_MAX: u64 = 1_000_000_000_000_000;
-/// Requests a second that a key can be limited to.
+/// Requests per second that a key can be limited to.
 const RATES: RangeInclusive<f64> = 0.001..=1e6;
-/// Keys, revoked and expired ones among them: all are one document.
+/// Most keys, including revoked and expired ones: all are in one document.
 const KEYS_MAX: usize = 2_000;
 
 /// A key to create.
@@ -109,13 +109,13 @@ pub(crate) async fn revoke(State(state): State<Shared>, Path(id): Path<String>) 
     Ok(Json(revoked))
 }
 
-/// Makes a key without the API, for an operator who may read the data folder: the first one, or one in place of
-/// the last admin's that was lost.
+/// Creates a key without the API, for an operator who can read the data folder: the first one, or a replacement for
+/// the last admin key, if that was lost.
 ///
-/// `folder` is the data folder of that queue, if it is known: there it is noted that there are keys.
+/// `folder` is the data folder of that queue, if known: it records that keys exist.
 ///
 /// # Errors
-/// What is wrong with the wish, or that the queue does not answer.
+/// When the new key is invalid, or the queue does not answer.
 pub async fn create_local(
     queue: &Queue,
     new: &NewKey,
@@ -139,7 +139,7 @@ pub async fn list_local(queue: &Queue) -> Result<serde_json::Value, String> {
 /// Revokes a key without the API.
 ///
 /// # Errors
-/// When there is no such key, it is the last admin's, or the queue does not answer.
+/// When the key does not exist or is the last admin key, or the queue does not answer.
 pub async fn revoke_local(queue: &Queue, id: &str) -> Result<serde_json::Value, String> {
     let revoked = end(queue, id).await.map_err(|error| error.to_string())?;
     Ok(serde_json::to_value(revoked).expect("a key is JSON"))
@@ -172,7 +172,7 @@ async fn make(queue: &Queue, new: &NewKey, is_local: bool) -> Result<Made, ApiEr
     Ok(Made { key, kept: kept.shown() })
 }
 
-/// Revokes a key, unless it is the last one for everything.
+/// Revokes a key, unless it is the last admin key.
 async fn end(queue: &Queue, id: &str) -> Result<Key, ApiError> {
     let now = Timestamp::now();
     store::change(queue, |keys| {
@@ -188,7 +188,7 @@ async fn end(queue: &Queue, id: &str) -> Result<Key, ApiError> {
 }
 
 impl NewKey {
-    /// The key that is to be kept.
+    /// The key to store, if these settings are valid.
     fn checked(&self, id: String, hash: String, now: Timestamp) -> Result<Key, String> {
         let is_good = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
         if self.name.is_empty() || self.name.len() > NAME_MAX || !self.name.chars().all(is_good) {

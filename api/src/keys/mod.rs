@@ -1,12 +1,12 @@
-//! Keys: who may ask for what, and how much of it.
+//! API keys: which client may do what, and how much of it.
 //!
-//! While there is no key, every client that reaches this server may do everything except create the first
-//! key: that is done on the machine itself, through the data folder. As soon as there is one,
-//! every request but those for health and the API's description needs one. A key is shown once, when it is
-//! made; what is kept is its SHA-256, which is enough for a secret of 256 random bits.
+//! While no key exists, every client that reaches this server may do everything except create the first key: an
+//! operator does that on the machine itself, through the data folder. Once a key exists, every request except those
+//! for health and the API's description needs one. A key is shown once, when it is created; only its SHA-256 is
+//! stored, which is enough for a secret of 256 random bits.
 //!
-//! Keys of one name are one owner, so that a key can be replaced by another. A job or batch of
-//! another owner is not there: 404, in one place for every route that takes an id.
+//! Keys of one name belong to one owner, so that a key can be replaced by another. A job or batch of another owner
+//! is not found (404); one place checks that for every route that takes an id.
 
 mod guard;
 mod strangers;

@@ -1,8 +1,8 @@
-//! Where keys are kept, and what follows when they are lost.
+//! Where keys are stored, and what happens when they are lost.
 //!
-//! Keys are one document in the queue. Beside it stands a witness: an empty file in the data folder of each
-//! process that has seen a key. Losing a file must never open an API that had keys: where there is a
-//! witness and no key, every request is refused until a key is made on the machine itself.
+//! Keys are one document in the queue. Each process that has seen a key also keeps a witness: an empty file in its
+//! data folder. Losing a file must never open an API that had keys: if a witness exists but no key does, every
+//! request is refused until an operator creates a key on the machine itself.
 
 use std::fs::File;
 use std::io;
@@ -17,19 +17,18 @@ use super::key::Key;
 /// Name of the witness in the data folder.
 const WITNESS: &str = "keys.required";
 
-/// All keys, in the order in which they were made.
+/// All keys, in the order in which they were created.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Document {
     keys: Vec<Key>,
 }
 
-/// Reads all keys; none if there never was one.
+/// Reads all keys; empty if none was ever created.
 pub(super) async fn read(queue: &Queue) -> Result<Vec<Key>, QueueError> {
     Ok(queue.keys.read::<Document>().await?.map(|(document, _)| document.keys).unwrap_or_default())
 }
 
-/// Changes the keys as `decide` says, which sees those that there are; it is asked again when another
-/// process was faster. Returns what it returned.
+/// Lets `decide` change the current keys, and returns its result. Calls it again when another process was faster.
 pub(super) async fn change<T, E: From<QueueError>>(
     queue: &Queue,
     decide: impl Fn(&mut Vec<Key>) -> Result<T, E>,
@@ -44,8 +43,8 @@ pub(super) async fn change<T, E: From<QueueError>>(
     }
 }
 
-/// Takes over keys that earlier versions kept in their database: those that are missing, and that one is
-/// revoked. May be done again and by several processes.
+/// Imports keys that earlier versions stored in their database: missing keys, and revocations of known ones. Safe
+/// to repeat, also in several processes.
 pub(super) async fn adopt(queue: &Queue, old: Vec<Key>) -> Result<(), QueueError> {
     let known = read(queue).await?;
     let is_news = |key: &Key| {
@@ -69,18 +68,18 @@ pub(super) async fn adopt(queue: &Queue, old: Vec<Key>) -> Result<(), QueueError
     .await
 }
 
-/// Whether there is an admin key, other than this one.
+/// Whether a valid admin key exists other than this one.
 pub(super) fn has_admin_beside(keys: &[Key], id: &str) -> bool {
     let now = Timestamp::now();
     keys.iter().any(|key| key.is_admin(now) && key.id != id)
 }
 
-/// The witness that there were keys.
+/// The witness that keys existed.
 #[derive(Debug, Clone)]
 pub(super) struct Witness(Option<PathBuf>);
 
 impl Witness {
-    /// In a data folder; without one there is none.
+    /// The witness in a data folder; without a folder there is none.
     pub(super) fn of(folder: Option<&Path>) -> Self {
         Self(folder.map(|folder| folder.join(WITNESS)))
     }
@@ -88,7 +87,7 @@ impl Witness {
     /// Whether this process, or an earlier one on its folder, has seen keys.
     ///
     /// # Errors
-    /// When the folder cannot be looked into: then the door stays closed.
+    /// When the folder cannot be read: then the API stays closed.
     pub(super) fn stands(&self) -> io::Result<bool> {
         self.0.as_deref().map_or(Ok(false), Path::try_exists)
     }
@@ -111,7 +110,7 @@ impl Witness {
 mod tests {
     use super::*;
 
-    /// What this and earlier versions have stored: it must still be read, and written without a difference.
+    /// What this and earlier versions have stored: it must still be readable, and be written back unchanged.
     const STORED: &str = r#"{"keys":[{"id":"0a1b2c3d4e5f","name":"ann","scopes":["submit","read"],"created_at":"2026-11-23T17:00:00.000Z","expires_at":"2027-02-21T17:00:00.000Z","revoked_at":"2026-12-01T00:00:00.000Z","limits":{"requests_per_second":50.0,"uploads":8,"priority":"high","queued_jobs":10000,"queued_bytes":500000000},"hash":"5d41402a"}]}"#;
 
     #[test]

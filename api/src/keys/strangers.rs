@@ -1,6 +1,6 @@
-//! Requests with a wrong key: each address may send some, then a few a second.
+//! Requests with an invalid key: each address may send some at once, then a few per second.
 //!
-//! Guessing a key of 256 random bits is hopeless at any rate; this keeps guessers from costing anything.
+//! Guessing a key of 256 random bits is hopeless at any rate; this keeps guessing from costing the server anything.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,18 +10,18 @@ use std::time::{Duration, Instant};
 use crate::connections::network_of;
 use crate::error::ApiError;
 
-/// Refusals at once, and the pause after each when they are used up.
+/// Invalid keys that an address may send at once, and the pause between further ones.
 const BURST: u32 = 100;
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Addresses that are remembered; when there are more, all are forgotten.
+/// Most addresses remembered; when there are more, all are forgotten.
 const ADDRESSES_MAX: usize = 10_000;
 
-/// Addresses that sent wrong keys; clones share them. Each with the moment at which all is forgiven.
+/// Addresses that sent invalid keys, each with the moment at which all of them are forgiven; clones share them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Strangers(Arc<Mutex<HashMap<IpAddr, Instant>>>);
 
 impl Strangers {
-    /// Counts a request that is to be refused.
+    /// Counts a request with an invalid key.
     ///
     /// # Errors
     /// [`ApiError::WrongKeys`] when its address has sent too many.

@@ -34,13 +34,13 @@ pub(crate) struct Delivery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
-    /// The receiver took it.
+    /// The receiver accepted it.
     Delivered,
-    /// It failed and is tried again.
+    /// It failed and will be retried.
     Retrying,
     /// It failed for the last time.
     GivenUp,
-    /// The receiver answered 410: it wants no more calls.
+    /// The receiver answered 410: it refuses further calls.
     Disabled,
 }
 
@@ -55,7 +55,7 @@ impl Outcome {
         }
     }
 
-    /// The outcome of this name; what no version has written is taken for given up.
+    /// The outcome of this name; an unknown name counts as given up.
     pub(crate) fn named(name: &str) -> Self {
         let all = [Self::Delivered, Self::Retrying, Self::Disabled];
         all.into_iter().find(|outcome| outcome.name() == name).unwrap_or(Self::GivenUp)

@@ -1,4 +1,4 @@
-//! Receivers that answered 410: they are not called any more, until their owner says otherwise.
+//! Receivers that answered 410: they are no longer called, until their owner resumes the calls.
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;

@@ -1,5 +1,5 @@
-//! Whom a call may reach. A client names the address, so without this it could make this server speak
-//! to whatever stands beside it: a database, a router, a cloud's metadata service.
+//! Which addresses a call may reach. A client names the address, so without this check it could make this server
+//! call its neighbors: a database, a router, a cloud's metadata service.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -26,13 +26,13 @@ pub(super) async fn resolve(host: &str, port: u16, allowed: &[String]) -> Result
     addresses.first().copied().ok_or_else(|| format!("`{host}` has no address"))
 }
 
-/// A host without the brackets of a URL, and whether it is among those that are allowed.
+/// A host without the brackets of a URL, and whether the operator allows it.
 fn named<'a>(host: &'a str, allowed: &[String]) -> (&'a str, bool) {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     (bare, allowed.iter().any(|name| name.eq_ignore_ascii_case(bare)))
 }
 
-/// Whether an address belongs to the internet at large.
+/// Whether an address is on the public internet.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
@@ -60,7 +60,7 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
     let segments = address.segments();
-    // An address that stands for one of the fourth version is as good as that one.
+    // An address that maps an IPv4 address is judged by that one.
     if let Some(inner) = address.to_ipv4_mapped() {
         return is_public_v4(inner);
     }

@@ -1,4 +1,4 @@
-//! Which calls the changes of records owe.
+//! Which webhook calls are due for changes of records.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use queue::{Queue, QueueError, Record, Timestamp, TopicName};
 /// See [`is_recent`].
 const NEWS_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// Notes the calls that these changes of a topic's records owe and that were not noted before. `position` is the
-/// last change that was seen before these.
+/// Stores the calls that are due for these changes of a topic's records, unless they were stored before. `position`
+/// is the last change that was seen before these.
 ///
 /// # Errors
 /// [`QueueError`] when the queue does not answer; then the changes must be seen again.
@@ -30,7 +30,7 @@ pub(crate) async fn owe(
     for (revision, record, hook) in &owed {
         let is_news = match told {
             Some(told) => *revision > told,
-            // What this index has seen was told; of what it has not, that cannot be known.
+            // An index that has seen earlier changes has stored their calls; for a new one, that cannot be known.
             None => position > Revision::default() || is_recent(record, now),
         };
         if is_news {
@@ -41,7 +41,7 @@ pub(crate) async fn owe(
     Ok(())
 }
 
-/// The call that a record's change owes, if any. Pure.
+/// The call that is due for a record's change, if any. Pure.
 fn owed(record: &Record, revision: Revision) -> Option<Hook> {
     let wish = record.spec.options.webhook.as_ref()?;
     let state = record.state.name();
@@ -55,8 +55,8 @@ fn owed(record: &Record, revision: Revision) -> Option<Hook> {
     })
 }
 
-/// Whether a change is recent. Only of topics that an older version made it is not known otherwise what was
-/// told of them: an index that is made anew is no news.
+/// Whether a change is recent. Needed only for topics that an older version created, where it is not stored which
+/// calls were sent: rebuilding the index must not send old ones again.
 fn is_recent(record: &Record, now: Timestamp) -> bool {
     let changed_at = record.state.finished_at().or(record.started_at()).unwrap_or(record.spec.created_at);
     u128::from(now.millis_since(changed_at)) < NEWS_MAX.as_millis()

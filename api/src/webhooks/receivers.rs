@@ -1,26 +1,27 @@
-//! Who is called next: receivers share the calls of this process fairly, and one that fails waits alone.
+//! Which receiver is called next: receivers share the calls of this process fairly, and one that fails delays no
+//! other.
 //!
-//! A receiver is a host and port, for one owner. A healthy one may be in a few calls at a time; what comes beyond
-//! that is put off by about as long as the calls before it will take. One that fails is tried with one call
-//! after a pause that grows, and all other calls to it are put off until then. A call that is put off is back in
-//! the queue: it takes no slot, and nothing of it is lost if this process ends.
+//! A receiver is a host and port, for one owner. A healthy one gets a few calls at a time; further calls are put
+//! off for about as long as the calls before them will take. One that fails gets a single call after a pause that
+//! grows, and all other calls to it are put off until then. A call that is put off is back in the queue: it takes
+//! no slot, and is not lost if this process stops.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Calls of this process at a time, of one owner, and to one receiver.
+/// Most calls at a time: in this process, for one owner, and to one receiver.
 pub(super) const CALLS_MAX: usize = 128;
 const OWNER_CALLS_MAX: usize = 32;
 const RECEIVER_CALLS_MAX: usize = 8;
-/// Pauses before a receiver that fails is tried again; the last one from then on.
+/// Pauses before a receiver that fails is called again; the last one repeats.
 const PAUSES: [Duration; 4] =
     [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(2 * 60), Duration::from_secs(10 * 60)];
-/// Between two calls that are put off, so that they do not come back as one wall.
+/// Gap between two calls that are put off, so that they do not all become due at once.
 const GAP: Duration = Duration::from_millis(20);
-/// How far ahead a call is put off at most.
+/// Longest time that a call is put off.
 const PUT_OFF_MAX: Duration = Duration::from_secs(60 * 60);
-/// Receivers that are remembered.
+/// Receivers remembered before idle healthy ones are dropped.
 const RECEIVERS_MAX: usize = 10_000;
 
 /// A host and port, for one owner.
@@ -31,12 +32,12 @@ pub(super) struct Receiver {
     pub(super) port: u16,
 }
 
-/// What is to be done with a call.
+/// What to do with a call.
 #[derive(Debug)]
 pub(super) enum CallPermit {
-    /// It is made now; the place is kept while it is.
+    /// Make it now, and keep the slot meanwhile.
     Now(CallSlot),
-    /// It is put off.
+    /// Put it off for this long.
     Later(Duration),
 }
 
@@ -57,13 +58,13 @@ struct Health {
     /// Calls that failed in a row.
     failures: usize,
     failing_since: Option<Instant>,
-    /// When it may be tried again.
+    /// When it may be called again.
     next_at: Option<Instant>,
-    /// Up to when calls are put off.
+    /// The latest moment to which a call was put off.
     put_off_until: Option<Instant>,
 }
 
-/// A call's place, until it is dropped.
+/// A call's slot, until it is dropped.
 #[derive(Debug)]
 pub(super) struct CallSlot {
     receivers: Receivers,
@@ -96,7 +97,7 @@ impl Receivers {
         CallPermit::Later((at - now).min(PUT_OFF_MAX))
     }
 
-    /// How a call has ended: whether the receiver is well.
+    /// Records how a call ended: whether the receiver is healthy.
     pub(super) fn note(&self, receiver: &Receiver, is_well: bool, now: Instant) {
         let mut state = self.lock();
         let Some(health) = state.receivers.get_mut(receiver) else { return };
@@ -105,7 +106,7 @@ impl Receivers {
             *health = Health { calls, ..Health::default() };
             return;
         }
-        // Calls that were made at the same time fail for the same reason.
+        // Calls that were made at the same time fail for the same reason and count once.
         if health.next_at.is_some_and(|at| at > now) {
             return;
         }
@@ -115,7 +116,7 @@ impl Receivers {
         health.next_at = Some(now + pause);
     }
 
-    /// For how long a receiver has failed without a break.
+    /// How long a receiver has been failing without a success.
     pub(super) fn failing_for(&self, receiver: &Receiver, now: Instant) -> Duration {
         let state = self.lock();
         state

@@ -1,4 +1,4 @@
-//! Calls on their way.
+//! Sends webhook calls.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::index::{Index, IndexError};
 use crate::jobs::Job;
 use crate::metrics;
 
-/// Pauses before the second and later tries: eight hours in all.
+/// Pauses before the second and later attempts: eight hours in all.
 const PAUSES: [Duration; 9] = [
     Duration::from_secs(5),
     Duration::from_secs(30),
@@ -32,9 +32,9 @@ const PAUSES: [Duration; 9] = [
 ];
 /// How long a receiver may take to answer.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
-/// A call that is older than this is given up while its receiver has failed for as long.
+/// A call that is older than this is given up if its receiver has been failing for that long too.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(8 * 60 * 60);
-/// Pause when it cannot be found out what is to be told.
+/// Pause when the content of a call cannot be read.
 const OWN_FAULT_PAUSE: Duration = Duration::from_secs(5);
 /// Pause when nothing is due.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
@@ -52,12 +52,12 @@ pub(crate) struct Sender {
 
 impl Sender {
     pub(crate) fn new(queue: Queue, index: Index, secret: &str, allowed: &[String]) -> Self {
-        // Only fails if it was set before, to the same one.
+        // Fails only if a provider was installed before, which is the same one.
         drop(rustls::crypto::ring::default_provider().install_default());
         Self { queue, index, secret: secret.into(), allowed: allowed.into(), receivers: Receivers::default() }
     }
 
-    /// Delivers what is due, for as long as it is awaited.
+    /// Delivers due calls until the future is dropped.
     pub(crate) async fn keep(self) -> Result<(), QueueError> {
         let mut calls = JoinSet::new();
         loop {
@@ -79,7 +79,7 @@ impl Sender {
                 tokio::time::sleep(LOOK_PAUSE).await;
                 continue;
             };
-            // One that cannot be read fails as a call, with its reason.
+            // A URL that cannot be parsed fails in the call itself, which logs the reason.
             let receiver = receiver_of(&call.hook);
             match self.receivers.turn(&receiver, Instant::now()) {
                 CallPermit::Now(place) => {
@@ -101,13 +101,13 @@ impl Sender {
         }
     }
 
-    /// Whether a call has waited for a receiver that fails for as long as calls are tried.
+    /// Whether a call has waited for a failing receiver for as long as calls are retried.
     fn is_given_up(&self, call: &OwedCall, receiver: &Receiver) -> bool {
         let age = Duration::from_millis(Timestamp::now().millis_since(call.noted_at));
         age >= GIVE_UP_AFTER && self.receivers.failing_for(receiver, Instant::now()) >= GIVE_UP_AFTER
     }
 
-    /// Which try of a call this is, by the delivery log: one that was put off was not made.
+    /// The number of this attempt, by the delivery log: a call that was put off is not an attempt.
     async fn attempt(&self, call: &OwedCall) -> Result<u32, IndexError> {
         let (hook, event) = (&call.hook, event(&call.hook));
         let made = self.index.deliveries(&hook.about).await?;
@@ -117,7 +117,7 @@ impl Sender {
 
     async fn deliver(&self, call: &OwedCall, receiver: &Receiver) {
         let hook = &call.hook;
-        // What is told, and how often it was tried. If that cannot be found out, the receiver is not at fault.
+        // The call's content and number of attempts. If they cannot be read, the receiver is not at fault.
         let known = async {
             let attempt = self.attempt(call).await.map_err(|error| error.to_string())?;
             let is_gone =
@@ -136,7 +136,7 @@ impl Sender {
             return self.conclude(call, attempt, Err(error), Outcome::Disabled, None).await;
         }
         let answer = self.try_call(call, data).await;
-        // Of a receiver that does not answer, or cannot now, other calls would fare no better.
+        // If a receiver does not answer, or cannot take calls now, other calls to it would fail too.
         let is_well = answer.as_ref().is_ok_and(|status| !is_receivers_fault(*status));
         self.receivers.note(receiver, is_well, Instant::now());
         let pause = PAUSES.get(attempt.saturating_sub(1) as usize);
@@ -149,7 +149,7 @@ impl Sender {
         self.conclude(call, attempt, answer, outcome, pause.copied().filter(|_| outcome == Outcome::Retrying)).await;
     }
 
-    /// Notes how a try has ended; `pause` is the time until the next one.
+    /// Records how an attempt ended; `pause` is the time until the next one.
     async fn conclude(
         &self,
         call: &OwedCall,
@@ -182,7 +182,7 @@ impl Sender {
         }
     }
 
-    /// What is told of: how it stands now. If its record has expired, its id is still of use.
+    /// The current state of the job or batch; only its id if its record has expired.
     async fn data(&self, about: &About) -> Result<serde_json::Value, String> {
         let words = |error: &dyn std::fmt::Display| error.to_string();
         match about {
@@ -207,7 +207,7 @@ impl Sender {
         let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let body = json!({"type": event(hook), "timestamp": Timestamp::now(), "data": data});
         let body = body.to_string();
-        // The same for all tries of one call, so that the receiver can tell a second one.
+        // The same for all attempts of one call, so that the receiver can detect duplicates.
         let of = match &hook.about {
             About::Job(job) => job.uuid().simple().to_string(),
             About::Batch(id) => id.clone(),
@@ -252,7 +252,7 @@ async fn put_off(call: &OwedCall, pause: Duration) {
     }
 }
 
-/// Whom a call is for.
+/// The receiver of a call.
 fn receiver_of(hook: &Hook) -> Receiver {
     let url = reqwest::Url::parse(&hook.url).ok();
     let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or_default().to_owned();
@@ -260,12 +260,12 @@ fn receiver_of(hook: &Hook) -> Receiver {
     Receiver { owner: hook.owner.clone(), host, port }
 }
 
-/// Whether an answer says that the receiver can take no calls now, whatever they are about.
+/// Whether an answer means that the receiver can take no calls now, whatever they are about.
 fn is_receivers_fault(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS)
 }
 
-/// What a call is about, in a word.
+/// The event name of a call.
 fn event(hook: &Hook) -> String {
     let kind = match hook.about {
         About::Job(_) => "job",

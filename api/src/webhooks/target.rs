@@ -3,11 +3,11 @@
 use super::guard;
 use crate::error::ApiError;
 
-/// Length of a URL.
+/// Longest URL, bytes.
 const URL_MAX: usize = 2_048;
 
-/// Refuses a URL that names an address which will never be called. What a name stands for is seen when it is
-/// called.
+/// Refuses a URL that names an address which will never be called. What a host name resolves to is checked when it
+/// is called.
 pub(crate) fn check_target(url: &str, allowed: &[String]) -> Result<(), ApiError> {
     let host = reqwest::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
     match guard::private(&host, allowed) {

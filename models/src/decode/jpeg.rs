@@ -1,8 +1,8 @@
-//! JPEG: every layout that `layout` lets through, pixel for pixel as libjpeg-turbo decodes it.
+//! JPEG: decodes every layout that `layout` accepts, pixel for pixel as libjpeg-turbo does.
 //!
-//! `libjpeg-turbo-rs` follows that library bit by bit, which is what Pillow and most others decode with; held
-//! against Pillow it gave the same pixels for all of some 3,200 encodings (sampling, scans, restarts, colour
-//! transforms, sizes, arithmetic coding), and `tests.rs` keeps a matrix of them.
+//! `libjpeg-turbo-rs` matches that library bit for bit, and Pillow and most other tools decode with it. Compared with
+//! Pillow, it gave the same pixels for all of some 3,200 encodings (sampling, scans, restarts, colour transforms,
+//! sizes, arithmetic coding); `tests.rs` keeps a matrix of them.
 
 use image::RgbImage;
 use libjpeg_turbo_rs::{Decoder, PixelFormat, ScalingFactor};
@@ -11,8 +11,8 @@ use super::corrupt;
 use super::layout::{FileLayout, Format};
 use crate::ImageError;
 
-/// How much larger than wanted an image stays when it is decoded small. What is left is resampled by the model's
-/// own filter; less, and the decoder's filter would show in the scores.
+/// An image that is decoded at reduced scale stays at least this many times larger than wanted. The model's own filter
+/// does the rest; with less, the decoder's filter would show in the scores.
 const OVERSAMPLING: u32 = 2;
 
 pub(super) fn decode(bytes: &[u8], layout: &FileLayout, short_side: Option<u32>) -> Result<RgbImage, ImageError> {
@@ -29,7 +29,7 @@ pub(super) fn decode(bytes: &[u8], layout: &FileLayout, short_side: Option<u32>)
         .ok_or_else(|| corrupt(Format::Jpeg, "its pixels do not fill its frame"))
 }
 
-/// The largest of the reductions to a half, a quarter and an eighth that leaves enough of a side.
+/// The largest reduction, to a half, a quarter or an eighth, that keeps the side long enough; else 1.
 fn reduction(side: u32, wanted: u32) -> u32 {
     let needed = wanted.max(1).saturating_mul(OVERSAMPLING);
     [8, 4, 2].into_iter().find(|reduction| side / reduction >= needed).unwrap_or(1)

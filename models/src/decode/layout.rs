@@ -1,8 +1,8 @@
-//! The structure of an image file: kind, announced sides, orientation, and whether it is all there.
+//! The structure of an image file: kind, announced sides, orientation, and whether the file is complete.
 //!
-//! Each format is walked from mark to mark by the lengths that it states; compressed data is
-//! skipped, never read. The walks follow the PNG specification (third edition), the GIF89a specification,
-//! RFC 9649 (WebP) and the Windows BITMAPINFOHEADER page; JPEG has a file of its own.
+//! Each walk follows the lengths that the file states, from marker to marker; compressed data is skipped, never read.
+//! The walks follow the PNG specification (third edition), the GIF89a specification, RFC 9649 (WebP) and the Windows
+//! BITMAPINFOHEADER page; JPEG has a file of its own.
 
 mod foreign;
 mod jpeg;
@@ -11,7 +11,7 @@ use image::metadata::Orientation;
 
 use crate::ImageError;
 
-/// An image format that is accepted.
+/// An accepted image format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// JPEG, baseline or progressive.
@@ -20,14 +20,14 @@ pub enum Format {
     Png,
     /// WebP, lossy or lossless.
     WebP,
-    /// GIF; the first frame counts.
+    /// GIF; only the first frame is decoded.
     Gif,
     /// Windows bitmap.
     Bmp,
 }
 
 impl Format {
-    /// The kind of file that `bytes` begin, whatever its name or Content-Type says.
+    /// The format, judged by the first bytes, whatever the file's name or Content-Type.
     pub fn of(bytes: &[u8]) -> Option<Self> {
         match bytes {
             [0xFF, 0xD8, 0xFF, ..] => Some(Self::Jpeg),
@@ -39,7 +39,7 @@ impl Format {
         }
     }
 
-    /// The same, or why it is none of them.
+    /// Like [`Format::of`], with an error for any other file.
     ///
     /// # Errors
     /// [`ImageError`] that names what was recognised instead.
@@ -62,7 +62,7 @@ impl Format {
     }
 }
 
-/// What the structure of a file says about its image, without decoding it.
+/// What a file's structure states about its image, read without decoding it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageHeader {
     /// The file's format, judged by its bytes.
@@ -77,23 +77,23 @@ pub struct ImageHeader {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FileLayout {
     pub(super) format: Format,
-    /// Width and height that the decoder gives, before orientation.
+    /// Width and height of the decoded image, before orientation.
     pub(super) shown: (u32, u32),
-    /// The largest sides that anything in the file announces, which a decoder may allocate.
+    /// The largest sides that any part of the file announces; a decoder may allocate as much.
     pub(super) announced: (u32, u32),
-    /// About how many bytes decoding allocates for a pixel, all buffers together.
+    /// About how many bytes decoding allocates per pixel, all buffers together.
     pub(super) bytes_a_pixel: u64,
     /// Passes over the image that the file asks for.
     pub(super) passes: u32,
     pub(super) orientation: Orientation,
-    /// The walk reached the file's own end.
+    /// Whether the walk reached the file's own end.
     pub(super) complete: bool,
 }
 
 impl FileLayout {
     /// Walks the file.
     ///
-    /// A file so short that it does not even announce its sides is `Truncated`.
+    /// A file that ends before it announces its sides is `Truncated`.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, ImageError> {
         let format = Format::judge(bytes)?;
         if format == Format::Png && bytes.get(12..16) == Some(b"CgBI") {
@@ -122,7 +122,7 @@ impl FileLayout {
         })
     }
 
-    /// What callers outside see: sides of the upright image.
+    /// What callers outside this module see: the sides of the upright image.
     pub(super) fn header(&self) -> ImageHeader {
         let (width, height) = self.shown;
         let lies_on_its_side = matches!(
@@ -141,7 +141,7 @@ struct Walked<'a> {
     passes: u32,
     exif: Option<&'a [u8]>,
     complete: bool,
-    /// The kind that it is, among those of its format that are not decoded.
+    /// The file's kind, if it is one that we do not decode.
     unsupported: Option<&'static str>,
 }
 
@@ -164,8 +164,8 @@ fn png(bytes: &[u8]) -> Option<Walked<'_>> {
         }
         at = next;
     };
-    // Rows become RGB one by one, but an interlaced image is decoded whole before that; one that is turned
-    // upright has a copy.
+    // Rows become RGB one by one, but an interlaced image is first decoded as a whole; turning an image
+    // upright takes a copy.
     let bytes_a_pixel = if is_interlaced { 7 } else { 6 };
     Some(Walked { shown: announced, announced, bytes_a_pixel, passes: 1, exif, complete, unsupported: None })
 }
@@ -180,8 +180,8 @@ fn webp(bytes: &[u8]) -> Option<Walked<'_>> {
         let kind = bytes.get(at..at + 4)?;
         let length = le32(bytes, at + 4)? as usize;
         let data = bytes.get(at + 8..)?;
-        // A frame of an animation holds chunks of its own, after 16 bytes about the frame. Every
-        // chunk that announces sides counts: they need not agree, and decoders believe the inner.
+        // A frame of an animation holds chunks of its own, after 16 bytes about the frame. Every chunk that announces
+        // sides counts: the sides need not agree, and decoders trust the inner ones.
         let sides = match kind {
             b"ANMF" => webp_sides(data.get(16..20)?, data.get(24..)?),
             _ => webp_sides(kind, data),
@@ -204,7 +204,7 @@ fn webp(bytes: &[u8]) -> Option<Walked<'_>> {
 fn webp_sides(kind: &[u8], data: &[u8]) -> Option<(u32, u32)> {
     match kind {
         b"VP8X" => Some((le24(data, 4)? + 1, le24(data, 7)? + 1)),
-        // After the frame tag and the start code: 14 bits a side.
+        // After the frame tag and the start code: 14 bits per side.
         b"VP8 " => Some((u32::from(le16(data, 6)? & 0x3FFF), u32::from(le16(data, 8)? & 0x3FFF))),
         b"VP8L" => {
             let sides = le32(data, 1)?;
@@ -241,7 +241,7 @@ fn gif(bytes: &[u8]) -> Option<Walked<'_>> {
                     break false;
                 };
                 if frames == 0 {
-                    // Some writers leave the screen out; then it is as large as its first frame needs.
+                    // Some writers omit the screen's size; then it is as large as the first frame needs.
                     let (Some(left), Some(top)) = (le16(bytes, at + 1), le16(bytes, at + 3)) else { break false };
                     if screen.0 == 0 {
                         screen.0 = u32::from(left) + u32::from(width);
@@ -255,7 +255,7 @@ fn gif(bytes: &[u8]) -> Option<Walked<'_>> {
                 // Descriptor, local colour table, and the code size before the data.
                 at += 10 + color_table(*flags) + 1;
             }
-            // Many writers leave the trailer out; at a block's border the first frame is whole.
+            // Many writers omit the trailer; if the file ends between two blocks, the first frame is complete.
             None => break frames > 0 && at == bytes.len(),
             Some(_) => break frames > 0,
         }
@@ -284,7 +284,7 @@ fn bmp(bytes: &[u8]) -> Option<Walked<'_>> {
         let width = u32::try_from(le32(bytes, 18)?.cast_signed()).unwrap_or(0);
         ((width, height), le16(bytes, 28)?, le32(bytes, 30)?)
     };
-    // Rows are padded to four bytes. Run-length coded data (1, 2) is shorter; its decoder knows.
+    // Rows are padded to four bytes. Run-length coded data (1, 2) is shorter; its decoder checks the length.
     let row = (u64::from(announced.0) * u64::from(bits)).div_ceil(32) * 4;
     let need = match compression {
         1 | 2 => data_offset,

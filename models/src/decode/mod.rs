@@ -1,12 +1,11 @@
-//! Image bytes become upright RGB pixels, or a clear refusal.
+//! Decodes image bytes into upright RGB pixels, or refuses them with a clear reason.
 //!
-//! Nothing is decoded, and no buffer is sized, before `layout` has read the file's structure and
-//! the announced sides were held against [`Limits`]: a 28-byte GIF can announce 17 GB. The same
-//! walk tells whether the file reaches its own end, because decoders fill the rest of a cut file
-//! with grey and call it whole (the `image` crate's JPEG decoder accepts 97 of 98 cut files).
+//! Nothing is decoded, and no buffer is sized, before `layout` has read the file's structure and the announced sides
+//! have been checked against [`Limits`]: a 28-byte GIF can announce 17 GB. The same walk checks that the file reaches
+//! its own end, because decoders fill the rest of a truncated file with grey and report success (the `image` crate's
+//! JPEG decoder accepts 97 of 98 truncated files).
 //!
-//! On purpose not done: colour profiles (ICC) are ignored, and of an animation only the first
-//! frame is looked at.
+//! Deliberately not done: colour profiles (ICC) are ignored, and only the first frame of an animation is decoded.
 
 mod layout;
 mod jpeg;
@@ -22,28 +21,28 @@ pub use strip::without_metadata;
 
 use crate::ImageError;
 
-/// Passes over an image. Progressive JPEGs have about ten; each pass costs as much as a decode, and
-/// a hostile file holds a hundred thousand of them.
+/// Most passes over an image. Progressive JPEGs have about ten; each pass costs as much as a decode, and a hostile file
+/// may hold a hundred thousand.
 const PASSES_MAX: u32 = 100;
 
-/// Passes times pixels: two seconds of work on a slow core. A decode cannot be stopped, so what it may cost is
-/// known before it begins.
+/// Most passes times pixels: two seconds of work on a slow core. A decode cannot be stopped, so its cost is bounded
+/// before it begins.
 const WORK_MAX: u64 = 1_500_000_000;
 
-/// What is accepted. Checked on the header, before any decode.
+/// Limits of an accepted image, checked on the header before any decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// For each side, pixels.
+    /// Longest side, pixels.
     pub side_max: u32,
-    /// For width × height.
+    /// Most pixels, width × height.
     pub pixels_max: u64,
-    /// For what one decode may allocate, all buffers together, bytes.
+    /// Most bytes that one decode may allocate, all buffers together.
     pub output_bytes_max: u64,
 }
 
 impl Default for Limits {
-    /// 16,384 a side, 64 megapixels (2 to the power of 26, since cameras' are a little above 64 million), and 12
-    /// bytes for each of them.
+    /// 16,384 pixels per side, 2 to the power of 26 pixels in all (64-megapixel cameras produce a little over 64
+    /// million), and 12 bytes for each of them.
     fn default() -> Self {
         Self { side_max: 16_384, pixels_max: 64 << 20, output_bytes_max: 12 * (64 << 20) }
     }
@@ -52,7 +51,7 @@ impl Default for Limits {
 /// A decoded image: upright, opaque RGB, 8 bits a channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
-    /// Width of `pixels`; less than the file's when it was decoded at reduced scale.
+    /// Width of `pixels`; less than the file's if it was decoded at reduced scale.
     pub width: u32,
     /// Height of `pixels`.
     pub height: u32,
@@ -69,23 +68,23 @@ pub struct Image {
 /// Costs one pass over the bytes at memory speed and allocates nothing.
 ///
 /// # Errors
-/// Every [`ImageError`] but most of `Corrupt`: what is wrong inside the compressed data shows only
-/// when it is decoded.
+/// Every [`ImageError`] except most cases of `Corrupt`: damage inside the compressed data shows only when
+/// it is decoded.
 pub fn inspect(bytes: &[u8], limits: &Limits) -> Result<ImageHeader, ImageError> {
     Ok(checked_layout(bytes, limits)?.header())
 }
 
-/// Decodes an image, turned upright, alpha laid over white.
+/// Decodes an image, turns it upright and blends transparency over white.
 ///
-/// With `short_side`, a JPEG may be decoded at a half, a quarter or an eighth, as long as its
-/// short side stays at least twice that long; this is for callers that shrink it anyway.
+/// With `short_side`, a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as its short side
+/// stays at least twice `short_side`; this is for callers that shrink the image anyway.
 ///
 /// # Errors
-/// As [`inspect`], and `Corrupt` or `Truncated` from the decoder. Never panics.
+/// Those of [`inspect`], and `Corrupt` or `Truncated` from the decoder. Never panics.
 pub fn decode(bytes: &[u8], limits: &Limits, short_side: Option<u32>) -> Result<Image, ImageError> {
     let layout = checked_layout(bytes, limits)?;
     let header = layout.header();
-    // A decoder's panic is our bug or its author's, but the worker must outlive it.
+    // A panic in a decoder is our bug or its author's, but the worker must survive it.
     let decoded = std::panic::catch_unwind(|| match layout.format {
         Format::Jpeg => jpeg::decode(bytes, &layout, short_side),
         Format::Png => png::decode(bytes, limits),

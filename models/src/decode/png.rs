@@ -1,4 +1,4 @@
-//! PNG, row by row: an image of 16 bits a channel never takes more memory than its opaque RGB.
+//! Decodes PNG row by row, so that an image of 16 bits per channel never takes more memory than its opaque RGB.
 
 use std::io::{Cursor, ErrorKind};
 
@@ -12,7 +12,8 @@ use crate::ImageError;
 pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, ImageError> {
     let allowed = png::Limits { bytes: usize::try_from(limits.output_bytes_max).unwrap_or(usize::MAX) };
     let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), allowed);
-    // Palettes and few bits become 8 bits, transparent colours alpha, and of 16 bits the upper 8 are taken.
+    // Expands palettes and low bit depths to 8 bits, turns transparent colours into alpha, and keeps the
+    // upper 8 of 16 bits.
     decoder.set_transformations(Transformations::normalize_to_color8());
     let mut reader = decoder.read_info().map_err(refusal)?;
     let (width, height) = (reader.info().width, reader.info().height);
@@ -31,7 +32,7 @@ pub(super) fn decode(bytes: &[u8], limits: &Limits) -> Result<RgbImage, ImageErr
     RgbImage::from_raw(width, height, pixels).ok_or_else(|| corrupt(Format::Png, "its pixels do not fill it"))
 }
 
-/// Appends samples as opaque RGB, transparent ones laid over white.
+/// Appends samples as opaque RGB, with transparent ones blended over white.
 fn push_rgb(samples: &[u8], color: ColorType, pixels: &mut Vec<u8>) {
     match color {
         ColorType::Rgb => pixels.extend_from_slice(samples),
@@ -42,12 +43,12 @@ fn push_rgb(samples: &[u8], color: ColorType, pixels: &mut Vec<u8>) {
         ColorType::GrayscaleAlpha => {
             pixels.extend(samples.chunks_exact(2).flat_map(|p| [over_white(p[0], p[1]); 3]));
         }
-        // An index does not come, since palettes are expanded.
+        // `Indexed` cannot occur, since palettes are expanded.
         ColorType::Grayscale | ColorType::Indexed => pixels.extend(samples.iter().flat_map(|grey| [*grey; 3])),
     }
 }
 
-/// A colour with an alpha, as it shows on a white page.
+/// Blends a colour over white.
 pub(super) fn over_white(color: u8, alpha: u8) -> u8 {
     let (color, alpha) = (u32::from(color), u32::from(alpha));
     ((color * alpha + 255 * (255 - alpha) + 127) / 255) as u8

@@ -1,4 +1,4 @@
-//! WebP, GIF and BMP through the `image` crate, flattened to opaque RGB.
+//! Decodes WebP, GIF and BMP with the `image` crate, and flattens them to opaque RGB.
 
 use std::borrow::Cow;
 use std::io::{Cursor, ErrorKind};
@@ -30,8 +30,8 @@ pub(super) fn decode(bytes: &[u8], layout: &FileLayout, limits: &Limits) -> Resu
     image.map(flatten).map_err(|error| refusal(format, &error))
 }
 
-/// What the decoders take for damage and others read: a GIF without a screen gets one, and a WebP announces no
-/// metadata, which it may lack.
+/// Repairs what these decoders reject and others read: gives a GIF without a screen size one, and clears the flags of
+/// metadata that a WebP announces but may lack.
 fn mended<'a>(bytes: &'a [u8], layout: &FileLayout) -> Cow<'a, [u8]> {
     let screen = [layout.shown.0, layout.shown.1].map(|side| u16::try_from(side).unwrap_or(u16::MAX).to_le_bytes());
     match layout.format {
@@ -41,7 +41,7 @@ fn mended<'a>(bytes: &'a [u8], layout: &FileLayout) -> Cow<'a, [u8]> {
             Cow::Owned(bytes)
         }
         Format::WebP if bytes.get(12..16) == Some(b"VP8X") && bytes.len() > 20 => {
-            /// A colour profile, EXIF and XMP.
+            /// Flags of a colour profile, EXIF and XMP.
             const METADATA: u8 = 0b0010_1100;
             let mut bytes = bytes.to_vec();
             bytes[20] &= !METADATA;
@@ -56,7 +56,7 @@ fn limited(mut decoder: impl ImageDecoder, allowed: image::Limits) -> image::Ima
     DynamicImage::from_decoder(decoder)
 }
 
-/// Lays transparent pixels over white, as a page would show them.
+/// Blends transparent pixels over white, as a web page would.
 fn flatten(image: DynamicImage) -> RgbImage {
     if !image.color().has_alpha() {
         return image.into_rgb8();

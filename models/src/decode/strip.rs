@@ -1,17 +1,17 @@
-//! An image without what it tells beside its pixels: places, times, cameras, comments.
+//! Strips what an image file reveals besides its pixels: places, times, cameras, comments.
 //!
-//! Nothing is decoded or encoded anew: parts of the file are left out. What is needed to show the pixels right
-//! stays: colour profiles, and the orientation, which is written anew with nothing beside it.
+//! Nothing is decoded or re-encoded: parts of the file are dropped. What is needed to show the pixels correctly stays:
+//! colour profiles, and the orientation, which is rewritten in a block of its own.
 
 use image::metadata::Orientation;
 
 use super::layout::{FileLayout, Format, be16, be32, le32};
 use crate::ImageError;
 
-/// The bytes without metadata.
+/// Returns the file without its metadata.
 ///
 /// # Errors
-/// [`ImageError`] for what is not a whole image of a known format: what cannot be read is not passed on.
+/// [`ImageError`] if the bytes are not a complete image of a known format: what cannot be read is not passed on.
 pub fn without_metadata(bytes: &[u8]) -> Result<Vec<u8>, ImageError> {
     let layout = FileLayout::read(bytes)?;
     let broken = ImageError::Truncated { format: layout.format.name() };
@@ -36,7 +36,7 @@ fn exif_of(orientation: Orientation) -> Option<Vec<u8>> {
 }
 
 fn jpeg(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
-    /// Length of a JFIF segment without a thumbnail, its own two bytes included.
+    /// Length of a JFIF segment without a thumbnail, including its two length bytes.
     const JFIF_BYTES: usize = 16;
     let mut kept = bytes.get(..2)?.to_vec();
     if let Some(exif) = exif_of(orientation) {
@@ -48,13 +48,13 @@ fn jpeg(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
     }
     let mut at = 2;
     loop {
-        // To the next marker: stray and fill bytes go.
+        // Skip to the next marker; stray and fill bytes are dropped.
         at += memchr::memchr(0xFF, bytes.get(at..)?)?;
         at += bytes[at..].iter().position(|byte| *byte != 0xFF)?;
         let code = bytes[at];
         at += 1;
         match code {
-            // Nothing behind the end: other pictures are kept there, with metadata of their own.
+            // Drop what follows the end: other pictures may be stored there, with metadata of their own.
             0xD9 => {
                 kept.extend([0xFF, 0xD9]);
                 return Some(kept);
@@ -66,7 +66,7 @@ fn jpeg(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
         let segment = bytes.get(at..at + length)?;
         let is_of = |name: &[u8]| segment.get(2..).is_some_and(|data| data.starts_with(name));
         let is_needed = match code {
-            // Of APP segments a colour profile, Adobe's colour transform, and JFIF without its thumbnail.
+            // Keep three APP segments: a colour profile, Adobe's colour transform, and JFIF without its thumbnail.
             0xE0 if is_of(b"JFIF\0") && segment.len() >= JFIF_BYTES => {
                 kept.extend([0xFF, 0xE0, 0, JFIF_BYTES as u8]);
                 kept.extend(&segment[2..JFIF_BYTES - 2]);
@@ -94,7 +94,7 @@ fn jpeg(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
     }
 }
 
-/// Chunks that are needed to show the pixels right.
+/// Chunks that are needed to show the pixels correctly.
 const PNG_CHUNKS: [&[u8]; 15] = [
     b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"cICP", b"sBIT", b"pHYs",
     b"acTL", b"fcTL", b"fdAT",
@@ -130,7 +130,7 @@ fn png(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
 }
 
 fn webp(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
-    /// The bits of an extended header that say that there are EXIF and XMP chunks.
+    /// The bits of an extended header that announce EXIF and XMP chunks.
     const EXIF_AND_XMP: u8 = 0x0C;
     const EXIF: u8 = 0x08;
     let end = 8_usize.checked_add(le32(bytes, 4)? as usize)?.min(bytes.len());
@@ -147,7 +147,7 @@ fn webp(bytes: &[u8], orientation: Orientation) -> Option<Vec<u8>> {
         }
         let start = kept.len();
         kept.extend(chunk);
-        // Writers leave the last one's padding out.
+        // Some writers omit the padding of the last chunk.
         kept.extend(vec![0; length & 1]);
         if kind == b"VP8X" {
             let flags = kept.get_mut(start + 8)?;
@@ -172,7 +172,7 @@ fn gif(bytes: &[u8]) -> Option<Vec<u8>> {
     let head = 13 + table(*bytes.get(10)?);
     let mut kept = bytes.get(..head)?.to_vec();
     let mut at = head;
-    // Where the sub-blocks that begin at a place end.
+    // The end of the sub-blocks that begin at `at`.
     let end_of_blocks = |mut at: usize| loop {
         match *bytes.get(at)? {
             0 => break Some(at + 1),
@@ -181,7 +181,7 @@ fn gif(bytes: &[u8]) -> Option<Vec<u8>> {
     };
     loop {
         let start = at;
-        // Many writers leave the trailer out, or something behind the pictures.
+        // Many writers omit the trailer, or leave something after the pictures.
         let is_needed = match bytes.get(at).copied().unwrap_or(0x3B) {
             0x2C => {
                 at = end_of_blocks(at + 11 + table(*bytes.get(at + 9)?))?;
@@ -203,9 +203,9 @@ fn gif(bytes: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// The headers and as many bytes behind them as the file says that it has.
+/// The headers and the data, up to the length that the file states.
 fn bmp(bytes: &[u8]) -> Option<Vec<u8>> {
     let length = (le32(bytes, 2)? as usize).min(bytes.len());
-    // Some writers say nothing of the length.
+    // Some writers do not state the length.
     Some(bytes[..if length > 14 { length } else { bytes.len() }].to_vec())
 }

@@ -101,7 +101,7 @@ fn of_an_animation_the_first_frame_counts() {
     shows_halves(&bytes, 3);
 }
 
-/// `china.jpg` with an EXIF block that says `orientation`.
+/// `china.jpg` with an EXIF block that holds `orientation`.
 fn turned(orientation: u8) -> Vec<u8> {
     let mut exif = b"\xFF\xE1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
     exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
@@ -250,7 +250,7 @@ fn of_a_gif_the_screen_is_what_is_shown() {
     shows(&image, (4, 8), LEFT, 3);
 }
 
-/// A file that one of our fixtures packs.
+/// Names and bytes of the files in a zip fixture.
 fn unpacked(archive: &str) -> Vec<(String, Vec<u8>)> {
     let mut archive = zip::ZipArchive::new(Cursor::new(file(archive))).expect("a zip");
     let count = archive.len();
@@ -263,7 +263,7 @@ fn unpacked(archive: &str) -> Vec<(String, Vec<u8>)> {
     (0..count).map(read).collect()
 }
 
-/// The largest difference of a sample.
+/// The largest difference between two samples.
 fn difference(image: &Image, wanted: &RgbImage) -> u8 {
     assert_eq!((image.width, image.height), wanted.dimensions());
     image.pixels.iter().zip(wanted.as_raw()).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
@@ -283,7 +283,7 @@ fn every_encoding_shows_the_pixels_that_pillow_reads_from_it() {
         assert_eq!(of, &format!("{name}.png"));
         let wanted = png_of(pixels);
         let is_reduced = ["half-", "quarter-", "eighth-"].iter().any(|scale| name.starts_with(scale));
-        // At least twice of what is wanted is decoded.
+        // The decoder keeps at least twice the wanted side.
         let short_side = is_reduced.then(|| wanted.width().min(wanted.height()) / 2);
         match decode(bytes, &Limits::default(), short_side) {
             Ok(image) if (image.width, image.height) != wanted.dimensions() => wrong.push(format!("{name}: sides")),
@@ -301,7 +301,7 @@ fn every_encoding_shows_the_pixels_that_pillow_reads_from_it() {
 
 #[test]
 fn kinds_that_are_not_decoded_are_refused_at_the_gate_and_named() {
-    // A frame header alone decides; its data is not looked at.
+    // The frame header alone decides; its data is not read.
     let frame = |code: u8, precision: u8, sampling: &[u8]| {
         let mut segment = vec![precision, 0, 16, 0, 16, sampling.len() as u8];
         sampling.iter().zip(1..).for_each(|(factors, id)| segment.extend([id, *factors, 0]));
@@ -353,7 +353,7 @@ fn cameras_of_fifty_and_sixty_four_megapixels_are_let_in() {
 /// What must not be found in a stripped file.
 const SECRETS: [&[u8]; 4] = [b"48 deg 51", b"a comment", b"Exif", b"another picture"];
 
-/// `china.jpg` with a place, a comment, a thumbnail's block and a second picture behind its end.
+/// `china.jpg` with a place, a comment, an EXIF block and a second picture after its end.
 fn telling_jpeg(orientation: u8) -> Vec<u8> {
     let segment = |code: u8, data: &[u8]| {
         let length = u16::try_from(data.len() + 2).expect("short").to_be_bytes();

@@ -22,14 +22,14 @@ pub(super) fn classify(
     };
     let threshold = wishes.threshold.unwrap_or(0.0);
     let mut ranked: Vec<usize> = (0..scores.len()).filter(|i| scores[*i] >= threshold).collect();
-    // Equal scores stand in the order of their classes, so that answers are repeatable.
+    // Equal scores keep the order of their classes, so that answers are repeatable.
     ranked.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
     ranked.truncate(wishes.top_k.unwrap_or(section.top_k) as usize);
     let prediction = |i: usize| Prediction { label: labels[i].clone(), class_id: i as u32, score: scores[i] };
     Ok(Output::Classification { predictions: ranked.into_iter().map(prediction).collect() })
 }
 
-/// Probabilities that add up to 1. The largest logit is taken off first, so that nothing overflows.
+/// Probabilities that add up to 1. The largest logit is subtracted first, so that nothing overflows.
 fn softmax(logits: &[f32]) -> Vec<f32> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let powers: Vec<f32> = logits.iter().map(|v| (v - largest).exp()).collect();

@@ -5,7 +5,7 @@ use crate::manifest::{Activation, BoxFormat, BoxUnits, Detection, Input};
 use crate::output::{Bounds, Detected};
 use crate::{Output, OutputError};
 
-/// Candidates of all classes, the best ones, and of one class, that take part in suppression, which is quadratic.
+/// Most candidates of all classes, and of one class, that enter suppression, which is quadratic; the best are kept.
 const CANDIDATES_MAX: usize = 30_000;
 const CANDIDATES_OF_CLASS_MAX: usize = 1_000;
 
@@ -36,7 +36,7 @@ pub(super) fn detect(
     let scored = used.flat_map(|class| (0..count).map(move |row| (class, row)));
     let mut candidates: Vec<_> =
         scored.map(|(class, row)| (score(row, class), class, row)).filter(|(score, ..)| *score >= threshold).collect();
-    // A job that asks for a threshold of 0 makes a candidate of every box and class.
+    // With a threshold of 0, every box of every class is a candidate.
     if candidates.len() > CANDIDATES_MAX {
         candidates.select_nth_unstable_by(CANDIDATES_MAX, |a, b| b.0.total_cmp(&a.0));
         candidates.truncate(CANDIDATES_MAX);
@@ -49,7 +49,7 @@ pub(super) fn detect(
         let best = best.map(|(score, _, row)| (*score, to_pixels.bounds(&boxes.data[row * 4..row * 4 + 4]))).collect();
         for (score, bounds) in suppress(best, section.iou_threshold) {
             let bounds = to_pixels.clip(bounds);
-            // Some models see things in the padding around an image, where there is nothing.
+            // Some models detect objects in the padding around an image.
             if bounds.width > 0.0 && bounds.height > 0.0 {
                 let class_id = section.first_class_id + class as u32;
                 detections.push(Detected { label: labels[class].clone(), class_id, score, bounds });
@@ -61,7 +61,7 @@ pub(super) fn detect(
     Ok(Output::Detection { detections })
 }
 
-/// Keeps the best of every heap of overlapping boxes. `candidates` come best first.
+/// Keeps the best of each group of overlapping boxes. `candidates` are sorted, best first.
 fn suppress(candidates: Vec<(f32, Bounds)>, iou_threshold: f32) -> Vec<(f32, Bounds)> {
     let mut kept: Vec<(f32, Bounds)> = Vec::new();
     for candidate in candidates {
@@ -72,7 +72,7 @@ fn suppress(candidates: Vec<(f32, Bounds)>, iou_threshold: f32) -> Vec<(f32, Bou
     kept
 }
 
-/// From the model's coordinates to pixels of the upright image.
+/// Converts the model's coordinates to pixels of the upright image.
 struct ToPixels {
     format: BoxFormat,
     /// Offset and extent of the whole input on the image, pixels, for x and y.
@@ -113,8 +113,8 @@ impl ToPixels {
         Bounds { x, y, width: (right - left) * self.x.1, height: (bottom - top) * self.y.1 }
     }
 
-    /// Models draw boxes over the edge; clients crop with them. After suppression, since clipping
-    /// makes different boxes alike.
+    /// Clips a box to the image, since models draw boxes over the edge and clients crop with them. Done after
+    /// suppression, since clipping makes different boxes alike.
     fn clip(&self, bounds: Bounds) -> Bounds {
         let x = bounds.x.clamp(0.0, self.width);
         let y = bounds.y.clamp(0.0, self.height);

@@ -1,4 +1,4 @@
-//! A vector, scaled to length 1 where the manifest asks for it.
+//! A vector, scaled to length 1 if the manifest asks for it.
 
 use super::{OutputTensor, values};
 use crate::manifest::Embedding;

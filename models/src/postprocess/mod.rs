@@ -1,4 +1,4 @@
-//! A model's output tensors become an [`Output`].
+//! Turns a model's output tensors into an [`Output`].
 
 mod classify;
 mod detect;
@@ -18,30 +18,30 @@ pub struct OutputTensor {
     pub data: Vec<f32>,
 }
 
-/// What a job may ask for; the manifest's values stand in for what it leaves out.
+/// What a job may ask for; the manifest's values apply where it sets none.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Wishes {
     /// Most predictions or detections to return.
     pub top_k: Option<u32>,
-    /// Only scores of at least this, 0..1.
+    /// Lowest score to return, 0..1.
     pub threshold: Option<f32>,
 }
 
-/// The image that the outputs belong to, for turning boxes into its pixels.
+/// The image that the outputs belong to, for converting boxes to its pixels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Frame {
     /// Width of the upright image, pixels.
     pub width: u32,
     /// Height of the upright image, pixels.
     pub height: u32,
-    /// Where the model's input lay on it.
+    /// The area of the image that the model's input covers.
     pub placement: Placement,
 }
 
 /// Turns the outputs of one run into an answer.
 ///
 /// # Errors
-/// [`OutputError`] when the outputs are not what the manifest says.
+/// [`OutputError`] if the outputs do not match the manifest.
 pub fn postprocess(
     manifest: &Manifest,
     labels: &[String],

@@ -43,7 +43,7 @@ fn a_job_may_ask_for_fewer_classes() {
     assert_eq!(ranked.iter().map(|p| p.0.as_str()).collect::<Vec<_>>(), ["bee", "cat"], "ties in class order");
 }
 
-/// Three classes, of which the second is unused; rows of (box, scores).
+/// Three classes, the second unused; rows of (box, scores).
 fn detected(rows: &[([f32; 4], [f32; 3])], frame: &Frame, wishes: Wishes) -> Vec<Detected> {
     let outputs = [
         tensor("boxes", &[1, rows.len(), 4], rows.iter().flat_map(|row| row.0).collect()),

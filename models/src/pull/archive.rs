@@ -1,4 +1,4 @@
-//! Taking named files out of wheels (zip) and npm packages (tar, gzip).
+//! Extracts named files from wheels (zip) and npm packages (gzipped tar).
 //!
 //! The caller gives each member its target path, so a path inside an archive never becomes a path
 //! on disk.
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::PullError;
 
-/// A file in the archive and where it goes.
+/// A file in the archive and its target path.
 type Member<'a> = (&'a str, PathBuf);
 
 pub(super) fn unpack_wheel(archive: &Path, members: &[Member]) -> Result<(), PullError> {

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use crate::PullError;
 
-/// What a folder is called while it is being filled.
+/// Prefix of a folder's name while it is being filled.
 const PARTIAL: &str = ".partial-";
 
-/// A folder with what was fetched, each thing under its final name.
+/// A folder of complete downloads, each under its final name.
 #[derive(Debug, Clone)]
 pub struct Cache {
     root: PathBuf,
@@ -36,17 +36,17 @@ impl Cache {
         &self.root
     }
 
-    /// The path of `name` if it is there.
+    /// The path of `name`, if the cache has it.
     pub fn find(&self, name: &str) -> Option<PathBuf> {
         Some(self.root.join(name)).filter(|path| path.exists())
     }
 
-    /// The folder `name`; if it is missing, `fill` fills a folder beside it, which is then renamed.
+    /// Returns the folder `name`; if it is missing, `fill` fills a temporary folder, which is then renamed.
     ///
-    /// One process at a time fills; others wait for it and find the result.
+    /// One process at a time fills it; others wait and use the result.
     ///
     /// # Errors
-    /// Those of `fill`, and [`PullError::Io`]. Nothing stands under `name` then.
+    /// Those of `fill`, and [`PullError::Io`]. After an error, nothing exists under `name`.
     pub fn install(&self, name: &str, fill: impl FnOnce(&Path) -> Result<(), PullError>) -> Result<PathBuf, PullError> {
         if let Some(path) = self.find(name) {
             return Ok(path);
@@ -73,7 +73,7 @@ impl Cache {
         Ok(path)
     }
 
-    /// Removes what an interrupted process left. Only called with the lock held, so no process fills it.
+    /// Removes what an interrupted process left. Called only while the lock is held, so no process is filling a folder.
     fn sweep(&self) {
         let Ok(entries) = std::fs::read_dir(&self.root) else { return };
         for entry in entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(PARTIAL)) {

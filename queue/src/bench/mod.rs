@@ -1,7 +1,8 @@
-//! How fast a server is, asked by one client program: the same for every server.
+//! How fast a server is, measured with the same client for every server.
 //!
-//! The questions: what does an acknowledged message cost, at one and at many in flight, small and
-//! large; what does a pull with its ack; and how long does a message take to a waiting client?
+//! The questions: what does an acknowledged message cost, with one and with many in flight, small
+//! and large; what does a pull with its ack cost; and how long does a message take to reach a
+//! waiting client?
 
 pub mod journal;
 
@@ -16,11 +17,11 @@ use futures::{StreamExt, TryStreamExt};
 use crate::client::Address;
 use crate::error::chain;
 
-/// The stream that is measured with; removed after each measurement.
+/// The stream used to measure; removed after each measurement.
 const STREAM: &str = "sightline-bench";
 const SUBJECT: &str = "sightline-bench.x";
 
-/// One thing that is measured.
+/// One kind of load to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Load {
     /// Messages are published, each acknowledged.
@@ -36,9 +37,9 @@ pub enum Load {
     Pull {
         /// Payload of each.
         bytes: usize,
-        /// How many are asked for at a time.
+        /// How many are requested at a time.
         batch: usize,
-        /// Each ack's answer is awaited.
+        /// Whether each ack's confirmation is awaited.
         confirmed: bool,
         /// How many in all.
         count: usize,
@@ -74,7 +75,7 @@ async fn work_queue(context: &jetstream::Context) -> Result<jetstream::stream::S
     context.create_stream(config).await.map_err(|error| chain(&error))
 }
 
-/// Makes a stream that keeps the last message of each subject; returns its name.
+/// Creates a stream that keeps the last message of each subject; returns its name.
 async fn records(context: &jetstream::Context) -> Result<String, String> {
     let name = format!("{STREAM}-records");
     let config = Config {
@@ -92,10 +93,10 @@ async fn workers(stream: &jetstream::stream::Stream) -> Result<PullConsumer, Str
     stream.create_consumer(config).await.map_err(|error| chain(&error))
 }
 
-/// Messages a second of one load on one server.
+/// Messages per second of one load on one server.
 ///
 /// # Errors
-/// What the client said.
+/// The client's error message.
 pub async fn measure(address: &Address, load: Load) -> Result<f64, String> {
     let context = connect(address).await?;
     let stream = work_queue(&context).await?;
@@ -110,11 +111,11 @@ pub async fn measure(address: &Address, load: Load) -> Result<f64, String> {
     rate
 }
 
-/// How long messages are on their way from a publisher to a consumer that waits, in ms, sorted; they
-/// are published at a steady rate, whether the ones before have arrived or not.
+/// Time that messages take from a publisher to a consumer that waits, in ms, sorted. They are
+/// published at a steady rate, whether or not earlier ones have arrived.
 ///
 /// # Errors
-/// What the client said.
+/// The client's error message.
 pub async fn latency(address: &Address, bytes: usize, per_second: f64, count: usize) -> Result<Vec<f64>, String> {
     let context = connect(address).await?;
     let stream = work_queue(&context).await?;
@@ -145,11 +146,11 @@ pub async fn latency(address: &Address, bytes: usize, per_second: f64, count: us
     Ok(times)
 }
 
-/// Queues this many jobs as our own client does: a message in a work queue and a record beside it, small
-/// ones. They stay.
+/// Queues this many small jobs as our own client does: a message in a work queue and a record. They are
+/// not removed afterwards.
 ///
 /// # Errors
-/// What the client said.
+/// The client's error message.
 pub async fn fill(address: &Address, jobs: usize) -> Result<(), String> {
     let context = connect(address).await?;
     work_queue(&context).await?;

@@ -1,8 +1,8 @@
-//! Where the queue is, and how to be let in.
+//! Address of the queue: its servers and the token that they ask for.
 
 use crate::ConnectError;
 
-/// Where the queue is, and how to be let in.
+/// Address of the queue: its servers and the token that they ask for.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Address {
     servers: Vec<String>,
@@ -46,7 +46,7 @@ impl Address {
         self.servers.iter().map(String::as_str).collect()
     }
 
-    /// How to be let in.
+    /// Options that pass the token.
     pub(crate) fn connect_options(&self) -> async_nats::ConnectOptions {
         let options = async_nats::ConnectOptions::new();
         match &self.token {

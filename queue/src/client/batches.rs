@@ -1,7 +1,7 @@
 //! Batches: many jobs that were sent together.
 //!
-//! A batch's record says what cannot be seen from its jobs: whether all of it has come, and whether
-//! it was canceled. Everything else is counted from the jobs, which name their batch.
+//! A batch's record holds what its jobs do not show: whether the batch is complete, and whether it
+//! was canceled. Everything else is counted from the jobs, which name their batch.
 
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use futures::TryStreamExt;
@@ -16,7 +16,7 @@ const STREAM: &str = "batches";
 /// How long a batch's record is kept after its last change.
 pub const BATCHES_KEPT: std::time::Duration = std::time::Duration::from_secs(30 * 24 * 60 * 60);
 
-/// What is known of a batch beside its jobs.
+/// What is known of a batch besides its jobs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batch {
     /// Its id: letters, digits, `-` and `_`.
@@ -25,33 +25,33 @@ pub struct Batch {
     pub model: String,
     /// Their topic.
     pub topic: TopicName,
-    /// Whose it is; none while there are no keys.
+    /// Its owner; `None` if the server had no keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
-    /// When it first came.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// How many jobs it has, once all of it has come.
+    /// Number of its jobs, once it is complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
-    /// When that was.
+    /// When it became complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub complete_at: Option<Timestamp>,
-    /// What it held that is not an image on purpose: folders, and what file managers leave behind.
+    /// Entries that are not meant as images: folders, and files that file managers leave behind.
     #[serde(default, skip_serializing_if = "Skipped::is_empty")]
     pub skipped: Skipped,
     /// When it was canceled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canceled_at: Option<Timestamp>,
-    /// Why, if no client asked for it.
+    /// Why it was canceled, if no client asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<JobError>,
-    /// Once more of its jobs than this have failed, it is canceled.
+    /// The batch is canceled once more of its jobs than this have failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures_max: Option<u64>,
-    /// Whom to tell when all of it has ended.
+    /// URL to notify when all its jobs have ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<String>,
-    /// When it was seen that all of it has ended.
+    /// When we noticed that all its jobs had ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
 }
@@ -67,15 +67,15 @@ pub struct Skipped {
 }
 
 impl Skipped {
-    /// Names that are kept.
+    /// Most names that are kept.
     const NAMES_MAX: usize = 100;
 
-    /// Whether nothing was left out.
+    /// Whether nothing was skipped.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// One more.
+    /// Counts one more entry.
     pub fn note(&mut self, name: String) {
         self.count += 1;
         if self.names.len() < Self::NAMES_MAX {
@@ -90,7 +90,7 @@ role! {
 }
 
 impl Batches {
-    /// A batch's record, and what a change of it must name.
+    /// A batch's record, and the revision that a change of it must name.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -99,8 +99,8 @@ impl Batches {
         self.read_document("read a batch", config(self.defaults.replicas), subject(id), &what).await
     }
 
-    /// All batches that were changed after a revision, oldest change first, each with what a change of it
-    /// must name.
+    /// All batches that were changed after a revision, oldest change first, each with the revision that a
+    /// change of it must name.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -115,7 +115,7 @@ impl Batches {
         Ok(messages.iter().filter_map(read).collect())
     }
 
-    /// The last change of any batch.
+    /// The revision of the last change of any batch.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -127,10 +127,10 @@ impl Batches {
         Ok(info.map_err(unavailable)?.state.last_sequence.into())
     }
 
-    /// Replaces exactly the batch record that was read as `over`; 0 where there is none.
+    /// Replaces exactly the batch record that was read as `over`, which is 0 if none exists yet.
     ///
     /// # Errors
-    /// [`QueueError`] when it is not known what became of it.
+    /// [`QueueError`] when the outcome is unknown.
     pub async fn write(&self, over: Revision, batch: &Batch) -> Result<Replaced, QueueError> {
         self.write_over("write a batch", subject(&batch.id), over, batch).await
     }

@@ -2,17 +2,17 @@
 
 /// The header that holds the job's [`JobSpec`](crate::JobSpec) as JSON.
 pub(crate) const SPEC_HEADER: &str = "Sl-Job";
-/// The header of a message that asks for a finished job to be run again: the revision of the record
-/// that it takes back.
+/// The header of a message that retries a finished job: the revision of the record that it
+/// replaces.
 pub(super) const AGAIN_HEADER: &str = "Sl-Again";
 /// Header of a message that was produced with a key.
 pub(super) const KEY_HEADER: &str = "Sl-Key";
 /// Header of a dead letter: why the job failed.
 pub(super) const ERROR_HEADER: &str = "Sl-Error";
-/// Header of a dead letter: every attempt, as the record has them.
+/// Header of a dead letter: every attempt, as in the record.
 pub(super) const ATTEMPTS_HEADER: &str = "Sl-Attempts";
 
-/// JSON with every character above ASCII escaped, since headers are not meant for others.
+/// JSON with every character above ASCII escaped, since headers are meant for ASCII only.
 pub(super) fn ascii_json(value: &impl serde::Serialize) -> String {
     let json = serde_json::to_string(value).expect("what goes into headers holds strings and numbers only");
     let mut ascii = String::with_capacity(json.len());

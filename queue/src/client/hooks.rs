@@ -1,5 +1,5 @@
 //! Webhook calls that are due: one message for each change of a job or batch that its webhook is notified about.
-//! They are kept until they are delivered or given up, whichever process dies meanwhile.
+//! They are kept until they are delivered or given up, even if processes die meanwhile.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use crate::{JobId, QueueError, Timestamp};
 
 const STREAM: &str = "hooks";
 const SENDERS: &str = "senders";
-/// How long a call is its sender's.
+/// How long a sender may hold a call before another one gets it.
 const CALL_MAX: Duration = Duration::from_secs(90);
-/// No bound on calls that are on their way: those that are put off count as such, and must not keep others
-/// from being made.
+/// No bound on calls that are not acknowledged: postponed ones count as such, and must not keep others from
+/// being made.
 const UNDER_WAY_MAX: i64 = -1;
-/// How long a second message for the same change is known to be one.
+/// How long a second message for the same change is recognized as a duplicate.
 const DUPLICATES: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// A call that is owed.
@@ -31,18 +31,18 @@ pub struct Hook {
     /// The job or batch.
     #[serde(flatten)]
     pub about: About,
-    /// The state that it came to.
+    /// Its new state.
     pub state: String,
-    /// Tells two such changes apart: of a job, the write of its record; of a batch, its size.
+    /// Distinguishes two changes to the same state: for a job, the revision of its record; for a batch, its size.
     pub revision: u64,
-    /// Whom to call.
+    /// URL to call.
     pub url: String,
-    /// Whose job or batch it is.
+    /// Owner of the job or batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
 }
 
-/// What a call tells of.
+/// What a call is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum About {
@@ -71,9 +71,9 @@ impl fmt::Display for About {
     }
 }
 
-/// A call in a sender's hands.
+/// A call that a sender holds.
 pub struct OwedCall {
-    /// What is owed.
+    /// The call that is owed.
     pub hook: Hook,
     /// When it was noted.
     pub noted_at: Timestamp,
@@ -81,19 +81,19 @@ pub struct OwedCall {
 }
 
 impl OwedCall {
-    /// It is done with, one way or the other.
+    /// Ends the call: it was delivered or given up.
     ///
     /// # Errors
-    /// [`QueueError`]; it may come again then.
+    /// [`QueueError`]; it may be redelivered then.
     pub async fn done(&self) -> Result<(), QueueError> {
         let acked = bounded(self.raw.double_ack()).await.map_err(QueueError::unavailable("note a call"))?;
         acked.map_err(|error| QueueError::Unavailable { action: "note a call", problem: error.to_string() })
     }
 
-    /// It is to be tried again later.
+    /// Postpones the call, to be retried after `delay`.
     ///
     /// # Errors
-    /// [`QueueError`]; it comes again by itself then.
+    /// [`QueueError`]; it is redelivered by itself then.
     pub async fn later(&self, delay: Duration) -> Result<(), QueueError> {
         let nak = self.raw.ack_with(jetstream::AckKind::Nak(Some(delay)));
         let sent = bounded(nak).await.map_err(QueueError::unavailable("postpone a call"))?;
@@ -102,15 +102,15 @@ impl OwedCall {
 }
 
 role! {
-    /// Notes webhook calls that are owed, and hands them out to be made.
+    /// Notes webhook calls that are owed, and hands them out to senders.
     Hooks
 }
 
 impl Hooks {
-    /// Notes that a call is owed. May be done twice.
+    /// Notes that a call is owed. May be repeated.
     ///
     /// # Errors
-    /// [`QueueError`] when it is not known what became of it.
+    /// [`QueueError`] when the outcome is unknown.
     pub async fn owe(&self, hook: &Hook) -> Result<(), QueueError> {
         const ACTION: &str = "note a call that is owed";
         self.ensure_hooks().await?;

@@ -1,8 +1,8 @@
-//! Keys to the API: one document, which changes whole.
+//! API keys: one document, which is always replaced as a whole.
 //!
-//! They are in a stream of their own, so every API process sees the same ones, a copy of the queue has
-//! them, and no database that may be removed can take them along. One document, because what is decided
-//! about one key depends on the others (the last admin's key stays), and compare-and-set is by subject.
+//! They are in a stream of their own, so that every API process sees the same ones, a copy of the queue
+//! includes them, and deleting a database does not delete them. One document, because a decision about
+//! one key depends on the others (the last admin's key stays), and compare-and-set works per subject.
 //! The queue does not know what a key is.
 
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
@@ -18,12 +18,12 @@ const STREAM: &str = "keys";
 const SUBJECT: &str = "keys.all";
 
 role! {
-    /// Reads and writes the keys to the API.
+    /// Reads and writes the API keys.
     Keys
 }
 
 impl Keys {
-    /// The document of all keys, and what a change of it must name; `None` if it was never written.
+    /// The document of all keys, and the revision that a change of it must name; `None` if it was never written.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer, or the document cannot be read.
@@ -31,16 +31,16 @@ impl Keys {
         self.read_document("read the keys", config(self.defaults.replicas), SUBJECT.into(), "the keys").await
     }
 
-    /// Replaces exactly the document that was read as `over`; 0 where there is none.
+    /// Replaces exactly the document that was read as `over`, which is 0 if none exists yet.
     ///
     /// # Errors
-    /// [`QueueError`] when it is not known what became of it.
+    /// [`QueueError`] when the outcome is unknown.
     pub async fn write(&self, over: Revision, keys: &impl Serialize) -> Result<Replaced, QueueError> {
         self.ensure_stream_once(config(self.defaults.replicas)).await?;
         self.write_over("write the keys", SUBJECT.into(), over, keys).await
     }
 
-    /// Rings whenever keys are written, or are tried to be.
+    /// Yields an item whenever a process writes the keys or tries to.
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.

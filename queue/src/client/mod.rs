@@ -1,7 +1,7 @@
-//! The one client of the queue: JetStream through `async-nats`, whichever server is behind it.
+//! The only client of the queue: JetStream through `async-nats`, whatever the server.
 //!
-//! A process [connects](Queue::connect) once and gives each part of it the handle that its role needs: what
-//! [works](WorkerQueue) on jobs cannot remove a topic.
+//! A process [connects](Queue::connect) once and gives each of its parts the handle that its role needs: a
+//! part that [works](WorkerQueue) on jobs cannot delete a topic.
 
 mod address;
 mod connection;
@@ -33,7 +33,7 @@ pub use work::{AckSubject, Delivery, Fetcher, WorkerQueue};
 use crate::ConnectError;
 use crate::topic::Defaults;
 
-/// The queue with all its handles; clones share one connection. It also does what every [`Connection`] does.
+/// The queue with all its handles; clones share one connection. It also has every method of [`Connection`].
 #[derive(Debug, Clone)]
 pub struct Queue {
     connection: Arc<Connection>,
@@ -49,19 +49,19 @@ pub struct Queue {
     pub batches: Batches,
     /// Webhook calls that are owed.
     pub hooks: Hooks,
-    /// Keys to the API.
+    /// API keys.
     pub keys: Keys,
     /// Repairs and checks.
     pub admin: Admin,
 }
 
 impl Queue {
-    /// Connects; later losses of the connection are mended in the background.
+    /// Connects; a connection that is lost later is restored in the background.
     ///
-    /// `name` is what the server shows of this client; `defaults` is what topics are created with.
+    /// The server shows this client as `name`; new topics are created with `defaults`.
     ///
     /// # Errors
-    /// [`ConnectError`] with the address and what it answered.
+    /// [`ConnectError`] with the address and the problem.
     pub async fn connect(address: &Address, name: &str, defaults: Defaults) -> Result<Self, ConnectError> {
         let connection = Arc::new(Connection::connect(address, name, defaults).await?);
         Ok(Self {

@@ -1,4 +1,4 @@
-//! Handles by role: each can do what every connection can, and what its role needs.
+//! Handles by role: each has the methods of every connection, and those that its role needs.
 
 /// Declares a role: a handle that shares the connection.
 macro_rules! role {

@@ -1,9 +1,9 @@
-//! How far the changes of a topic's records have been told to those who asked for calls.
+//! How far webhook calls have been noted for the changes of a topic's records.
 //!
-//! The job index notes which calls are owed as it follows the records, and it may be made anew from them: what
-//! was told once must not be told again, however old or new it is. So how far it has come is kept in the
-//! queue, and not by the index's own position or by any clock. One small record a topic, written with the
-//! topic and after that only when something was owed.
+//! The job index notes which calls are owed as it follows the records, and it may be rebuilt from them. A call
+//! that was noted once must not be noted again, whatever its age. So this progress is stored in the queue,
+//! and does not depend on the index's own position or on any clock. It is one small record per topic, written
+//! when the topic is created and after that only when a call was owed.
 
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
@@ -18,12 +18,12 @@ const STREAM: &str = "told";
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Told {
-    /// Of the topic's records: calls for this one and those before it are owed, or were.
+    /// Revision of the topic's records up to which calls have been noted.
     revision: u64,
 }
 
 impl Hooks {
-    /// Up to which of a topic's records calls have been noted. `None` of topics that an older version made.
+    /// The revision of a topic's records up to which calls have been noted. `None` for topics of older versions.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -37,10 +37,10 @@ impl Hooks {
         self.read_document(ACTION, config(self.defaults.replicas), subject.clone(), &subject).await
     }
 
-    /// Notes that calls for all records up to this one are owed. It never goes back.
+    /// Stores that calls have been noted for all records up to this one. The revision never decreases.
     ///
     /// # Errors
-    /// [`QueueError`] when it is not known what became of it.
+    /// [`QueueError`] when the outcome is unknown.
     pub async fn note_told(&self, topic: &TopicName, up_to: Revision) -> Result<(), QueueError> {
         loop {
             let (told, over) = self.read_told(topic).await?.unwrap_or_default();
@@ -57,7 +57,7 @@ impl Hooks {
 }
 
 impl Connection {
-    /// Begins with a topic that is made just now: nothing of it was told, whatever one of its name had.
+    /// Starts with a topic that is being created: no calls were noted, whatever an earlier topic of its name had.
     pub(in crate::client) async fn begin_told(&self, topic: &TopicName) -> Result<(), QueueError> {
         self.ensure_stream_once(config(self.defaults.replicas)).await?;
         let payload = Bytes::from(serde_json::to_vec(&Told::default()).expect("a number is JSON"));

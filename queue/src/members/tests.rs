@@ -37,7 +37,7 @@ fn a_good_bye_counts_at_once_and_what_comes_late_changes_nothing() {
     assert_eq!((ids(&table), table.totals().outcomes["cats"]["succeeded"]), (vec![], 4));
 }
 
-/// A thousand members on a simulated clock and network: they join, are lost with or without a word,
+/// A thousand members on a simulated clock and network: they join, leave with or without a goodbye,
 /// and are paused, ten thousand times in all; announcements are late by up to 0.9 s, overtake each
 /// other, and one in a hundred is lost.
 #[test]
@@ -54,7 +54,7 @@ fn the_table_is_right_within_six_seconds_of_whatever_happens() {
     };
     let start = Instant::now();
     let at = |ms: u64| start + Duration::from_millis(ms);
-    // Of each place: the life of its process, whether it is there, and since when.
+    // For each place: the life of its process, whether that runs, and since when.
     let mut lives: Vec<(u64, bool, u64)> = (0..MEMBERS).map(|_| (0, false, 0)).collect();
     let mut mail: BTreeMap<(u64, u64), Announcement> = BTreeMap::new();
     let (mut letters, mut changes, mut now) = (0_u64, 0, 0);
@@ -71,11 +71,11 @@ fn the_table_is_right_within_six_seconds_of_whatever_happens() {
                 let (id, state) = (format!("{place}-{life}"), MemberState::Gone);
                 mail.insert((now + random(900), letters), Announcement { id, state, ..template.clone() });
             }
-            // A process that was only paused comes back as itself; else another one takes its place.
+            // A process that was only paused comes back as itself; otherwise a new one takes its place.
             if !*is_there && random(3) > 0 {
                 *life += 1;
             } else if *is_there {
-                // A process that has said goodbye does not come back.
+                // A process that has announced its end does not come back.
                 *life +=
                     u64::from(mail.values().any(|m| m.state == MemberState::Gone && m.id == format!("{place}-{life}")));
             }

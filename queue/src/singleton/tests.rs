@@ -11,7 +11,7 @@ const TERM: Duration = Duration::from_secs(6);
 struct World {
     record: Option<(u64, LeaseRecord)>,
     now_ms: u64,
-    /// Due at, of whom, sent at: what happens then.
+    /// By due time and number: whose it is, when it was sent, what it does.
     mail: BTreeMap<(u64, usize), (usize, u64, Mail)>,
     letters: usize,
 }
@@ -40,8 +40,8 @@ impl World {
 }
 
 /// Runs `candidates` for ten minutes over a network that delays each letter by up to `delay_ms` and
-/// loses a tenth, while each of them is now and then paused for up to 20 s. Returns how many
-/// seconds the lease was held.
+/// loses a tenth; now and then each candidate pauses for up to 20 s. Returns how many seconds the
+/// lease was held.
 fn simulate(candidates: usize, delay_ms: u64, seed: u64) -> u64 {
     let mut state = seed | 1;
     let mut random = move |bound: u64| {

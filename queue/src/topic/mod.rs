@@ -1,14 +1,15 @@
-//! A topic: the queue of one model, as a handful of streams; or a plain log of none.
+//! A topic: the queue of one model, or a plain log without a model; stored as a handful of streams.
 //!
 //! | stream | subjects | kind |
 //! |---|---|---|
-//! | `jobs_<topic>_<p>` | `jobs.<topic>.<p>.<uuid>` | work queue, one message a subject, refuses when full; of a log topic: keeps what was acknowledged, drops the oldest |
+//! | `jobs_<topic>_<p>` | `jobs.<topic>.<p>.<uuid>` | work queue, one message per subject, refuses when full |
+//! | the same, of a log topic | | keeps acknowledged messages, drops the oldest |
 //! | `records_<topic>` | `records.<topic>.<uuid>` | the last message of each subject is the job's record |
-//! | `dead_<topic>` | `dead.<topic>.<uuid>` | inputs of failed jobs, for some days |
+//! | `dead_<topic>` | `dead.<topic>.<uuid>` | inputs of failed jobs, kept for some days |
 //!
-//! The streams are the registry; there is no list beside them. A topic's settings stand in the
-//! metadata of its records stream, which is created last and deleted last: where it exists, the
-//! topic is there.
+//! The streams are the registry; there is no separate list. A topic's settings are stored in the
+//! metadata of its records stream, which is created last and deleted last: the topic exists
+//! exactly while that stream does.
 
 mod settings;
 mod streams;
@@ -29,7 +30,7 @@ use crate::{JobOptions, PartitionId, Priority, TopicName};
 /// A topic that exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topic {
-    /// What it was created with, or changed to.
+    /// Its settings, as created or last changed.
     pub settings: Settings,
     /// Copies of its streams. With more than one, records are read from the leader.
     pub replicas: usize,
@@ -61,8 +62,8 @@ impl Topic {
         Duration::from_millis(self.settings.run_timeout_ms)
     }
 
-    /// How long the record of a finished job is kept: as it asked for, or in a log as long as its input,
-    /// at least.
+    /// How long the record of a finished job is kept: as long as the job asked for, otherwise the topic's
+    /// result TTL, and in a log at least as long as the input.
     pub fn record_ttl(&self, options: &JobOptions) -> Duration {
         if let Some(seconds) = options.result_ttl_secs {
             return Duration::from_secs(seconds);

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::{PartitionId, Priority, TopicName};
 
-/// Partitions of one priority that a topic may have.
+/// Most partitions of one priority in a topic.
 const PARTITIONS_MAX: u16 = 512;
 const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
@@ -18,17 +18,17 @@ const YEAR: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 pub struct Settings {
     /// The topic.
     pub topic: TopicName,
-    /// The model that its jobs run on; none: a plain log.
+    /// The model that its jobs run on; `None` for a plain log.
     #[serde(default)]
     pub model: Option<String>,
     /// Partitions of each priority, at least 1.
     pub partitions: u16,
-    /// Priorities that have partitions of their own beside the normal ones.
+    /// Priorities other than normal that have their own partitions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub priorities: Vec<Priority>,
     /// Lease a worker holds on a job before it must renew.
     pub lease_ms: u64,
-    /// Deliveries that may begin to run before a job is given up.
+    /// Attempts before a job fails for good.
     pub attempts_max: u32,
     /// Time limit of one attempt, unless the job sets one.
     pub run_timeout_ms: u64,
@@ -37,35 +37,35 @@ pub struct Settings {
     /// Delays between attempts.
     #[serde(default)]
     pub retry: RetryPolicy,
-    /// One delivery at a time a partition: jobs of one key end in the order in which they came.
+    /// One delivery at a time per partition: jobs with the same key finish in order of arrival.
     #[serde(default)]
     pub ordered: bool,
-    /// What becomes of inputs that were worked off.
+    /// What happens to the inputs of finished jobs.
     #[serde(default)]
     pub retention: Retention,
-    /// Bytes that the inputs of all partitions may take, if that was asked for of this topic; otherwise what the
-    /// system gives each.
+    /// Most bytes of inputs in all partitions together, if set for this topic; otherwise the system's limit per
+    /// topic applies.
     #[serde(default, rename = "max_bytes", skip_serializing_if = "Option::is_none")]
     pub bytes_max: Option<u64>,
-    /// The same as versions before this one wrote it: also what they had worked out from the free disk of that
-    /// day, for good. It still bounds logs, which nothing else does.
+    /// The same, as earlier versions wrote it: they also stored here for good what they computed from the free
+    /// disk at the time. It still bounds logs, which nothing else does.
     #[serde(default, rename = "bytes_max", skip_serializing_if = "Option::is_none")]
     pub(crate) bytes_max_before: Option<u64>,
-    /// Its workers take nothing; uploads are accepted.
+    /// Its workers take no jobs; uploads are still accepted.
     #[serde(default)]
     pub paused: bool,
 }
 
-/// What becomes of a job's input once it was worked off.
+/// What happens to a job's input once the job has finished.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Retention {
-    /// It goes.
+    /// It is deleted.
     #[default]
     Work,
-    /// It stays, to be read again; the oldest go by age or size, whether they were run or not.
+    /// It is kept and can be read again; the oldest are dropped by age or size, whether they were run or not.
     Log {
-        /// How long it stays.
+        /// How long it is kept.
         age_secs: u64,
     },
 }
@@ -96,7 +96,7 @@ impl RetryPolicy {
     }
 }
 
-/// Given settings of a topic, new or not; the rest stays unchanged.
+/// Settings to apply to a topic, new or existing; absent ones stay unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
     /// See [`Settings::partitions`].
@@ -122,7 +122,7 @@ pub struct Change {
 }
 
 impl Change {
-    /// Takes over what was said.
+    /// Applies the settings that are present.
     pub fn apply(&self, settings: &mut Settings) {
         fn set<T>(field: &mut T, said: Option<T>) {
             if let Some(said) = said {
@@ -155,10 +155,10 @@ pub struct Defaults {
     pub run_timeout: Duration,
     /// See [`Settings::result_ttl_secs`].
     pub result_ttl: Duration,
-    /// Bytes that the queued jobs of one topic may take, shared evenly by its partitions; `None` where the
-    /// broker bounds all topics together.
+    /// Most bytes of the queued jobs of one topic, divided evenly among its partitions; `None` if the broker
+    /// bounds all topics together.
     pub topic_bytes_max: Option<u64>,
-    /// Bytes that the dead letters of one topic may take; the oldest go first.
+    /// Most bytes of the dead letters of one topic; the oldest are dropped first.
     pub dead_bytes_max: u64,
     /// How long dead letters are kept.
     pub dead_ttl: Duration,
@@ -219,15 +219,15 @@ impl Settings {
         priority == Priority::Normal || self.priorities.contains(&priority)
     }
 
-    /// Bytes that one partition may take, out of `bytes_max` for all.
+    /// Most bytes of one partition, out of `bytes_max` for all of them.
     pub(crate) fn partition_share(&self, bytes_max: u64) -> u64 {
         (bytes_max / self.partitions_of_all().count() as u64).max(1)
     }
 
-    /// Says what is wrong with these settings, if anything is.
+    /// Checks these settings.
     ///
     /// # Errors
-    /// One sentence for their author.
+    /// One sentence for the user: what is wrong.
     pub fn check(&self) -> Result<(), String> {
         let range = |what: &str, value: Duration, from: Duration| {
             if (from..=100 * YEAR).contains(&value) {
@@ -269,10 +269,10 @@ impl Settings {
         }
     }
 
-    /// Says why a topic with these settings cannot be changed to `next`.
+    /// Checks whether a topic with these settings can be changed to `next`.
     ///
     /// # Errors
-    /// One sentence for their author.
+    /// One sentence for the user: what is wrong.
     pub fn check_change(&self, next: &Self) -> Result<(), String> {
         let kind = |retention: &Retention| matches!(retention, Retention::Work);
         if next.partitions < self.partitions {

@@ -11,10 +11,10 @@ use crate::{JobId, PartitionId, QueueError, TopicName};
 /// Name of the consumer that all workers of a topic share.
 pub const WORKERS: &str = "workers";
 
-/// Where a topic's settings stand in its records stream's metadata.
+/// Key of a topic's settings in the metadata of its records stream.
 const METADATA_KEY: &str = "sightline";
 
-/// Jobs of one partition that may be in workers' hands at a time.
+/// Jobs of one partition that workers may hold at a time.
 const IN_HAND_MAX: i64 = 65_536;
 
 /// Subject under which a job is queued.
@@ -22,7 +22,7 @@ pub fn job_subject(id: &JobId, partition: PartitionId) -> String {
     format!("jobs.{}.{partition}.{}", id.topic(), id.uuid())
 }
 
-/// Subject of a job's record, and of the doorbell that rings when it changes.
+/// Subject of a job's record, and of the notification that it has changed.
 pub fn record_subject(id: &JobId) -> String {
     format!("records.{}.{}", id.topic(), id.uuid())
 }
@@ -32,7 +32,7 @@ pub fn dead_subject(id: &JobId) -> String {
     format!("dead.{}.{}", id.topic(), id.uuid())
 }
 
-/// Subject on which workers hear that a partition has a new job.
+/// Subject on which workers are notified that a partition has a new job.
 pub fn wake_subject(topic: &TopicName, partition: PartitionId) -> String {
     format!("wake.{topic}.{partition}")
 }
@@ -62,7 +62,7 @@ pub(crate) fn job_filter(topic: &TopicName, partition: PartitionId) -> String {
     format!("jobs.{topic}.{partition}.*")
 }
 
-/// Whether a stream belongs to a topic; also one of a partition that the topic does not know.
+/// A test of whether a stream belongs to a topic, including streams of partitions that the topic does not know.
 pub(crate) fn streams_of(topic: &TopicName) -> impl Fn(&str) -> bool + use<> {
     let (records, dead, jobs) = (records_stream(topic), dead_stream(topic), format!("jobs_{topic}_"));
     move |stream| {
@@ -72,10 +72,10 @@ pub(crate) fn streams_of(topic: &TopicName) -> impl Fn(&str) -> bool + use<> {
     }
 }
 
-/// Bytes that a log keeps when nothing else is asked for; then it drops the oldest.
+/// Bytes that a log keeps by default before it drops the oldest messages.
 const LOG_BYTES_MAX: u64 = 32 << 30;
 
-/// The stream of one partition, with at most `bytes_max` bytes for all of them together.
+/// The stream of one partition; all partitions together take at most `bytes_max` bytes.
 pub(crate) fn jobs_config(
     settings: &Settings,
     partition: PartitionId,
@@ -98,12 +98,12 @@ pub(crate) fn jobs_config(
         Retention::Work => stream::Config {
             retention: RetentionPolicy::WorkQueue,
             discard: DiscardPolicy::New,
-            // One message an id: a publish that is repeated because its answer was lost is refused.
+            // One message per id: the server refuses a publish that is repeated because its answer was lost.
             max_messages_per_subject: 1,
             discard_new_per_subject: true,
             ..common
         },
-        // Publishers name the subject's last sequence instead.
+        // Against duplicates, publishers name the subject's last sequence instead.
         Retention::Log { age_secs } => stream::Config {
             retention: RetentionPolicy::Limits,
             discard: DiscardPolicy::Old,
@@ -143,7 +143,7 @@ pub(crate) fn dead_config(settings: &Settings, defaults: &Defaults, replicas: us
         name: dead_stream(topic),
         subjects: vec![format!("dead.{topic}.*")],
         retention: RetentionPolicy::Limits,
-        // Old letters make room. A letter that is written twice replaces itself.
+        // Old letters are dropped to make room. A letter that is written twice replaces itself.
         discard: DiscardPolicy::Old,
         max_messages_per_subject: 1,
         max_bytes: bytes(defaults.dead_bytes_max),
@@ -160,7 +160,7 @@ pub(crate) fn workers_config(settings: &Settings) -> pull::Config {
         durable_name: Some(WORKERS.to_owned()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: Duration::from_millis(settings.lease_ms),
-        // Never by the server: it would leave the message in the stream without a word. We count
+        // No limit by the server: it would silently leave the message in the stream. We count
         // attempts in the record instead.
         max_deliver: -1,
         max_ack_pending: if settings.ordered { 1 } else { IN_HAND_MAX },

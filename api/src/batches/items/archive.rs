@@ -1,4 +1,4 @@
-//! Archives, each read in a thread of its own; and tars.
+//! Archives, each read in a thread of its own, and the reader of tars.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -13,19 +13,19 @@ use super::{BodyEntry, Bounds, Chunks, Content, Fault, Sender, hand_over, named,
 use crate::batches::room::Room;
 use crate::error::ApiError;
 
-/// What may stand before a file of an archive: names, links and what describes them.
+/// Most bytes before a file of an archive: names, links and their headers.
 const HEADER_MAX: u64 = 1 << 20;
 /// Stack of a thread that reads an archive.
 const STACK_BYTES: usize = 1 << 20;
-/// First bytes by which a file's kind is known.
+/// Number of first bytes that identify a file's kind.
 const MAGIC_BYTES: u64 = 10;
 /// What file managers leave in archives.
 const LITTER: [&str; 4] = [".DS_Store", "Thumbs.db", "desktop.ini", "Icon\r"];
-/// Characters of a name that is only shown.
+/// Most characters shown of a skipped file's name.
 const NAME_SHOWN_MAX: usize = 200;
 
-/// Archives are read by libraries that block, and they wait for their senders: each has a thread of its own,
-/// since those of the runtime are needed by all others.
+/// The libraries that read archives block while they wait for the sender, so each archive gets a thread of its own:
+/// the runtime's threads serve everything else.
 pub(super) fn read(
     chunks: Chunks,
     send: Sender,
@@ -51,11 +51,11 @@ pub(super) fn read(
     })
 }
 
-/// What an archive's reader may read: little between two files, where a library keeps all that it reads.
+/// Limits what an archive's reader may read: little between two files, where a library keeps all that it reads.
 struct Metered<'a> {
     reader: &'a mut dyn Read,
     left: &'a Cell<u64>,
-    /// There is no more.
+    /// The body has ended.
     ended: &'a Cell<bool>,
 }
 
@@ -106,8 +106,8 @@ pub(super) fn tar(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Resu
         if !goes_on {
             return Ok(());
         }
-        // What is left of it comes before the next header. A sparse file may claim any length; what of it is
-        // here is what counts.
+        // The rest of this file comes before the next header. A sparse file may claim any length; only its bytes in
+        // the archive count.
         let rest = entry.header().entry_size().map_err(broken)?;
         left.set(rest.saturating_add(HEADER_MAX));
     }
@@ -119,7 +119,7 @@ pub(super) fn tar(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Resu
     }
 }
 
-/// What people send in a tar's place, by its first bytes. A tar begins with a name, which may be nearly anything.
+/// What clients send in place of a tar, by its first bytes. A tar begins with a name, which may be nearly anything.
 fn packed_as(first: &[u8]) -> Option<&'static str> {
     Some(match first {
         [0x1F, 0x8B, ..] => "a gzip file",
@@ -150,8 +150,8 @@ fn no_file(entry: &mut tar::Entry<'_, impl Read>) -> Option<JobError> {
         .then(|| JobError::new("item_kind", "it is a device or another special file"))
 }
 
-/// An archive's file, unless it is larger than an image may be, with the room that it needs. `room` is what
-/// it has to begin with.
+/// Reads a file of an archive, unless it is larger than an image may be, and returns it with the room that it
+/// needs. `room` is the room it starts with.
 pub(super) fn content(
     file: &mut dyn Read,
     mut room: Room,
@@ -174,7 +174,7 @@ pub(super) fn content(
     Ok((Ok(Bytes::from(bytes)), room))
 }
 
-/// Waits in a thread of its own; `None` once the receiver of items is gone.
+/// Blocks an archive's thread until `something` is done; `None` once the receiver of items is dropped.
 pub(super) fn wait<T>(something: impl Future<Output = T>, send: &Sender) -> Option<T> {
     tokio::runtime::Handle::current().block_on(unless_closed(something, send))
 }
@@ -184,7 +184,7 @@ pub(super) fn wait_to_hand_over(send: &Sender, room: Room, custom_id: String, co
     tokio::runtime::Handle::current().block_on(item)
 }
 
-/// Notes what is left out on purpose; `false`: the receiver of items is gone.
+/// Reports a file that is left out on purpose; `false` once the receiver of items is dropped.
 pub(super) fn skip(send: &Sender, name: &str) -> bool {
     send.blocking_send(Ok(BodyEntry::Skipped(name.chars().take(NAME_SHOWN_MAX).collect()))).is_ok()
 }

@@ -1,4 +1,4 @@
-//! Forms of files.
+//! Multipart forms with many files.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -19,13 +19,13 @@ use crate::batches::room::SMALL_BYTES;
 use crate::error::ApiError;
 use crate::schema::Binary;
 
-/// What may stand before a file of a form, the preamble included.
+/// Most bytes before a file of a form, including the preamble.
 const HEADER_MAX: u64 = 64 * 1024;
 /// Bytes that a form's reader gets at a time.
 const PIECE: usize = 16 * 1024;
 
-/// Chunks in small pieces, counted down: between two parts of a form, its reader keeps all that it reads and
-/// looks through it again with each piece, so there must not be much.
+/// Cuts chunks into small pieces and counts them down: between two parts of a form, its reader keeps all that it
+/// reads and scans it again with each piece, so the total must stay small.
 fn metered(chunks: Chunks, left: Arc<AtomicU64>) -> impl Stream<Item = Result<Bytes, io::Error>> + Send {
     let pieces = futures::stream::unfold((chunks, Bytes::new()), |(mut chunks, mut rest)| async move {
         while rest.is_empty() {
@@ -33,14 +33,14 @@ fn metered(chunks: Chunks, left: Arc<AtomicU64>) -> impl Stream<Item = Result<By
                 Some(Ok(chunk)) => rest = chunk,
                 Some(Err(error)) => return Some((Err(error), (chunks, rest))),
                 None => {
-                    // Its reader calls a form incomplete whose beginning and end come in one look.
+                    // The form's reader calls a form incomplete when its beginning and end arrive in one poll.
                     tokio::task::yield_now().await;
                     return None;
                 }
             }
         }
         let piece = rest.split_to(rest.len().min(PIECE));
-        // Its reader takes as much as is ready before it looks at it.
+        // The form's reader takes all that is ready before it parses any of it.
         tokio::task::yield_now().await;
         Some((Ok(piece), (chunks, rest)))
     });
@@ -80,10 +80,10 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
             }
             bytes.extend_from_slice(&chunk);
         }
-        // The next one's header may be here already, but not much more.
+        // The next file's header may have been read already, but not much more.
         left.store(HEADER_MAX, Ordering::Relaxed);
         let field_name = || field.name().unwrap_or("").to_owned();
-        // One that comes before all files is an option that stands in the wrong place.
+        // A field before all files is an option in the wrong place.
         if file_name.is_none() && !bytes.is_empty() && !any {
             let name = field_name();
             return Err(ApiError::Form(format!("field `{name}` is not a file; options of a batch stand in the query")));
@@ -108,8 +108,8 @@ pub(super) async fn read(chunks: Chunks, boundary: String, bounds: &Bounds, send
     Ok(())
 }
 
-/// The name of a field's file. `filename*` holds any letters, in UTF-8 (RFC 5987); by the standard for forms
-/// it is not sent, by some clients alone.
+/// The name of a field's file. `filename*` holds any characters, in UTF-8 (RFC 5987); the standard for forms
+/// forbids it, but some clients send only that.
 fn file_name(field: &multer::Field<'_>) -> Option<String> {
     let disposition = field.headers().get(header::CONTENT_DISPOSITION)?.to_str().unwrap_or("");
     let extended = disposition.split(';').find_map(|part| part.trim().strip_prefix("filename*="));
@@ -118,7 +118,7 @@ fn file_name(field: &multer::Field<'_>) -> Option<String> {
     decoded.or_else(|| field.file_name().map(str::to_owned))
 }
 
-/// An error with what it rests on.
+/// An error with its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut source = error.source();

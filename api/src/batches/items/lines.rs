@@ -15,7 +15,7 @@ use crate::batches::room::{Room, SMALL_BYTES};
 use crate::error::ApiError;
 use crate::json::Object;
 
-/// Some editors begin a text with it.
+/// Some editors put it at the start of a text.
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 /// Padded or not.
 pub(super) const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -24,9 +24,9 @@ pub(super) const BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
         .with_decode_allow_trailing_bits(true),
 );
-/// How often a line is in memory: as it came, as base64, decoded.
+/// Copies of a line in memory: as received, as base64, decoded.
 const LINE_COPIES: usize = 3;
-/// Room in a line beside its image.
+/// Bytes in a line besides its image.
 const LINE_OVERHEAD: usize = 64 * 1024;
 
 /// A line of JSON lines.
@@ -48,7 +48,7 @@ pub(super) async fn read(mut chunks: Chunks, bounds: &Bounds, send: &Sender) -> 
     let limit = bounds.limit;
     let line_max = limit / 3 * 4 + LINE_OVERHEAD;
     let (mut rest, mut number, mut searched) = (BytesMut::new(), 0_u64, 0);
-    // Of a line that is too long nothing is kept.
+    // Nothing is kept of a line that is too long.
     let mut is_too_long = false;
     let mut room: Option<Room> = None;
     loop {
@@ -63,11 +63,11 @@ pub(super) async fn read(mut chunks: Chunks, bounds: &Bounds, send: &Sender) -> 
             }
             None => match chunks.try_next().await.map_err(|error| ApiError::BodyBroken(error.to_string()))? {
                 Some(chunk) => {
-                    // A line, its image in base64 and the image itself are in memory at a time.
+                    // A line, its image in base64 and the image itself are in memory at the same time.
                     let needed = (rest.len() + chunk.len()) * LINE_COPIES;
                     let wanted = if needed <= SMALL_BYTES { SMALL_BYTES } else { line_max * LINE_COPIES };
                     if room.as_ref().is_none_or(|room| room.bytes() < needed.min(wanted)) {
-                        // Given back before more is waited for.
+                        // Give back the old room before waiting for a larger one.
                         drop(room.take());
                         let Some(lent) = unless_closed(bounds.rooms.lend(wanted), send).await else { return Ok(()) };
                         room = Some(lent);
@@ -106,7 +106,7 @@ pub(super) async fn read(mut chunks: Chunks, bounds: &Bounds, send: &Sender) -> 
     }
 }
 
-/// One line as an item. A line without a name that can be read is named by its number.
+/// One line as an item. A line whose name cannot be read is named by its number.
 fn read_line(text: &[u8], number: u64, limit: usize) -> (String, Content, BTreeMap<String, String>) {
     let parsed: Result<Object<Line>, _> = serde_json::from_slice(text);
     let Object(Line { custom_id, image, metadata }) = match parsed {
@@ -130,8 +130,7 @@ fn read_line(text: &[u8], number: u64, limit: usize) -> (String, Content, BTreeM
     (custom_id, content, metadata)
 }
 
-/// Base64 as people's tools write it: of either alphabet, with or without padding, line breaks, or a data URL
-/// around it.
+/// Base64 as common tools write it: either alphabet, with or without padding, line breaks or a data URL around it.
 fn of_base64(text: String) -> Result<Vec<u8>, base64::DecodeError> {
     let start = match text.get(..5) {
         Some(scheme) if scheme.eq_ignore_ascii_case("data:") => text.find(',').map_or(0, |comma| comma + 1),

@@ -1,8 +1,8 @@
-//! A body as items, one after another: a form with many files, a tar, a zip, or lines of JSON.
+//! Reads a body as items, one after another: a form with many files, a tar, a zip, or lines of JSON.
 //!
-//! Nothing is held but the item at hand: a slow receiver of items makes the sender wait. An item that is wrong is
-//! a failed item and ends nothing. Names are never paths here, but what has one that tries to be a trick fails all
-//! the same, since results may be written under it one day.
+//! Only a few items are in memory: a slow receiver of items makes the sender wait. A bad item becomes a failed item
+//! and does not end the batch. Names are never used as paths here, but an item whose name tries path tricks fails
+//! all the same, since results may be written under that name one day.
 
 mod archive;
 mod form;
@@ -28,9 +28,9 @@ use super::room::{Room, Rooms};
 use crate::error::ApiError;
 use crate::incoming;
 
-/// Items that are read ahead.
+/// Items read ahead.
 const AHEAD: usize = 4;
-/// Length of a custom id, bytes; room is left for a number behind a name that comes several times.
+/// Longest custom id, bytes; a shortened name leaves room for the number that a duplicate gets.
 const CUSTOM_ID_MAX: usize = 512;
 const NAME_BYTES_MAX: usize = 480;
 /// An image's bytes, or why they cannot be one.
@@ -48,18 +48,18 @@ pub(super) struct Item {
     pub(super) _room: Room,
 }
 
-/// What a body holds.
+/// One entry of a body.
 #[derive(Debug)]
 pub(super) enum BodyEntry {
     Item(Item),
-    /// What is not an image on purpose, by name: folders, and what file managers leave behind.
+    /// The name of an entry that is not meant to be an image: a folder, or a file that file managers leave behind.
     Skipped(String),
 }
 
 type Sender = mpsc::Sender<Result<BodyEntry, ApiError>>;
 type Chunks = std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, io::Error>> + Send>>;
 
-/// What a body's items are read with.
+/// Limits and memory for reading a body's items.
 #[derive(Debug, Clone)]
 pub(super) struct Bounds {
     /// The largest image, bytes.
@@ -77,7 +77,7 @@ pub(super) fn read(
 ) -> Result<mpsc::Receiver<Result<BodyEntry, ApiError>>, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").trim().to_owned();
     let essence = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    // A library in between passes on what is wrong with a body as words; ours is kept beside it.
+    // The library in between passes a body's error on as text only, so the original is kept here.
     let fault = Fault::default();
     let noted = fault.clone();
     let chunks = body.into_data_stream().map_err(move |error| {
@@ -87,7 +87,7 @@ pub(super) fn read(
         io::Error::other(words)
     });
     let (send, items) = mpsc::channel(AHEAD);
-    // Once the receiver of items is gone, no reader holds the rest of the body, and its memory is free.
+    // Once the receiver of items is dropped, no reader holds the rest of the body, and its memory is freed.
     let untaken = send.clone();
     let chunks: Chunks = Box::pin(chunks.take_until(async move { untaken.closed().await }).fuse());
     match essence.as_str() {
@@ -109,21 +109,22 @@ pub(super) fn read(
     Ok(items)
 }
 
-/// What was wrong with a body itself, rather than with what is in it.
+/// What was wrong with a body itself, rather than with its contents.
 #[derive(Debug, Clone, Default)]
 struct Fault(Arc<Mutex<Option<ApiError>>>);
 
 impl Fault {
     fn or(&self, error: ApiError) -> ApiError {
         match self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // A body that broke off is what a reader of archives says better.
+            // For a body that broke off, the archive's reader has the better error.
             None | Some(ApiError::BodyBroken(_)) => error,
             Some(fault) => fault,
         }
     }
 }
 
-/// Reads in the background. A panic is an error: the end of the items would be taken for the batch's end.
+/// Reads in the background. A panic becomes an error: otherwise the end of the items would look like the end of the
+/// batch.
 fn spawn(send: Sender, fault: Fault, reading: impl Future<Output = Result<(), ApiError>> + Send + 'static) {
     tokio::spawn(async move {
         let read = AssertUnwindSafe(reading).catch_unwind().await;
@@ -144,7 +145,7 @@ async fn unless_closed<T>(something: impl Future<Output = T>, send: &Sender) -> 
     }
 }
 
-/// Sends an item; `false`: the receiver of items is gone.
+/// Sends an item; `false` once the receiver of items is dropped.
 async fn hand_over(
     send: &Sender,
     mut room: Room,
@@ -156,7 +157,7 @@ async fn hand_over(
     send.send(Ok(BodyEntry::Item(Item { custom_id, content, metadata, _room: room }))).await.is_ok()
 }
 
-/// The custom id that a name becomes, and the content, which fails if the name cannot be one.
+/// Turns a name into a custom id; the content becomes an error if the name cannot be one.
 fn named(name: &str, content: Content) -> (String, Content) {
     let name = name.strip_prefix("./").unwrap_or(name);
     let is_trick = name.starts_with(['/', '\\']) || name.split(['/', '\\']).any(|part| part == "..");
@@ -203,7 +204,7 @@ mod tests {
         let mut builder = tar::Builder::new(Vec::new());
         for (name, size) in files {
             let mut header = tar::Header::new_gnu();
-            // Not `set_path`, which refuses what is to be refused by us.
+            // Not `set_path`, which refuses the names that our code must refuse.
             header.as_gnu_mut().expect("gnu").name[..name.len()].copy_from_slice(name.as_bytes());
             header.set_size(*size as u64);
             header.set_cksum();
@@ -250,7 +251,7 @@ mod tests {
                 (state >> 33) as u8
             })
             .collect();
-        // As much as a server has, and little.
+        // As much memory as a server has, and little.
         for units in [4096, 256] {
             let memory = Memory::new(units);
             for (kind, body) in bodies(&image) {
@@ -398,7 +399,7 @@ mod tests {
             assert_eq!((item.custom_id.as_str(), item.content.expect("an image").len()), (name, 140));
         }
         assert!(items.recv().await.is_none());
-        // Stored, with a descriptor of each form behind it, and the mark of one in the data.
+        // Stored, with a descriptor of each form after it, and the mark of one in the data.
         for (marked, longer) in [(true, false), (false, false), (true, true), (false, true)] {
             let data = b"0PK\x07\x089";
             let mut zip = Vec::new();

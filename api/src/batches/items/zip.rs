@@ -1,8 +1,9 @@
-//! Zips, from their beginning to their end: entry after entry, then the directory, which must list no more.
+//! Reads a zip front to back: entry after entry, then the directory, which must not list more files than there
+//! were.
 //!
-//! The layout is that of the .ZIP File Format Specification (APPNOTE) 6.3. Finder, Java and whatever writes to a pipe
-//! put an entry's length behind it, in a data descriptor; the end of such an entry is where its compressed data
-//! ends or, if it is only stored, where a descriptor fits all that is before it.
+//! The layout is that of the .ZIP File Format Specification (APPNOTE) 6.3. Finder, Java and tools that write to a
+//! pipe put an entry's length after it, in a data descriptor. Such an entry ends where its compressed data ends or,
+//! if it is only stored, where a descriptor matches all the bytes before it.
 
 use std::io::{self, BufRead, Read};
 
@@ -22,7 +23,7 @@ const SIGNATURE: u32 = 0x0505_4B50;
 const END_64: u32 = 0x0606_4B50;
 const LOCATOR_64: u32 = 0x0706_4B50;
 const END: u32 = 0x0605_4B50;
-/// Begins the one part of an archive that might have been split.
+/// Begins an archive that might have been split but has only one part.
 const ONE_PART: u32 = 0x3030_4B50;
 
 const ENCRYPTED: u16 = 1;
@@ -30,12 +31,12 @@ const HAS_DESCRIPTOR: u16 = 1 << 3;
 const STORED: u16 = 0;
 const DEFLATED: u16 = 8;
 
-/// Descriptors are of 12, 16, 20 or 24 bytes.
+/// Descriptors have 12, 16, 20 or 24 bytes.
 const DESCRIPTOR_MAX: usize = 24;
-/// How much larger than an image a file may be whose end is known only once it is unpacked.
+/// If a file's end is known only once it is unpacked, it may be this many times larger than an image.
 const UNPACKED_MAX: u64 = 4;
 
-/// The upper half of code page 437, which names are in that are not in UTF-8.
+/// The upper half of code page 437, the encoding of names that are not UTF-8.
 const CODE_PAGE: &str = "ÇüéâäàåçêëèïîìÄÅÉæÆôöòûùÿÖÜ¢£¥₧ƒáíóúñÑªº¿⌐¬½¼¡«»░▒▓│┤╡╢╖╕╣║╗╝╜╛┐└┴┬├─┼╞╟╚╔╩╦╠═╬╧╨╤╥╙╘╒╓╫╪┘┌█▄▌▐▀αßΓπΣσµτΦΘΩδ∞φε∩≡±≥≤⌠⌡÷≈°∙·√ⁿ²■\u{a0}";
 
 /// Reads all files of a zip.
@@ -84,13 +85,13 @@ pub(super) fn read(reader: &mut dyn Read, bounds: &Bounds, send: &Sender) -> Res
     }
 }
 
-/// What stands before a file.
+/// The header before a file.
 struct ZipEntry {
     name: String,
     flags: u16,
     method: u16,
     crc: u32,
-    /// Bytes of it in the archive; none if a descriptor behind it tells.
+    /// Its bytes in the archive; `None` if only a descriptor after it has the number.
     packed: Option<u64>,
 }
 
@@ -104,7 +105,7 @@ impl ZipEntry {
         let (flags, packed, unpacked) = (short(2), long(14), long(18));
         let packed = match u64::from(packed) {
             0 if flags & HAS_DESCRIPTOR != 0 => None,
-            // The real lengths are in a field of their own: the unpacked one first, if it is there at all.
+            // The real lengths are in an extra field: first the unpacked one, if present.
             0xFFFF_FFFF => {
                 let at = if unpacked == u32::MAX { 8 } else { 0 };
                 let field = field(&extra, 1).and_then(|field| field.get(at..at + 8)?.try_into().ok());
@@ -139,7 +140,7 @@ fn of_code_page(name: &[u8]) -> String {
     name.iter().map(letter).collect()
 }
 
-/// Hands one file over, or why it is none; `false`: the receiver of items is gone.
+/// Hands over one file, or the error why it is not usable; `false` once the receiver of items is dropped.
 fn take(entry: ZipEntry, source: &mut Source<'_>, bounds: &Bounds, send: &Sender) -> io::Result<bool> {
     let is_file = !entry.name.ends_with('/') && !is_litter(&entry.name);
     let Some(room) = wait(bounds.rooms.lend(bounds.limit.min(entry.room())), send) else { return Ok(false) };
@@ -170,7 +171,7 @@ fn take(entry: ZipEntry, source: &mut Source<'_>, bounds: &Bounds, send: &Sender
             let mut data = DeflateDecoder::new(&mut *source);
             let (mut read, room) = content(&mut data, room, bounds, send)?;
             if read.is_err() {
-                // How long it is on the wire shows only when it is unpacked.
+                // Its length on the wire is known only once it is unpacked.
                 let most = UNPACKED_MAX * bounds.limit as u64;
                 if io::copy(&mut (&mut data).take(most), &mut io::sink())? == most {
                     return Err(io::Error::other(format!("`{}` is far larger than an image may be", entry.name)));
@@ -206,18 +207,18 @@ fn take(entry: ZipEntry, source: &mut Source<'_>, bounds: &Bounds, send: &Sender
 }
 
 impl ZipEntry {
-    /// Bytes that are certain to be needed: of a length that is told behind it, all that an image may have.
+    /// Bytes that it certainly needs; unbounded if only a descriptor after it has its length.
     fn room(&self) -> usize {
         let known = self.packed.and_then(|packed| usize::try_from(packed).ok());
         known.unwrap_or(usize::MAX)
     }
 }
 
-/// A file whose data cannot be unpacked is one bad item.
+/// Turns a file whose data cannot be unpacked into one bad item.
 fn damage(read: io::Result<(Content, Room)>, crc: u32, bounds: &Bounds, send: &Sender) -> io::Result<(Content, Room)> {
     match read {
         Ok((content, room)) => Ok((content.and_then(|bytes| whole(bytes, crc)), room)),
-        // What fails in the body itself is of another kind, or shows again at what comes next.
+        // An error of the body itself is of another kind, or shows up again at the next read.
         Err(error)
             if matches!(
                 error.kind(),
@@ -232,7 +233,7 @@ fn damage(read: io::Result<(Content, Room)>, crc: u32, bounds: &Bounds, send: &S
     }
 }
 
-/// The bytes, if they are those that were packed.
+/// The bytes, if their checksum is that of the packed file.
 fn whole(bytes: Bytes, crc: u32) -> Result<Bytes, JobError> {
     if crc32fast::hash(&bytes) == crc {
         return Ok(bytes);
@@ -240,7 +241,7 @@ fn whole(bytes: Bytes, crc: u32) -> Result<Bytes, JobError> {
     Err(JobError::new("item_damaged", "its checksum in the zip is another one"))
 }
 
-/// The body, with what was read ahead of it.
+/// The body, with the bytes that were read ahead.
 struct Source<'a> {
     inner: &'a mut dyn Read,
     held: Vec<u8>,
@@ -293,7 +294,7 @@ impl<'a> Source<'a> {
         if passed < count { Err(cut()) } else { Ok(()) }
     }
 
-    /// Reads the descriptor behind a file of this many bytes and returns the checksum in it.
+    /// Reads the descriptor after a file of this many bytes and returns the checksum in it.
     fn pass_descriptor(&mut self, packed: u64) -> io::Result<u32> {
         let next = self.peek(DESCRIPTOR_MAX)?;
         let (length, crc) = descriptor(next, packed).ok_or_else(|| io::Error::other("a file's length is wrong"))?;
@@ -301,7 +302,8 @@ impl<'a> Source<'a> {
         Ok(crc)
     }
 
-    /// Reads what ends with a descriptor that fits it; returns it, unless it is not wanted, and its checksum.
+    /// Reads up to the first descriptor that matches; returns the bytes before it and their checksum. Only
+    /// `is_stored` bytes must also match that checksum.
     fn until_descriptor(&mut self, limit: usize, is_stored: bool) -> io::Result<(Vec<u8>, u32)> {
         let mark = DESCRIPTOR.to_le_bytes();
         let mut searched = 0;
@@ -334,17 +336,17 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Length and checksum of a descriptor of a file of this many packed bytes.
+/// Length and checksum of the descriptor of a file with this many packed bytes.
 fn descriptor(bytes: &[u8], packed: u64) -> Option<(usize, u32)> {
     let long = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     let longer = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-    // Its mark may be left out, and its lengths are of four or eight bytes.
+    // Its mark is optional, and its lengths have four or eight bytes.
     let marked = if long(0) == Some(DESCRIPTOR) { 4 } else { 0 };
     [marked, 0].into_iter().find_map(|at| {
         let crc = long(at)?;
         let of_four = long(at + 4).map(u64::from) == Some(packed) && bytes.len() >= at + 12;
         let of_eight = longer(at + 4) == Some(packed) && bytes.len() >= at + 20;
-        // Both fit a short file that is followed by zeros; what follows is another record, which begins with PK.
+        // Both match a short file that is followed by zeros; the next record, which begins with PK, decides.
         let next = |length: usize| bytes.get(at + length..at + length + 2).is_none_or(|next| next == b"PK");
         match (of_four, of_eight) {
             (true, true) if next(20) && !next(12) => Some((at + 20, crc)),

@@ -1,8 +1,8 @@
-//! Files of unsupported kinds, named as what they are, so that the sender knows what to do.
+//! Names the kind of an unsupported file, so that the sender knows what to do.
 
 use crate::ImageError;
 
-/// Why bytes that begin none of our formats are refused.
+/// Why a file of none of our formats is refused.
 pub(super) fn refusal(bytes: &[u8]) -> ImageError {
     name(bytes).map_or(ImageError::Unsupported, |name| ImageError::Foreign { name })
 }

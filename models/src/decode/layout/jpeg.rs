@@ -14,7 +14,7 @@ pub(super) fn walk(bytes: &[u8]) -> Option<Walked<'_>> {
         let Some(skip) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b != 0xFF)) else { break false };
         let code = bytes[at + skip];
         if skip == 0 {
-            // Not at a marker: stray bytes between segments. Go on at the next FF.
+            // Not at a marker: stray bytes between segments. Continue at the next FF.
             let Some(next) = memchr::memchr(0xFF, &bytes[at..]) else { break false };
             at += next;
             continue;
@@ -42,7 +42,7 @@ pub(super) fn walk(bytes: &[u8]) -> Option<Walked<'_>> {
         at += usize::from(length).max(2);
         if code == 0xDA {
             passes += 1;
-            // Entropy-coded data: FF 00 is a stuffed byte, FF D0..D7 a restart; others end it.
+            // Entropy-coded data: FF 00 is a stuffed byte, FF D0..D7 a restart; any other marker ends the data.
             let data = &bytes[at..];
             at += memchr::memchr_iter(0xFF, data)
                 .find(|i| !matches!(data.get(i + 1), Some(0x00 | 0xD0..=0xD7 | 0xFF)))
@@ -54,11 +54,11 @@ pub(super) fn walk(bytes: &[u8]) -> Option<Walked<'_>> {
     Some(Walked { shown: announced, announced, bytes_a_pixel, passes, exif, complete, unsupported })
 }
 
-/// What a frame header says.
+/// The fields of a frame header.
 struct Frame {
-    /// The last half of its marker, which tells how the frame is coded.
+    /// The second byte of its marker, which states how the frame is coded.
     code: u8,
-    /// Bits a sample.
+    /// Bits per sample.
     precision: u8,
     sides: (u32, u32),
     /// Horizontal and vertical sampling factor of each component.
@@ -74,7 +74,7 @@ impl Frame {
         Some(Self { code, precision: segment[0], sides, sampling })
     }
 
-    /// The kind that it is, if that is one which is not decoded.
+    /// The frame's kind, if it is one that we do not decode.
     fn unsupported(&self) -> Option<&'static str> {
         if matches!(self.code, 0xC3 | 0xC5..=0xC7 | 0xCB | 0xCD..=0xCF) {
             return Some("of the lossless or hierarchical kind");
@@ -86,20 +86,20 @@ impl Frame {
         if !matches!(self.sampling.len(), 1 | 3 | 4) {
             return Some("of other than one, three or four components");
         }
-        // Brightness, which comes first, is at least as fine as the colours, and by whole numbers.
+        // Brightness comes first, and its sampling factors must be whole multiples of each colour's.
         let fits = |&(h, v): &(u8, u8)| h > 0 && v > 0 && first.0.is_multiple_of(h) && first.1.is_multiple_of(v);
         (!self.sampling.iter().all(fits)).then_some("of a sampling that no common decoder reads")
     }
 
-    /// The same for one of its scans.
+    /// The same for one of the frame's scans.
     fn unsupported_scan(&self, components: u8) -> Option<&'static str> {
-        // A progressive frame's scans are put together from coefficients, whatever they hold.
+        // A progressive frame is assembled from coefficients, whichever components its scans hold.
         let is_progressive = matches!(self.code, 0xC2 | 0xCA);
         let is_partial = components > 1 && usize::from(components) < self.sampling.len();
         (is_partial && !is_progressive).then_some("of scans that hold some of its components each")
     }
 
-    /// Pixels, planes, and in a progressive frame its coefficients, 16 bits each.
+    /// Pixels and planes; a progressive frame adds its coefficients, 16 bits each.
     fn bytes_a_pixel(&self) -> u64 {
         let planes = self.sampling.len() as u64;
         3 + planes + if matches!(self.code, 0xC2 | 0xCA) { 2 * planes } else { 0 }

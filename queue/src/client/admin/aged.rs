@@ -1,5 +1,5 @@
-//! Jobs that time has passed by: a log's, whose inputs went by age or size before they were run, and
-//! those that no worker began before the moment that they named.
+//! Jobs that are too late: those of a log whose inputs were dropped by age or size before they ran,
+//! and those that no worker started before their deadline.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,24 +11,24 @@ use crate::client::connection::{Replaced, Revision};
 use crate::topic::{Retention, job_subject, jobs_stream, records_stream};
 use crate::{JobError, JobId, PartitionId, QueueError, Record, Sequence, State, Timestamp, Topic, TopicError};
 
-/// What a worker may take to settle a job, on top of its lease and its run.
+/// How long a worker may take to settle a job, on top of its lease and its run.
 const SETTLE_MAX: Duration = Duration::from_secs(15);
 
-/// What a look for such jobs has found.
+/// Result of a search for such jobs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Aged {
-    /// Jobs that have failed now, with `input_gone`.
+    /// Jobs that have now failed, with `input_gone`.
     pub failed: u64,
-    /// Jobs whose input is gone while a worker may still have it in hand.
+    /// Jobs without an input that were not failed now: a worker may still be running them.
     pub left: u64,
 }
 
 impl Admin {
-    /// Fails a job that should have begun by now; whether it was one. Its input becomes a dead letter. Who
-    /// is interrupted leaves the rest to the worker who gets the message.
+    /// Fails a job that should have started by now, and returns whether it did. Its input becomes a dead
+    /// letter. If this is interrupted, the worker that gets the message does the rest.
     ///
     /// # Errors
-    /// [`QueueError`] when it is not known what became of it.
+    /// [`QueueError`] when the outcome is unknown.
     pub async fn fail_overdue(&self, id: &JobId) -> Result<bool, QueueError> {
         let Some(stored) = self.find_record(id).await? else { return Ok(false) };
         let now = Timestamp::now();
@@ -48,11 +48,11 @@ impl Admin {
         Ok(true)
     }
 
-    /// Fails the jobs of a log that wait for an input that is gone. Other topics keep every input
-    /// until its job has ended.
+    /// Fails the jobs of a log that have not finished and whose input was dropped. Other topics keep
+    /// every input until its job has ended.
     ///
     /// # Errors
-    /// [`TopicError`]; doing it again goes on.
+    /// [`TopicError`]; a repeated call continues.
     pub async fn fail_aged(&self, topic: &Topic) -> Result<Aged, TopicError> {
         let mut aged = Aged::default();
         if topic.settings.retention == Retention::Work || topic.settings.model.is_none() {
@@ -76,7 +76,7 @@ impl Admin {
             }
             let text = "its input left the log, by age or by size, before it was run; submit it again";
             let failed = record.fail(JobError::new("input_gone", text), now).expect("it has not ended");
-            // One that cannot be written now keeps no other waiting.
+            // A record that cannot be written now does not hold up the others.
             match self.replace(Revision::from(message.sequence.0), &failed).await {
                 Ok(Replaced::Done(_)) => aged.failed += 1,
                 Ok(Replaced::Refused) => aged.left += 1,
@@ -90,13 +90,13 @@ impl Admin {
     }
 }
 
-/// Whether a job has yet to be run, and its input lies before the first of its partition. Pure.
+/// Whether a job has not finished, and its input was before the first message of its partition. Pure.
 fn is_input_gone(record: &Record, firsts: &HashMap<PartitionId, Sequence>) -> bool {
     matches!(record.state, State::Queued { .. } | State::Running {})
         && firsts.get(&record.partition).is_some_and(|first| record.sequence < *first)
 }
 
-/// Whether a worker may still be running a job: it has the input in memory. Pure.
+/// Whether a worker may still be running a job, with the input in memory. Pure.
 fn may_be_in_hand(record: &Record, topic: &Topic, now: Timestamp) -> bool {
     let run = record.spec.options.timeout_ms.map(Duration::from_millis).unwrap_or(topic.run_timeout());
     let longest = Duration::from_millis(topic.settings.lease_ms) + run + SETTLE_MAX;

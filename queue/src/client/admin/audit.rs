@@ -1,7 +1,7 @@
 //! Whether every job of a topic is accounted for.
 //!
-//! Three places know of a job: its message, its record, its dead letter. An audit reads all three
-//! and compares; a job that looks wrong is looked at again, since jobs move while they are counted.
+//! A job leaves traces in three places: its message, its record, its dead letter. An audit reads and
+//! compares all three, and checks a job that looks wrong again, since jobs move while they are counted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -15,24 +15,24 @@ use crate::client::jobs::Jobs;
 use crate::topic::{Retention, dead_stream, records_stream};
 use crate::{JobId, QueueError, Record, Sequence, State, Timestamp, Topic, TopicError, TopicName};
 
-/// How often a job that looks wrong is looked at again, and how long after the last time.
+/// How often a job that looks wrong is checked again, and the pause between two checks.
 const LOOKS: u32 = 5;
 const LOOK_PAUSE: Duration = Duration::from_millis(300);
-/// How long another worker may take to let a message go whose lease has ended.
+/// How long another worker may take to remove a message whose lease has expired.
 const SETTLE_MAX: Duration = Duration::from_secs(15);
-/// Jobs that are named for each thing that is wrong.
+/// Most jobs that an audit names as wrong.
 const NAMED_MAX: usize = 1_000;
 
-/// The books of a topic.
+/// Result of an audit of a topic.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Audit {
     /// Known jobs: by their record, their message, or from the caller's list.
     pub accepted: u64,
     /// How many are in each state: `queued`, `running`, `succeeded`, `failed`, `canceled`.
     pub states: BTreeMap<&'static str, u64>,
-    /// Messages that are just being accepted: they have no record yet.
+    /// Jobs that are just being accepted: their message has no record yet.
     pub arriving: u64,
-    /// Finished jobs whose message goes once the lease of a worker that died has ended; they are
+    /// Finished jobs whose message is removed once the lease of a dead worker has expired; they are
     /// counted under their states too.
     pub settling: u64,
     /// What does not add up.
@@ -52,11 +52,11 @@ pub struct Wrong {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Problem {
-    /// It was accepted, and there is no trace of it. (Or its result has expired.)
+    /// It was accepted, but no trace of it is left. (Or its result has expired.)
     Unknown,
-    /// It waits or runs, but its input is gone.
+    /// It is queued or running, but its input does not exist.
     InputGone,
-    /// It is finished, but its message still waits.
+    /// It is finished, but its message is still in the queue.
     NotSettled,
     /// It failed, and its input was not kept.
     NoDeadLetter,
@@ -71,7 +71,7 @@ impl Audit {
     }
 }
 
-/// What one look at a job finds.
+/// What one check of a job finds.
 struct Seen {
     has_message: bool,
     has_letter: bool,
@@ -83,7 +83,7 @@ fn problem(record: Option<&Record>, seen: &Seen) -> Option<Problem> {
     match record.map(|record| &record.state) {
         None => (!seen.has_message).then_some(Problem::Unknown),
         Some(State::Queued { .. } | State::Running {}) => (!seen.has_message).then_some(Problem::InputGone),
-        // One that was never queued had no input that could be kept.
+        // A job that was never queued had no input to keep.
         Some(State::Failed { .. }) if !seen.has_letter && !seen.is_log && !was_rejected(record) => {
             Some(Problem::NoDeadLetter)
         }
@@ -97,13 +97,13 @@ fn was_rejected(record: Option<&Record>) -> bool {
 }
 
 impl Admin {
-    /// Audits a topic. `told` are jobs that must be known, because a client got a `202` for them.
+    /// Audits a topic. `told` lists jobs that must be known, because a client got a `202` for them.
     ///
     /// # Errors
     /// [`TopicError`].
     pub async fn audit(&self, name: &TopicName, told: &[JobId]) -> Result<Audit, TopicError> {
         let topic = self.existing_topic(name).await?;
-        // Messages first: a job that is accepted meanwhile has a record when we come to them.
+        // Messages first: a job that is accepted meanwhile has a record by the time we read records.
         let mut messages = HashSet::new();
         for partition in topic.partitions() {
             messages.extend(self.queued_ids(name, partition).await?);
@@ -185,7 +185,7 @@ impl Admin {
         Ok(verdicts)
     }
 
-    /// Looks at one job as it stands now.
+    /// Checks one job in its current state.
     async fn look_at_job(&self, topic: &Topic, id: &JobId) -> Result<Finding, QueueError> {
         let record = match self.find_record(id).await {
             Ok(stored) => stored.map(|Stored { record, .. }| record),
@@ -223,8 +223,8 @@ impl Admin {
     }
 }
 
-/// Whether the lease under which a job was finished may still run: its message comes to another
-/// worker, who lets it go, only after that. Pure.
+/// Whether the lease under which a job was finished may still be valid: the message is redelivered
+/// to another worker, which removes it, only after the lease has expired. Pure.
 fn is_leased(record: &Record, topic: &Topic, now: Timestamp) -> bool {
     let lease = Duration::from_millis(topic.settings.lease_ms) + SETTLE_MAX;
     record.state.finished_at().is_some_and(|finished| u128::from(now.millis_since(finished)) < lease.as_millis())

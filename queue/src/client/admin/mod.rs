@@ -1,4 +1,4 @@
-//! What keeps a queue in order: repairs, checks, and the choice of the one who does them.
+//! Maintenance of the queue: repairs, checks, and the election of the process that does them.
 
 mod aged;
 mod audit;

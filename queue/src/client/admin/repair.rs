@@ -11,11 +11,11 @@ use crate::topic::{jobs_config, jobs_stream};
 use crate::{PartitionId, QueueError, TopicError, TopicName};
 
 impl Admin {
-    /// Gives each topic that asked for no bound of its own this many bytes, from now on; `None` where the
-    /// broker bounds all together.
+    /// Limits each topic without a limit of its own to this many bytes, from now on; `None` if the broker
+    /// bounds all topics together.
     ///
     /// # Errors
-    /// [`TopicError`]; some topics may have their new bound already.
+    /// [`TopicError`]; some topics may already have their new limit.
     pub async fn fit_topics(&self, bytes_max: Option<u64>) -> Result<(), TopicError> {
         self.topic_bytes_max.store(bytes_max.unwrap_or(UNBOUNDED), Ordering::Relaxed);
         for topic in self.topics().await? {
@@ -23,7 +23,7 @@ impl Admin {
                 let bytes_max = self.bytes_max_of(&topic.settings);
                 let wanted = jobs_config(&topic.settings, partition, bytes_max, topic.replicas);
                 let fitted = match self.stream_config(&wanted.name).await {
-                    // Nothing else of it: an `alter` may be under way.
+                    // Changes nothing else: an `alter` may be in progress.
                     Ok(config) if config.max_bytes != wanted.max_bytes => {
                         self.update_stream(Config { max_bytes: wanted.max_bytes, ..config }).await
                     }
@@ -31,7 +31,7 @@ impl Admin {
                     Err(error) => Err(error),
                 };
                 match fitted {
-                    // It was removed just now, or is being made.
+                    // It has just been removed, or is being created.
                     Err(TopicError::Unknown(_)) => {}
                     fitted => fitted?,
                 }
@@ -40,7 +40,7 @@ impl Admin {
         Ok(())
     }
 
-    /// Bytes of inputs that wait in all topics.
+    /// Bytes of the inputs in the queues of all topics.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -48,7 +48,7 @@ impl Admin {
         Ok(self.stream_infos("jobs.>").await?.iter().map(|info| info.state.bytes).sum())
     }
 
-    /// Makes a partition's consumer if it is missing, and wakes its workers.
+    /// Creates a partition's consumer if it is missing, and wakes its workers.
     ///
     /// # Errors
     /// [`TopicError`].
@@ -59,8 +59,8 @@ impl Admin {
         Ok(())
     }
 
-    /// Lets another server lead a partition, as the cluster sees fit if that one cannot. What is
-    /// under way pauses for some milliseconds.
+    /// Makes another server lead a partition; if that one cannot, the cluster chooses. Operations in
+    /// progress pause for some milliseconds.
     ///
     /// # Errors
     /// [`TopicError`].
@@ -71,11 +71,11 @@ impl Admin {
         Ok(())
     }
 
-    /// Whether the server stores with as many copies as topics are to have: makes the stream of lease
-    /// records, which every process needs.
+    /// Checks that the server can keep the number of replicas that topics need, by creating the stream
+    /// of lease records, which every process needs.
     ///
     /// # Errors
-    /// [`QueueError`] while it cannot, such as a cluster that has no leader yet.
+    /// [`QueueError`] while it cannot, for example while a cluster has no leader.
     pub async fn ensure_storage(&self) -> Result<(), QueueError> {
         self.ensure_leases().await
     }

@@ -1,4 +1,4 @@
-//! One process of many, chosen by a lease record for as long as it lives.
+//! One process of many, elected by a lease record for as long as it lives.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use super::Admin;
 use crate::client::connection::candidate;
 use crate::singleton::Candidate;
 
-/// How often a candidate looks.
+/// How often a candidate checks the lease record.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A lease that is wanted for as long as the process lives.
+/// A lease that this process wants for as long as it lives.
 #[derive(Debug)]
 pub struct Singleton {
     held: Arc<Mutex<Candidate>>,
@@ -20,14 +20,14 @@ pub struct Singleton {
 }
 
 impl Singleton {
-    /// Whether this process is the one, now.
+    /// Whether this process holds the lease now.
     pub fn is_held(&self) -> bool {
         self.held.lock().expect("no panic holds this lock").is_held(Instant::now())
     }
 }
 
 impl Admin {
-    /// Tries to be the one process that does what `name` stands for, from now on.
+    /// Tries, from now on, to be the one process that does the work that `name` stands for.
     pub fn singleton(&self, name: &str) -> Singleton {
         let held = Arc::new(Mutex::new(candidate()));
         let (admin, name, candidate) = (self.clone(), name.to_owned(), held.clone());

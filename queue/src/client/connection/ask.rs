@@ -1,4 +1,4 @@
-//! Requests to the server, and streams that are made when they are needed.
+//! Requests to the server, and streams that are created when they are needed.
 
 use std::time::SystemTime;
 
@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use super::{Connection, bounded};
 use crate::{QueueError, Timestamp, TopicError};
 
-/// The stream is there already, with another configuration.
+/// The stream already exists, with another configuration.
 const NAME_IN_USE: ErrorCode = ErrorCode(10058);
 /// A server without a cluster, and a cluster that is too small.
 const TOO_MANY_REPLICAS: [ErrorCode; 2] = [ErrorCode(10074), ErrorCode(10005)];
 
 impl Connection {
-    /// Asks the server for something, and tells its verdict from its silence.
+    /// Sends a request to the server; a refusal and a missing answer are different errors.
     pub(in crate::client) async fn ask<V: DeserializeOwned>(
         &self,
         action: &'static str,
@@ -33,7 +33,7 @@ impl Connection {
         }
     }
 
-    /// Makes a stream, or finds it as it is.
+    /// Creates a stream; an existing one stays as it is.
     pub(in crate::client) async fn ensure_stream(&self, config: Config) -> Result<(), QueueError> {
         match self.make_stream(config).await {
             Ok(()) => Ok(()),
@@ -42,7 +42,7 @@ impl Connection {
         }
     }
 
-    /// The same for a stream that every call needs: once a connection, since it stays.
+    /// The same for a stream that every call needs: once per connection, since the stream stays.
     pub(in crate::client) async fn ensure_stream_once(&self, config: Config) -> Result<(), QueueError> {
         if !self.ensured.read().expect("no panic holds this lock").contains(&config.name) {
             let name = config.name.clone();
@@ -52,7 +52,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The same, telling what the server can never do from what it cannot do now.
+    /// The same, with errors that separate what the server can never do from what it cannot do now.
     pub(in crate::client) async fn make_stream(&self, config: Config) -> Result<(), TopicError> {
         let made: Result<Value, Ask> =
             self.ask("create a stream", &format!("STREAM.CREATE.{}", config.name), &config).await;
@@ -75,12 +75,12 @@ impl Connection {
         Ok(self.stream_info(stream).await?.config)
     }
 
-    /// Configurations of the streams that hold subjects of this kind.
+    /// Configurations of the streams whose subjects match this pattern.
     pub(in crate::client) async fn stream_configs(&self, subject: &str) -> Result<Vec<Config>, QueueError> {
         Ok(self.stream_infos(subject).await?.into_iter().map(|info| info.config).collect())
     }
 
-    /// All that is known of the streams that hold subjects of this kind.
+    /// All that is known of the streams whose subjects match this pattern.
     pub(in crate::client) async fn stream_infos(&self, subject: &str) -> Result<Vec<stream::Info>, QueueError> {
         #[derive(Deserialize)]
         struct Page {
@@ -93,7 +93,7 @@ impl Connection {
             let asked = SystemTime::now();
             let page: Page = self.ask("list its topics", "STREAM.LIST", &wanted).await?;
             let listed = page.streams.unwrap_or_default();
-            // Every description says when it was made, by the server's clock.
+            // Every description contains the time of the server's clock.
             if let Some(server) = listed.first().and_then(|first| first["ts"].as_str()?.parse().ok()) {
                 Timestamp::compare(server, asked, SystemTime::now());
             }
@@ -112,17 +112,17 @@ impl Connection {
     }
 }
 
-/// No good answer to a request.
+/// A request failed.
 #[derive(Debug)]
 pub(in crate::client) enum Ask {
-    /// The server's verdict.
+    /// The server refused.
     Refused { action: &'static str, error: Error },
     /// No answer.
     Silent(QueueError),
 }
 
 impl Ask {
-    /// Whether what was asked about is not there.
+    /// Whether the object of the request was not found.
     pub(in crate::client) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { error, .. } if error.code() == 404)
     }
@@ -146,7 +146,7 @@ impl From<Ask> for QueueError {
 impl From<Ask> for TopicError {
     fn from(ask: Ask) -> Self {
         match ask {
-            // While a cluster has no leader, it can say nothing: 503.
+            // A cluster without a leader answers 503, which is not a refusal.
             Ask::Refused { error, .. } if TOO_MANY_REPLICAS.contains(&error.error_code()) => {
                 Self::Refused(format!("it has fewer servers than replicas; pass fewer --replicas: {error}"))
             }

@@ -1,17 +1,17 @@
-//! What a queue's server can be relied on for: looked at once, when a process starts.
+//! How far a queue's server can be relied on: checked once, when a process starts.
 
 use serde::Serialize;
 
 use super::Connection;
 
-/// The name by which our own broker is known.
+/// The server name of our own broker.
 const OWN_SERVER: &str = "sightline";
 /// Older servers have lost acknowledged messages.
 const OLDEST: (u64, u64, u64) = (2, 12, 7);
-/// The room for messages that an upload of the usual limit needs.
+/// The message size that an upload of the usual limit needs.
 const USUAL_PAYLOAD: usize = (20 << 20) + (64 << 10);
 
-/// What a server says of itself.
+/// What a server reports about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Server {
     /// Its name.
@@ -20,7 +20,7 @@ pub struct Server {
     pub version: String,
     /// The cluster that it belongs to.
     pub cluster: Option<String>,
-    /// The largest message that it takes, bytes.
+    /// The largest message that it accepts, bytes.
     pub max_payload: usize,
     /// Whether it is our own broker.
     pub is_own: bool,
@@ -57,8 +57,8 @@ impl Connection {
 }
 
 impl Server {
-    /// What may be wrong with it for topics of this many replicas. `syncs` is whether it writes to
-    /// disk before it acknowledges, where that is known.
+    /// What may be wrong with it for topics with this many replicas. `syncs` is whether it writes to
+    /// disk before it acknowledges, if that is known.
     pub fn doubts(&self, replicas: usize, syncs: Option<bool>) -> Vec<Doubt> {
         if self.is_own {
             return Vec::new();

@@ -1,4 +1,4 @@
-//! What becomes of a job's input: it is woken for, let go, or kept as a dead letter.
+//! What happens to a job's input: workers are notified of it, and it is removed or kept as a dead letter.
 
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
@@ -31,7 +31,7 @@ impl Connection {
         written.map(drop).map_err(QueueError::unavailable("keep the dead letter"))
     }
 
-    /// Removes a job's message, if its topic does not keep messages; returns how many there were.
+    /// Removes a job's message, if its topic does not keep messages; returns how many were removed.
     pub(in crate::client) async fn remove_message(
         &self,
         id: &JobId,
@@ -46,13 +46,13 @@ impl Connection {
         let request = serde_json::json!({ "seq": sequence.0, "no_erase": true });
         match self.ask::<serde_json::Value>("remove a job's message", &subject, &request).await {
             Ok(_) => Ok(1),
-            // Not there any more.
+            // Already removed.
             Err(Ask::Refused { error, .. }) if error.code() != 503 => Ok(0),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// Tells idle workers that there is a job. They also look by themselves each second.
+    /// Notifies idle workers that a partition has a job. They also check by themselves each second.
     pub(in crate::client) async fn wake(&self, job: &JobId, partition: PartitionId) {
         self.wake_partition(job.topic(), partition).await;
     }

@@ -16,7 +16,7 @@ pub(in crate::client) const LEASES: &str = "leases";
 
 /// How long a lease lasts without a renewal.
 const TERM: Duration = Duration::from_secs(6);
-/// Pause between two tries to get a lease for a short piece of work.
+/// Pause between two attempts to get a lease for a short piece of work.
 const TRY_PAUSE: Duration = Duration::from_millis(50);
 /// How long to try: longer than a term, so that the lease of a killed process has expired.
 const TRY_PATIENCE: Duration = Duration::from_secs(15);
@@ -31,7 +31,7 @@ pub(crate) struct Exclusive {
 }
 
 impl Exclusive {
-    /// Whether there is time left to write something.
+    /// Fails if the lease has expired: then nothing may be written any more.
     pub(crate) fn must_hold(&self) -> Result<(), QueueError> {
         if self.candidate.is_held(Instant::now()) {
             return Ok(());
@@ -40,7 +40,7 @@ impl Exclusive {
         Err(QueueError::Unavailable { action: "make the change", problem })
     }
 
-    /// Renews it if half of it is over; for work of many steps.
+    /// Renews the lease if half of it has elapsed; for work of many steps.
     pub(crate) async fn keep(&mut self) -> Result<(), QueueError> {
         if self.renewed.elapsed() > TERM / 2 {
             let candidate = Mutex::new(self.candidate.clone());
@@ -80,7 +80,7 @@ impl Connection {
         Err(QueueError::Unavailable { action: "begin the change", problem })
     }
 
-    /// Makes the stream of lease records, which shows that the server can store anything.
+    /// Creates the stream of lease records, which shows that the server can store data at all.
     pub(in crate::client) async fn ensure_leases(&self) -> Result<(), QueueError> {
         self.ensure_stream(config(self.defaults.replicas)).await
     }
@@ -106,17 +106,17 @@ impl Connection {
         const ACTION: &str = "read a lease record";
         let stream = self.handle(LEASES).await?;
         let subject = subject(name);
-        // From the leader: a replica that lags would show a lease that has changed hands.
+        // From the leader: a replica that lags may show a previous holder.
         let read = || bounded(stream.get_last_raw_message_by_subject(&subject));
         let mut answer = read().await.map_err(QueueError::unavailable(ACTION))?;
         if answer.as_ref().is_err_and(|error| is_without_stream(error.kind())) {
-            // The first one who wants a lease makes the stream.
+            // The first process that wants a lease creates the stream.
             self.ensure_stream(config(self.defaults.replicas)).await?;
             answer = read().await.map_err(QueueError::unavailable(ACTION))?;
         }
         match answer {
             Ok(message) => {
-                // One that cannot be read would block the lease for ever: it counts as free.
+                // An unreadable record would block the lease forever, so it counts as free.
                 let record = serde_json::from_slice(&message.payload).unwrap_or_else(|error| {
                     tracing::error!(name, %error, "unreadable lease record; treating the lease as free");
                     LeaseRecord { holder: None }
@@ -133,7 +133,7 @@ impl Connection {
     }
 }
 
-/// One who wants a lease.
+/// A new candidate for a lease.
 pub(in crate::client) fn candidate() -> Candidate {
     Candidate::new(Uuid::new_v4().simple().to_string(), TERM)
 }

@@ -1,4 +1,4 @@
-//! Messages as they lie in a stream, read without being taken.
+//! Messages as stored in a stream, read without being taken.
 
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ use crate::{JobId, JobSpec, PartitionId, QueueError, Sequence, Timestamp, TopicN
 
 const STREAM_NOT_FOUND: ErrorCode = ErrorCode(10059);
 
-/// Messages that one request of a scan brings.
+/// Messages that one request of a scan returns.
 const SCAN_BATCH: usize = 500;
-/// Bytes that one request of a scan brings, about.
+/// Bytes that one request of a scan returns, approximately.
 const SCAN_BYTES: usize = 16 << 20;
 /// How long the server keeps a scan that is not continued.
 const SCAN_IDLE: Duration = Duration::from_secs(60);
 
-/// A message as it lies in a stream.
+/// A message as stored in a stream.
 #[derive(Debug, Clone)]
 pub struct Message {
     /// Its subject; the last token is a job's uuid.
@@ -34,7 +34,7 @@ pub struct Message {
     pub sequence: Sequence,
     /// When it was stored.
     pub time: Timestamp,
-    /// What was stored; empty where only headers were asked for.
+    /// What was stored; empty if only headers were requested.
     pub payload: Bytes,
     headers: HeaderMap,
 }
@@ -47,7 +47,7 @@ impl Message {
         format!("{topic}.{uuid}").parse().ok()
     }
 
-    /// What was asked for, if it is a job's message.
+    /// The job's specification, if it is a job's message.
     pub fn spec(&self) -> Option<JobSpec> {
         serde_json::from_str(self.header(SPEC_HEADER)?).ok()
     }
@@ -64,7 +64,7 @@ impl Message {
         self.header(ERROR_HEADER)
     }
 
-    /// The revision of the record that it takes back, if it asks for a finished job to be run again.
+    /// The revision of the record that it replaces, if it retries a finished job.
     pub(in crate::client) fn again(&self) -> Option<Revision> {
         Some(Revision::from(self.header(AGAIN_HEADER)?.parse::<u64>().ok()?))
     }
@@ -74,7 +74,7 @@ impl Message {
         self.header(ATTEMPTS_HEADER).and_then(|json| serde_json::from_str(json).ok()).unwrap_or_default()
     }
 
-    /// Bytes of its payload, also where only headers were asked for.
+    /// Bytes of its payload, even if only headers were requested.
     pub fn payload_bytes(&self) -> u64 {
         let said = self.header("Nats-Msg-Size").and_then(|size| size.parse().ok());
         said.unwrap_or(self.payload.len() as u64)
@@ -111,18 +111,18 @@ impl From<StreamMessage> for Message {
     }
 }
 
-/// A moment as the client has it.
+/// Converts a moment of the client's type.
 pub(in crate::client) fn timestamp(time: async_nats::datetime::DateTime) -> Timestamp {
     Timestamp::from_millis((time.unix_timestamp_nanos() / 1_000_000) as i64)
 }
 
-/// Whether a read says that there is no such stream.
+/// Whether a read failed because the stream does not exist.
 pub(in crate::client) fn is_without_stream(kind: LastRawMessageErrorKind) -> bool {
     matches!(kind, LastRawMessageErrorKind::JetStream(verdict) if verdict.error_code() == STREAM_NOT_FOUND)
 }
 
 impl Connection {
-    /// The last message of a subject. `from_leader` is for streams with copies, of which one that
+    /// The last message of a subject. `from_leader` is for streams with replicas, since a replica that
     /// lags may answer a direct get.
     pub(in crate::client) async fn last_message(
         &self,
@@ -137,7 +137,7 @@ impl Connection {
             return match read.map_err(QueueError::unavailable(action))? {
                 Ok(message) => Ok(Some(message.into())),
                 Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                // It was removed with all that was in it.
+                // The stream was removed with all its messages.
                 Err(error) if is_without_stream(error.kind()) => Ok(None),
                 Err(error) => Err(QueueError::unavailable(action)(error)),
             };
@@ -162,11 +162,11 @@ impl Connection {
         page.next().await.transpose().map_err(|error| unavailable(error.to_string()))
     }
 
-    /// All messages of a stream from the first to what is the last now, each once. Not for work
-    /// queues, whose messages are handed out to workers only.
+    /// All messages of a stream from the first to the current last one, each once. Not for work queues,
+    /// whose messages are handed out to workers only.
     ///
     /// # Errors
-    /// [`QueueError`] when the queue does not answer; items are errors when it stops to.
+    /// [`QueueError`] when the queue does not answer; an item is an error when it stops answering.
     pub(in crate::client) async fn scan(
         &self,
         stream: &str,
@@ -175,7 +175,7 @@ impl Connection {
         self.scan_from(stream, Sequence(1), headers_only).await
     }
 
-    /// The same from a position on.
+    /// The same, from a position on.
     pub(in crate::client) async fn scan_from(
         &self,
         stream: &str,
@@ -230,7 +230,7 @@ impl Connection {
                 }
                 let empty = if messages.is_empty() { empty + 1 } else { 0 };
                 if empty > 0 {
-                    // What goes while we read is not there any more when we come to it.
+                    // Messages that are removed while we read never arrive: ask how many remain.
                     let info = bounded(handle.consumer_info(&name)).await.map_err(QueueError::unavailable(ACTION))?;
                     last_left = info.map_err(QueueError::unavailable(ACTION))?.num_pending;
                 }
@@ -240,7 +240,7 @@ impl Connection {
         Ok(futures::TryStreamExt::try_flatten(pages))
     }
 
-    /// Ids of the jobs whose messages lie in a partition.
+    /// Ids of the jobs whose messages are in a partition.
     pub(in crate::client) async fn queued_ids(
         &self,
         name: &TopicName,

@@ -36,42 +36,42 @@ use crate::{ConnectError, QueueError, Topic, TopicName};
 
 /// How long the server may take for one answer.
 pub(in crate::client) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the connection is tried when it is quiet.
+/// How often a quiet connection is checked.
 pub(in crate::client) const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// How long an operation that may be repeated is repeated while the queue does not answer.
+/// How long an operation that may be repeated is retried while the queue does not answer.
 pub(in crate::client) const PATIENCE: Duration = Duration::from_secs(15);
-/// Pause between two tries.
+/// Pause between two such retries.
 pub(in crate::client) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Refused because a stream's limit would be passed; which one is in the text.
+/// Refused because a stream's limit would be exceeded; the text names the limit.
 pub(in crate::client) const LIMIT_REACHED: ErrorCode = ErrorCode(10077);
-/// Another write on this subject is in flight; only clusters say so, and it is not a verdict.
+/// Another write on this subject is in flight; only clusters return this, and it decides nothing yet.
 pub(in crate::client) const WRITE_IN_FLIGHT: ErrorCode = ErrorCode(10164);
 
-/// What stands for no bound of a topic's own.
+/// Value of the limit per topic that stands for no limit.
 pub(in crate::client) const UNBOUNDED: u64 = u64::MAX;
 
-/// A connection to the queue, and what everyone on it may do: find topics and jobs, and say who is there. Clones
-/// share it.
+/// A connection to the queue, and what every role may do: find topics and jobs, and announce and list members.
+/// Clones share it.
 #[derive(Clone, Debug)]
 pub struct Connection {
     client: async_nats::Client,
     pub(in crate::client) jetstream: jetstream::Context,
     pub(in crate::client) defaults: Arc<Defaults>,
     topics: Arc<RwLock<HashMap<TopicName, Arc<Topic>>>>,
-    /// Streams of ours that are known to be there.
+    /// Our streams that are known to exist.
     ensured: Arc<RwLock<HashSet<String>>>,
-    /// What each topic's queue may take that asked for no bound of its own.
+    /// Most bytes of a topic's queue, for topics without a limit of their own.
     pub(in crate::client) topic_bytes_max: Arc<AtomicU64>,
 }
 
 impl Connection {
-    /// Connects; later losses of the connection are mended in the background.
+    /// Connects; a connection that is lost later is restored in the background.
     ///
-    /// `name` is what the server shows of this client; `defaults` is what topics are created with.
+    /// The server shows this client as `name`; new topics are created with `defaults`.
     ///
     /// # Errors
-    /// [`ConnectError`] with the address and what it answered.
+    /// [`ConnectError`] with the address and the problem.
     pub(in crate::client) async fn connect(
         address: &Address,
         name: &str,
@@ -83,15 +83,15 @@ impl Connection {
             .name(name)
             .connection_timeout(ANSWER_TIMEOUT)
             .request_timeout(Some(ANSWER_TIMEOUT))
-            // A server that is gone without a word is noticed within three of these, well inside a
-            // lease; the client's default would take three minutes.
+            // A server that disappears silently is noticed within three of these, well within a
+            // lease; with the client's default it would take three minutes.
             .ping_interval(PING_INTERVAL)
             .event_callback(|event| async move {
                 match event {
                     async_nats::Event::Connected | async_nats::Event::Closed => {
                         tracing::debug!(%event, "queue connection");
                     }
-                    // Wake-ups that pile up behind a long job; a worker looks by itself as well.
+                    // Wake-ups pile up behind a long job; a worker also checks by itself.
                     async_nats::Event::SlowConsumer(_) => tracing::debug!(%event, "queue connection"),
                     other => tracing::warn!(event = %other, "queue connection"),
                 }
@@ -123,7 +123,7 @@ impl Connection {
         matches!(answer, Ok(Ok(_)))
     }
 
-    /// Whether the queue's server gives a sign of life within `patience`; a refusal is one.
+    /// Whether the queue's server answers within `patience`; a refusal counts as an answer.
     pub async fn is_alive(&self, patience: Duration) -> bool {
         self.is_connected() && tokio::time::timeout(patience, self.jetstream.query_account()).await.is_ok()
     }
@@ -146,7 +146,7 @@ impl Connection {
         sent.map_err(|error| chain(&error))
     }
 
-    /// Listens to plain messages, for as long as what it returns is kept.
+    /// Subscribes to plain messages until the returned subscriber is dropped.
     pub(crate) async fn listen(&self, subject: String) -> Result<Subscriber, String> {
         let subscribed = bounded(self.client.subscribe(subject)).await.map_err(|error| chain(&error))?;
         subscribed.map_err(|error| chain(&error))
@@ -157,7 +157,7 @@ impl Connection {
         self.jetstream.get_stream_no_info(stream).await.map_err(QueueError::unavailable("find a stream"))
     }
 
-    /// Whether there is a connection now. Without one, what is published waits for it.
+    /// Whether there is a connection now. Without one, published messages wait for it.
     pub(in crate::client) fn is_connected(&self) -> bool {
         self.client.connection_state() == async_nats::connection::State::Connected
     }
@@ -168,13 +168,13 @@ impl Connection {
     }
 }
 
-/// Bounds one call of the client. While it has no connection, the client takes a number of commands
-/// and then makes its callers wait without end.
+/// Bounds one call of the client. While it has no connection, the client buffers a number of commands
+/// and then makes its callers wait forever.
 pub(in crate::client) async fn bounded<T>(call: impl Future<Output = T>) -> Result<T, TimedOut> {
     tokio::time::timeout(2 * ANSWER_TIMEOUT, call).await.map_err(|_| TimedOut)
 }
 
-/// A call of the client did not return.
+/// A call of the client did not return in time.
 #[derive(Debug, thiserror::Error)]
 #[error("no connection")]
 pub(in crate::client) struct TimedOut;

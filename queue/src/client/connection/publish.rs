@@ -1,4 +1,4 @@
-//! Publishing, and what the server says to it.
+//! Publishing, and the server's answers to it.
 
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
@@ -6,7 +6,7 @@ use async_nats::jetstream::message::PublishMessage;
 use super::{Connection, LIMIT_REACHED, server_error};
 use crate::Sequence;
 
-/// The server's verdict on a message.
+/// Why the server refused a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::client) enum Refusal {
     AlreadyThere,
@@ -27,7 +27,7 @@ impl Connection {
     }
 }
 
-/// What a failed publish says, if it is a verdict and not only a lost answer.
+/// Why the server refused a publish; `None` if it may only be that its answer was lost.
 pub(in crate::client) fn refusal(error: &PublishError) -> Option<Refusal> {
     match error.kind() {
         PublishErrorKind::MaxPayloadExceeded => return Some(Refusal::TooLarge),
@@ -36,7 +36,7 @@ pub(in crate::client) fn refusal(error: &PublishError) -> Option<Refusal> {
         _ => {}
     }
     let refused = server_error(error).filter(|refusal| refusal.error_code() == LIMIT_REACHED)?;
-    // One code for all limits; the text tells them apart.
+    // All limits share one code; only the text distinguishes them.
     let per_subject = refused.to_string().contains("per subject");
     Some(if per_subject { Refusal::AlreadyThere } else { Refusal::Full })
 }

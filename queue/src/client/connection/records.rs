@@ -15,7 +15,7 @@ use crate::error::chain;
 use crate::topic::{job_subject, jobs_stream, record_subject, records_stream};
 use crate::{JobId, QueueError, Record, Topic};
 
-/// Pause while another write of the same record is under way in a cluster.
+/// Pause while another write of the same record is in flight in a cluster.
 const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(2);
 /// Partitions that are asked for a job at a time.
 const LOOKS_AT_ONCE: usize = 16;
@@ -29,7 +29,7 @@ pub struct Stored {
     pub revision: Revision,
 }
 
-/// What became of a compare-and-set.
+/// Outcome of a compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replaced {
     /// It is durable, as this revision.
@@ -60,7 +60,7 @@ impl Connection {
         }
     }
 
-    /// A job as it stands: its record, or its message if that has come and the record has not yet.
+    /// A job's current state: from its record, or from its message while the record is not written yet.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -69,15 +69,15 @@ impl Connection {
             return Ok(Some(stored));
         }
         let arriving = self.arriving(id).await;
-        // The record may have come, and the message gone, while we looked.
+        // Meanwhile the record may have been written and the message removed.
         match self.find_record(id).await? {
             Some(stored) => Ok(Some(stored)),
             None => arriving,
         }
     }
 
-    /// A job as its message shows it: accepted just now, its record not yet written. A change may be
-    /// made to it like to one that was read as revision 0.
+    /// A job that only its message shows: just accepted, its record not yet written. It can be changed
+    /// like a record that was read as revision 0.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -98,7 +98,7 @@ impl Connection {
                 Err(error) => silent = Some(error),
             }
         }
-        // It may lie in the partition that did not answer.
+        // It may be in the partition that did not answer.
         silent.map_or(Ok(None), Err)
     }
 
@@ -121,10 +121,10 @@ impl Connection {
         Ok(message.map(|message| (message.payload, Revision::from(message.sequence.0))))
     }
 
-    /// Writes a job's first record, if there is none.
+    /// Writes a job's first record, if it has none.
     ///
     /// # Errors
-    /// [`QueueError`] when it is not known what became of it.
+    /// [`QueueError`] when the outcome is unknown.
     pub(in crate::client) async fn create(&self, record: &Record) -> Result<Replaced, QueueError> {
         self.replace(Revision::default(), record).await
     }
@@ -134,7 +134,7 @@ impl Connection {
     /// A terminal record is given the topic's result TTL; others never expire.
     ///
     /// # Errors
-    /// [`QueueError`] when it is not known what became of it.
+    /// [`QueueError`] when the outcome is unknown.
     pub(in crate::client) async fn replace(&self, revision: Revision, record: &Record) -> Result<Replaced, QueueError> {
         let id = &record.spec.id;
         let topic = self.topic(id.topic()).await?.ok_or_else(|| QueueError::Unavailable {
@@ -155,8 +155,8 @@ impl Connection {
                 Err(error) => error,
             };
             match verdict(&error) {
-                // Perhaps by an earlier try of ours whose answer was lost; then it is our own
-                // bytes that stand there.
+                // Perhaps by our own earlier write whose answer was lost; then the stored bytes
+                // are ours.
                 WriteOutcome::Outrun => {
                     return Ok(match self.read_raw(&topic, id).await? {
                         Some((stored, revision)) if stored == payload => Replaced::Done(revision),
@@ -180,8 +180,8 @@ impl Connection {
         }
     }
 
-    /// The document under a subject of a stream that is made if it is missing, and what a change of it must
-    /// name; `None` if there is none. `what` names it in an error.
+    /// The document under a subject, and the revision that a change of it must name; `None` if it does not
+    /// exist. Creates the stream if it is missing. `what` names the document in an error.
     pub(in crate::client) async fn read_document<T: serde::de::DeserializeOwned>(
         &self,
         action: &'static str,
@@ -198,7 +198,7 @@ impl Connection {
         Ok(Some((document, Revision::from(message.sequence.0))))
     }
 
-    /// Writes a small record over exactly the one that was read as `over`, with one try.
+    /// Replaces exactly the small record that was read as `over`, without retries.
     pub(in crate::client) async fn write_over(
         &self,
         action: &'static str,
@@ -211,7 +211,7 @@ impl Connection {
         match self.publish_acked(subject, message).await {
             Ok(sequence) => Ok(Replaced::Done(Revision::from(sequence.0))),
             Err(error) => match verdict(&error) {
-                // In a cluster, also: another write has begun, and will be the first.
+                // `InFlight`, in a cluster: another write has begun, and will be the first.
                 WriteOutcome::Outrun | WriteOutcome::InFlight => Ok(Replaced::Refused),
                 WriteOutcome::TooLarge | WriteOutcome::Unknown => Err(QueueError::unavailable(action)(error)),
             },

@@ -1,4 +1,4 @@
-//! Finding topics. The streams are the registry; what was found is remembered, and looked at again
+//! Finding topics. The streams are the registry; topics that were found are cached, and read again
 //! once a second or when a change is announced.
 
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ impl Connection {
         self.fresh_topic(name).await
     }
 
-    /// The same, as it stands in the queue now.
+    /// The same, read from the queue and not from the cache.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -37,7 +37,7 @@ impl Connection {
         Ok(self.fresh_topic_and_count(name).await?.map(|(topic, _)| topic))
     }
 
-    /// The same, with how many records it holds.
+    /// The same, with the number of its records.
     pub(in crate::client) async fn fresh_topic_and_count(
         &self,
         name: &TopicName,
@@ -56,15 +56,15 @@ impl Connection {
         }
     }
 
-    /// The topic as it stands in the queue now, which must be there.
+    /// The topic, read from the queue; it must exist.
     ///
     /// # Errors
-    /// [`TopicError::Unknown`] if it is not.
+    /// [`TopicError::Unknown`] if it does not.
     pub(in crate::client) async fn existing_topic(&self, name: &TopicName) -> Result<Arc<Topic>, TopicError> {
         self.fresh_topic(name).await?.ok_or_else(|| TopicError::Unknown(name.clone()))
     }
 
-    /// All topics, in the order of their names.
+    /// All topics, sorted by name.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -77,7 +77,7 @@ impl Connection {
                 Err(error) => tracing::warn!(%error, "not a topic"),
             }
         }
-        // A cluster leaves out whose leader is silent; only what is said to be gone is forgotten.
+        // A cluster leaves out streams whose leader is silent; only topics known to be deleted are forgotten.
         let known: Vec<Arc<Topic>> = self.topics.read().expect("no panic holds this lock").values().cloned().collect();
         for topic in known.into_iter().filter(|topic| topic.replicas > 1) {
             if !found.contains_key(topic.name()) {
@@ -93,7 +93,7 @@ impl Connection {
         Ok(topics)
     }
 
-    /// Keeps what is remembered of topics true, for as long as it is awaited.
+    /// Keeps the cached topics up to date, for as long as it is awaited.
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.
@@ -117,7 +117,7 @@ impl Connection {
         }
     }
 
-    /// Names of topics whose settings have just changed, or that are gone.
+    /// Names of topics whose settings have just changed, or that were deleted.
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.
@@ -135,7 +135,7 @@ impl Connection {
         topic
     }
 
-    /// Forgets a topic that is gone.
+    /// Removes a deleted topic from the cache.
     pub(in crate::client) fn forget(&self, name: &TopicName) {
         self.topics.write().expect("no panic holds this lock").remove(name);
     }

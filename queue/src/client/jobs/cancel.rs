@@ -1,7 +1,7 @@
-//! Calling a job off, and its input while it is kept.
+//! Canceling a job, and reading its input while that is kept.
 //!
-//! The record decides: once it says `canceled`, no result is written any more. What follows only
-//! saves work: the message goes, and a worker that runs the job is told to stop.
+//! The record decides: once it is `canceled`, no result is written any more. The rest only saves
+//! work: the message is removed, and a worker that runs the job is notified so that it stops.
 
 use bytes::Bytes;
 
@@ -10,27 +10,27 @@ use crate::client::connection::{Replaced, Stored};
 use crate::topic::{job_subject, jobs_stream};
 use crate::{JobId, JobSpec, QueueError, Record, State, Timestamp};
 
-/// What became of a wish to call a job off.
+/// Outcome of canceling a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Canceled {
     /// It is canceled; this is its record.
     Done(Stored),
-    /// It had ended already, this way or another.
+    /// It had already ended, canceled or otherwise.
     HadEnded(Stored),
-    /// There is no such job.
+    /// The job does not exist.
     Unknown,
 }
 
 impl Jobs {
-    /// Cancels a job, queued or running. May be done twice.
+    /// Cancels a job, queued or running. May be repeated.
     ///
     /// # Errors
-    /// [`QueueError`] when it is not known what became of it.
+    /// [`QueueError`] when the outcome is unknown.
     pub async fn cancel(&self, id: &JobId) -> Result<Canceled, QueueError> {
         loop {
             let Some(stored) = self.find_job(id).await? else { return Ok(Canceled::Unknown) };
             let Ok(next) = stored.record.cancel(Timestamp::now()) else {
-                // One who canceled it before may have been interrupted here.
+                // An earlier cancel may have been interrupted here.
                 if matches!(stored.record.state, State::Canceled { .. }) {
                     self.let_go(&stored.record).await;
                 }
@@ -43,8 +43,8 @@ impl Jobs {
         }
     }
 
-    /// Notifies the worker of a canceled job, and removes its message. What of this fails is done by the
-    /// worker who gets the message.
+    /// Notifies the worker of a canceled job, and removes its message. If that fails, the worker that gets
+    /// the message does the rest.
     async fn let_go(&self, record: &Record) {
         let id = &record.spec.id;
         if let Err(problem) = self.send(cancel_subject(id), Bytes::new()).await {

@@ -1,9 +1,9 @@
-//! Dead letters: the inputs of jobs that failed, to be looked at and run again.
+//! Dead letters: the inputs of jobs that failed, kept to be inspected and redriven.
 //!
-//! Running one again is safe to interrupt anywhere and to ask for twice. The message goes first and
-//! names the revision of the record that it takes back, so that a worker can begin the job even if
-//! the record was not written; then the record, by compare-and-set; then the letter goes, by its
-//! position, so that a newer letter of the same job stays.
+//! A redrive may be interrupted anywhere and requested twice. It first publishes the message, which
+//! names the revision of the record to replace, so that a worker can start the job even if the
+//! record was not written; then it writes the record, by compare-and-set; then it removes the letter
+//! by its position, so that a newer letter of the same job stays.
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
@@ -56,16 +56,16 @@ pub enum Redriven {
     AlreadyQueued,
 }
 
-/// A job cannot be run again.
+/// A job cannot be redriven.
 #[derive(Debug, thiserror::Error)]
 pub enum RedriveError {
-    /// There is no dead letter.
+    /// The dead letter does not exist.
     #[error("no dead letter for {0}: the job did not fail, was redriven, or its letter has expired")]
     NoLetter(JobId),
-    /// What was asked for is unknown.
+    /// The job's specification is unknown.
     #[error("the message of {0} was not written by Sightline, so its job is unknown")]
     NoSpec(JobId),
-    /// Its topic is gone, or full.
+    /// Its topic was deleted, or is full.
     #[error(transparent)]
     Submit(#[from] SubmitError),
 }
@@ -97,24 +97,24 @@ impl Jobs {
         Ok(message.and_then(|message| Some((letter(&message)?, message.payload))))
     }
 
-    /// Runs a job again whose input is a dead letter, with as many attempts as a new one.
+    /// Redrives a job whose input is a dead letter; it gets as many attempts as a new job.
     ///
     /// # Errors
-    /// [`RedriveError`]; the letter is still there then.
+    /// [`RedriveError`]; the letter is kept then.
     pub async fn redrive(&self, id: &JobId) -> Result<Redriven, RedriveError> {
         let (letter, payload) = self.dead_letter(id).await?.ok_or_else(|| RedriveError::NoLetter(id.clone()))?;
         let spec = letter.spec.clone().filter(|spec| spec.id == *id);
         let spec = spec.ok_or_else(|| RedriveError::NoSpec(id.clone()))?;
         let topic = self.topic(id.topic()).await?.ok_or_else(|| SubmitError::NoTopic(id.topic().clone()))?;
         let redriven = self.run_again(&topic, spec, payload).await?;
-        // A letter that is the only one that holds the input stays.
+        // The letter stays if it holds the only copy of the input.
         if redriven == Redriven::Queued || self.has_input(id).await? {
             self.remove_letter(id, letter.sequence).await?;
         }
         Ok(redriven)
     }
 
-    /// Whether a job that has not failed has its input in the queue, or needs none any more.
+    /// Whether a job that has not failed has its input in the queue, or no longer needs it.
     async fn has_input(&self, id: &JobId) -> Result<bool, QueueError> {
         let Some(Stored { record, .. }) = self.find_record(id).await? else { return Ok(false) };
         Ok(match record.state {
@@ -148,7 +148,7 @@ impl Jobs {
         self.wake(&spec.id, partition).await;
         Ok(match written {
             Replaced::Done(_) => Redriven::Queued,
-            // A worker was faster than we were, or another redrive.
+            // A worker or another redrive was faster.
             Replaced::Refused => Redriven::AlreadyQueued,
         })
     }

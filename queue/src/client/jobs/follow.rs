@@ -8,11 +8,11 @@ use crate::topic::records_stream;
 use crate::{QueueError, Record, Sequence, TopicError, TopicName};
 
 impl Jobs {
-    /// The newest record of each job of a topic that was written after `after`, oldest first; nothing
-    /// where a record cannot be read.
+    /// The newest record of each job of a topic that was written after `after`, oldest first; `None`
+    /// in place of a record that cannot be read.
     ///
     /// # Errors
-    /// [`QueueError`] when the queue does not answer; items are errors when it stops to.
+    /// [`QueueError`] when the queue does not answer; an item is an error when it stops answering.
     pub async fn records_after(
         &self,
         topic: &TopicName,
@@ -23,7 +23,7 @@ impl Jobs {
             .map_ok(|message| (Revision::from(message.sequence.0), serde_json::from_slice(&message.payload).ok())))
     }
 
-    /// Which stream holds a topic's records, by the moment when it was made, and its last revision.
+    /// Which stream holds a topic's records, identified by its creation time, and its last revision.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -35,7 +35,7 @@ impl Jobs {
         }
     }
 
-    /// Rings whenever a record is written, or is tried to be.
+    /// Yields an item whenever a process writes a record or tries to.
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.

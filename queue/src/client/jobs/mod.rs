@@ -1,4 +1,4 @@
-//! Jobs from outside: submitted, looked at, waited for, canceled, run again.
+//! Jobs from outside: submitted, read, waited for, canceled, redriven.
 
 mod submit;
 mod wait;
@@ -14,6 +14,6 @@ pub use wait::Waited;
 use super::role::role;
 
 role! {
-    /// Submits jobs and reads how they stand.
+    /// Submits jobs and reads their state.
     Jobs
 }

@@ -1,12 +1,12 @@
 //! From an image to a job that cannot be lost.
 //!
 //! Two durable writes, in this order: the message that holds the image and, in a header, all that
-//! the record needs; then the record. A crash between them leaves a job that a worker can begin by
-//! itself; the other order would leave a record whose image is nowhere.
+//! the record needs; then the record. A crash between them leaves a job that a worker can start by
+//! itself; the other order would leave a record without an image.
 //!
 //! In a cluster each stream has a leader, and when its server dies the stream has no leader for some
-//! seconds. Neither write waits for that: a job that is bound to no partition goes to the next one,
-//! and the record is written once it can be, while the job is known by its message.
+//! seconds. Neither write waits for that: a job that is not bound to a partition is published to the
+//! next one, and the record is written as soon as possible; until then the job is known by its message.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,19 +25,19 @@ use crate::{
     JobError, JobSpec, PartitionId, Priority, QueueError, Record, Sequence, SubmitError, Timestamp, Topic, TopicError,
 };
 
-/// How long a stream with copies may take to acknowledge before its leader is taken for gone.
+/// How long a stream with replicas may take to acknowledge before its leader is considered lost.
 const LEADER_PATIENCE: Duration = Duration::from_millis(1_500);
 /// How long a job waits for a connection to the queue.
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(2);
-/// Places that a job may be offered to.
+/// Partitions that a job may be offered to.
 const PLACES_MAX: usize = 3;
 
 /// A job that is in the queue.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Submitted {
-    /// By this request.
+    /// Queued by this request.
     New(Record),
-    /// By an earlier request, or one that was faster.
+    /// Queued by an earlier or a faster request.
     Existing(Record),
 }
 
@@ -47,7 +47,7 @@ impl Submitted {
         if record.spec.is_of_request(asked) { Self::New(record) } else { Self::Existing(record) }
     }
 
-    /// The job's record, whoever submitted it.
+    /// The job's record, whichever request submitted it.
     pub fn into_record(self) -> Record {
         match self {
             Self::New(record) | Self::Existing(record) => record,
@@ -56,26 +56,26 @@ impl Submitted {
 }
 
 impl Jobs {
-    /// Queues a job. When this returns a record, the image is durable together with all that the
-    /// record says; so is the record, unless the topic has copies and its records no leader now.
+    /// Queues a job. When this returns a record, the image and all that the record holds are durable;
+    /// so is the record itself, unless the topic has replicas and its records stream has no leader now.
     ///
-    /// Another request for the same job may have been first: then it is [`Submitted::Existing`], with the record of
-    /// that one.
+    /// If another request for the same job was first, this returns [`Submitted::Existing`] with that request's
+    /// record.
     ///
     /// # Errors
-    /// [`SubmitError::Full`] and [`SubmitError::TooLarge`] queue nothing. After
+    /// After [`SubmitError::Full`] and [`SubmitError::TooLarge`] nothing was queued. After
     /// [`SubmitError::Queue`] it is not known whether the job will run.
     pub async fn submit(&self, topic: &Arc<Topic>, spec: JobSpec, image: Bytes) -> Result<Submitted, SubmitError> {
         let asked = spec.clone();
         let topic = &self.with_priority(topic, spec.options.priority).await?;
         let placed = self.publish_job(topic, &spec, &places(topic, &spec), image, None).await?;
         let partition = placed.partition;
-        // Where the message of another request for this job stands, its record is written: that image is
-        // what will run.
+        // If the message is another request's for this job, we write that request's record: its image is
+        // the one that will run.
         let record = Record::queued(placed.theirs.map_or(spec, |theirs| *theirs), partition, placed.sequence);
         let record = match self.create_soon(topic, &record).await? {
             Some(Replaced::Done(_)) | None => record,
-            // A worker was faster than we were: the job is known.
+            // A worker was faster: the job is known.
             Some(Replaced::Refused) => match self.find_record(&record.spec.id).await? {
                 Some(stored) => stored.record,
                 None => record,
@@ -85,11 +85,11 @@ impl Jobs {
         Ok(Submitted::of(record, &asked))
     }
 
-    /// Takes note of a job that cannot be run: it has failed before it was queued, so that a count of the
-    /// jobs of a batch misses none. Another request may have been first.
+    /// Records a job that cannot be run as failed, without queueing it, so that a count of a batch's jobs
+    /// misses none. Another request may have been first.
     ///
     /// # Errors
-    /// [`SubmitError`] when it is not known what became of it.
+    /// [`SubmitError`] when the outcome is unknown.
     pub async fn reject(&self, topic: &Topic, spec: JobSpec, error: JobError) -> Result<Submitted, SubmitError> {
         let place = PartitionId::of_job(&spec.id, None, topic.settings.partitions, spec.options.priority);
         let queued = Record::queued(spec.clone(), place, Sequence(0));
@@ -102,13 +102,13 @@ impl Jobs {
         Ok(Submitted::New(failed))
     }
 
-    /// Writes a new job's record. `None`: its stream has no leader now; it is written when it has.
-    /// Should this process end before, the job's worker writes it.
+    /// Writes a new job's record. `None` if its stream has no leader now: then the record is written
+    /// once it has one, or by the job's worker if this process ends before that.
     async fn create_soon(&self, topic: &Topic, record: &Record) -> Result<Option<Replaced>, QueueError> {
         if topic.replicas < 2 {
             return self.create(record).await.map(Some);
         }
-        // Two requests may be for a job whose id follows from something: only its record decides between them.
+        // Two requests may submit the same job if its id is derived: only the record decides between them.
         let is_contested = record.spec.id.age().is_none();
         let (queue, record) = (self.clone(), record.clone());
         let mut writing = tokio::spawn(async move { queue.create_in_the_end(&record).await });
@@ -141,7 +141,7 @@ impl Jobs {
         }
     }
 
-    /// The topic with partitions for this priority, which are made with their first job.
+    /// The topic with partitions for this priority, which are created with their first job.
     async fn with_priority(&self, topic: &Arc<Topic>, priority: Priority) -> Result<Arc<Topic>, SubmitError> {
         if topic.has(priority) {
             return Ok(topic.clone());
@@ -158,12 +158,12 @@ impl Jobs {
         })
     }
 
-    /// Publishes a job's message to the first of these places that has a leader; where none has,
-    /// waits. `again` is given for one that was finished: the revision of the record that this takes
-    /// back, and where the input lay before.
+    /// Publishes a job's message to the first of these partitions that has a leader; waits while none
+    /// has one. `again` is given for a job that was finished: the revision of the record that this
+    /// replaces, and the previous position of the input.
     ///
-    /// A message may be stored at a place that did not say so in time, and then at another one too:
-    /// the record names one of them, and a worker lets the other go.
+    /// A partition may store the message without confirming it in time, and then another one stores it
+    /// too: the record names one of them, and a worker removes the other.
     pub(in crate::client) async fn publish_job(
         &self,
         topic: &Topic,
@@ -174,11 +174,11 @@ impl Jobs {
     ) -> Result<Placed, SubmitError> {
         let header = ascii_json(spec);
         let started = Instant::now();
-        // Whether the topic is still there is for its leaders to say, and they take long if they are
-        // what is missing.
+        // Only its leaders know whether the topic still exists, and asking takes long while there
+        // are none.
         let (patience, asking_after) =
             if topic.replicas > 1 { (LEADER_PATIENCE, 2 * LEADER_PATIENCE) } else { (PATIENCE, Duration::ZERO) };
-        // Without a connection the client would keep the message and send it later, after all was said.
+        // Without a connection the client would keep the message and send it after we have reported a failure.
         while !self.is_connected() {
             if started.elapsed() > CONNECTION_PATIENCE {
                 let problem = "not connected to it; nothing was accepted".to_owned();
@@ -186,9 +186,9 @@ impl Jobs {
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
-        // A message may be stored of which we do not know.
+        // Whether a message may be stored that was not confirmed.
         let mut is_unknown = false;
-        // Where the subject's last message lies that this one is to follow, in a log.
+        // In a log: position of the subject's last message, which this one must follow.
         let mut before = again.map_or(0, |(_, before)| before.0);
         for (turn, partition) in places.iter().copied().enumerate().cycle() {
             let has_next = turn + 1 < places.len() && started.elapsed() < PATIENCE && self.is_connected();
@@ -197,7 +197,7 @@ impl Jobs {
                 message = message.header(AGAIN_HEADER, u64::from(revision).to_string().as_str());
             }
             if topic.settings.retention != Retention::Work {
-                // A work queue's stream takes one message a subject by itself.
+                // A work queue's stream accepts only one message per subject anyway.
                 message = message.expected_last_subject_sequence(before);
             }
             let publishing = self.publish_acked(job_subject(&spec.id, partition), message);
@@ -208,7 +208,7 @@ impl Jobs {
             };
             match refusal(&error) {
                 Some(Refusal::AlreadyThere) => match self.message_there(spec, partition).await? {
-                    // An earlier try was stored, only its answer was lost; or another request was first.
+                    // Our earlier message was stored and only its answer was lost; or another request was first.
                     Some(message) if again.is_none_or(|(revision, _)| message.again() == Some(revision)) => {
                         let sequence = message.sequence;
                         let stored = message.spec().filter(|stored| stored.id == spec.id);
@@ -220,12 +220,12 @@ impl Jobs {
                         let theirs = (!is_ours).then(|| Box::new(stored));
                         return Ok(Placed { theirs, partition, sequence });
                     }
-                    // The message of the run that this one takes back: it is no longer needed.
+                    // The message of the earlier run that this one replaces: it is no longer needed.
                     Some(message) if topic.settings.retention == Retention::Work => {
                         self.remove_message(&spec.id, partition, message.sequence).await?;
                     }
                     Some(message) => before = message.sequence.0,
-                    // It has aged out of the log; or its worker has just let it go.
+                    // It has aged out of the log; or its worker has just removed it.
                     None if started.elapsed() > PATIENCE => {
                         return Err(QueueError::unavailable("take the job")(error).into());
                     }
@@ -234,7 +234,7 @@ impl Jobs {
                         tokio::time::sleep(RETRY_PAUSE).await;
                     }
                 },
-                // In a cluster: this one has no leader now, another one may have.
+                // In a cluster: this partition has no leader now; another one may have one.
                 Some(Refusal::NoStream) | None if has_next => {
                     is_unknown |= refusal(&error).is_none();
                     tracing::debug!(job_id = %spec.id, %partition, error = chain(&error), "trying another partition");
@@ -250,7 +250,7 @@ impl Jobs {
                 {
                     return Err(SubmitError::NoTopic(spec.id.topic().clone()));
                 }
-                // In a cluster: until there is a leader again.
+                // In a cluster: retry until the stream has a leader again.
                 Some(Refusal::NoStream) if started.elapsed() > PATIENCE => {
                     return Err(QueueError::unavailable("take the job")(error).into());
                 }
@@ -264,15 +264,15 @@ impl Jobs {
         unreachable!("every job has a place, and they are gone round for ever")
     }
 
-    /// A job's message, read where it was said to be.
+    /// A job's message, read from the partition that refused a second one.
     async fn message_there(&self, spec: &JobSpec, partition: PartitionId) -> Result<Option<Message>, QueueError> {
         let stream = jobs_stream(spec.id.topic(), partition);
         self.last_message("find the job", &stream, job_subject(&spec.id, partition), true).await
     }
 }
 
-/// The partition that a job belongs to. Jobs of one owner lie together, so that one who floods a topic
-/// makes others wait in one partition only: workers take from all of them in turn.
+/// The partition that a job belongs to. Jobs of one owner share a partition, so that a heavy user delays
+/// others in that partition only: workers take from all partitions in turn.
 pub fn place(topic: &Topic, spec: &JobSpec) -> PartitionId {
     let (count, priority) = (topic.settings.partitions, spec.options.priority);
     match (&spec.options.partition_key, spec.origin.lane) {
@@ -286,9 +286,9 @@ pub fn place(topic: &Topic, spec: &JobSpec) -> PartitionId {
     }
 }
 
-/// The partitions that may take a new job, the one that it belongs to first. Where its key, its
-/// order or its place in a log matters, that is the only one; and without copies it would be on the
-/// same server that does not answer.
+/// The partitions that may take a new job, the one that it belongs to first. That is the only one if
+/// the job's key, its order or its position in a log matters, or if the topic has no replicas:
+/// another one would be on the same server, which does not answer.
 fn places(topic: &Topic, spec: &JobSpec) -> Vec<PartitionId> {
     let (own, count) = (place(topic, spec), topic.settings.partitions);
     let is_bound = spec.options.partition_key.is_some() || topic.settings.ordered;
@@ -300,7 +300,7 @@ fn places(topic: &Topic, spec: &JobSpec) -> Vec<PartitionId> {
 
 /// Where a job's message is.
 pub(in crate::client) struct Placed {
-    /// What the message says of itself, if another request has published it.
+    /// The specification in the message, if another request published it.
     pub(in crate::client) theirs: Option<Box<JobSpec>>,
     pub(in crate::client) partition: PartitionId,
     pub(in crate::client) sequence: Sequence,

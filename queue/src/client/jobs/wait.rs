@@ -3,8 +3,8 @@
 //! Every write of a record is also a plain message on the record's subject. A waiting client
 //! subscribes first and then reads. The message only notifies: a refused write sends it too, so
 //! the answer is always read from the stream. A server may also notify before it has stored the
-//! write (a NATS server with `sync_interval: always` does). So after a notification that promises
-//! an end the record is read until it has ended, or until the write must have been refused.
+//! write (a NATS server with `sync_interval: always` does). So after a notification that the job
+//! has ended, we read the record until it has, or until the write must have been refused.
 
 use std::time::Duration;
 
@@ -18,23 +18,23 @@ use crate::client::connection::{Revision, Stored};
 use crate::topic::record_subject;
 use crate::{JobId, QueueError};
 
-/// Pause before the second look after a ring; doubles from look to look.
+/// Pause before the second read after a notification; doubles with each read.
 const ECHO_FIRST: Duration = Duration::from_millis(1);
-/// The last pause of that kind: all together a quarter of a second.
+/// The last of these pauses; together they last a quarter of a second.
 const ECHO_LAST: Duration = Duration::from_millis(128);
-/// Pauses between looks without a ring: the first covers a ring that came just before we listened,
-/// later ones a ring that got lost, which plain messages may.
+/// Pauses between reads without a notification: the first covers one that was sent just before we
+/// subscribed, later ones cover one that was lost, since plain messages may be lost.
 const LOOK_FIRST: Duration = Duration::from_millis(100);
 const LOOK_LAST: Duration = Duration::from_secs(5);
 
-/// What a wait came to.
+/// Outcome of a wait.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Waited {
     /// The job is finished.
     Finished(Stored),
-    /// Time is up; this is how the job stands.
+    /// The time has elapsed; this is the job's current state.
     StillOpen(Stored),
-    /// There is no such job.
+    /// The job does not exist.
     Unknown,
 }
 
@@ -65,7 +65,7 @@ impl Jobs {
             }
             match tokio::time::timeout_at(deadline.min(now + look), next_end(&mut rings)).await {
                 Ok(true) => echo = Some(ECHO_FIRST),
-                // The connection is closed for good; `record` will say so.
+                // The connection is closed for good; `find_job` will return the error.
                 Ok(false) => tokio::time::sleep(LOOK_FIRST).await,
                 Err(_) => look = (look * 10).min(LOOK_LAST),
             }
@@ -83,8 +83,8 @@ struct Follower {
 }
 
 impl Jobs {
-    /// A job's states from now on, each once, up to the last one: first how it stands, unless that is
-    /// `after` already. `None`: there is no such job.
+    /// A job's states from now on, each once, up to the last one: first its current state, unless that
+    /// is `after` already. `None` if the job does not exist.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -96,7 +96,7 @@ impl Jobs {
         let unavailable = |problem| QueueError::Unavailable { action: "watch the job", problem };
         let rings = self.listen(record_subject(id)).await.map_err(unavailable)?;
         let Some(now) = self.find_job(id).await? else { return Ok(None) };
-        // One that came again after the end hears the end, and then that nothing follows.
+        // A client that reconnects after the end gets the final state, unless it has it, and the stream ends.
         let has_ended = now.record.is_terminal();
         let is_new = now.revision > after || now.revision == Revision::default();
         let follower = Follower { jobs: self.clone(), id: id.clone(), rings, seen: now.revision, has_ended };
@@ -110,7 +110,7 @@ impl Jobs {
 }
 
 impl Follower {
-    /// The next state; `None` behind the last one.
+    /// The next state; `None` after the last one.
     async fn next(&mut self) -> Result<Option<Stored>, QueueError> {
         let mut look = LOOK_FIRST;
         let mut echo: Option<Duration> = None;
@@ -126,7 +126,7 @@ impl Follower {
                     Err(_) => look = (look * 10).min(LOOK_LAST),
                 },
             }
-            // Its record has expired, or its topic is gone.
+            // Its record has expired, or its topic was deleted.
             let Some(stored) = self.jobs.find_job(&self.id).await.inspect_err(|_| self.has_ended = true)? else {
                 return Ok(None);
             };
@@ -139,8 +139,8 @@ impl Follower {
     }
 }
 
-/// Waits for a notification that promises an end and ignores others. `false` when there will be no
-/// more.
+/// Waits for a notification that the job has ended, and ignores others. `false` when no more will
+/// come.
 async fn next_end(rings: &mut (impl StreamExt<Item = Message> + Unpin)) -> bool {
     while let Some(ring) = rings.next().await {
         let promise: Promise = serde_json::from_slice(&ring.payload).unwrap_or_default();
@@ -151,7 +151,7 @@ async fn next_end(rings: &mut (impl StreamExt<Item = Message> + Unpin)) -> bool 
     false
 }
 
-/// The one thing in a ring that is looked at, as a hint.
+/// The only part of a notification that is read, as a hint.
 #[derive(Default, Deserialize)]
 struct Promise {
     #[serde(default)]

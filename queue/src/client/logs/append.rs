@@ -12,10 +12,10 @@ use crate::topic::job_subject;
 use crate::{JobId, PartitionId, Priority, QueueError, Sequence, SubmitError, Topic};
 
 impl Logs {
-    /// Writes one message to a plain log. Messages of one key lie in one partition, in order.
+    /// Writes one message to a plain log. Messages with the same key are in one partition, in order.
     ///
     /// # Errors
-    /// [`SubmitError`]. After [`SubmitError::Queue`] it is not known whether it is written.
+    /// [`SubmitError`]. After [`SubmitError::Queue`] it is not known whether the message was written.
     pub async fn append(
         &self,
         topic: &Topic,
@@ -39,7 +39,7 @@ impl Logs {
                 Some(Refusal::NoStream) if matches!(self.fresh_topic(topic.name()).await, Ok(None)) => {
                     return Err(SubmitError::NoTopic(topic.name().clone()));
                 }
-                // In a cluster: until there is a leader, or until all servers know the new stream.
+                // In a cluster: retry until the stream has a leader, or until all servers know the new stream.
                 Some(Refusal::NoStream) if started.elapsed() < PATIENCE => tokio::time::sleep(RETRY_PAUSE).await,
                 Some(Refusal::TooLarge) => {
                     return Err(SubmitError::TooLarge { bytes, max_payload: self.max_payload() });

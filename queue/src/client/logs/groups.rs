@@ -1,6 +1,6 @@
-//! Groups that read a log together: each message goes to one member of the group, and the group's
-//! position is kept by the server. (Kafka's consumer groups; here more members than partitions
-//! still help.)
+//! Groups that read a log together: each message is delivered to one member of the group, and the
+//! server keeps the group's position. (Like Kafka's consumer groups, but more members than
+//! partitions still help.)
 
 use std::time::Duration;
 
@@ -13,15 +13,15 @@ use crate::client::connection::{Connection, Message, bounded};
 use crate::topic::{Retention, WORKERS, jobs_stream};
 use crate::{PartitionId, QueueError, Sequence, Timestamp, Topic, TopicError, TopicName};
 
-/// How long a message is a member's before another one gets it.
+/// How long a member may hold a message before another one gets it.
 const ACK_WAIT: Duration = Duration::from_secs(30);
 
-/// Where to begin or go on.
+/// Where to begin or continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Position {
-    /// At the first message that is there.
+    /// At the first stored message.
     Beginning,
-    /// Behind the last message that is there.
+    /// After the last stored message.
     End,
     /// At this one.
     At(Sequence),
@@ -29,7 +29,7 @@ pub enum Position {
     Since(Timestamp),
 }
 
-/// How far a group has come in one partition.
+/// Progress of a group in one partition.
 #[derive(Debug, Clone, Serialize)]
 pub struct GroupOffset {
     /// The group; `workers` are the topic's workers.
@@ -61,7 +61,7 @@ pub struct GroupReader {
 }
 
 impl Logs {
-    /// First and last position of each partition, and how far each group has come.
+    /// First and last position of each partition, and the progress of each group.
     ///
     /// # Errors
     /// [`TopicError`].
@@ -88,7 +88,7 @@ impl Logs {
         .await
     }
 
-    /// Joins a group that reads one partition of a log. A group that is new begins at `from`.
+    /// Joins a group that reads one partition of a log. A new group begins at `from`.
     ///
     /// # Errors
     /// [`TopicError::Invalid`] for a name that cannot be a group's, and on a work topic, whose
@@ -117,12 +117,12 @@ impl Logs {
         let created = bounded(stream.create_consumer(config)).await;
         let created = created.map_err(QueueError::unavailable("create the group"))?;
         let consumer = created.map_err(|error| TopicError::Refused(error.to_string()))?;
-        // The position is set afterwards, because one that stands in the configuration could not be
-        // gone back behind later.
+        // The position is set afterwards, because a group cannot later be moved back behind a
+        // position in its configuration.
         if first.0 > 1
             && let Err(error) = self.move_group(topic.name(), partition, group, first).await
         {
-            // The next try begins anew, not at the beginning.
+            // So that the next call creates the group again instead of finding it at the beginning.
             drop(bounded(stream.delete_consumer(group.as_str())).await);
             return Err(error);
         }
@@ -182,8 +182,8 @@ impl Logs {
 }
 
 impl GroupReader {
-    /// The group's next message of this partition, if one waits. It is another member's after half
-    /// a minute, unless [`GroupMessage::ack`] says that it was read.
+    /// The group's next message of this partition, if one waits. Another member may get it after half
+    /// a minute, unless [`GroupMessage::ack`] acknowledges it.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -194,7 +194,7 @@ impl GroupReader {
     }
 }
 
-/// A message that is this member's for half a minute.
+/// A message that this member holds for half a minute.
 pub struct GroupMessage {
     /// What was read.
     pub message: Message,
@@ -202,7 +202,7 @@ pub struct GroupMessage {
 }
 
 impl GroupMessage {
-    /// Says that it was read, and waits until the server has noted it.
+    /// Acknowledges the message, and waits until the server has confirmed.
     ///
     /// # Errors
     /// [`QueueError`]; another member may get it then.

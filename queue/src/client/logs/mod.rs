@@ -1,4 +1,4 @@
-//! Logs: topics whose messages stay, written and read at will.
+//! Logs: topics that keep their messages, written and read at will.
 
 mod read;
 mod groups;

@@ -1,4 +1,4 @@
-//! Reading what lies in a partition, without taking it: for people, audits and replays.
+//! Reading the messages of a partition without taking them: for people, audits and replays.
 
 use async_nats::jetstream::stream::DirectGetErrorKind;
 use futures::{Stream, StreamExt};
@@ -12,14 +12,14 @@ use crate::{PartitionId, QueueError, Sequence, Timestamp, TopicName};
 /// The first and the last position of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Bounds {
-    /// Of the first message; behind `last` if there is none.
+    /// Of the first message; after `last` if the partition is empty.
     pub first: Sequence,
-    /// The last that was given to a message; 0 if there never was one.
+    /// The last position assigned to a message; 0 if there never was one.
     pub last: Sequence,
 }
 
 impl Logs {
-    /// The first message of a partition at `from` or behind it, or `None` if there is none yet.
+    /// The first message of a partition at or after `from`, or `None` if there is none yet.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -38,8 +38,8 @@ impl Logs {
         }
     }
 
-    /// The position of the first message of a partition that was stored at `since` or later; behind
-    /// the last one if there is none.
+    /// The position of the first message of a partition that was stored at `since` or later; one after
+    /// the last message if there is none.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
@@ -51,7 +51,7 @@ impl Logs {
     ) -> Result<Sequence, QueueError> {
         let bounds = self.bounds(topic, partition).await?;
         let (mut low, mut high) = (bounds.first.0, bounds.last.0 + 1);
-        // Invariant: what lies before `low` is older, what lies at `high` or behind is not.
+        // Invariant: messages before `low` are older, messages at or after `high` are not.
         while low < high {
             let middle = low + (high - low) / 2;
             match self.peek(topic, partition, Sequence(middle)).await? {
@@ -74,7 +74,7 @@ impl Logs {
         Ok(Bounds { first: Sequence(state.first_sequence.max(1)), last: Sequence(state.last_sequence) })
     }
 
-    /// Rings when a partition of the topic has a new message.
+    /// Yields an item when a partition of the topic has a new message.
     ///
     /// # Errors
     /// [`QueueError`] when the connection is closed.

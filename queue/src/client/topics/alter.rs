@@ -1,4 +1,4 @@
-//! Changing a topic while it works.
+//! Changing a topic while it is in use.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ impl Topics {
     /// Changes a topic's settings, and its replicas if a number is given.
     ///
     /// # Errors
-    /// [`TopicError`]. After `Queue` the change may be made in part; doing it again completes it.
+    /// [`TopicError`]. After `Queue` the change may be partly made; a repeated call completes it.
     pub async fn alter(
         &self,
         name: &TopicName,
@@ -44,7 +44,7 @@ impl Topics {
         topic.settings.check_change(&next).map_err(TopicError::Refused)?;
         let replicas = replicas.unwrap_or(topic.replicas);
         let first = self.stream_config(&jobs_stream(name, PartitionId::normal(0))).await?;
-        // A tool does not know what the system gives each topic, but the streams do.
+        // A tool does not know the system's limit per topic, but the streams do.
         let present = u64::try_from(first.max_bytes).ok();
         let present = present.map(|bytes| bytes.saturating_mul(topic.settings.partitions_of_all().count() as u64));
         let bytes_max = next.bytes_max.or(present);
@@ -65,7 +65,7 @@ impl Topics {
         self.write_settings(records, &next).await
     }
 
-    /// Changes a partition's stream to what the topic's settings want of it, if it is different.
+    /// Changes a partition's stream to match the topic's settings, if it differs.
     async fn fit_stream(&self, wanted: &Config) -> Result<(), TopicError> {
         let mut config = self.stream_config(&wanted.name).await?;
         let now = (config.max_bytes, config.max_age, config.num_replicas);
@@ -77,7 +77,7 @@ impl Topics {
         Ok(())
     }
 
-    /// Makes the partitions of a priority.
+    /// Creates the partitions of a priority.
     pub(in crate::client) async fn add_priority(
         &self,
         name: &TopicName,
@@ -92,7 +92,7 @@ impl Topics {
         self.alter(name, None, add).await
     }
 
-    /// Stops a topic's workers from taking jobs, or lets them go on. Jobs are accepted meanwhile.
+    /// Stops a topic's workers from taking jobs, or lets them continue. Jobs are accepted meanwhile.
     ///
     /// # Errors
     /// [`TopicError`].
@@ -113,7 +113,7 @@ impl Topics {
         self.write_settings(records, &next).await
     }
 
-    /// Writes a topic's settings into its records stream, as `alter` has them.
+    /// Writes a topic's settings into its records stream, whose configuration is otherwise `config`.
     async fn write_settings(&self, mut config: Config, settings: &Settings) -> Result<(), TopicError> {
         set_settings(&mut config, settings);
         self.update_stream(config).await

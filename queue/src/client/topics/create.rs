@@ -1,4 +1,4 @@
-//! Making a topic.
+//! Creating a topic.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,7 +10,7 @@ use crate::topic::{Settings, dead_config, jobs_config, jobs_stream, records_conf
 use crate::{PartitionId, QueueError, Topic, TopicError, TopicName};
 
 impl Topics {
-    /// The topic of `model`, created with the defaults if it is not there.
+    /// The topic of `model`, created with the defaults if it does not exist.
     ///
     /// May be called by many processes at once, and again after a crash halfway.
     ///
@@ -27,10 +27,10 @@ impl Topics {
         }
     }
 
-    /// Makes a topic; without a number of replicas, with as many as the system keeps of its own streams.
+    /// Creates a topic; without a number of replicas, it gets the number that the system's own streams have.
     ///
     /// # Errors
-    /// [`TopicError`]; `Refused` when the server cannot give this many replicas or so much room.
+    /// [`TopicError`]; `Refused` when the server cannot provide this many replicas or this much space.
     pub async fn create(&self, settings: Settings, replicas: Option<usize>) -> Result<Arc<Topic>, TopicError> {
         settings.check().map_err(TopicError::Invalid)?;
         check_replicas(replicas)?;
@@ -52,7 +52,7 @@ impl Topics {
         let name = &settings.topic;
         let replicas = match replicas {
             Some(number) => number,
-            // Holding a lease, we know that this stream is there.
+            // We hold a lease, so this stream exists.
             None => self.stream_config(LEASES).await?.num_replicas,
         };
         if self.fresh_topic(name).await?.is_some() {
@@ -91,7 +91,7 @@ impl Topics {
 }
 
 impl Connection {
-    /// Bytes that a topic's queue may take in all.
+    /// Most bytes of a topic's queue in all.
     pub(in crate::client) fn bytes_max_of(&self, settings: &Settings) -> Option<u64> {
         let given = self.topic_bytes_max.load(Ordering::Relaxed);
         settings.bytes_max.or((given != UNBOUNDED).then_some(given))
@@ -105,7 +105,7 @@ impl Connection {
         consumer.map(drop).map_err(QueueError::unavailable("create a consumer"))
     }
 
-    /// All streams of a topic, also those that an interrupted change has left.
+    /// All streams of a topic, including those that an interrupted change has left.
     pub(in crate::client) async fn stream_names_of(&self, name: &TopicName) -> Result<Vec<String>, QueueError> {
         let mut names = Vec::new();
         for kind in ["jobs", "dead", "records"] {

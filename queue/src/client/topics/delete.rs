@@ -1,4 +1,4 @@
-//! Removing a topic.
+//! Deleting a topic.
 
 use super::Topics;
 use super::lease::lease_name;
@@ -7,10 +7,10 @@ use crate::topic::records_stream;
 use crate::{TopicError, TopicName};
 
 impl Topics {
-    /// Removes a topic with all that is in it.
+    /// Deletes a topic with all that is in it.
     ///
     /// # Errors
-    /// [`TopicError`]. After `Queue` a part may be gone; doing it again completes it.
+    /// [`TopicError`]. After `Queue` it may be partly deleted; a repeated call completes it.
     pub async fn delete(&self, name: &TopicName) -> Result<(), TopicError> {
         let lease = self.exclusive(&lease_name(name)).await?;
         let result = self.delete_held(&lease, name).await;

@@ -7,19 +7,19 @@ use crate::client::connection::bounded;
 use crate::topic::{WORKERS, jobs_stream};
 use crate::{PartitionId, QueueError, Topic};
 
-/// What lies in one partition.
+/// Number of jobs in one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionDepth {
     /// Which one.
     pub partition: PartitionId,
     /// Jobs not yet delivered to a worker.
     pub queued: u64,
-    /// Jobs in workers' hands, or on their way back from one.
+    /// Jobs that workers hold, or that wait to be redelivered.
     pub in_hand: u64,
 }
 
 impl Topics {
-    /// The depth of each partition of a topic; nothing for a plain log, which has no workers.
+    /// The depth of each partition of a topic; empty for a plain log, which has no workers.
     ///
     /// # Errors
     /// [`QueueError`] when the queue does not answer.

@@ -1,4 +1,4 @@
-//! What a topic is made of and how it stands, for people.
+//! Settings, partitions and current state of a topic, for people.
 
 use async_nats::jetstream::{consumer, stream};
 use serde::{Serialize, Serializer};
@@ -80,11 +80,11 @@ pub struct Partition {
     pub consumer_missing: bool,
 }
 
-/// What stands for a leader where there is none.
+/// Shown as the leader of a partition that has none.
 const NO_LEADER: &str = "none";
 
 impl Partition {
-    /// One that does not answer.
+    /// A partition that does not answer.
     fn silent(partition: PartitionId) -> Self {
         Self {
             partition,
@@ -154,7 +154,7 @@ impl Topics {
     async fn describe_partition(&self, topic: &Topic, partition: PartitionId) -> Result<Partition, TopicError> {
         let stream = jobs_stream(topic.name(), partition);
         let info = match self.stream_info(&stream).await {
-            // It has no leader now. Show that, and its other replicas.
+            // It has no leader now: show that instead of failing.
             Err(TopicError::Queue(_)) if topic.replicas > 1 => return Ok(Partition::silent(partition)),
             info => info?,
         };

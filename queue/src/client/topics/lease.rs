@@ -1,11 +1,11 @@
-//! What every change of a topic begins with.
+//! The first steps of every change of a topic.
 
 use crate::{TopicError, TopicName};
 
-/// Copies that a server can keep.
+/// Most replicas that servers can keep.
 const REPLICAS_MAX: usize = 5;
 
-/// Refuses a number of copies that no server can keep.
+/// Refuses a number of replicas that no servers can keep.
 pub(in crate::client) fn check_replicas(replicas: Option<usize>) -> Result<(), TopicError> {
     match replicas {
         Some(replicas) if !(1..=REPLICAS_MAX).contains(&replicas) => {
@@ -15,7 +15,7 @@ pub(in crate::client) fn check_replicas(replicas: Option<usize>) -> Result<(), T
     }
 }
 
-/// The lease under which a topic is changed.
+/// Name of the lease under which a topic is changed.
 pub(in crate::client) fn lease_name(topic: &TopicName) -> String {
     format!("topic-{topic}")
 }

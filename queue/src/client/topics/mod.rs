@@ -1,9 +1,9 @@
-//! Topics: made, changed, paused, emptied, removed, and described.
+//! Topics: created, altered, paused, purged, deleted, and described.
 //!
-//! A change is made under the topic's lease record, in an order that leaves something whole
-//! wherever it is interrupted: streams, their consumers, then the settings, which are what others
-//! go by, then the message that says so. Doing the same again goes on from there. Removing goes
-//! the other way round, so that a topic that is half gone can still be seen and removed.
+//! A change is made under the topic's lease record, in an order that leaves a usable topic wherever
+//! it is interrupted: streams, their consumers, then the settings, which others rely on, then the
+//! message that announces the change. Repeating the change continues from there. Deleting removes
+//! the settings last, so that a partly deleted topic can still be seen and deleted.
 
 mod create;
 mod alter;

@@ -1,4 +1,4 @@
-//! Emptying a topic.
+//! Purging a topic.
 
 use futures::{StreamExt, TryStreamExt};
 
@@ -20,11 +20,11 @@ pub struct Purged {
 }
 
 impl Topics {
-    /// Cancels every job that waits, and empties a log. Jobs that run go on. Returns how many
-    /// jobs were canceled, and how many messages are gone.
+    /// Cancels every queued job, or empties a plain log. Running jobs continue. Returns how many jobs
+    /// were canceled, and how many messages were removed.
     ///
     /// # Errors
-    /// [`TopicError`]; doing it again goes on.
+    /// [`TopicError`]; a repeated call continues.
     pub async fn purge(&self, name: &TopicName) -> Result<Purged, TopicError> {
         let topic = self.existing_topic(name).await?;
         let mut purged = Purged::default();
@@ -46,13 +46,13 @@ impl Topics {
         Ok(purged)
     }
 
-    /// Cancels one job that waits and removes its message. Both may be done twice.
+    /// Cancels one queued job and removes its message. Both may be repeated.
     async fn purge_job(&self, id: JobId, partition: PartitionId) -> Result<(bool, u64), QueueError> {
         loop {
-            // Without a record it is just being accepted.
+            // A job without a record is just being accepted.
             let Some(stored) = self.find_job(&id).await? else { return Ok((false, 0)) };
             let record = match &stored.record.state {
-                // Its message is its worker's to end.
+                // Its worker settles its message.
                 State::Running {} => return Ok((false, 0)),
                 State::Succeeded { .. } | State::Failed { .. } | State::Canceled { .. } => {
                     let removed = self.remove_message(&id, partition, stored.record.sequence).await?;

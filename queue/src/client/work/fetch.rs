@@ -1,14 +1,14 @@
 //! A worker asks one partition for one job.
 //!
-//! Each request is `no_wait` with a short `expires`, and is answered before the next one goes
-//! out: pull requests that stand around hoard jobs for a worker that is busy, and lose them when
-//! they are withdrawn. `expires` is there because a consumer with too much in hand answers
-//! `no_wait` with silence. `Client::request` cannot be used, because a job keeps its own subject
-//! on the way; answers come to one subscription that is kept.
+//! Each request is `no_wait` with a short `expires`, and is answered before the next one is sent:
+//! open pull requests hoard jobs for a worker that is busy, and lose them when they are withdrawn.
+//! `expires` is needed because a consumer with too many unacknowledged jobs does not answer
+//! `no_wait` at all. `Client::request` cannot be used, because a job arrives under its own subject;
+//! all answers arrive at one lasting subscription.
 //!
-//! Invariant: at most one request is unanswered on an inbox, so whatever arrives answers it. After
-//! a silence that no longer holds, and the inbox is given up for a fresh one; a job that was on
-//! its way to the old one comes again when its lease ends.
+//! Invariant: at most one request is unanswered on an inbox, so any message that arrives answers it.
+//! After a timeout that no longer holds, and a new inbox replaces the old one; a job in transit to
+//! the old one is redelivered when its lease expires.
 
 use std::time::{Duration, Instant};
 
@@ -22,8 +22,8 @@ use crate::error::chain;
 use crate::topic::{WORKERS, jobs_stream};
 use crate::{FetchError, Lease, PartitionId, Topic};
 
-/// How long the server may hold a request that it cannot answer. A real server holds every
-/// `no_wait` request that has an expiry for as long, so an empty partition costs this much.
+/// How long the server may hold a request that it cannot answer. A NATS server holds every
+/// `no_wait` request that has an expiry for this long, so a request to an empty partition takes this long.
 const EXPIRES: Duration = Duration::from_millis(10);
 /// How long we wait for an answer on top of that.
 const GRACE: Duration = Duration::from_secs(2);
@@ -39,12 +39,12 @@ pub struct Fetcher {
     work: WorkerQueue,
     inbox: String,
     answers: Subscriber,
-    /// A request went out and its answer has not come.
+    /// A request was sent and has not been answered.
     unanswered: bool,
 }
 
 impl Fetcher {
-    /// Subscribes the inbox to which all answers come.
+    /// Subscribes to the inbox that receives all answers.
     ///
     /// # Errors
     /// [`FetchError::Refused`] when the connection is closed.
@@ -56,7 +56,7 @@ impl Fetcher {
     /// One job of the partition, or `None` if none is waiting.
     ///
     /// # Errors
-    /// [`FetchError`]; all but `Refused` are worth another try after a pause.
+    /// [`FetchError`]; all but `Refused` are worth a retry after a pause.
     pub async fn fetch(&mut self, topic: &Topic, partition: PartitionId) -> Result<Option<Delivery>, FetchError> {
         if self.unanswered {
             // The old subscription ends with the assignment.

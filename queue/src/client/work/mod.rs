@@ -13,15 +13,15 @@ use super::role::role;
 use crate::{JobId, QueueError, Record};
 
 role! {
-    /// Fetches jobs, moves their records along and settles them. It can make, change or remove nothing else.
+    /// Fetches jobs, updates their records and settles them. It can create, change or remove nothing else.
     WorkerQueue
 }
 
 impl WorkerQueue {
-    /// Writes a job's first record, if there is none.
+    /// Writes a job's first record, if it has none.
     ///
     /// # Errors
-    /// [`QueueError`] when it is not known what became of it.
+    /// [`QueueError`] when the outcome is unknown.
     pub async fn create(&self, record: &Record) -> Result<Replaced, QueueError> {
         self.0.create(record).await
     }
@@ -31,7 +31,7 @@ impl WorkerQueue {
     /// A terminal record is given the topic's result TTL; others never expire.
     ///
     /// # Errors
-    /// [`QueueError`] when it is not known what became of it.
+    /// [`QueueError`] when the outcome is unknown.
     pub async fn replace(&self, revision: Revision, record: &Record) -> Result<Replaced, QueueError> {
         self.0.replace(revision, record).await
     }

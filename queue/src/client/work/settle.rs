@@ -20,27 +20,27 @@ use crate::{FetchError, JobId, JobSpec, Lease, PartitionId, QueueError, Sequence
 pub struct Delivery {
     /// The job.
     pub id: JobId,
-    /// Where its message lies.
+    /// Partition of its message.
     pub partition: PartitionId,
-    /// At which position.
+    /// Position of its message.
     pub sequence: Sequence,
-    /// How many times it has been handed out, this time included.
+    /// Number of deliveries of its message, including this one.
     pub deliveries: u64,
-    /// What the message itself says was asked for; an error if it was not written by us.
+    /// The specification in the message; an error if Sightline did not write it.
     pub spec: Result<JobSpec, String>,
-    /// Set when a client retried a finished job: the record that this takes back.
+    /// Set when a client retried a finished job: the revision of the record that this replaces.
     pub again: Option<Revision>,
     /// The image.
     pub payload: Bytes,
-    /// Where it is settled.
+    /// Subject on which it is settled.
     pub ack_subject: AckSubject,
-    /// The right to it; clones of a delivery share it.
+    /// The lease on the job; clones of a delivery share it.
     lease: Arc<Mutex<Lease>>,
     work: WorkerQueue,
 }
 
-/// Where a delivery is settled. It can be told to another process, which may then hand the job
-/// back for one that has died.
+/// Subject on which a delivery is settled. It can be passed to another process, which may then hand
+/// the job back for a worker that has died.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct AckSubject(String);
@@ -55,7 +55,7 @@ impl Delivery {
         let (id, partition) = match JobId::from_subject(&message.subject) {
             Ok(found) => found,
             Err(error) => {
-                // No worker could ever handle it, and it would be redelivered for ever.
+                // No worker could ever handle it, and it would be redelivered forever.
                 if let Some(reply) = message.reply {
                     drop(work.send_settlement(&AckSubject(reply.into_string()), "+TERM".into()).await);
                 }
@@ -76,14 +76,14 @@ impl Delivery {
         Ok(Self { id, partition, sequence, deliveries, spec, again, payload, ack_subject, lease, work })
     }
 
-    /// The right to the job, as last renewed.
+    /// The lease on the job, as last renewed.
     pub fn lease(&self) -> Lease {
         *self.lease.lock().expect("no panic holds this lock")
     }
 
-    /// The job is finished and its message may go.
+    /// The job is finished and its message may be removed.
     ///
-    /// Not confirmed: should it get lost, the job comes again, is found to be finished, and is
+    /// Not confirmed: if the ack is lost, the job is redelivered, found to be finished, and
     /// acknowledged then.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ impl Delivery {
         self.work.wake(&self.id, self.partition).await;
     }
 
-    /// Another worker may have it, after `delay`.
+    /// Another worker may get the job, after `delay`.
     ///
     /// # Errors
     /// [`SettleError`].
@@ -106,7 +106,7 @@ impl Delivery {
         self.work.nak_for(&self.id, self.partition, &self.ack_subject, delay).await
     }
 
-    /// Never again: the message goes, whatever its state.
+    /// The job is never redelivered: its message is removed, whatever its state.
     ///
     /// # Errors
     /// [`SettleError`].
@@ -129,11 +129,11 @@ impl Delivery {
         Ok(())
     }
 
-    /// Keeps the input of a job that failed, where people can find it, with the reason and every
-    /// attempt. May be repeated.
+    /// Keeps the input of a job that failed as a dead letter, with the reason and every attempt. May be
+    /// repeated.
     ///
     /// # Errors
-    /// [`QueueError`] when it is not known to be written.
+    /// [`QueueError`] when it may not have been written.
     pub async fn write_dead_letter(&self, reason: &str, attempts: &[Attempt]) -> Result<(), QueueError> {
         self.work.keep_input(&self.id, self.spec.as_ref().ok(), self.payload.clone(), reason, attempts).await
     }
@@ -168,7 +168,7 @@ impl WorkerQueue {
     }
 
     async fn send_settlement(&self, at: &AckSubject, body: Bytes) -> Result<(), SettleError> {
-        // The client would keep it for the time after a reconnect, when the lease may be over.
+        // The client would keep it and send it after a reconnect, when the lease may have expired.
         if self.client().connection_state() != State::Connected {
             return Err(SettleError::Unconfirmed("no connection".into()));
         }
@@ -176,7 +176,7 @@ impl WorkerQueue {
     }
 }
 
-/// A delay of zero is left out: a server arms a timer for any delay that is said.
+/// A delay of zero is left out: a server arms a timer for any delay that it is given.
 fn nak_body(delay: Duration) -> Bytes {
     if delay.is_zero() {
         return Bytes::from_static(b"-NAK");
@@ -184,8 +184,7 @@ fn nak_body(delay: Duration) -> Bytes {
     Bytes::from(format!(r#"-NAK {{"delay":{}}}"#, delay.as_nanos()))
 }
 
-/// How many times a message was handed out, and its position, out of `$JS.ACK.…`: nine tokens, or eleven and more
-/// with a domain.
+/// Delivery count and position of a message, from `$JS.ACK.…`: nine tokens, or at least eleven with a domain.
 fn counts(reply: &str) -> Option<(u64, Sequence)> {
     let tokens: Vec<&str> = reply.split('.').collect();
     let position = match tokens.len() {
