@@ -357,9 +357,11 @@ impl HeldJobs {
             }
             // A job that was running may have killed the worker.
             let delay = crash_pause(held.attempt);
-            tracing::warn!(job_id = %job, attempt = held.attempt, "jobs of a dead worker returned to the queue");
-            if let Err(error) = queue.work.nak_for(&job, held.partition, &held.ack_subject, delay).await {
-                tracing::warn!(job_id = %job, %error, "job not returned; its lease will expire");
+            match queue.work.nak_for(&job, held.partition, &held.ack_subject, delay).await {
+                Ok(()) => {
+                    tracing::warn!(job_id = %job, attempt = held.attempt, "job of a dead worker returned to the queue");
+                }
+                Err(error) => tracing::warn!(job_id = %job, %error, "job not returned; its lease will expire"),
             }
         }
     }

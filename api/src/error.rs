@@ -74,7 +74,7 @@ pub(crate) enum ApiError {
         limit: usize,
     },
     /// This process is stopping.
-    #[error("the server is stopping; send the batch again with PUT, which adds only missing images")]
+    #[error("the server is stopping; send the request again, a batch with PUT, which adds only missing images")]
     Stopping,
     /// The queue stayed full.
     #[error("the queue was full for {0} s; send the batch again with PUT, which adds only missing images")]
@@ -136,7 +136,7 @@ pub(crate) enum ApiError {
         state: &'static str,
     },
     /// Only failed or canceled jobs can be retried.
-    #[error("job {id} is {state}; only failed jobs can be retried")]
+    #[error("job {id} is {state}; only failed and canceled jobs can be retried")]
     JobNotFailed {
         /// The job.
         id: JobId,
@@ -183,9 +183,7 @@ pub(crate) enum ApiError {
     #[error("{0}")]
     Archive(String),
     /// Items already exist with other bytes.
-    #[error(
-        "custom id `{custom_id}` already exists with another image ({others} more conflict too); give new images new ids"
-    )]
+    #[error("{}", Self::changed(custom_id, *others))]
     CustomIdChanged {
         /// The first such item.
         custom_id: String,
@@ -291,6 +289,16 @@ pub(crate) enum ApiError {
 }
 
 impl ApiError {
+    /// See [`Self::CustomIdChanged`].
+    fn changed(custom_id: &str, others: u64) -> String {
+        let what = match others {
+            0 => "already exists with another image".to_owned(),
+            1 => "and 1 other already exist with other images".to_owned(),
+            _ => format!("and {others} others already exist with other images"),
+        };
+        format!("custom id `{custom_id}` {what}; give new images new ids")
+    }
+
     /// The stable code.
     pub(crate) fn code(&self) -> &'static str {
         self.kind().1

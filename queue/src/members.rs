@@ -377,7 +377,7 @@ impl Connection {
     /// # Errors
     /// [`QueueError`] when the queue does not answer.
     pub async fn ask_members(&self) -> Result<Table, QueueError> {
-        let unavailable = |problem| QueueError::Unavailable { action: "ask who is there", problem };
+        let unavailable = |problem| QueueError::Unavailable { action: "ask for the members", problem };
         let mut heard = self.announcements().await?;
         self.send(ASK_SUBJECT.into(), Bytes::new()).await.map_err(unavailable)?;
         let (mut table, end) = (Table::default(), tokio::time::Instant::now() + ASK_MAX);

@@ -404,7 +404,7 @@ impl Record {
             Some(Outcome::Failed { error }) => format!("{}: {}", error.code, error.message),
             _ => "the worker was lost".into(),
         };
-        let message = format!("attempt {} of as many failed; {reason}", next.tries());
+        let message = format!("{0} of {0} attempts failed; last error: {reason}", next.tries());
         next.state = State::Failed { error: JobError::new("attempts_exhausted", message), finished_at: now };
         Ok(next)
     }
@@ -427,7 +427,7 @@ impl Record {
     pub fn again(&self, partition: PartitionId, sequence: Sequence) -> Result<Self, InvalidTransition> {
         match self.state {
             State::Failed { .. } | State::Canceled { .. } => {}
-            _ => return Err(InvalidTransition { from: self.state.name(), step: "run again" }),
+            _ => return Err(InvalidTransition { from: self.state.name(), step: "retried" }),
         }
         let attempts_forgiven = self.attempts.len() as u32;
         let state = State::Queued { retry_at: None };
@@ -548,9 +548,12 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let lost = queued().start("w1", at(1)).expect("starts");
-        assert_eq!(code(lost).1, "attempt 1 of as many failed; the worker was lost");
+        assert_eq!(code(lost).1, "1 of 1 attempts failed; last error: the worker was lost");
         let failed = queued().start("w1", at(1)).and_then(|r| r.retry(oops(), at(2), at(3))).expect("retries");
-        assert_eq!(code(failed), ("attempts_exhausted".into(), "attempt 1 of as many failed; oops: it broke".into()));
+        assert_eq!(
+            code(failed),
+            ("attempts_exhausted".into(), "1 of 1 attempts failed; last error: oops: it broke".into())
+        );
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl std::fmt::Display for Reason {
                 "jobs are leased to workers that no longer answer, or wait for a retry; they are redelivered when their leases expire",
             ),
             Self::StuckLease { workers } => {
-                write!(f, "jobs are stuck in the hands of {}; ending these workers frees them", workers.join(", "))
+                write!(f, "jobs are stuck on {}; stop these workers to redeliver them", workers.join(", "))
             }
             Self::Unknown => f.write_str("no reason can be seen"),
         }

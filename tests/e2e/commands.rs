@@ -189,7 +189,7 @@ fn images_that_are_not_taken_are_counted_and_have_an_exit_code_of_their_own() {
     let folder = folder.path().to_str().expect("UTF-8");
     let output = shared().command(&["submit", folder, "--model", "efficientnet-lite0"]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
-    for words in ["1 images: 1 succeeded", "2 files skipped: 1 HEIC image, 1 no image"] {
+    for words in ["1 images: 1 succeeded", "2 files skipped: 1 HEIC image, 1 not images"] {
         assert!(stderr(&output).contains(words), "{}", stderr(&output));
     }
 }

@@ -256,7 +256,10 @@ impl InHand {
         if let Some(error) = record.overdue(now) {
             let failed = record.fail(error, now).expect(never_terminal);
             let written = bench.queue.replace(revision, &failed).await?;
-            return Ok((written != Replaced::Refused).then(|| Begun::Over(bury(&failed))));
+            return Ok((written != Replaced::Refused).then(|| {
+                bench.status.update(|member| member.totals.count(&failed.spec.model, "failed"));
+                Begun::Over(bury(&failed))
+            }));
         }
         // `look` may have read an earlier life of this job, which had ended.
         if !bench.engine.has(&record.spec) {

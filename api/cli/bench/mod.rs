@@ -68,7 +68,7 @@ impl Program {
     /// Kills it as `kill -9` does.
     async fn kill(mut self) {
         if let Err(error) = self.child.kill().await {
-            tracing::debug!(%error, "message already removed");
+            tracing::debug!(%error, "child process not killed");
         }
     }
 

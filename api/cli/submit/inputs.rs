@@ -53,7 +53,7 @@ impl Skipped {
                 self.note(name, FOREIGN_IMAGES.contains(&name));
             }
             Ok(Err(ImageError::Empty)) => self.note("empty", false),
-            Ok(Err(_)) => self.note("no image", false),
+            Ok(Err(_)) => self.note("not images", false),
             Err(_) => self.note("not readable", true),
         }
         false
@@ -198,7 +198,7 @@ fn add(path: &str, files: &mut BTreeSet<String>, skipped: &mut Skipped) -> anyho
             // A link to an image is an image; a link to a folder may lead back here.
             if !entry.path().is_file() {
                 let is_link = entry.path().is_dir();
-                skipped.note(if is_link { "link to a folder" } else { "no file" }, is_link);
+                skipped.note(if is_link { "link to a folder" } else { "not files" }, is_link);
                 continue;
             }
             match entry.path().to_str() {

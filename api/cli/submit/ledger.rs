@@ -117,7 +117,10 @@ impl Ledger {
         };
         match &self.files {
             Some(files) => append(&files.output, &text).context("write the output"),
-            None => std::io::stdout().write_all(text.as_bytes()).context("write to standard output"),
+            None => {
+                out!("{text}");
+                Ok(())
+            }
         }
     }
 

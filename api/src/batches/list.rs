@@ -48,7 +48,7 @@ pub(crate) async fn list(
     get, path = "/v1/batches/{id}", tag = "batches", operation_id = "getBatch",
     params(BatchPath),
     responses(
-        (status = 200, description = "The job's current state.", body = wire::Document),
+        (status = 200, description = "The batch.", body = wire::Document),
         NoBatch,
     ),
 )]

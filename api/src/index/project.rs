@@ -208,6 +208,7 @@ impl Index {
         let mut transaction = self.pool.begin().await?;
         for statement in [
             "DELETE FROM metadata WHERE id IN (SELECT id FROM jobs WHERE topic = $1)",
+            "DELETE FROM deliveries WHERE job IN (SELECT id FROM jobs WHERE topic = $1)",
             "DELETE FROM jobs WHERE topic = $1",
             "DELETE FROM set_aside WHERE topic = $1",
             "DELETE FROM positions WHERE topic = $1",
