@@ -1,4 +1,4 @@
-//! What fuzzers feed: each function takes any bytes, and must neither panic nor run away.
+//! Entry points for fuzzers: each function takes arbitrary bytes and must neither panic nor run without end.
 //!
 //! Behind the feature `fuzz`, for the targets in `queue/broker/fuzz`.
 
@@ -13,7 +13,7 @@ use crate::server::fuzz_api;
 
 const PAYLOAD_BYTES_MAX: usize = 1 << 16;
 
-/// The protocol: in two portions and in one, the same commands come out.
+/// The protocol: input in one portion or in two yields the same commands.
 pub fn protocol(bytes: &[u8]) {
     let parse = |portions: &[&[u8]]| {
         let (mut parser, mut buffer, mut commands) = (Parser::new(PAYLOAD_BYTES_MAX), BytesMut::new(), Vec::new());
@@ -39,7 +39,7 @@ pub fn protocol(bytes: &[u8]) {
     }
 }
 
-/// A header block, looked into.
+/// Lookups in a header block.
 pub fn header(bytes: &[u8]) {
     let block = HeaderBlock(bytes);
     for name in ["Nats-Msg-Id", "Nats-TTL", ""] {
@@ -47,13 +47,13 @@ pub fn header(bytes: &[u8]) {
     }
 }
 
-/// Requests to the API and messages, one after the other, on a broker of its own. Parted by zeros: the
-/// subject up to the first line end, then the body.
+/// API requests and messages, one after the other, on a new broker. Zeros separate them; in each, the
+/// subject ends at the first line end and the body follows.
 pub fn api(bytes: &[u8]) {
     fuzz_api(Memory::with([]), bytes.split(|byte| *byte == 0).map(request));
 }
 
-/// A segment of the journal whose entries are any bytes: walked, and opened.
+/// Walks and opens a journal segment whose entries are arbitrary bytes.
 pub fn journal(bytes: &[u8]) {
     let mut at = 64;
     for step in Walk::new(64, bytes, None) {
@@ -80,14 +80,14 @@ pub fn journal(bytes: &[u8]) {
     }
 }
 
-/// No client waits.
+/// No client waits for this journal.
 struct NoClient;
 
 impl Release for NoClient {
     fn release(self) {}
 }
 
-/// A request of an input: subject and body.
+/// One request of the input: subject and body.
 fn request(part: &[u8]) -> (Bytes, Bytes) {
     let end = part.iter().position(|byte| *byte == b'\n').unwrap_or(part.len());
     let body = part.get(end + 1..).unwrap_or_default();

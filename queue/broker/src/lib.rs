@@ -1,9 +1,9 @@
-//! The queue's own server: it speaks the part of NATS JetStream that the `queue` package and
-//! ordinary NATS clients use, on one node, and what it acknowledges is on disk.
+//! The queue's own server, for one node. It implements the part of NATS JetStream that the `queue`
+//! package and ordinary NATS clients use, and acknowledges only what is on disk.
 //!
-//! Follow one message: a connection (`server`) reads it, the codec (`nats`) makes a command of it,
-//! a `stream` decides what it changes, the `journal` writes the change and syncs
-//! it, and only then the answer leaves. This package knows neither jobs nor the rest of Sightline.
+//! The path of a message: a connection (`server`) reads it, the codec (`nats`) parses it into a
+//! command, a `stream` decides what it changes, the `journal` writes and syncs the change, and only
+//! then the server answers. This package knows neither jobs nor the rest of Sightline.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -13,7 +13,7 @@ mod stream;
 mod journal;
 mod platform;
 mod panics;
-// One source for both: a package of its own for one file would be one more to know.
+// Shared with `queue`: one file does not justify a package of its own.
 #[path = "../../src/calendar.rs"]
 #[expect(unreachable_pub, reason = "it is public in `queue`")]
 mod calendar;

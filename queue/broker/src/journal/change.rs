@@ -1,4 +1,4 @@
-//! What the journal says: changes of streams and consumers, and their bytes.
+//! What the journal records: changes of streams and consumers, and their encoding.
 //!
 //! All numbers are little-endian. Kinds are never reused. The byte tables are in
 //! `queue/broker/README.md`.
@@ -7,41 +7,41 @@ use bytes::{BufMut, BytesMut};
 
 use super::frame::FRAME_BYTES;
 
-/// One change. Applied in order, from nothing, they give the state.
+/// One change. Applying all changes in order to an empty state gives the current state.
 ///
-/// Invariant: applying a suffix of the changes to a state that has seen some of them already ends
-/// in the same state as applying each once. That is what lets a snapshot be taken in portions
-/// while work goes on. Hence absolute values, never increments.
+/// Invariant: applying a suffix of the changes to a state that already includes some of them gives
+/// the same state as applying each once. So a snapshot can be taken in portions while work continues.
+/// Hence absolute values, never increments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change<'a> {
-    /// A stream is there, with this configuration (JSON).
+    /// A stream exists, with this configuration (JSON).
     StreamPut { stream: u32, created: i64, config: &'a [u8] },
-    /// A stream is gone, with all that it held.
+    /// A stream is deleted, with everything in it.
     StreamDeleted { stream: u32 },
-    /// A message is in a stream.
+    /// A message is stored in a stream.
     Stored(Stored<'a>),
-    /// All messages of these sequences are gone, both ends included.
+    /// All messages with these sequences are removed, both ends included.
     Removed { stream: u32, from: u64, to: u64 },
-    /// A consumer is there; its cursor begins at `start`, and up to `resume` it wants only the last
+    /// A consumer exists; its cursor begins at `start`, and up to `resume` it wants only the last
     /// message of each subject.
     ConsumerPut { stream: u32, consumer: u32, created: i64, start: u64, resume: u64, config: &'a [u8] },
-    /// A consumer is gone.
+    /// A consumer is deleted.
     ConsumerDeleted { stream: u32, consumer: u32 },
-    /// A consumer goes back or ahead to `start`, and has nothing in hand.
+    /// A consumer moves back or ahead to `start`, with no pending deliveries.
     ConsumerReset { stream: u32, consumer: u32, start: u64 },
-    /// A message was handed out, for the `count`th time.
+    /// A message was delivered, for the `count`th time.
     Delivered { stream: u32, consumer: u32, sequence: u64, consumer_sequence: u64, count: u32, time: i64 },
-    /// A message needs no more deliveries; in a work queue it is gone.
+    /// A message needs no more deliveries; a work queue removes it.
     Acked { stream: u32, consumer: u32, sequence: u64 },
-    /// A message comes again, not before `until`, Unix time in ns.
+    /// A message is to be redelivered, not before `until`, Unix time in ns.
     Nakked { stream: u32, consumer: u32, sequence: u64, until: i64 },
     /// Snapshots only: a message whose entry is earlier in the journal.
     Indexed(Indexed<'a>),
     /// The stream's last sequence: in snapshots, and for a message that no consumer wanted.
     Counted { stream: u32, last: u64, last_time: i64 },
-    /// An id in the dedupe window: in snapshots, and of a message that no consumer wanted.
+    /// An id in the dedupe window: in snapshots, and for a message that no consumer wanted.
     Registered { stream: u32, sequence: u64, time: i64, id: &'a [u8] },
-    /// Snapshots only: how far a consumer is.
+    /// Snapshots only: how far a consumer has read.
     Cursor { stream: u32, consumer: u32, cursor: u64, consumer_sequence: u64, time: i64 },
 }
 
@@ -52,11 +52,11 @@ pub(crate) struct Stored<'a> {
     pub(crate) sequence: u64,
     /// When it was stored, Unix time in ns.
     pub(crate) time: i64,
-    /// When it ends by its own TTL, Unix time in ns; 0 is never.
+    /// When it expires by its own TTL, Unix time in ns; 0 is never.
     pub(crate) expires: i64,
-    /// The earlier message of the subject that it takes the place of; 0 is none.
+    /// The earlier message of the subject that it replaces; 0 is none.
     pub(crate) replaces: u64,
-    /// It is not new, but was carried here out of an old segment.
+    /// It is not new, but was carried here from an old segment.
     pub(crate) moved: bool,
     pub(crate) subject: &'a [u8],
     pub(crate) header: &'a [u8],
@@ -76,7 +76,7 @@ pub(crate) struct Indexed<'a> {
     pub(crate) subject: &'a [u8],
 }
 
-/// Where an entry lies: its position in the whole log, and its length with its frame.
+/// Where an entry is: its position in the whole log, and its length, including the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct LogPlace {
     pub(crate) position: u64,
@@ -96,7 +96,7 @@ const INDEXED: u8 = 10;
 const COUNTED: u8 = 11;
 const REGISTERED: u8 = 12;
 const CURSOR: u8 = 13;
-/// As 5, with where the last of each subject ends; 5 is read, and not written any more.
+/// Like 5, but with `resume`; 5 is still read, but no longer written.
 const CONSUMER_PUT_FROM: u8 = 14;
 const CONSUMER_RESET: u8 = 15;
 
@@ -104,7 +104,7 @@ const CONSUMER_RESET: u8 = 15;
 const STORED_FIXED: usize = 4 + 1 + 8 + 8 + 8 + 8 + 2 + 4;
 
 impl Change<'_> {
-    /// The stream that it is about.
+    /// The stream that it changes.
     pub(crate) fn stream(&self) -> u32 {
         match self {
             Self::StreamPut { stream, .. }
@@ -238,7 +238,7 @@ impl Change<'_> {
 }
 
 impl<'a> Change<'a> {
-    /// Reads what [`Change::encode`] wrote; `None` if these are not such bytes.
+    /// Decodes what [`Change::encode`] wrote; `None` if the bytes are not a change.
     pub(crate) fn decode(kind: u8, body: &'a [u8]) -> Option<Self> {
         let mut from = Reader(body);
         let stream = from.u32()?;
@@ -291,8 +291,7 @@ impl<'a> Change<'a> {
 }
 
 impl Change<'_> {
-    /// Stream and sequence of the message that a damaged entry held, if they can still be read. Not
-    /// more than a guess.
+    /// Stream and sequence of the message in a damaged entry, if they can still be read. Only a guess.
     pub(super) fn glimpse(entry: &[u8]) -> Option<(u32, u64)> {
         let body = entry.get(FRAME_BYTES..).filter(|_| entry[12] == STORED)?;
         let mut from = Reader(body);
@@ -303,19 +302,18 @@ impl Change<'_> {
 }
 
 impl Stored<'_> {
-    /// How long its body will be.
+    /// Length of its encoded body.
     pub(crate) fn body_bytes(&self) -> usize {
         STORED_FIXED + self.subject.len() + self.header.len() + self.payload.len()
     }
 }
 
-/// How long the entry of a message with parts of these lengths is, frame included.
+/// Length of the entry of a message with parts of these lengths, including the frame.
 pub(crate) fn stored_bytes(subject: usize, header: usize, payload: usize) -> usize {
     FRAME_BYTES + STORED_FIXED + subject + header + payload
 }
 
-/// Where header and payload begin in a body that was checked: what is needed to serve a message
-/// without decoding it.
+/// Where header and payload begin in a checked body, so that a message can be served without decoding it.
 pub(crate) fn stored_header_start(subject_bytes: usize) -> usize {
     STORED_FIXED + subject_bytes
 }

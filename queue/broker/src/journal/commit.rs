@@ -1,11 +1,11 @@
-//! Group commit: one thread writes what all streams have to say, in order.
+//! Group commit: one thread writes the changes of all streams, in order.
 //!
-//! While a sync runs, further batches gather; the next sync makes all of them durable at once. So
-//! all that wait share a sync's cost, and no client waits for more than two.
+//! While a sync runs, further batches queue up; the next sync makes all of them durable at once. So
+//! clients share the cost of a sync, and none waits for more than two.
 //!
-//! Durability: what a batch releases is released after its bytes are written, and, if it must be
-//! durable, after they are synced. Batches are released in the order in which they were made. A
-//! failed write or sync is final: nothing is released any more.
+//! Durability: a batch is released after its bytes are written and, if it must be durable, synced.
+//! Batches are released in the order in which they were made. A failed write or sync is final:
+//! nothing is released after it.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,10 +20,10 @@ use crate::panics::caught;
 
 /// How long written bytes without a waiting client may stay unsynced.
 const LAZY_SYNC: Duration = Duration::from_millis(100);
-/// Adjacent writes shorter than this are put together.
+/// Adjacent writes shorter than this are joined.
 const JOIN_BYTES: usize = 64 * 1024;
 
-/// What waits for a batch. Letting it go must not block.
+/// What waits for a batch. Releasing it must not block.
 pub(crate) trait Release: Send + 'static {
     /// The batch is safe.
     fn release(self);
@@ -32,7 +32,7 @@ pub(crate) trait Release: Send + 'static {
 /// One step on disk.
 #[derive(Debug)]
 pub(super) enum Write {
-    /// The log goes on in this file.
+    /// The log continues in this file.
     Begin { segment: Arc<SegmentFile>, header: Header },
     /// Bytes at an offset of the file that was begun last.
     Data { segment: Arc<SegmentFile>, offset: u64, bytes: Bytes },
@@ -44,7 +44,7 @@ pub(crate) struct Batch<R> {
     pub(super) writes: Vec<Write>,
     pub(super) must_sync: bool,
     pub(super) bytes: usize,
-    /// Where the log ends behind it.
+    /// Where the log ends after this batch.
     pub(super) end: u64,
     pub(super) release: Option<R>,
 }
@@ -59,9 +59,9 @@ pub(crate) struct Committer<R> {
 #[derive(Debug)]
 struct Shared<R> {
     state: Mutex<CommitState<R>>,
-    /// Something is to be done.
+    /// Notified when there is work, or the thread must stop.
     work: Condvar,
-    /// Something was done.
+    /// Notified when batches are released, or the thread fails.
     progress: Condvar,
     /// Everything before this position is on disk.
     durable: AtomicU64,
@@ -71,7 +71,7 @@ struct Shared<R> {
 struct CommitState<R> {
     waiting: Vec<Batch<R>>,
     waiting_bytes: usize,
-    /// Batches that were ever put in, and that were ever released.
+    /// Batches ever pushed, and ever released.
     pushed: u64,
     released: u64,
     stop: bool,
@@ -85,9 +85,8 @@ impl<R> Shared<R> {
 }
 
 impl<R: Release> Committer<R> {
-    /// Starts the thread. `current` is the segment that is written now, and the log ends at `end`, on
-    /// disk; `on_failure` is called once,
-    /// when a write or sync has failed.
+    /// Starts the thread. `current` is the segment being written, and the log on disk ends at `end`.
+    /// `on_failure` is called once, when a write or sync has failed.
     pub(super) fn start(
         current: Arc<SegmentFile>,
         end: u64,
@@ -116,7 +115,7 @@ impl<R: Release> Committer<R> {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Puts a batch in. After a failure it is dropped, and with it what waited for it.
+    /// Queues a batch. After a failure, drops it together with what waits for it.
     pub(super) fn push(&self, batch: Batch<R>) {
         let mut state = self.shared.lock();
         if state.failed {
@@ -128,8 +127,7 @@ impl<R: Release> Committer<R> {
         self.shared.work.notify_one();
     }
 
-    /// Whether everything that was put in is released. Then a batch without writes need not be put
-    /// in at all.
+    /// Whether every batch pushed so far is released. If so, a batch without writes need not be pushed.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.shared.lock();
         state.pushed == state.released && !state.failed
@@ -140,7 +138,7 @@ impl<R: Release> Committer<R> {
         self.shared.durable.load(Ordering::Acquire)
     }
 
-    /// Whether a write or sync has failed: nothing is released any more.
+    /// Whether a write or sync has failed, so that nothing more is released.
     pub(crate) fn has_failed(&self) -> bool {
         self.shared.lock().failed
     }
@@ -150,7 +148,7 @@ impl<R: Release> Committer<R> {
         self.shared.lock().waiting_bytes
     }
 
-    /// Returns when all that was put in before is durable; an error if that cannot be any more.
+    /// Returns once every batch pushed before is durable; fails if the journal has failed.
     pub(crate) fn barrier(&self) -> io::Result<()> {
         self.push(Batch { writes: Vec::new(), must_sync: true, bytes: 0, end: 0, release: None });
         let mut state = self.shared.lock();
@@ -163,7 +161,7 @@ impl<R: Release> Committer<R> {
 }
 
 impl<R> Drop for Committer<R> {
-    /// Writes and syncs what was put in.
+    /// Writes and syncs every batch pushed before.
     fn drop(&mut self) {
         self.shared.lock().stop = true;
         self.shared.work.notify_one();
@@ -183,8 +181,8 @@ fn run<R: Release>(shared: &Shared<R>, mut current: Arc<SegmentFile>) -> io::Res
         for write in joined_writes(batches.iter().flat_map(|batch| &batch.writes), &mut joined) {
             match write {
                 CommitStep::Begin(segment, header) => {
-                    // The old segment is durable before anything lies in the next one: recovery
-                    // takes a gap in the middle for damage.
+                    // Sync the old segment before anything is written to the next one: recovery
+                    // treats a gap in the middle as damage.
                     current.file()?.sync()?;
                     segment.begin(header)?;
                     current.close();
@@ -213,7 +211,7 @@ fn run<R: Release>(shared: &Shared<R>, mut current: Arc<SegmentFile>) -> io::Res
     }
 }
 
-/// Waits for batches. None at all means: sync what is dirty.
+/// Waits for batches. An empty result means: sync what is dirty.
 fn next<R>(shared: &Shared<R>, is_dirty: bool) -> (Vec<Batch<R>>, bool) {
     let mut state = shared.lock();
     while state.waiting.is_empty() && !state.stop {
@@ -235,10 +233,10 @@ enum CommitStep<'a> {
     Data(&'a Arc<SegmentFile>, u64, &'a [u8]),
 }
 
-/// The same writes with adjacent small ones put together in `buffer`: fewer system calls.
+/// The same writes with adjacent small ones joined in `buffer`, for fewer system calls.
 fn joined_writes<'a>(writes: impl Iterator<Item = &'a Write>, buffer: &'a mut Vec<u8>) -> Vec<CommitStep<'a>> {
     let writes: Vec<&Write> = writes.collect();
-    // Two passes, because the slices of the second borrow what the first has filled.
+    // Two passes, because the second borrows slices of the buffer that the first fills.
     let mut spans: Vec<(usize, std::ops::Range<usize>)> = Vec::new();
     buffer.clear();
     let mut end_of_last = None;

@@ -1,26 +1,26 @@
-//! An entry: one change in a frame that tells whether it is whole.
+//! An entry: one change, in a frame that shows whether the entry is whole.
 //!
 //! | bytes | |
 //! |---|---|
 //! | 0..4 | length of the body |
 //! | 4..8 | CRC-32 of the entry's position in the log, then of bytes 8.. of the entry and the length |
-//! | 8..12 | CRC of the entry before it in the segment; of the segment's header for the first |
+//! | 8..12 | CRC of the previous entry in the segment; for the first entry, of the segment's header |
 //! | 12 | kind of the change |
 //! | 13..16 | 0 |
 //! | 16.. | the body |
 //!
-//! The chain of CRCs is what makes a torn tail safe to write over: entries that lie behind the
-//! tear, whole as they may be, do not follow on what is written there later, so they never come
-//! back. The position keeps an entry from being taken for another's place, so a walk that was thrown
-//! off by damage finds the next entry byte by byte.
+//! The chain of CRCs makes a torn tail safe to write over: entries after the tear, even whole ones,
+//! do not chain to what is written there later, so they never reappear. The position in the CRC
+//! makes an entry valid only where it was written, so a walk can search for the next entry after
+//! damage byte by byte.
 
 use bytes::{BufMut, BytesMut};
 
 use super::change::Change;
 use super::frame::FRAME_BYTES;
 
-/// Bytes of what may be entries that are checked in search of the next one, and how long those are that
-/// are checked even so.
+/// Bytes of candidates that a search for the next entry checks in total, and the length up to which it
+/// always checks one.
 const CHECKED_BYTES_MAX: usize = 1 << 30;
 const SMALL_BYTES: usize = 4096;
 
@@ -39,10 +39,10 @@ pub(super) fn encode(change: &Change<'_>, position: u64, before: u32, out: &mut 
     crc
 }
 
-/// Kind of an entry that says up to which position the log was durable when it was written. What is
-/// not whole before that position was whole once: that is damage, and no torn tail.
+/// Kind of an entry that records up to which position the log was durable when it was written.
+/// Everything before that position was whole once; if it no longer is, that is damage, not a torn tail.
 pub(super) const MARK: u8 = 254;
-/// Length of a mark with its frame.
+/// Length of a mark, including its frame.
 pub(super) const MARK_BYTES: usize = FRAME_BYTES + 8;
 
 /// Appends a mark, and returns its CRC.
@@ -59,7 +59,7 @@ pub(super) fn mark(durable: u64, position: u64, before: u32, out: &mut BytesMut)
     crc
 }
 
-/// Fills a frame without a body.
+/// Fills in the frame of an entry without a body.
 pub(super) fn seal(position: u64, before: u32, frame: &mut [u8], kind: u8) {
     frame[8..12].copy_from_slice(&before.to_le_bytes());
     frame[12] = kind;
@@ -67,7 +67,7 @@ pub(super) fn seal(position: u64, before: u32, frame: &mut [u8], kind: u8) {
     frame[4..8].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Makes an entry that was written follow on another CRC, and returns its own.
+/// Chains an encoded entry to another CRC, and returns its own.
 #[cfg(test)]
 pub(super) fn chain(position: u64, before: u32, entry: &mut [u8]) -> u32 {
     entry[8..12].copy_from_slice(&before.to_le_bytes());
@@ -93,42 +93,41 @@ pub(crate) struct Entry<'a> {
     pub(crate) body: &'a [u8],
 }
 
-/// What a walk along the log meets.
+/// What a walk along the log finds.
 #[derive(Debug)]
 pub(crate) enum WalkItem<'a> {
     Entry {
         position: u64,
         entry: Entry<'a>,
     },
-    /// Bytes that are no whole entry, up to the next one or to the end.
+    /// Bytes that are not a whole entry, up to the next one or to the end.
     Gap {
         position: u64,
         bytes: &'a [u8],
     },
 }
 
-/// A walk along a span of the log, over damage too.
+/// A walk along a span of the log that continues after damage.
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
     position: u64,
     rest: &'a [u8],
-    /// CRC of the entry before, where it is known.
+    /// CRC of the previous entry, if known.
     before: Option<u32>,
 }
 
 impl<'a> Walk<'a> {
-    /// Begins at a position, with the CRC of what is before it, if that is known.
+    /// Begins at a position. `before` is the CRC of what precedes it, if known.
     pub(crate) fn new(position: u64, bytes: &'a [u8], before: Option<u32>) -> Self {
         Self { position, rest: bytes, before }
     }
 
-    /// Where the next whole entry begins, looked for byte by byte. Cheap tests come first: what looks
-    /// like a frame and is none is rare.
+    /// Where the next whole entry begins. Searches byte by byte, cheap tests first: false frames are rare.
     fn resume(&self) -> usize {
         let looks_like_one = |at: &usize| {
             self.rest.get(*at..at + FRAME_BYTES).is_some_and(|frame| frame[12] != 0 && frame[13..16] == [0; 3])
         };
-        // Bytes of a client's may look like a million long entries: checking all would take hours.
+        // A client's payload may look like a million long entries: checking all would take hours.
         let mut budget = CHECKED_BYTES_MAX;
         let is_one = |at: &usize| {
             let rest = &self.rest[*at..];
@@ -174,19 +173,19 @@ impl<'a> Entry<'a> {
         let frame = bytes.first_chunk::<FRAME_BYTES>()?;
         let word = |at: usize| u32::from_le_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
         let entry = bytes.get(..FRAME_BYTES + word(0) as usize)?;
-        // Zeros are room that was never written. They are no entry, whatever their CRC.
+        // Zeros are room that was never written. They are not an entry, whatever their CRC.
         if frame[12] == 0 || crc(position, entry) != word(4) {
             return None;
         }
         Some(Self { crc: word(4), before: word(8), kind: frame[12], body: &entry[FRAME_BYTES..] })
     }
 
-    /// Up to where the log was durable, if it is a mark.
+    /// Up to where the log was durable, if this is a mark.
     pub(crate) fn durable(&self) -> Option<u64> {
         self.body.first_chunk().filter(|_| self.kind == MARK).copied().map(u64::from_le_bytes)
     }
 
-    /// Its length with the frame.
+    /// Its length, including the frame.
     pub(crate) fn bytes(&self) -> usize {
         FRAME_BYTES + self.body.len()
     }

@@ -1,13 +1,13 @@
 //! The journal: one append-only log for all streams of a broker.
 //!
-//! The log is a line of positions, cut into segments (`segment`). [`Journal::append`] gives an
-//! entry (`entry`) its place and keeps its bytes; [`Journal::commit`] hands them to the
-//! committer (`commit`), which makes them durable. What is live is known by the streams, which
-//! [claim](Journal::claim) and [release](Journal::release) places; a segment without claims
-//! anything in is dropped once a snapshot (`snapshot`) stands behind it.
+//! The log is a sequence of positions, divided into segments (`segment`). [`Journal::append`] gives
+//! an entry (`entry`) its place and keeps its bytes; [`Journal::commit`] hands them to the committer
+//! (`commit`), which makes them durable. The streams know what is live: they
+//! [claim](Journal::claim) and [release](Journal::release) places. A segment without claims is
+//! dropped once a snapshot (`snapshot`) covers it.
 //!
-//! Invariant: between two commits the log, the streams and what clients are told are changed
-//! together under one lock. So the order in the log is the order in which things happened.
+//! Invariant: between two commits, the log, the streams and the answers to clients change together
+//! under one lock. So the order in the log is the order of events.
 
 pub(crate) mod frame;
 pub(crate) mod change;
@@ -37,39 +37,38 @@ use frame::FRAME_BYTES;
 use segment::{Files, HEADER_BYTES, Header, SEAL, SegmentFile, VERSION};
 use space::Space;
 
-/// Bytes of the log's end that are kept in memory, so that a message that is delivered soon is not
-/// read from disk.
+/// Bytes at the end of the log that stay in memory, so that messages delivered soon are not read
+/// from disk.
 const RECENT_BYTES_MAX: usize = 32 << 20;
 
-/// Bytes that are handed over even if no client waits for them.
+/// Appended bytes that are handed to the committer even if no client waits for them.
 const LAZY_BYTES_MAX: usize = 64 << 10;
 
-/// Segments that the log may take beyond one and a half times what lives, before old ones are emptied at
-/// once.
+/// Segments that the log may use beyond 1.5 times its live bytes before old ones are emptied at once.
 const BLOAT_SEGMENTS_MAX: u64 = 8;
 
-/// The log and what is on its way into it.
+/// The log, and the entries that are not yet handed to the committer.
 #[derive(Debug)]
 pub(crate) struct Journal<R> {
     files: Arc<Files>,
     committer: Arc<Committer<R>>,
     segments: BTreeMap<u64, Segment>,
-    /// Base of the segment that is written now.
+    /// Base of the segment being written.
     active: u64,
     /// Position of the next entry.
     head: u64,
     /// CRC of the last entry.
     crc: u32,
     space: Space,
-    /// Entries that end at `head` and are not handed over.
+    /// Entries that end at `head` and are not yet handed over.
     open: BytesMut,
     writes: Vec<Write>,
     must_sync: bool,
-    /// Up to where the log is known to be durable by what is in the log.
+    /// Durable position that the log's last mark records.
     marked: u64,
     /// Where the last entry that is not a mark ends.
     told: u64,
-    /// Bytes of entries appended since the start, and how many of them were carried.
+    /// Bytes of entries appended since the start, and how many of them were carried from old segments.
     appended: u64,
     carried: u64,
     recent: Recent,
@@ -79,19 +78,19 @@ pub(crate) struct Journal<R> {
 #[derive(Debug)]
 struct Segment {
     file: Arc<SegmentFile>,
-    /// Its span on the line of positions.
+    /// Length of its span of the log.
     span: u64,
-    /// The version that it is written in.
+    /// Format version of its file.
     version: u32,
     /// Bytes of claimed entries.
     live: u64,
-    /// The same at the last look for one to empty.
+    /// `live` at the last call of [`Journal::emptiest`].
     live_before: u64,
 }
 
 impl<R: Release> Journal<R> {
-    /// Makes sure that entries of `bytes` in all can be appended; jobs are told to wait long before
-    /// there is no room for what settles them.
+    /// Makes sure that entries of `bytes` in total can be appended. New jobs are refused long before
+    /// there is no room to settle queued ones.
     ///
     /// `owed` is what queued jobs may still need for their records.
     pub(crate) fn make_room(&mut self, bytes: u64, share: Share, owed: u64) -> Result<(), Full> {
@@ -104,17 +103,17 @@ impl<R: Release> Journal<R> {
         Ok(())
     }
 
-    /// Bytes that fit in the active segment, the seal left out.
+    /// Bytes that still fit in the active segment before its seal.
     fn left(&self) -> u64 {
         if self.segments[&self.active].version < VERSION {
-            // What older programs begin is not gone on with: they would not understand it.
+            // Never append to a segment of an older version: older programs could not read the new entries.
             return 0;
         }
         let end = self.active + self.segments[&self.active].span;
         end.saturating_sub(self.head + FRAME_BYTES as u64)
     }
 
-    /// Appends an entry. `durable`: a client will be answered, so it is synced before that.
+    /// Appends an entry. `durable`: a client waits for an answer, so the entry is synced first.
     pub(crate) fn append(&mut self, change: &Change<'_>, share: Share, durable: bool) -> Result<LogPlace, Full> {
         let estimate = match change {
             Change::Stored(stored) => stored.body_bytes(),
@@ -133,17 +132,17 @@ impl<R: Release> Journal<R> {
         self.appended += bytes;
         self.told = self.head;
         self.must_sync |= durable;
-        // Invariant: an entry lies within one segment, with room for the seal behind it.
+        // Invariant: an entry is within one segment, with room for the seal after it.
         debug_assert!(self.head + FRAME_BYTES as u64 <= self.active + self.segments[&self.active].span);
         Ok(LogPlace { position, bytes: bytes as u32 })
     }
 
-    /// Has everything up to here synced with the next commit.
+    /// Makes the next commit sync everything up to here.
     pub(crate) fn require_sync(&mut self) {
         self.must_sync = true;
     }
 
-    /// Seals the active segment and goes on in `file`.
+    /// Seals the active segment and continues the log in `file`.
     fn roll(&mut self, file: Arc<SegmentFile>) {
         let mut seal = BytesMut::zeroed(FRAME_BYTES);
         entry::seal(self.head, self.crc, &mut seal, SEAL);
@@ -170,11 +169,11 @@ impl<R: Release> Journal<R> {
         self.writes.push(Write::Data { segment, offset: position - self.active, bytes });
     }
 
-    /// Hands over what was appended, with what waits for it. Returns `release` when it waits for
-    /// nothing: nothing durable was appended, and nothing earlier is on its way.
+    /// Hands what was appended to the committer, with the `release` that waits for it. Returns `release`
+    /// if it need not wait: nothing durable was appended, and the committer is idle.
     ///
-    /// What need not be durable (deliveries, unconfirmed acks) stays here until something
-    /// must be, or until [`Journal::flush`]: it is not worth waking a thread for.
+    /// Entries that need not be durable (deliveries, unconfirmed acks) stay here until one must be, or
+    /// until [`Journal::flush`]: they are not worth waking a thread for.
     pub(crate) fn commit(&mut self, release: Option<R>) -> Option<R> {
         let is_lazy = !self.must_sync && self.open.len() < LAZY_BYTES_MAX && self.writes.is_empty();
         if is_lazy && (release.is_none() || self.committer.is_idle()) {
@@ -184,9 +183,9 @@ impl<R: Release> Journal<R> {
         None
     }
 
-    /// Hands over what was appended, however little.
+    /// Hands what was appended to the committer, however little it is.
     pub(crate) fn flush(&mut self) {
-        // At rest, so that decay of what was written last can be told from a torn tail too.
+        // An idle log is marked too, so that later damage to its last entries is not mistaken for a torn tail.
         if self.marked < self.told && self.committer.durable() >= self.told {
             self.put_mark();
         }
@@ -207,7 +206,7 @@ impl<R: Release> Journal<R> {
         self.committer.push(Batch { writes, must_sync, bytes, end: self.head, release });
     }
 
-    /// Writes down how far the log is durable.
+    /// Appends a mark: it records how far the log is durable.
     fn put_mark(&mut self) {
         let durable = self.committer.durable();
         if durable > self.marked && self.left() >= MARK_BYTES as u64 {
@@ -240,7 +239,7 @@ impl<R: Release> Journal<R> {
         self.segments.range(..=place.position).next_back().map(|(base, segment)| (*base, segment))
     }
 
-    /// Marks the entry as needed. Whether it exists.
+    /// Marks the entry as needed. Returns false if no segment holds it.
     pub(crate) fn claim(&mut self, place: LogPlace) -> bool {
         match self.segments.range_mut(..=place.position).next_back() {
             Some((base, segment)) if place.position + u64::from(place.bytes) <= base + segment.span => {
@@ -251,7 +250,7 @@ impl<R: Release> Journal<R> {
         }
     }
 
-    /// The entry is no longer needed.
+    /// Marks the entry as no longer needed.
     pub(crate) fn release(&mut self, place: LogPlace) {
         if let Some((_, segment)) = self.segments.range_mut(..=place.position).next_back() {
             debug_assert!(segment.live >= u64::from(place.bytes), "released more than was claimed");
@@ -259,7 +258,7 @@ impl<R: Release> Journal<R> {
         }
     }
 
-    /// Where a snapshot that is begun now lets recovery start, and the CRC before that.
+    /// Where recovery starts after a snapshot that begins now, and the CRC before that position.
     pub(crate) fn mark(&self) -> (u64, u32) {
         (self.head, self.crc)
     }
@@ -269,13 +268,13 @@ impl<R: Release> Journal<R> {
         &self.files
     }
 
-    /// Bases of the segments before `position` that hold nothing.
+    /// Bases of the segments before `position` that hold no live entries.
     pub(crate) fn dead_before(&self, position: u64) -> Vec<u64> {
         let dead = self.segments.iter().filter(|(base, s)| s.live == 0 && **base + s.span <= position);
         dead.map(|(base, _)| *base).filter(|base| *base != self.active).collect()
     }
 
-    /// Drops dead segments. What made them dead must be durable.
+    /// Drops dead segments. The changes that made them dead must be durable.
     pub(crate) fn drop_segments(&mut self, bases: &[u64]) {
         for base in bases {
             if let Some(segment) = self.segments.remove(base) {
@@ -285,12 +284,12 @@ impl<R: Release> Journal<R> {
         }
     }
 
-    /// Bytes of sealed segments that hold nothing.
+    /// Bytes of sealed segments that hold no live entries.
     pub(crate) fn dead_bytes(&self) -> u64 {
         self.usage().dead_bytes
     }
 
-    /// What the log takes on disk.
+    /// What the log uses on disk.
     pub(crate) fn usage(&self) -> Usage {
         let mut usage = Usage { appended_bytes: self.appended, carried_bytes: self.carried, ..Usage::default() };
         for (base, segment) in &self.segments {
@@ -304,14 +303,14 @@ impl<R: Release> Journal<R> {
         usage
     }
 
-    /// Whether the log takes so much more room than what lives in it that segments must be emptied now.
+    /// Whether the log uses so much more space than its live bytes that segments must be emptied now.
     pub(crate) fn is_bloated(&self, usage: &Usage) -> bool {
         let Usage { bytes, live_bytes, dead_bytes, .. } = *usage;
         bytes - dead_bytes > live_bytes + live_bytes / 2 + BLOAT_SEGMENTS_MAX * self.space.segment_bytes
     }
 
-    /// The sealed segment with the least in it, if at most half of it is live. One that drains by itself
-    /// is left alone if there is [`Haste::None`]: something in it has gone since this was last asked.
+    /// The sealed segment with the smallest live part, if at most half of it is live. With
+    /// [`Haste::None`], skips segments that drain by themselves: their live bytes changed since the last call.
     pub(crate) fn emptiest(&mut self, haste: Haste) -> Option<(u64, Arc<SegmentFile>)> {
         let active = self.active;
         let sealed = self.segments.iter_mut().filter(|(base, segment)| **base != active && segment.live > 0);
@@ -328,8 +327,7 @@ impl<R: Release> Journal<R> {
         self.carried += bytes;
     }
 
-    /// Seals the active segment if most of what was written to it is dead, so that its room can be
-    /// given back.
+    /// Seals the active segment if most of what was written to it is dead, so that its space can be freed.
     pub(crate) fn roll_if_dead(&mut self) {
         let (segment, used) = (&self.segments[&self.active], self.head - self.active);
         if used > segment.span / 4
@@ -340,12 +338,12 @@ impl<R: Release> Journal<R> {
         }
     }
 
-    /// What has to be allocated ahead now: how many files, of which length, and their first number.
+    /// How many spare files must be allocated now, and their length.
     pub(crate) fn spares_wanted(&mut self) -> (usize, u64) {
         self.space.wanted()
     }
 
-    /// Bytes that the log may still grow by, as far as the disk goes.
+    /// Bytes by which the log can still grow on this disk.
     pub(crate) fn room(&self) -> u64 {
         self.space.room()
     }
@@ -355,31 +353,31 @@ impl<R: Release> Journal<R> {
         self.space.segment_bytes
     }
 
-    /// Free disk space, as the keeper of the spares last read it.
+    /// Spare files, and the free disk space at the last measurement.
     pub(crate) fn space(&mut self) -> &mut Space {
         &mut self.space
     }
 }
 
-/// What a log takes on disk, and what was written to it since it was opened.
+/// What a log uses on disk, and what was written to it since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Usage {
-    /// Segments, the one that is written now among them.
+    /// Segments, including the one being written.
     pub segments: u64,
     /// Bytes of all segments.
     pub bytes: u64,
     /// Bytes of entries that are still needed.
     pub live_bytes: u64,
-    /// Bytes of segments that hold nothing and wait for a snapshot.
+    /// Bytes of segments that hold no live entries and wait for a snapshot.
     pub dead_bytes: u64,
-    /// Bytes of entries that were appended, carried ones included.
+    /// Bytes of entries that were appended, including carried ones.
     pub appended_bytes: u64,
-    /// Bytes of entries that were carried out of old segments.
+    /// Bytes of entries that were carried from old segments.
     pub carried_bytes: u64,
 }
 
 impl Usage {
-    /// Bytes written for each byte that had to be.
+    /// Bytes appended per byte of new entries.
     pub fn amplification(&self) -> f64 {
         self.appended_bytes as f64 / self.appended_bytes.saturating_sub(self.carried_bytes).max(1) as f64
     }
@@ -388,7 +386,7 @@ impl Usage {
 /// Whether segments that drain by themselves are emptied too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Haste {
-    /// Room is there: carrying what will soon be released would be wasted work.
+    /// There is room: carrying entries that will soon be released would waste work.
     None,
     /// The log is [bloated](Journal::is_bloated).
     Now,
@@ -403,12 +401,12 @@ fn rand_salt() -> u64 {
 pub(crate) enum Source {
     /// Its bytes, frame included.
     Memory(Bytes),
-    /// Where they are. The file stays for as long as this is kept.
+    /// Where they are. The file is not removed while this value exists.
     Disk { file: Arc<SegmentFile>, offset: u64, place: LogPlace },
 }
 
 impl Source {
-    /// The entry's bytes; what is read from disk is checked. Blocks.
+    /// The entry's bytes; checks those that it reads from disk. Blocks.
     pub(crate) fn load(&self) -> io::Result<Bytes> {
         match self {
             Self::Memory(bytes) => Ok(bytes.clone()),
@@ -424,7 +422,7 @@ impl Source {
     }
 }
 
-/// The end of the log, by position.
+/// The latest bytes of the log, by position.
 #[derive(Debug, Default)]
 struct Recent {
     chunks: VecDeque<(u64, Bytes)>,

@@ -1,9 +1,9 @@
-//! Opening a journal: the newest snapshot, then every whole entry behind it.
+//! Opening a journal: the newest snapshot, then every whole entry after it.
 //!
-//! An entry that is not whole, or does not follow on the one before, is one of two things. Behind the
-//! last position that the log itself calls durable it is a torn tail: it was never acknowledged, and
-//! the log goes on in its place. Before that it was whole once: it is damage, which is stepped over
-//! and reported. What comes behind it is found again byte by byte.
+//! An entry that is not whole, or does not chain to the previous one, is one of two things. After the
+//! last position that the log itself records as durable, it is a torn tail: it was never acknowledged,
+//! and the log continues in its place. Before that position it was whole once: recovery skips and
+//! reports the damage, and searches for the next entry byte by byte.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,25 +20,25 @@ use super::space::Space;
 use super::{Journal, Recent, Segment, rand_salt};
 use crate::platform::storage::{File, Storage};
 
-/// A journal cannot be opened.
+/// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A file cannot be read or written.
     #[error("the journal's {name} cannot be used")]
     Io {
-        /// The file, or what was done.
+        /// The file, or what else is needed, such as the folder.
         name: String,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A user, a certificate or another setting cannot be used.
+    /// A user, a certificate or another setting is invalid.
     #[error("the broker cannot be started: {0}")]
     Settings(String),
-    /// Another process has it.
+    /// Another process has the journal open.
     #[error("the journal in {0} is in use by another broker")]
     Locked(String),
-    /// A later version of the program has written it.
+    /// A newer version of the program wrote it.
     #[error("the journal's {name} has format {version}, which this version cannot read: use a newer sightline")]
     Newer {
         /// The file.
@@ -46,7 +46,7 @@ pub enum OpenError {
         /// Its format.
         version: u32,
     },
-    /// What was once written whole no longer is.
+    /// Data that was written whole is now damaged.
     #[error("the journal's {name} is damaged at byte {offset}: {problem}; restore the folder from a backup")]
     Damaged {
         /// The file.
@@ -65,7 +65,7 @@ impl OpenError {
     }
 }
 
-/// Takes each change, with the place of its entry if it comes from one; says what is wrong with it.
+/// Applies a change, with the place of its entry if it has one; returns what is wrong with it.
 pub(crate) type Apply<'a> = dyn FnMut(Change<'_>, Option<LogPlace>) -> Result<(), String> + 'a;
 
 /// Bytes of the log that were whole once.
@@ -76,25 +76,25 @@ pub(crate) struct Damage {
     /// Where in the file.
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
-    /// The message that was there, if what is left of the entry can be believed: stream and sequence.
+    /// Stream and sequence of the lost message, if they can still be read.
     pub(crate) message: Option<(u32, u64)>,
 }
 
 /// What recovery found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Recovered {
-    /// Entries behind the snapshot.
+    /// Entries after the snapshot.
     pub(crate) entries: u64,
-    /// Bytes behind the last whole entry that are not zero: a tail that was torn.
+    /// Bytes after the last whole entry that are not zero: a torn tail.
     pub(crate) torn_bytes: u64,
     pub(crate) damage: Vec<Damage>,
 }
 
-/// A segment that is there.
+/// A segment that exists.
 struct Found {
     file: Arc<SegmentFile>,
     header: Header,
-    /// CRC with which its chain begins; its header may be damaged.
+    /// CRC with which its chain begins; `None` if its header is damaged.
     crc: Option<u32>,
 }
 
@@ -106,8 +106,8 @@ struct End {
 }
 
 impl<R: Release> Journal<R> {
-    /// Opens the journal of a folder and gives every change to `apply`, with the place of its entry;
-    /// changes of a snapshot have none. What is live has to be [claimed](Journal::claim) after that.
+    /// Opens the journal of a folder and passes every change to `apply`, with the place of its entry;
+    /// changes of a snapshot have none. The caller must then [claim](Journal::claim) what is live.
     pub(crate) fn open(
         storage: Arc<dyn Storage>,
         segment_bytes: Option<u64>,
@@ -132,14 +132,14 @@ impl<R: Release> Journal<R> {
         let last = found[&end.active].file.clone();
         last.hold_open().map_err(OpenError::io("last segment"))?;
         let active = last.file().map_err(OpenError::io("last segment"))?;
-        // Not where an older program has written: it left no marks, so this may be more than a torn tail, and
-        // nothing is written there any more.
+        // Not in a segment of an older version: it has no marks, so this may be more than a torn tail, and
+        // nothing more is written there.
         if recovered.torn_bytes > 0 && found[&end.active].header.version == VERSION {
-            // What is whole behind the tear must never be met again, not even if the log before it decays.
+            // Recovery must never find whole entries after the tear again, even if the log before it is damaged.
             let rest = last.bytes.saturating_sub(end.head - end.active) as usize;
             active.write_at(&vec![0; rest], end.head - end.active).map_err(OpenError::io("last segment"))?;
         }
-        // What was read may lie in the system's memory only. It is about to be built upon.
+        // What was read may be only in the system's cache; sync it before anything depends on it.
         active.sync().map_err(OpenError::io("last segment"))?;
         storage.sync_names().map_err(OpenError::io("folder"))?;
         let committer = Committer::start(last, end.head, on_failure).map_err(OpenError::io("thread"))?;
@@ -168,7 +168,7 @@ impl<R: Release> Journal<R> {
     }
 }
 
-/// All segments by base. Spares and what was never begun are removed.
+/// All segments by base. Removes spares and segments that were never begun.
 fn segments(files: &Arc<Files>) -> Result<BTreeMap<u64, Found>, OpenError> {
     let storage = files.storage();
     let names = storage.names().map_err(OpenError::io("folder"))?;
@@ -192,7 +192,7 @@ fn segments(files: &Arc<Files>) -> Result<BTreeMap<u64, Found>, OpenError> {
                 let file = SegmentFile::existing(files, name, bytes);
                 found.insert(base, Found { file, header, crc: Some(header.encode().1) });
             }
-            // Never written, or torn while it was: then nothing was ever written behind it.
+            // Never written, or torn while being written: then nothing was ever written after it.
             HeaderRead::Empty | HeaderRead::Damaged
                 if is_blank(file.as_ref(), bytes).map_err(OpenError::io(&name))? =>
             {
@@ -201,7 +201,7 @@ fn segments(files: &Arc<Files>) -> Result<BTreeMap<u64, Found>, OpenError> {
             HeaderRead::Newer(version) => return Err(OpenError::Newer { name, version }),
             HeaderRead::Whole(_) => return Err(damaged("it is another segment than its name says")),
             HeaderRead::Empty | HeaderRead::Damaged => {
-                // Its name says where it begins, and the next one where it ends.
+                // Its name shows where it begins, and the next segment's name where it ends.
                 let header = Header { version: VERSION, base, span: bytes, salt: 0 };
                 let file = SegmentFile::existing(files, name, bytes);
                 found.insert(base, Found { file, header, crc: None });
@@ -215,7 +215,7 @@ fn segments(files: &Arc<Files>) -> Result<BTreeMap<u64, Found>, OpenError> {
         }
     }
     for (base, name) in empty {
-        // The crash came after the name and before the header: nothing lies behind it.
+        // The crash came after the rename and before the header: nothing can follow it.
         if found.range(base..).next().is_some() {
             return Err(OpenError::Damaged { name, offset: 0, problem: "its header is missing".into() });
         }
@@ -224,14 +224,14 @@ fn segments(files: &Arc<Files>) -> Result<BTreeMap<u64, Found>, OpenError> {
     Ok(found)
 }
 
-/// Whether nothing but zeros lies behind a segment's header.
+/// Whether a segment holds only zeros after its header.
 fn is_blank(file: &dyn File, bytes: u64) -> io::Result<bool> {
     let mut rest = vec![0; bytes.saturating_sub(HEADER_BYTES) as usize];
     file.read_at(&mut rest, HEADER_BYTES.min(bytes))?;
     Ok(rest.iter().all(|byte| *byte == 0))
 }
 
-/// Applies the newest snapshot that is whole. Without any the log is read from its start.
+/// Applies the newest whole snapshot. Without one, the log is read from its start.
 fn load_snapshot(
     storage: &dyn Storage,
     found: &BTreeMap<u64, Found>,
@@ -308,8 +308,8 @@ fn replay(
     }
 }
 
-/// Applies the entries of one segment from `end.head` on, and steps over what is damaged. In the last
-/// one the log ends at its torn tail.
+/// Applies the entries of one segment from `end.head` on, and skips damage. In the last segment, the
+/// log ends at its torn tail.
 fn replay_segment(
     segment: &Found,
     is_last: bool,
@@ -330,8 +330,8 @@ fn replay_segment(
     for step in Walk::new(end.head, &bytes, end.crc) {
         match step {
             WalkItem::Entry { position, entry } => {
-                // A seal at the end of the log was written and not acknowledged. It is taken back, by
-                // going on in its place: `end.crc` stays the one before it.
+                // A seal at the end of the log was written but never acknowledged. The log continues
+                // in its place: `end.crc` stays that of the entry before it.
                 if entry.kind == SEAL {
                     if is_last {
                         end.head = position;
@@ -364,7 +364,7 @@ fn replay_segment(
     Ok(())
 }
 
-/// The farthest position that entries of the last segment call durable.
+/// The highest position that a mark in the last segment records as durable.
 fn last_mark(end: &End, bytes: &[u8]) -> u64 {
     let marks = Walk::new(end.head, bytes, end.crc).filter_map(|step| match step {
         WalkItem::Entry { entry, .. } => entry.durable(),

@@ -7,12 +7,11 @@
 //! | 12..16 | 0 |
 //! | 16..24 | base: the position in the log of the file's first byte |
 //! | 24..32 | length of the span; the next segment's base is base + length |
-//! | 32..40 | a random number, so that no two segments chain alike |
+//! | 32..40 | a random number, so that no two segments have the same chain of CRCs |
 //! | 40..44 | CRC-32 of bytes 0..40 |
 //! | 64.. | entries, the last of a full segment being a seal |
 //!
-//! Files are allocated ahead under the name `spare-<n>` and take their own, `segment-<base>`, when
-//! the log reaches them.
+//! Files are allocated ahead as `spare-<n>` and renamed to `segment-<base>` when the log reaches them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,10 +20,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::platform::storage::{File, Storage};
 
-/// Where the first entry of a segment lies.
+/// Offset of the first entry in a segment.
 pub(crate) const HEADER_BYTES: u64 = 64;
-/// The version that is written, and the newest that is read. In version 1 there are no marks, so damage
-/// in its last segment cannot be told from a torn tail.
+/// The version that we write, and the newest that we read. Version 1 has no marks, so damage in its
+/// last segment looks the same as a torn tail.
 pub(crate) const VERSION: u32 = 2;
 /// Kind of the entry that ends a full segment; see [`super::change`] for the others.
 pub(crate) const SEAL: u8 = 255;
@@ -32,7 +31,7 @@ pub(crate) const SEAL: u8 = 255;
 const MAGIC: &[u8; 8] = b"SLJOURNL";
 const CHECKED_BYTES: usize = 40;
 
-/// What stands at the start of a segment.
+/// The start of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) version: u32,
@@ -41,7 +40,7 @@ pub(crate) struct Header {
     pub(crate) salt: u64,
 }
 
-/// What a file's first bytes are.
+/// What the first bytes of a file are.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum HeaderRead {
     Whole(Header),
@@ -75,8 +74,8 @@ impl Header {
         if &bytes[..8] != MAGIC {
             return HeaderRead::Damaged;
         }
-        // Versions to come keep magic, version and this CRC where they are, so that one is not taken for
-        // damage, nor damage for one.
+        // Future versions keep magic, version and this CRC where they are, so that a newer header and a
+        // damaged one are never confused.
         if crc32fast::hash(&bytes[..CHECKED_BYTES]) != word(40) {
             return HeaderRead::Damaged;
         }
@@ -91,11 +90,11 @@ impl Header {
     }
 }
 
-/// Files of old segments that stay open for the next read. Each further one is opened for every read.
+/// Files of old segments that stay open between reads. Any other is opened for each read.
 const OPEN_FILES_MAX: usize = 32;
 
-/// Opens files by name and keeps the last few open, so that thousands of segments need no descriptor
-/// each.
+/// Opens files by name and keeps the last few open, so that thousands of segments do not each need a
+/// descriptor.
 #[derive(Debug)]
 pub(crate) struct Files {
     storage: Arc<dyn Storage>,
@@ -123,7 +122,7 @@ impl Files {
             Some(entry) => entry,
             None => {
                 let file = self.storage.open(name).or_else(|error| {
-                    // Out of descriptors, perhaps: those that are only kept are given back.
+                    // Perhaps out of descriptors: close the cached files and retry.
                     open.clear();
                     if error.kind() == io::ErrorKind::NotFound { Err(error) } else { self.storage.open(name) }
                 });
@@ -143,8 +142,8 @@ impl Files {
     }
 }
 
-/// A segment's file, or a spare one. It is open while the log is written to it, and from then on only
-/// when it is read. Readers share it; a doomed file is removed when the last of them drops it.
+/// A segment's file, or a spare. It stays open while the log is written to it; afterwards it is opened
+/// only for reads. Readers share it; a doomed file is removed when the last of them drops it.
 #[derive(Debug)]
 pub(crate) struct SegmentFile {
     files: Arc<Files>,
@@ -164,7 +163,7 @@ impl SegmentFile {
         Ok(Self::new(files, name, Some(file), bytes))
     }
 
-    /// A file that is there, closed until it is read.
+    /// A file that already exists, closed until it is read.
     pub(crate) fn existing(files: &Arc<Files>, name: String, bytes: u64) -> Arc<Self> {
         Self::new(files, name, None, bytes)
     }
@@ -178,7 +177,7 @@ impl SegmentFile {
         self.writable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The open file.
+    /// The file, opened if necessary.
     pub(crate) fn file(&self) -> io::Result<Arc<dyn File>> {
         if let Some(file) = &*self.writable() {
             return Ok(file.clone());
@@ -187,14 +186,14 @@ impl SegmentFile {
         self.files.open(&name)
     }
 
-    /// Keeps the file open, since the log goes on in it.
+    /// Keeps the file open, because the log continues in it.
     pub(crate) fn hold_open(&self) -> io::Result<()> {
         let file = self.file()?;
         *self.writable() = Some(file);
         Ok(())
     }
 
-    /// Gives the descriptor back: nothing is written to it any more.
+    /// Stops keeping the file open: nothing more is written to it.
     pub(crate) fn close(&self) {
         *self.writable() = None;
     }
@@ -213,7 +212,7 @@ impl SegmentFile {
         self.files.storage.sync_names()
     }
 
-    /// Has the file removed once no reader uses it.
+    /// Removes the file once no reader uses it.
     pub(crate) fn doom(&self) {
         self.doomed.store(true, Ordering::Release);
     }

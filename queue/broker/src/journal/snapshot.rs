@@ -5,18 +5,18 @@
 //! | 0..8 | `SLSNAPSH` |
 //! | 8..12 | version of the format |
 //! | 12..16 | CRC of the entry before the position |
-//! | 16..24 | position in the log from which recovery goes on |
+//! | 16..24 | position in the log from which recovery continues |
 //! | 24..32 | length of the blocks |
 //! | 36..40 | CRC-32 of bytes 0..36 |
 //! | 64.. | blocks: length (4), CRC-32 of the block's place in the file and its records (4), records |
 //!
-//! A record is length (4), kind (1), body of a [`Change`]. In version 1 the records stood there without
-//! blocks, and bytes 32..36 were the CRC of all of them.
+//! A record is length (4), kind (1), body of a [`Change`]. In version 1, records were not in blocks,
+//! and bytes 32..36 were the CRC of all of them.
 //!
-//! It is written in portions while work goes on, so its later records know of changes behind its
-//! position; recovery applies those once more, which changes nothing (see [`Change`]). It takes its
-//! name, `snapshot-<position>`, when it and all that it knows of is durable. There are two copies of
-//! it: the log before it is gone, so a block that has decayed in one is taken from the other.
+//! A snapshot is written in portions while work continues, so its later records may include changes
+//! after its position; recovery applies those again, which changes nothing (see [`Change`]). It is
+//! renamed to `snapshot-<position>` once it and every change that it includes are durable. The log
+//! before it is removed, so there are two copies: a block damaged in one is read from the other.
 
 use std::io;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 64;
 const CHECKED_BYTES: usize = 36;
 const BLOCK_FRAME_BYTES: u64 = 8;
-/// So much is synced at a time.
+/// Bytes after which a snapshot is synced.
 const SYNC_BYTES: usize = 1 << 20;
 const PARTIAL: [&str; 2] = ["snapshot.partial", "snapshot-copy.partial"];
 
@@ -45,7 +45,7 @@ pub(crate) fn put_record(change: &Change<'_>, out: &mut BytesMut) {
     out[start + 4] = kind;
 }
 
-/// A snapshot on its way.
+/// A snapshot being written.
 #[derive(Debug)]
 pub(crate) struct SnapshotWriter {
     storage: Arc<dyn Storage>,
@@ -79,7 +79,7 @@ impl SnapshotWriter {
         self.bytes += block.len() as u64;
         self.unsynced += block.len();
         if self.unsynced >= SYNC_BYTES {
-            // Little by little: one long sync at the end would hold up the journal's own.
+            // In small portions: one long sync at the end would delay the journal's own.
             self.sync()?;
         }
         Ok(())
@@ -90,7 +90,7 @@ impl SnapshotWriter {
         self.copies.iter().try_for_each(|copy| copy.sync())
     }
 
-    /// Removes what an attempt that failed has left.
+    /// Removes what a failed attempt left.
     pub(crate) fn give_up(storage: &dyn Storage) {
         for name in PARTIAL {
             if let Err(error) = storage.remove(name) {
@@ -99,8 +99,8 @@ impl SnapshotWriter {
         }
     }
 
-    /// Makes it the one that counts, and removes the ones before. All that it knows of must be
-    /// durable. Returns its length, both copies together.
+    /// Makes this the current snapshot and removes earlier ones. Every change that it includes must be
+    /// durable. Returns the length of both copies together.
     pub(crate) fn finish(self) -> io::Result<u64> {
         let mut header = [0; HEADER_BYTES];
         header[..8].copy_from_slice(MAGIC);
@@ -151,7 +151,7 @@ pub(crate) fn positions(storage: &dyn Storage) -> io::Result<Vec<u64>> {
     Ok(found)
 }
 
-/// The position of the snapshot that a file is a copy of, if it is one.
+/// The position of the snapshot that a file is a copy of, if any.
 pub(crate) fn position_of(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("snapshot-")?;
     u64::from_str_radix(digits.strip_suffix(".copy").unwrap_or(digits), 16).ok()
@@ -171,7 +171,7 @@ impl From<io::Error> for Unusable {
     }
 }
 
-/// Where recovery goes on behind a snapshot.
+/// Where recovery continues after a snapshot.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mark {
     pub(super) position: u64,
@@ -185,7 +185,7 @@ struct Copy {
     version: u32,
     mark: Mark,
     records_bytes: u64,
-    /// Of all records, in version 1.
+    /// CRC of all records, in version 1.
     crc: u32,
 }
 
@@ -218,7 +218,7 @@ impl Copy {
         Ok(Some(read))
     }
 
-    /// The records of the block at an offset, if they are whole here.
+    /// The records of the block at an offset, if they are whole in this copy.
     fn block(&self, offset: u64) -> io::Result<Option<Vec<u8>>> {
         let Some(frame) = self.read(offset, BLOCK_FRAME_BYTES)? else { return Ok(None) };
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| frame[at + i]));
@@ -226,15 +226,15 @@ impl Copy {
         Ok(records.filter(|records| block_crc(offset, records) == word(4)))
     }
 
-    /// The records of version 1, which are whole or of no use.
+    /// All records of version 1, if they are whole.
     fn records_of_version_1(&self) -> io::Result<Option<Vec<u8>>> {
         let records = self.read(HEADER_BYTES as u64, self.records_bytes)?;
         Ok(records.filter(|records| crc32fast::hash(records) == self.crc))
     }
 }
 
-/// Checks a whole snapshot, each block in both of its copies, then gives its changes to `apply`.
-/// `damaged` is told of copies that are not whole.
+/// Checks a whole snapshot, each block in both of its copies, then passes its changes to `apply`.
+/// Reports copies that are not whole to `damaged`.
 pub(super) fn load(
     storage: &dyn Storage,
     position: u64,
@@ -258,13 +258,13 @@ pub(super) fn load(
         apply_records(&first.records_of_version_1()?.ok_or(Unusable::Damaged)?, apply)?;
         return Ok(first.mark);
     }
-    // Nothing is applied before everything is known to be whole: for each block, where.
+    // Find a whole copy of every block before any change is applied.
     let mut places = Vec::new();
     let (mut offset, end) = (HEADER_BYTES as u64, HEADER_BYTES as u64 + first.records_bytes);
     while offset < end {
         let mut whole = None;
         for copy in &copies {
-            // A sector that cannot be read is as good as one that was changed.
+            // A sector that cannot be read is treated like one that was changed.
             match copy.block(offset) {
                 Ok(Some(records)) => whole = whole.or(Some((copy, offset, records.len() as u64))),
                 Ok(None) | Err(_) => damaged(&copy.name),
@@ -275,7 +275,7 @@ pub(super) fn load(
         offset += BLOCK_FRAME_BYTES + bytes;
     }
     for (copy, offset) in places {
-        // Half applied it is of no use to anything older either.
+        // Not `Damaged`: once half of it is applied, an older snapshot is of no use either.
         let changed = || Unusable::Io(io::Error::new(io::ErrorKind::InvalidData, "it changed while it was read"));
         apply_records(&copy.block(offset)?.ok_or_else(changed)?, apply)?;
     }

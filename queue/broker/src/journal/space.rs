@@ -1,7 +1,7 @@
-//! Room on the disk: spare files that are allocated ahead, and who may still use the last of them.
+//! Disk space: spare files that are allocated ahead, and which appends may use the last of them.
 //!
-//! Jobs are refused at a high-water mark, while the room that is left serves those that are queued:
-//! their records, dead letters and acks. So a full disk drains by itself.
+//! New jobs are refused at a high-water mark; the remaining room is for queued jobs: their records,
+//! dead letters and acks. So a full disk drains by itself.
 
 use std::io;
 use std::sync::Arc;
@@ -12,26 +12,26 @@ use crate::platform::storage::Storage;
 
 /// Spares beyond the reserve, so that the log never waits for an allocation.
 const AHEAD: usize = 1;
-/// Spares that jobs leave alone.
+/// Spares that new jobs may not use.
 const RESERVE: usize = 4;
-/// Segments on a disk that is large enough.
+/// Length of a segment on a large disk.
 const SEGMENT_BYTES_MAX: u64 = 16 << 20;
 const SEGMENT_BYTES_MIN: u64 = 256 << 10;
-/// A refused allocation is not tried again before this has passed.
+/// Pause after a refused allocation before the next attempt.
 const REFUSED_FOR: Duration = Duration::from_millis(100);
 
 /// How much of the room an append may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Share {
-    /// New work: what is beyond the reserve.
+    /// New work: may use what is beyond the reserve.
     Work,
-    /// Large things that come of work, such as dead letters: half of the reserve.
+    /// Large results of work, such as dead letters: may also use half of the reserve.
     Bulk,
-    /// What settles work and makes room: everything.
+    /// Changes that settle work and make room: may use everything.
     Settle,
 }
 
-/// There is no room for this.
+/// The disk has no room for the append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("disk full")]
 pub(crate) struct Full;
@@ -40,7 +40,7 @@ pub(crate) struct Full;
 pub(crate) struct Space {
     pub(super) segment_bytes: u64,
     spares: Vec<Arc<SegmentFile>>,
-    /// Free bytes of the disk when it was last looked at, less what was allocated since.
+    /// Free bytes of the disk when last measured, minus what was allocated since.
     free_bytes: u64,
     next_number: u64,
     refused_at: Option<Instant>,
@@ -55,7 +55,7 @@ impl Space {
         Ok(Self { segment_bytes, spares: Vec::new(), free_bytes, next_number: 0, refused_at: None })
     }
 
-    /// Whether new work of these bytes leaves the reserve, and what is owed to queued work, alone.
+    /// Refuses `bytes` that would take from the reserve, or from what queued work is owed.
     pub(super) fn admit(&self, bytes: u64, share: Share, owed: u64) -> Result<(), Full> {
         let reserve = match share {
             Share::Work => RESERVE as u64,
@@ -67,7 +67,7 @@ impl Space {
         if there < bytes + owed + reserve * self.segment_bytes { Err(Full) } else { Ok(()) }
     }
 
-    /// A file of at least these bytes: a spare, or one that is allocated now.
+    /// A file of at least `bytes`: a spare, or one that is allocated now.
     pub(super) fn take(&mut self, files: &Arc<Files>, bytes: u64, share: Share) -> Result<Arc<SegmentFile>, Full> {
         if bytes > self.segment_bytes {
             return self.allocate(files, bytes);
@@ -102,12 +102,12 @@ impl Space {
         }
     }
 
-    /// Bytes of the spares and of the disk that are free.
+    /// Free bytes, in spares and on the disk.
     pub(super) fn room(&self) -> u64 {
         self.free_bytes + self.spares.len() as u64 * self.segment_bytes
     }
 
-    /// A number that no spare has had.
+    /// A number that no spare had before.
     pub(crate) fn next_number(&mut self) -> u64 {
         self.next_number += 1;
         self.next_number
@@ -118,12 +118,12 @@ impl Space {
         ((RESERVE + AHEAD).saturating_sub(self.spares.len()), self.segment_bytes)
     }
 
-    /// Puts a spare in.
+    /// Adds a spare.
     pub(crate) fn put(&mut self, spare: Arc<SegmentFile>) {
         self.spares.push(spare);
     }
 
-    /// Gives a spare up, for something that needs its room more.
+    /// Removes a spare to make room for something more urgent. Returns whether there was one.
     pub(crate) fn sacrifice(&mut self) -> bool {
         self.spares.pop().is_some_and(|spare| {
             spare.doom();
@@ -131,7 +131,7 @@ impl Space {
         })
     }
 
-    /// What the disk has free now.
+    /// Records how many bytes the disk has free now.
     pub(crate) fn set_free_bytes(&mut self, bytes: u64) {
         self.free_bytes = bytes;
     }

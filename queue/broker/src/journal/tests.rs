@@ -19,7 +19,7 @@ impl Release for Count {
 
 type Opened = (Journal<Count>, Vec<u64>, recovery::Recovered);
 
-/// Opens a journal; the changes of these tests are told apart by a number.
+/// Opens a journal; these tests identify changes by their sequence.
 fn open(memory: Arc<Memory>, segment_bytes: u64) -> Result<Opened, OpenError> {
     let mut seen = Vec::new();
     let (journal, recovered) =
@@ -62,8 +62,8 @@ fn filled(count: u64) -> (Vec<(String, Vec<u8>)>, Vec<usize>) {
     (memory.files().into_iter().filter(|(name, _)| name.starts_with("segment")).collect(), ends)
 }
 
-/// Reopens images of a journal, one for each offset of its last 64 KiB. Entries that end before the
-/// damage are whole, and all of them count.
+/// Reopens images of a journal, one damaged at each offset of its last 64 KiB. Recovery must return
+/// exactly the entries that end before the damage.
 fn at_every_offset(damage: impl Fn(&mut Vec<u8>, usize)) {
     let (files, ends) = filled(400);
     let [(name, bytes)] = &files[..] else { panic!("one segment") };
@@ -103,13 +103,13 @@ fn garbage_behind_the_end_is_not_taken_for_entries() {
 fn what_lies_behind_a_torn_entry_never_comes_back() {
     let (files, ends) = filled(5);
     let [(name, mut bytes)] = files.try_into().expect("one segment");
-    // The third entry is torn; the fourth and fifth are whole, and were never acknowledged.
+    // The third entry is torn; the fourth and fifth are whole, but were never acknowledged.
     bytes[ends[2] - 1] ^= 1;
     let memory = Memory::with([(name, bytes)]);
     let (mut journal, seen, recovered) = open(memory.clone(), 256 << 10).expect("opens");
     assert_eq!(seen, [1, 2]);
     assert!(recovered.torn_bytes > 0);
-    // An entry of the very same length takes the place of the torn one.
+    // An entry of the same length replaces the torn one.
     append(&mut journal, 103, &[9; 100 + 3], true);
     assert_eq!(journal.mark().0 as usize, ends[2]);
     journal.commit(None);
@@ -152,7 +152,7 @@ fn a_newer_format_is_refused_with_a_reason() {
     assert!(error.contains("format 3") && error.contains("newer sightline"), "{error}");
 }
 
-/// A journal of several segments, each entry synced before the next, and what a whole one gives.
+/// A journal of several segments, each entry synced before the next.
 fn synced(count: u64) -> Vec<(String, Vec<u8>)> {
     let memory = Memory::with([]);
     let (mut journal, ..) = open(memory.clone(), 4096).expect("opens");
@@ -186,7 +186,7 @@ fn a_flipped_bit_costs_one_entry_at_most_and_is_reported() {
         all.dedup();
         assert!(all.is_sorted() && all == seen, "byte {at} of file {which}: out of order: {seen:?}");
         assert!(seen.len() as u64 >= COUNT - 1, "byte {at} of file {which}: {seen:?}");
-        // Only the last entry, whose durability nothing behind it shows, may look like a torn tail.
+        // Only the last entry may look like a torn tail: nothing after it shows that it was durable.
         let is_found = !recovered.damage.is_empty() || (is_end && recovered.torn_bytes > 0);
         let is_unused = (12..16).contains(&at) || (44..64).contains(&at);
         assert!(is_found || (is_unused && seen.len() as u64 == COUNT), "byte {at} of file {which}: not found");
@@ -247,7 +247,7 @@ fn an_entry_may_be_longer_than_a_segment() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
-    /// A disk that keeps any of the sectors that were not synced, cut at any time, twice.
+    /// Power fails twice, at any time, and the disk keeps any of the sectors that were not synced.
     #[test]
     fn a_power_cut_leaves_a_prefix_that_holds_all_that_was_released(
         batches in proptest::collection::vec(
@@ -264,7 +264,7 @@ proptest! {
             let (mut journal, seen, _) = open(memory.clone(), 4096).expect("opens");
             prop_assert_eq!(&seen, &before);
             let released = Arc::new(AtomicU64::new(0));
-            // How many entries each released batch stands for.
+            // How many entries must survive once each batch is released.
             let mut written = seen.clone();
             let mut held = Vec::new();
             for (sizes, durable, wait) in &batches {
@@ -293,7 +293,7 @@ proptest! {
     }
 }
 
-/// More with `SIGHTLINE_FAULTS=long`.
+/// Number of test cases; more with `SIGHTLINE_FAULTS=long`.
 fn cases() -> u32 {
     if is_long() { 100_000 } else { 500 }
 }
@@ -302,7 +302,7 @@ fn is_long() -> bool {
     std::env::var("SIGHTLINE_FAULTS").is_ok_and(|form| form == "long")
 }
 
-/// A sequence of coins from a seed.
+/// A sequence of coin flips from a seed.
 struct Coins(u64);
 
 impl Coins {

@@ -46,7 +46,7 @@ pub(crate) fn err(text: &str) -> Bytes {
     format!("-ERR '{text}'\r\n").into()
 }
 
-/// A header block that is a status, `404 No Messages` for instance, with further lines.
+/// A header block that is a status, such as `404 No Messages`, with further lines.
 pub(crate) fn status(line: &str, lines: &[(&str, String)]) -> Bytes {
     let mut block = format!("NATS/1.0 {line}\r\n");
     for (name, value) in lines {

@@ -1,24 +1,23 @@
 //! A header block: `NATS/1.0`, then a line for each header, then an empty line.
 //!
-//! The core protocol passes it on unread; streams look a few names up.
+//! The core protocol passes it on unread; streams look up a few names.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// First line of a header block that is not a status.
 pub(crate) const HEADER_START: &[u8] = b"NATS/1.0\r\n";
 
-/// A view on a header block.
+/// A view of a header block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HeaderBlock<'a>(pub(crate) &'a [u8]);
 
 impl<'a> HeaderBlock<'a> {
-    /// The first value of a header, without blanks around it. Names are taken exactly, as
-    /// nats-server does.
+    /// The first value of a header, without blanks around it. Names are case-sensitive, as in nats-server.
     pub(crate) fn get(&self, name: &str) -> Option<&'a str> {
         self.lines().find(|(found, _)| *found == name.as_bytes()).and_then(|(_, value)| std::str::from_utf8(value).ok())
     }
 
-    /// Whether there is any header of the name.
+    /// Whether a header with this name exists.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.lines().any(|(found, _)| found == name.as_bytes())
     }

@@ -1,5 +1,5 @@
-//! The NATS wire as a pure codec: bytes in, commands out, and back. No sockets, no state beyond
-//! one unfinished command, and every length is bounded before anything is kept.
+//! The NATS wire protocol as a pure codec: from bytes to commands, and back. It has no sockets and no
+//! state beyond one unfinished command, and checks every length before it keeps anything.
 
 mod parser;
 mod frame;

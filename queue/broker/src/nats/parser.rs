@@ -1,4 +1,4 @@
-//! What clients send, one command at a time, from bytes that come in any portions.
+//! Parses what clients send, one command at a time, from bytes that arrive in any portions.
 
 use bytes::{Buf, Bytes, BytesMut};
 use memchr::memchr;
@@ -28,18 +28,18 @@ pub(crate) enum Command {
     Pong,
 }
 
-/// A message on its way in. Subjects are ASCII words as far as the parser knows: not empty, no
-/// blanks; whether they are subjects is for the reader.
+/// A message that a client publishes. The parser only ensures that subjects are words, not empty and
+/// without blanks; the caller checks that they are valid subjects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Publication {
     pub(crate) subject: Bytes,
     pub(crate) reply: Option<Bytes>,
-    /// The header block as it came, or empty for a `PUB`.
+    /// The header block as received, or empty for a `PUB`.
     pub(crate) header: Bytes,
     pub(crate) payload: Bytes,
 }
 
-/// Why the connection has to end.
+/// Why the connection must be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ParseError {
     #[error("Unknown Protocol Operation")]
@@ -50,13 +50,13 @@ pub(crate) enum ParseError {
     PayloadTooLarge,
 }
 
-/// A parser of one connection. Bytes stay in the caller's buffer until a command is whole.
+/// A parser for one connection. Bytes stay in the caller's buffer until a command is whole.
 #[derive(Debug)]
 pub(crate) struct Parser {
     payload_bytes_max: usize,
     /// How far the buffer was searched for a line's end.
     searched: usize,
-    /// A publication whose line is read and whose payload has not come whole.
+    /// A publication whose line is read but whose payload is not complete yet.
     unfinished: Option<Unfinished>,
 }
 
@@ -69,17 +69,17 @@ struct Unfinished {
 }
 
 impl Parser {
-    /// A parser that takes header and payload of at most this many bytes together.
+    /// A parser that accepts at most this many bytes of header and payload together.
     pub(crate) fn new(payload_bytes_max: usize) -> Self {
         Self { payload_bytes_max, searched: 0, unfinished: None }
     }
 
-    /// Changes the bound; before a client is let in it is small.
+    /// Changes this limit; it is small until the client has authenticated.
     pub(crate) fn set_payload_bytes_max(&mut self, bytes: usize) {
         self.payload_bytes_max = bytes;
     }
 
-    /// How many more bytes are needed at least, so that the reader can make room for a payload once.
+    /// Minimum of bytes still needed, so that the reader can allocate room for a payload once.
     pub(crate) fn missing(&self, buffered: usize) -> usize {
         self.unfinished.as_ref().map_or(1, |unfinished| (unfinished.total_bytes + 2).saturating_sub(buffered))
     }
@@ -195,7 +195,7 @@ fn words<const N: usize>(line: &Bytes) -> Result<([Bytes; N], usize), ParseError
     Ok((found, count))
 }
 
-/// A decimal number of at most nine digits: whatever is larger is beyond every limit.
+/// A decimal number of at most nine digits: any larger number exceeds every limit.
 fn number(word: &[u8]) -> Result<usize, ParseError> {
     if word.is_empty() || word.len() > 9 || !word.iter().all(u8::is_ascii_digit) {
         return Err(ParseError::UnknownOperation);

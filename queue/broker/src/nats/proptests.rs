@@ -1,4 +1,4 @@
-//! The codec against whatever may come.
+//! The codec against arbitrary input.
 
 use bytes::{BufMut, BytesMut};
 use proptest::prelude::*;
@@ -36,7 +36,7 @@ fn input() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    /// However the bytes are cut into portions, the same commands come out.
+    /// The same commands result, however the bytes are cut into portions.
     #[test]
     fn portions_make_no_difference(input in input(), cuts in proptest::collection::vec(1_usize..20, 0..40)) {
         let whole = all(&mut Parser::new(64), &mut BytesMut::from(&input[..]));
@@ -57,7 +57,7 @@ proptest! {
         prop_assert_eq!((commands, is_well), whole);
     }
 
-    /// The tree finds what a plain look at each filter finds.
+    /// The tree finds the same filters as a check of each one.
     #[test]
     fn the_tree_agrees_with_the_filters(
         filters in proptest::collection::vec("[ab*>](\\.[ab*>]){0,3}", 0..12),

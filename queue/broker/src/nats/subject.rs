@@ -1,6 +1,6 @@
-//! Subjects: tokens parted by dots. `*` stands for one token, `>` for one or more at the end.
+//! Subjects: tokens separated by dots. `*` matches one token, `>` one or more at the end.
 
-/// Whether every token is there and has no blanks, and `>` is only at the end.
+/// Whether no token is empty or contains blanks or control characters, and `>` is only at the end.
 pub(crate) fn is_valid(subject: &[u8]) -> bool {
     let mut tokens = subject.split(|byte| *byte == b'.').peekable();
     while let Some(token) = tokens.next() {
@@ -22,17 +22,17 @@ pub(crate) fn has_wildcards(subject: &[u8]) -> bool {
     subject.split(|byte| *byte == b'.').any(|token| matches!(token, b"*" | b">"))
 }
 
-/// Whether a literal subject is one of those that a filter stands for.
+/// Whether a literal subject matches a filter.
 pub(crate) fn matches(filter: &[u8], subject: &[u8]) -> bool {
     walk(filter, subject, false)
 }
 
-/// Whether some subject is in both filters.
+/// Whether some subject matches both filters.
 pub(crate) fn overlaps(one: &[u8], other: &[u8]) -> bool {
     walk(one, other, true)
 }
 
-/// Whether all subjects that `part` stands for are among those of `filter`.
+/// Whether every subject that matches `part` also matches `filter`.
 pub(crate) fn covers(filter: &[u8], part: &[u8]) -> bool {
     let mut filter = filter.split(|byte| *byte == b'.');
     let mut part = part.split(|byte| *byte == b'.');

@@ -1,4 +1,4 @@
-//! Who wants a subject: filters with values, found by literal subject in the order of its tokens.
+//! Filters with values, looked up by literal subject, token by token.
 
 use std::collections::HashMap;
 
@@ -48,7 +48,7 @@ impl<T: PartialEq> SubjectTree<T> {
                     return;
                 }
                 b"*" => node.any.get_or_insert_default(),
-                // Looked up before it is made, so that a known token is not copied.
+                // Look up before insertion, so that a known token is not copied.
                 token if node.literal.contains_key(token) => node.literal.get_mut(token).expect("it was just found"),
                 token => node.literal.entry(token.into()).or_default(),
             };
@@ -75,7 +75,7 @@ impl<T: PartialEq> SubjectTree<T> {
     }
 }
 
-/// Walks the tokens of `rest`; `None` is behind the last.
+/// Walks the tokens of `rest`; `None` is after the last.
 fn find<'a, T>(node: &'a Node<T>, rest: Option<&[u8]>, found: &mut impl FnMut(&'a T)) {
     let Some(rest) = rest else {
         node.here.iter().for_each(found);

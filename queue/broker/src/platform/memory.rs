@@ -1,4 +1,4 @@
-//! Files in memory whose power can be cut: what was not synced survives sector by sector, or not.
+//! Files in memory, with simulated power cuts: each sector that was not synced survives or is lost.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,10 +16,10 @@ pub(crate) struct Memory {
     power: Arc<Power>,
 }
 
-/// Counts what is done on the disk, and ends it.
+/// Counts operations on the disk, and makes them fail.
 #[derive(Debug, Default)]
 struct Power {
-    /// Steps left before it fails; none is for ever.
+    /// Steps left before it fails; `None` is never.
     left: Mutex<Option<u64>>,
     steps: AtomicU64,
 }
@@ -45,7 +45,7 @@ struct DiskState {
 #[derive(Debug, Default)]
 struct MemoryFile {
     content: Mutex<Content>,
-    /// How many syncs go well before they begin to fail.
+    /// How many syncs succeed before they begin to fail.
     syncs_left: Mutex<Option<u64>>,
     power: Arc<Power>,
 }
@@ -75,12 +75,12 @@ impl Memory {
         MemoryFile { content: Mutex::new(content), syncs_left: Mutex::default(), power: self.power.clone() }
     }
 
-    /// Lets every step fail after this many that go well.
+    /// Makes every step fail after this many successful ones.
     pub(crate) fn fail_after(&self, steps: u64) {
         *self.power.left.lock().expect("no panic") = Some(steps);
     }
 
-    /// Steps that were tried.
+    /// Steps that were attempted.
     pub(crate) fn steps(&self) -> u64 {
         self.power.steps.load(Ordering::Relaxed)
     }
@@ -92,8 +92,7 @@ impl Memory {
         state.files.iter().map(|(name, file)| (name.clone(), bytes(file))).collect()
     }
 
-    /// What a power cut leaves: names and sectors that were not synced are there or not, as `coin`
-    /// has it.
+    /// What a power cut leaves: `coin` decides whether unsynced names survive, and which unsynced sectors.
     pub(crate) fn cut(&self, coin: &mut dyn FnMut() -> bool) -> Vec<(String, Vec<u8>)> {
         let state = self.state.lock().expect("no panic");
         let names = if coin() { &state.files } else { &state.synced };
@@ -112,7 +111,7 @@ impl Memory {
         left
     }
 
-    /// Lets the sync of every file fail after this many that go well.
+    /// Makes the sync of every file fail after this many successful ones.
     pub(crate) fn fail_syncs_after(&self, count: u64) {
         let state = self.state.lock().expect("no panic");
         state.files.values().for_each(|file| *file.syncs_left.lock().expect("no panic") = Some(count));

@@ -1,4 +1,4 @@
-//! The seams to the machine that tests replace.
+//! Access to the machine, which tests replace.
 
 pub(crate) mod storage;
 #[cfg(any(test, feature = "fuzz"))]

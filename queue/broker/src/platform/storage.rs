@@ -1,8 +1,8 @@
 //! Files of one folder, as the journal needs them.
 //!
-//! Durability: what is written is on disk after [`File::sync`], a name after
-//! [`Storage::sync_names`]. Nothing else is relied on: not the order of writes, and not that a
-//! sector is written whole.
+//! Durability: written bytes are on disk after [`File::sync`], names after [`Storage::sync_names`].
+//! The journal relies on nothing else: neither on the order of writes, nor on sectors being written
+//! whole.
 
 use std::fmt::Debug;
 use std::io;
@@ -17,12 +17,12 @@ const LOCK: &str = "lock";
 pub(crate) trait Storage: Send + Sync + Debug {
     /// Names of all files.
     fn names(&self) -> io::Result<Vec<String>>;
-    /// Creates a file of this many zero bytes, whose room on the disk is taken: writing inside it
-    /// later does not run out of space.
+    /// Creates a file of this many zero bytes and allocates its disk space, so that later writes
+    /// inside it do not run out of space.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>>;
     /// Opens a file to read and write.
     fn open(&self, name: &str) -> io::Result<Arc<dyn File>>;
-    /// Gives a file another name, in place of the one that had it.
+    /// Renames a file, replacing any file with the new name.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
@@ -30,17 +30,17 @@ pub(crate) trait Storage: Send + Sync + Debug {
     fn sync_names(&self) -> io::Result<()>;
     /// Size of the whole disk, bytes.
     fn disk_bytes(&self) -> io::Result<u64>;
-    /// Bytes of the disk that are free.
+    /// Free bytes of the disk.
     fn free_bytes(&self) -> io::Result<u64>;
 }
 
 /// An open file.
 pub(crate) trait File: Send + Sync + Debug {
-    /// Fills `buffer` from `offset`; a file that ends before is an error.
+    /// Fills `buffer` from `offset`; fails if the file ends before that.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
-    /// Returns when everything that was written before is on disk.
+    /// Returns once everything written before is on disk.
     fn sync(&self) -> io::Result<()>;
     /// The file's length, bytes.
     fn bytes(&self) -> io::Result<u64>;
@@ -50,21 +50,21 @@ pub(crate) trait File: Send + Sync + Debug {
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    /// Open all the time: making names durable must not depend on a free file descriptor.
+    /// Always open: making names durable must not depend on a free file descriptor.
     names: std::fs::File,
-    /// Held for as long as the folder is.
+    /// Held as long as the folder is open.
     _lock: std::fs::File,
-    /// Off only to show what a journal without it loses.
+    /// Off only to show what a journal loses without it.
     sync: bool,
-    /// Nothing is changed.
+    /// Nothing is changed on disk.
     read_only: bool,
 }
 
 impl Folder {
-    /// Takes a folder that is there to look at it. What is written or removed is not.
+    /// Opens an existing folder for inspection. Writes and removals have no effect.
     ///
     /// # Errors
-    /// `WouldBlock` if another process has it.
+    /// `WouldBlock` if another process has it open.
     pub(crate) fn open_to_look(path: &Path) -> io::Result<Self> {
         let lock = private().create(true).truncate(false).write(true).open(path.join(LOCK))?;
         lock.try_lock()?;
@@ -72,10 +72,10 @@ impl Folder {
         Ok(Self { path: path.to_owned(), names, _lock: lock, sync: false, read_only: true })
     }
 
-    /// Makes the folder if it is missing, and takes it for this process.
+    /// Creates the folder if it is missing, and locks it for this process.
     ///
     /// # Errors
-    /// `WouldBlock` if another one has it.
+    /// `WouldBlock` if another process has it open.
     pub(crate) fn open(path: &Path, sync: bool) -> io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         if let (true, Some(parent)) = (sync, path.parent().filter(|parent| !parent.as_os_str().is_empty())) {
@@ -107,7 +107,7 @@ impl Storage for Folder {
         if bytes > 0 {
             let taken = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes);
             if let Err(error) = taken {
-                // Half a file would keep the room that it got.
+                // A partly allocated file would keep its space.
                 drop(std::fs::remove_file(&path));
                 return Err(error.into());
             }
@@ -148,7 +148,7 @@ impl Storage for Folder {
     }
 }
 
-/// Uploads are in these files: other users of the machine must not read them.
+/// These files hold uploads: other users of the machine must not read them.
 pub(crate) fn private() -> std::fs::OpenOptions {
     let mut options = std::fs::OpenOptions::new();
     options.mode(0o600);

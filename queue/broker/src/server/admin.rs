@@ -1,4 +1,4 @@
-//! The JetStream API: from a request to its answer; streams are made, shown, changed and removed.
+//! The JetStream API: dispatches requests, and creates, shows, updates and deletes streams.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -14,11 +14,11 @@ use crate::stream::config;
 use crate::stream::{Found, Now, Refusal, StreamConfig};
 
 const SUBJECTS_PAGE: usize = 100_000;
-/// The header by which a client asks for an API level.
+/// The header with which a client requires an API level.
 const LEVEL_HEADER: &str = "Nats-Required-Api-Level";
 
-/// Carries out a request to `$JS.API.<operation>`. `false`: there is no such operation, stream or
-/// consumer behind it, which the client hears as "no responders".
+/// Handles a request to `$JS.API.<operation>`. `false`: the operation is unknown, or its stream or
+/// consumer does not exist; the client gets "no responders".
 pub(super) fn request(core: &mut Core, client: &str, operation: &[u8], publication: &Publication, now: Now) -> bool {
     let Ok(operation) = std::str::from_utf8(operation) else { return false };
     let tokens: Vec<&str> = operation.split('.').collect();
@@ -32,7 +32,7 @@ pub(super) fn request(core: &mut Core, client: &str, operation: &[u8], publicati
             }
             return true;
         }
-        // The two that answer with messages come first; they are what a busy broker does.
+        // The two that answer with messages come first, because a busy broker mostly handles these.
         ["CONSUMER", "MSG", "NEXT", stream, consumer] => return core.pull(stream, consumer, reply, body, now),
         ["DIRECT", "GET", stream, ..] => {
             let Some(reply) = reply else { return true };
@@ -60,7 +60,7 @@ pub(super) fn request(core: &mut Core, client: &str, operation: &[u8], publicati
     true
 }
 
-/// What the tokens ask for: the kind of answer, and the answer.
+/// Runs the operation that the tokens name. Returns the kind of answer, and the answer.
 fn operate(core: &mut Core, tokens: &[&str], request: &Request<'_>) -> Option<(&'static str, Answer)> {
     Some(match *tokens {
         ["INFO"] => ("account_info", Ok(account(core))),
@@ -144,7 +144,7 @@ fn update_stream(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
     let (id, created) = (old.id, old.created);
     check_overlap(core, &config)?;
     put_stream(core, id, created, &config, request.now)?;
-    // Lowered limits hold at once, and so does that messages stay only for their consumers.
+    // Lowered limits apply at once, and so does a change to interest retention.
     let stream = &core.streams[&id];
     let mut gone = stream.over_limits();
     gone.extend(stream.unneeded(stream.messages.from(0).map(Found::sequence)));
@@ -174,7 +174,7 @@ fn stream_info(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
         let page = counts.into_iter().skip(asked.offset).take(SUBJECTS_PAGE);
         let page: Map<String, Value> = page.map(|(subject, count)| (subject.to_string(), count.into())).collect();
         if total == 0 {
-            // As if nothing had been asked for.
+            // As if the request had no filter.
             limit = 0;
         } else {
             answer["state"]["subjects"] = Value::Object(page);
@@ -195,7 +195,7 @@ fn stream_info(core: &mut Core, name: &str, request: &Request<'_>) -> Answer {
     Ok(Value::Object(answer))
 }
 
-/// Streams that have to do with the subject that is asked for, if one is.
+/// Streams whose subjects overlap the subject asked for; all streams if none is.
 fn asked_streams<'a>(core: &'a Core, asked: &PageRequest) -> Vec<&'a crate::stream::Stream> {
     let wanted = |config: &StreamConfig| {
         let filter = asked.subject.as_deref().filter(|subject| !subject.is_empty());
@@ -209,7 +209,7 @@ fn stream_names(core: &Core, request: &Request<'_>) -> Answer {
     let streams = asked_streams(core, &asked);
     let names = streams.iter().skip(asked.offset).take(NAMES_PAGE).map(|stream| stream.config.name.clone().into());
     let mut page = page(streams.len(), asked.offset, NAMES_PAGE, "streams", names.collect());
-    // Of this list alone the server says nothing where it is empty, and clients know.
+    // Only this list is null when empty on nats-server, and clients expect that.
     if page["streams"] == json!([]) {
         page["streams"] = Value::Null;
     }
@@ -279,7 +279,7 @@ pub(super) fn remove(core: &mut Core, id: u32, ranges: &[(u64, u64)], now: Now) 
 #[serde(deny_unknown_fields, default)]
 struct DeleteRequest {
     seq: u64,
-    /// Nothing is ever written over: the bytes go with their segment.
+    /// Messages are never overwritten: their bytes are deleted with their segment.
     #[serde(rename = "no_erase")]
     _no_erase: bool,
 }

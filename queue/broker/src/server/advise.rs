@@ -9,7 +9,7 @@ use crate::stream::{Now, Pending};
 
 const PREFIX: &str = "$JS.EVENT.ADVISORY";
 
-/// What became of a delivery.
+/// How a delivery was refused.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum DeliveryEnd<'a> {
     Naked,
@@ -17,7 +17,7 @@ pub(super) enum DeliveryEnd<'a> {
 }
 
 impl Core {
-    /// Publishes an advisory.
+    /// Publishes an advisory, if it has subscribers.
     fn advise(&mut self, subject: &str, kind: &str, fields: impl FnOnce() -> Value, now: Now) {
         if !self.subscriptions.has(subject.as_bytes()) {
             return;
@@ -35,20 +35,20 @@ impl Core {
         Some((found.config.name.clone(), found.consumer_of(consumer)?.name.clone()))
     }
 
-    /// A stream was made, changed or removed: `("CREATED", "create")` and so on.
+    /// A stream was created, updated or deleted: `("CREATED", "create")` and so on.
     pub(super) fn advise_stream(&mut self, stream: &str, (event, action): (&str, &str), now: Now) {
         let subject = format!("{PREFIX}.STREAM.{event}.{stream}");
         self.advise(&subject, "advisory.v1.stream_action", || json!({"stream": stream, "action": action}), now);
     }
 
-    /// A consumer was made or removed.
+    /// A consumer was created or deleted.
     pub(super) fn advise_consumer(&mut self, stream: &str, consumer: &str, (event, action): (&str, &str), now: Now) {
         let subject = format!("{PREFIX}.CONSUMER.{event}.{stream}.{consumer}");
         let fields = || json!({"stream": stream, "consumer": consumer, "action": action});
         self.advise(&subject, "advisory.v1.consumer_action", fields, now);
     }
 
-    /// A consumer is paused, or no longer.
+    /// A consumer was paused or resumed.
     pub(super) fn advise_pause(&mut self, stream: &str, consumer: &str, pause: &Value, now: Now) {
         let subject = format!("{PREFIX}.CONSUMER.PAUSE.{stream}.{consumer}");
         let fields = || {
@@ -60,7 +60,7 @@ impl Core {
         self.advise(&subject, "advisory.v1.consumer_pause", fields, now);
     }
 
-    /// A client is the one that is served (`PINNED`), or no longer (`UNPINNED`).
+    /// A consumer was pinned to a client (`PINNED`), or is no longer (`UNPINNED`).
     pub(super) fn advise_pin(
         &mut self,
         stream: u32,
@@ -83,7 +83,7 @@ impl Core {
         self.advise(&subject, &kind, fields, now);
     }
 
-    /// A delivery was refused for now, or for ever.
+    /// A delivery was refused for now, or for good.
     pub(super) fn advise_delivery(
         &mut self,
         (stream, consumer): (u32, u32),
@@ -111,7 +111,7 @@ impl Core {
         self.advise(&subject, kind, fields, now);
     }
 
-    /// Messages were handed out as often as they may be; they stay in the stream.
+    /// Messages have used up their deliveries; they stay in the stream.
     pub(super) fn advise_given_up(&mut self, stream: u32, consumer: u32, given_up: &[(u64, u32)], now: Now) {
         let Some((stream, consumer)) = self.names_of(stream, consumer) else { return };
         for (sequence, count) in given_up {
@@ -122,10 +122,10 @@ impl Core {
         }
     }
 
-    /// Gives account of an ack, if the consumer samples them and it is this one's turn.
+    /// Reports an ack, if the consumer samples acks and this one is in the sample.
     pub(super) fn sample_ack(&mut self, ids: (u32, u32), sequence: u64, pending: &Pending, now: Now) {
         let percent = self.consumer(ids.0, ids.1).and_then(|consumer| consumer.config.sample_percent());
-        // By its number, so that the share holds and no dice are needed.
+        // By its number, so that the share is exact and needs no random numbers.
         if pending.consumer_sequence % 100 >= u64::from(percent.unwrap_or(0)) {
             return;
         }
@@ -141,7 +141,7 @@ impl Core {
         self.advise(&subject, "metric.v1.consumer_ack", fields, now);
     }
 
-    /// A request to the API.
+    /// A client made an API request.
     pub(super) fn audit(&mut self, client: &str, subject: &[u8], request: &[u8], response: &str, now: Now) {
         let fields = || {
             json!({

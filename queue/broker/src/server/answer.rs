@@ -1,4 +1,4 @@
-//! How things look in answers.
+//! Streams, consumers, times and errors as they appear in answers.
 
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
@@ -7,17 +7,17 @@ use time::format_description::well_known::Rfc3339;
 use super::shared::PROTOCOL_VERSION;
 use crate::stream::{Consumer, ConsumerConfig, Found, Now, PriorityPolicy, Refusal, Stream, StreamConfig};
 
-/// The API level that is offered.
+/// The API level that the broker supports.
 pub(super) const API_LEVEL: u64 = 1;
 
-/// A time as JSON has it; 0 is the zero time of Go.
+/// A time in RFC 3339; 0 becomes Go's zero time.
 pub(super) fn rfc3339(nanos: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp_nanos(nanos.into()).ok().filter(|_| nanos != 0);
     let text = time.and_then(|time| time.format(&Rfc3339).ok());
     text.unwrap_or_else(|| "0001-01-01T00:00:00Z".into())
 }
 
-/// A refusal.
+/// A refusal, as an error object.
 pub(super) fn error(refusal: &Refusal) -> Value {
     json!({"code": refusal.code, "err_code": refusal.error, "description": refusal.text})
 }
@@ -34,7 +34,7 @@ fn consumer_config(config: &ConsumerConfig) -> Value {
     with_level(serde_json::to_value(config).expect("a configuration holds strings and numbers only"), needs)
 }
 
-/// Says in the metadata, as a NATS server does, which version answers and which level this needs.
+/// Adds to the metadata, as nats-server does, the server's version and API level, and the level that this needs.
 fn with_level(mut config: Value, needs: u64) -> Value {
     let mut metadata = object(config["metadata"].take());
     metadata.remove("value");
@@ -45,7 +45,7 @@ fn with_level(mut config: Value, needs: u64) -> Value {
     config
 }
 
-/// A stream: configuration, state.
+/// A stream: configuration and state.
 pub(super) fn stream(stream: &Stream, now: Now) -> Map<String, Value> {
     let first_time = stream.messages.first().map_or(0, Found::time);
     let mut state = json!({
@@ -73,13 +73,13 @@ pub(super) fn stream(stream: &Stream, now: Now) -> Map<String, Value> {
     }))
 }
 
-/// Sequences between first and last that are gone.
+/// Number of sequences between first and last whose messages were removed.
 fn gaps(stream: &Stream) -> u64 {
     let span = stream.messages.first().map_or(0, |first| stream.last - first.sequence() + 1);
     span.saturating_sub(stream.messages.len() as u64)
 }
 
-/// A consumer: configuration, state. `is_bound`: its push subject has subscribers.
+/// A consumer: configuration and state. `is_bound`: its push subject has subscribers.
 pub(super) fn consumer(stream: &Stream, consumer: &Consumer, is_bound: bool, now: Now) -> Map<String, Value> {
     let side = |(consumer_sequence, stream_sequence): (u64, u64)| {
         let mut side = json!({"consumer_seq": consumer_sequence, "stream_seq": stream_sequence});

@@ -1,4 +1,4 @@
-//! Who may come in, and what they may do.
+//! Which clients may connect, and what they may do.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,17 +10,17 @@ use subtle::ConstantTimeEq;
 use crate::nats::{covers, is_valid, matches, overlaps};
 use crate::stream::go_duration;
 
-/// Questions that a client may still answer, at most; beyond that some are forgotten.
+/// Requests that a client may still answer, at most; beyond that, some are forgotten.
 const RESPONSES_MAX: usize = 4096;
 const RESPONSES_COUNT: u32 = 1;
 const RESPONSES_FOR: Duration = Duration::from_secs(120);
 
-/// Who may connect. With neither token nor users, all clients.
+/// Which clients may connect. With neither token nor users, all may.
 #[derive(Clone, Default)]
 pub struct Auth {
-    /// A client with it may do everything.
+    /// A client with this token may do everything.
     pub token: Option<String>,
-    /// People and programs with names.
+    /// Named users: people and programs.
     pub users: Vec<User>,
 }
 
@@ -32,7 +32,7 @@ pub struct User {
     pub name: String,
     /// The password.
     pub password: String,
-    /// What it may do; without, everything.
+    /// What it may do; everything if unset.
     pub permissions: Option<Permissions>,
 }
 
@@ -43,45 +43,45 @@ impl std::fmt::Debug for User {
     }
 }
 
-/// What a user may publish and subscribe.
+/// What a user may publish and subscribe to.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Permissions {
     /// Subjects to publish to.
     pub publish: Option<Rules>,
-    /// Subjects to subscribe; `subject queue` is only in that queue group.
+    /// Subjects to subscribe to; `subject queue` applies only to that queue group.
     pub subscribe: Option<Rules>,
-    /// It may also answer what it is asked.
+    /// Lets it also answer requests that it receives.
     pub allow_responses: Option<Responses>,
 }
 
-/// Subjects that are allowed, and those among them that are not.
+/// Subjects that are allowed, and exceptions to them.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rules {
-    /// Nothing else; without, everything.
+    /// Only these; everything if unset.
     pub allow: Option<Vec<String>>,
-    /// Not these, though they are allowed.
+    /// Not these, even if they are allowed.
     pub deny: Vec<String>,
 }
 
-/// How often and for how long a question may be answered.
+/// How often and for how long a request may be answered.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Responses {
-    /// Answers to one question; 1 if not said.
+    /// Answers to one request; 1 if unset.
     pub max: Option<u32>,
-    /// For so long, `2m` for instance, which it is if not said.
+    /// How long it may be answered, such as `2m`, which is the default.
     pub expires: Option<String>,
 }
 
 impl Auth {
-    /// Whether a client has to say who it is.
+    /// Whether clients must authenticate.
     pub(super) fn is_asked(&self) -> bool {
         self.token.is_some() || !self.users.is_empty()
     }
 
-    /// Looks whether names, patterns and durations can be used.
+    /// Checks that names, patterns and durations are valid.
     pub(super) fn check(&self) -> Result<(), String> {
         let mut names: Vec<&str> = self.users.iter().map(|user| user.name.as_str()).collect();
         names.sort_unstable();
@@ -127,7 +127,7 @@ impl Auth {
     }
 }
 
-/// A pattern's subject, and the queue group that it is for.
+/// A pattern's subject, and the queue group that it applies to, if any.
 fn subject_of(pattern: &str) -> (&str, Option<&str>) {
     pattern.split_once(' ').map_or((pattern, None), |(subject, queue)| (subject, Some(queue.trim())))
 }
@@ -140,7 +140,7 @@ impl Permissions {
         rules.allow.as_deref().is_none_or(is_in) && !is_in(&rules.deny)
     }
 
-    /// Whether a subject or pattern may be subscribed.
+    /// Whether a client may subscribe to a subject or pattern.
     pub(super) fn may_subscribe(&self, subject: &[u8], queue: Option<&[u8]>) -> bool {
         let Some(rules) = &self.subscribe else { return true };
         let is_in = |patterns: &[String]| {
@@ -152,23 +152,23 @@ impl Permissions {
         rules.allow.as_deref().is_none_or(is_in) && !is_in(&rules.deny)
     }
 
-    /// Whether a message that a subscribed pattern stands for must not be delivered.
+    /// Whether a message must not be delivered although its subject matches a subscription.
     pub(super) fn hides(&self, subject: &[u8]) -> bool {
         let deny = self.subscribe.iter().flat_map(|rules| &rules.deny);
-        // What is denied to one queue group only is not denied to all.
+        // A rule that denies a subject to one queue group does not deny it to all.
         let patterns = deny.map(|pattern| subject_of(pattern)).filter(|(_, queue)| queue.is_none());
         patterns.map(|(pattern, _)| pattern).any(|pattern| overlaps(pattern.as_bytes(), subject))
     }
 }
 
-/// Questions that a client was asked and may answer.
+/// Requests that a client has received and may answer.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     open: HashMap<Bytes, (u32, Instant)>,
 }
 
 impl Asked {
-    /// The client was asked to answer there.
+    /// Records a request that the client may answer on `reply`.
     pub(super) fn put(&mut self, responses: &Responses, reply: &[u8], now: Instant) {
         if self.open.len() >= RESPONSES_MAX {
             self.open.retain(|_, (_, until)| *until > now);
@@ -183,7 +183,7 @@ impl Asked {
         self.open.insert(Bytes::copy_from_slice(reply), (responses.max.unwrap_or(RESPONSES_COUNT), now + expires));
     }
 
-    /// Whether it may answer there, once more.
+    /// Uses up one answer to `subject`, and returns whether it was allowed.
     pub(super) fn take(&mut self, subject: &[u8], now: Instant) -> bool {
         let Some((left, until)) = self.open.get_mut(subject) else { return false };
         let is_in_time = *left > 0 && *until > now;
@@ -255,7 +255,7 @@ mod tests {
         assert!(!asked.take(b"other", now) && asked.take(b"r", now) && asked.take(b"r", now) && !asked.take(b"r", now));
         asked.put(&Responses::default(), b"r", now);
         assert!(!asked.take(b"r", now + RESPONSES_FOR));
-        // However many it has answered, it may answer the next one.
+        // However many requests it has answered, it may answer the next one.
         for number in 0..2 * RESPONSES_MAX {
             let reply = number.to_string();
             asked.put(&Responses::default(), reply.as_bytes(), now);

@@ -1,10 +1,10 @@
-//! A copy of a journal, taken while it is in use, and whether a journal is whole.
+//! Copies a journal while it is in use, and checks whether a journal is intact.
 //!
-//! A snapshot and the log from it on are enough, and what changes while they are copied is only ever
-//! behind them: the log grows at its end, and a segment goes only when a newer snapshot has taken the
-//! place of what needs it. So: snapshot first, then segments; if a newer snapshot came in between,
-//! from the start. That is quick, because at first the files are only given a second name each, which
-//! keeps them until they are copied. What is written at the log's end just then is cut off at the last whole entry.
+//! A snapshot and the log after it are enough, and both stay valid while they are copied: the log only grows at
+//! its end, and a segment is deleted only once a newer snapshot has replaced the one that needs it. So the snapshot
+//! is copied first, then the segments; if a newer snapshot was written meanwhile, copying starts over. That is quick,
+//! because the files are only hard-linked at first, which keeps them until they are copied. An entry that is being
+//! written at the log's end is cut off after the last whole one.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,28 +21,28 @@ use crate::journal::segment::{HEADER_BYTES, SEAL};
 use crate::journal::{OpenError, snapshot};
 use crate::platform::storage::{Folder, private};
 
-/// How often a copy is begun before it is given up: each time the journal was tidied in between.
+/// Attempts before a copy fails; an attempt fails if the journal was compacted meanwhile.
 const TRIES: usize = 20;
 
-/// What is in a journal.
+/// The contents of a journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inventory {
-    /// Its streams.
+    /// Number of streams.
     pub streams: usize,
-    /// Messages in all of them that are whole.
+    /// Number of intact messages in all streams.
     pub messages: usize,
-    /// What is not.
+    /// What is damaged or missing.
     pub losses: Vec<Loss>,
 }
 
-/// Copies the journal in `from`, which may be in use, to `to`, which must not exist. What was
-/// acknowledged before this is called is in the copy.
+/// Copies the journal in `from`, which may be in use, to `to`, which must not exist. The copy holds
+/// everything that was acknowledged before the call.
 ///
 /// # Errors
-/// What could not be read or written. Nothing is left at `to` then.
+/// If something cannot be read or written; nothing is left at `to` then.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to.parent().unwrap_or(Path::new("")))?;
-    // Uploads are in it.
+    // Private, because the journal contains uploads.
     fs::DirBuilder::new().mode(0o700).create(to)?;
     let copied = copy_pinned(from, to);
     if copied.is_err() {
@@ -51,7 +51,7 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     copied
 }
 
-/// Second names of a journal's files, gone with this: the broker may remove its own meanwhile.
+/// Hard links to a journal's files, removed on drop: the broker may delete the originals meanwhile.
 struct Pinned(PathBuf);
 
 impl Drop for Pinned {
@@ -72,14 +72,14 @@ fn copy_pinned(from: &Path, to: &Path) -> io::Result<()> {
     let linked = copy_consistently(from, &pinned.0, &|one, other| fs::hard_link(one, other));
     match linked {
         Ok(()) => copy_consistently(&pinned.0, to, &|one, other| copy_whole(one, other)),
-        // A file system without second names.
+        // The file system does not support hard links.
         Err(_) => copy_consistently(from, to, &|one, other| copy_whole(one, other)),
     }
 }
 
 type Put<'a> = dyn Fn(&Path, &Path) -> io::Result<()> + 'a;
 
-/// Puts a snapshot and all that it needs into `to`, from the start again if a newer one came.
+/// Puts a snapshot and all that it needs into `to`; starts over if a newer snapshot was written meanwhile.
 fn copy_consistently(from: &Path, to: &Path, put: &Put<'_>) -> io::Result<()> {
     for _ in 0..TRIES {
         match try_copy(from, to, put) {
@@ -92,7 +92,7 @@ fn copy_consistently(from: &Path, to: &Path, put: &Put<'_>) -> io::Result<()> {
     Err(io::Error::other("the journal changed during every attempt to copy it; retry"))
 }
 
-/// Tries once; `false` if a newer snapshot came in between.
+/// One attempt; `false` if a newer snapshot was written meanwhile.
 fn try_copy(from: &Path, to: &Path, put: &Put<'_>) -> io::Result<bool> {
     for entry in fs::read_dir(to)? {
         fs::remove_file(entry?.path())?;
@@ -100,7 +100,7 @@ fn try_copy(from: &Path, to: &Path, put: &Put<'_>) -> io::Result<bool> {
     let newest = newest_snapshot(&names(from)?);
     for name in newest.map(snapshot::file_names).into_iter().flatten() {
         match put(&from.join(&name), &to.join(&name)) {
-            // Version 1 had one copy.
+            // Version 1 wrote snapshots without a second copy.
             Err(error) if error.kind() == io::ErrorKind::NotFound && name.ends_with(".copy") => {}
             done => done?,
         }
@@ -116,12 +116,12 @@ fn try_copy(from: &Path, to: &Path, put: &Put<'_>) -> io::Result<bool> {
     Ok(true)
 }
 
-/// The position at which a segment's file begins, if it is one.
+/// The log position at which a segment begins, if `name` is a segment's.
 fn base_of(name: &str) -> Option<u64> {
     u64::from_str_radix(name.strip_prefix("segment-")?, 16).ok()
 }
 
-/// Copies one file durably, without what is written to the log's end just then.
+/// Copies one file durably, without entries that are being written at the log's end.
 fn copy_whole(from: &Path, to: &Path) -> io::Result<()> {
     let mut bytes = fs::read(from)?;
     let base = from.file_name().and_then(|name| base_of(&name.to_string_lossy()));
@@ -141,9 +141,9 @@ fn newest_snapshot(names: &BTreeSet<String>) -> Option<u64> {
     names.iter().filter_map(|name| snapshot::position_of(name)).max()
 }
 
-/// Where the log ends in the segment that is written just now: behind it may be entries whose
-/// predecessors were not there yet when they were read. `None` in a sealed one. What was durable and is
-/// not whole is damage, and is copied as it is.
+/// Where the log ends in the active segment: entries may follow whose predecessors were not written yet when
+/// they were read. `None` for a sealed segment. An entry that was durable and is not intact is damage, and is
+/// copied as it is.
 fn torn_at(base: u64, bytes: &[u8]) -> Option<usize> {
     let body = bytes.get(HEADER_BYTES as usize..)?;
     let mut first_gap = None;
@@ -163,10 +163,10 @@ fn torn_at(base: u64, bytes: &[u8]) -> Option<usize> {
 /// Reads every message of a journal that is not in use.
 ///
 /// # Errors
-/// Why it cannot be opened.
+/// If the journal cannot be opened.
 pub fn check(folder: &Path) -> Result<Inventory, OpenError> {
     let shown = folder.display().to_string();
-    // Looked at, and unchanged: what opening it writes goes nowhere.
+    // Opened without changing it: what recovery writes is discarded.
     let storage = Folder::open_to_look(folder).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => OpenError::Locked(shown),
         _ => OpenError::Io { name: shown, source: error },

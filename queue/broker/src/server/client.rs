@@ -1,4 +1,4 @@
-//! A client as the rest of the broker sees it: something that takes messages.
+//! A client as the rest of the broker sees it: a receiver of messages.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use super::auth::{Asked, Permissions};
 use crate::journal::{LogPlace, Release, Source};
 use crate::nats::Frame;
 
-/// Bytes shorter than this are put together, longer ones are passed on as they are.
+/// Bytes up to this length are copied together; longer ones are passed on without a copy.
 const COPY_BYTES_MAX: usize = 4096;
 
 /// A connected client.
@@ -22,20 +22,20 @@ pub(super) struct Client {
     /// It understands messages with headers.
     pub(super) takes_headers: AtomicBool,
     pub(super) peer: SocketAddr,
-    /// Since when it is there, Unix time in ns.
+    /// When it connected, Unix time in ns.
     pub(super) since: i64,
-    /// What it said of itself.
+    /// How it described itself, and what it may do.
     pub(super) about: OnceLock<About>,
     pub(super) traffic: Traffic,
-    /// Questions that it may answer, if it may not publish otherwise.
+    /// Requests that it may answer even where it may not publish.
     pub(super) asked: Mutex<Asked>,
     outbox: Mutex<Outbox>,
     outbox_bytes_max: usize,
-    /// The outbox has something, or is closed.
+    /// Notified when the outbox has something to send, or is closed.
     pub(super) notify: Notify,
 }
 
-/// What a client said of itself, and what it may do.
+/// How a client described itself, and what it may do.
 #[derive(Debug, Default)]
 pub(super) struct About {
     pub(super) name: String,
@@ -44,7 +44,7 @@ pub(super) struct About {
     pub(super) permissions: Permissions,
 }
 
-/// What came from a client and went to it.
+/// Traffic from and to a client.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
     pub(super) in_messages: AtomicU64,
@@ -52,12 +52,12 @@ pub(super) struct Traffic {
     pub(super) out_messages: AtomicU64,
     pub(super) out_bytes: AtomicU64,
     pub(super) subscriptions: AtomicU64,
-    /// It was cut because it did not keep up.
+    /// It was disconnected because it did not keep up.
     pub(super) was_slow: AtomicBool,
 }
 
 impl Traffic {
-    /// One more message of this many bytes.
+    /// Counts one more message of `size` bytes.
     pub(super) fn count(messages: &AtomicU64, bytes: &AtomicU64, size: usize) {
         messages.fetch_add(1, Ordering::Relaxed);
         bytes.fetch_add(size as u64, Ordering::Relaxed);
@@ -66,17 +66,17 @@ impl Traffic {
 
 #[derive(Debug, Default)]
 struct Outbox {
-    /// Where it goes, for as long as the connection is there.
+    /// The socket to write to, while the connection is open.
     socket: Option<Arc<TcpStream>>,
     chunks: Vec<Chunk>,
     bytes: usize,
-    /// The connection's task is writing what it took.
+    /// The connection's task is writing what it took from here.
     is_writing: bool,
-    /// Nothing more is taken; what is there is still sent.
+    /// Nothing more is accepted; what is queued is still sent.
     closed: bool,
 }
 
-/// Bytes on their way to a client.
+/// Bytes queued for a client.
 #[derive(Debug)]
 pub(super) enum Chunk {
     Bytes(Bytes),
@@ -84,8 +84,8 @@ pub(super) enum Chunk {
     Stored(Box<StoredMessage>),
 }
 
-/// A message on its way to a client whose bytes are on disk. It is announced only when they were read
-/// and found whole.
+/// A message queued for a client whose bytes are still on disk. Its `MSG` line is sent only once they were
+/// read and found intact.
 #[derive(Debug)]
 pub(super) struct StoredMessage {
     pub(super) source: Source,
@@ -94,7 +94,7 @@ pub(super) struct StoredMessage {
     pub(super) place: LogPlace,
     pub(super) line: Bytes,
     pub(super) parts: Vec<Part>,
-    /// What is sent instead if it is not whole.
+    /// Sent instead if the message is damaged.
     pub(super) lost: Bytes,
 }
 
@@ -109,7 +109,7 @@ impl StoredMessage {
 #[derive(Debug, Clone)]
 pub(super) enum Part {
     Bytes(Bytes),
-    /// Of the entry, from one offset to another.
+    /// Bytes of the entry, from one offset to another.
     Entry(usize, usize),
 }
 
@@ -138,17 +138,17 @@ impl Client {
         })
     }
 
-    /// What is sent may be written to this socket by others than the connection's task.
+    /// Lets threads other than the connection's task write to this socket.
     pub(super) fn attach(&self, socket: Option<Arc<TcpStream>>) {
         self.lock().socket = socket;
     }
 
-    /// What it may do, once it has said who it is.
+    /// What it may do, once it has authenticated.
     pub(super) fn permissions(&self) -> Option<&Permissions> {
         self.about.get().map(|about| &about.permissions)
     }
 
-    /// Bytes that wait for it.
+    /// Bytes that wait to be sent to it.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.lock().bytes
     }
@@ -157,7 +157,7 @@ impl Client {
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts bytes into the outbox. A client that does not keep up is cut: others must not pay for it.
+    /// Puts bytes into the outbox. A client that does not keep up is disconnected: others must not pay for it.
     fn push(&self, bundle: Bundle) {
         let mut outbox = self.lock();
         if !outbox.closed {
@@ -165,8 +165,8 @@ impl Client {
         }
     }
 
-    /// The same, but written at once if the socket takes it and nothing is before it: for a thread
-    /// that may make a system call, this saves waking the connection's task.
+    /// Like `push`, but writes at once if the socket accepts it and nothing is queued before it. For threads that
+    /// may make system calls: it saves waking the connection's task.
     fn push_through(&self, bundle: Bundle) {
         let mut outbox = self.lock();
         if outbox.closed {
@@ -213,19 +213,19 @@ impl Client {
         self.notify.notify_one();
     }
 
-    /// Sends protocol bytes that depend on nothing.
+    /// Sends protocol bytes that need not wait for the disk.
     pub(super) fn send_now(&self, bytes: Bytes) {
         let mut bundle = Bundle::default();
         bundle.put(&bytes);
         self.push(bundle);
     }
 
-    /// Whether so much is on its way, with `more` bytes, that it should not be given more just now.
+    /// Whether the outbox is so full, with `more` bytes added, that nothing more should be delivered for now.
     pub(super) fn is_congested(&self, more: usize) -> bool {
         self.lock().bytes + more > self.outbox_bytes_max / 4
     }
 
-    /// Takes what is to be sent, and whether that was all for ever.
+    /// Takes what is to be sent, and whether the outbox is closed, so that nothing will follow.
     pub(super) fn take(&self) -> (Vec<Chunk>, bool) {
         let mut outbox = self.lock();
         outbox.bytes = 0;
@@ -233,7 +233,7 @@ impl Client {
         (std::mem::take(&mut outbox.chunks), outbox.closed)
     }
 
-    /// Takes nothing more; with a last word.
+    /// Closes the outbox, after a last message if one is given.
     pub(super) fn close(&self, last: Option<Bytes>) {
         if let Some(last) = last {
             self.send_now(last);
@@ -242,7 +242,7 @@ impl Client {
         self.notify.notify_one();
     }
 
-    /// The connection is gone.
+    /// Closes the outbox and drops the socket, once the connection has ended.
     pub(super) fn detach(&self) {
         let mut outbox = self.lock();
         outbox.closed = true;
@@ -258,11 +258,11 @@ pub(super) struct Subscription {
     pub(super) sid: Bytes,
     pub(super) queue: Option<Bytes>,
     pub(super) delivered: AtomicU64,
-    /// It ends after this many; 0 is never.
+    /// It ends after this many messages; 0 is never.
     pub(super) ends_after: AtomicU64,
 }
 
-/// A subscription that many places hold; equal is the same one.
+/// A shared subscription; two handles are equal if they hold the same one.
 #[derive(Debug, Clone)]
 pub(super) struct Handle(pub(super) Arc<Subscription>);
 
@@ -273,7 +273,7 @@ impl PartialEq for Handle {
 }
 
 impl Subscription {
-    /// Whether it has had all that it asked for.
+    /// Whether it has received all messages that it asked for.
     pub(super) fn is_used_up(&self) -> bool {
         let ends_after = self.ends_after.load(Ordering::Relaxed);
         ends_after > 0 && self.delivered.load(Ordering::Relaxed) >= ends_after
@@ -285,7 +285,7 @@ impl Subscription {
 pub(super) enum Body<'a> {
     /// Header block and payload.
     Given { header: &'a [u8], payload: &'a Bytes },
-    /// A stored message: header block and payload lie behind one another in the entry.
+    /// A stored message: the payload directly follows the header block in the entry.
     Stored(Stored),
 }
 
@@ -300,7 +300,7 @@ pub(super) struct Stored {
     pub(super) start: usize,
     pub(super) header_bytes: usize,
     pub(super) payload_bytes: usize,
-    /// Further header lines with the block's end.
+    /// Further header lines, with the end of the block.
     pub(super) extra: Option<Bytes>,
 }
 
@@ -309,7 +309,7 @@ impl Stored {
         let header_end = self.start + self.header_bytes;
         let payload = Part::Entry(header_end, header_end + self.payload_bytes);
         match &self.extra {
-            // Further lines stand before the block's last line end, or in a block of their own.
+            // Further lines go before the block's final line end, or into a block of their own.
             Some(extra) if with_header => {
                 vec![
                     Part::Entry(self.start, header_end - self.header_bytes.min(2)),
@@ -335,7 +335,7 @@ impl Body<'_> {
     }
 }
 
-/// Bytes for one client, small ones put together.
+/// Bytes for one client; short pieces are merged.
 #[derive(Debug, Default)]
 pub(super) struct Bundle {
     chunks: Vec<Chunk>,
@@ -349,7 +349,7 @@ impl Bundle {
         self.bytes += bytes.len();
     }
 
-    /// How much it is.
+    /// Its length in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -363,7 +363,7 @@ impl Bundle {
         self.chunks.push(Chunk::Bytes(bytes.clone()));
     }
 
-    /// A whole message.
+    /// Adds a whole message.
     pub(super) fn put_message(
         &mut self,
         subscription: &Subscription,
@@ -453,7 +453,7 @@ impl Bundle {
     }
 }
 
-/// What leaves together, for any number of clients.
+/// What is sent together, to any number of clients.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     bundles: Vec<(Arc<Client>, Bundle)>,
@@ -464,9 +464,9 @@ impl Outgoing {
         self.bundles.is_empty()
     }
 
-    /// What goes to a client.
+    /// The bundle for a client.
     pub(super) fn to(&mut self, client: &Arc<Client>) -> &mut Bundle {
-        // Few clients get something at a time, and most often it is the last one again.
+        // Few clients get something in one turn, and most often the last one gets more.
         let index = match self.bundles.iter().rposition(|(known, _)| known.id == client.id) {
             Some(index) => index,
             None => {
@@ -479,7 +479,7 @@ impl Outgoing {
 }
 
 impl Outgoing {
-    /// Sends it. Called with the lock on everything held, so no system call is made here.
+    /// Sends it. The caller holds the lock on all state, so this makes no system calls.
     pub(super) fn send(self) {
         self.bundles.into_iter().for_each(|(client, bundle)| client.push(bundle));
     }

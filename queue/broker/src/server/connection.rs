@@ -1,4 +1,4 @@
-//! One client's connection: one task, which reads and writes at once.
+//! One client's connection: one task that reads and writes concurrently.
 
 use std::io;
 use std::net::SocketAddr;
@@ -18,19 +18,19 @@ use super::shared::{Phase, Shared, reached};
 use super::transport::{self, Input, Output};
 use crate::nats::{Command, Parser, err};
 
-/// What is read at a time when no payload is on its way.
+/// Bytes read at a time, unless a payload needs more.
 const READ_BYTES: usize = 64 * 1024;
-/// The largest message of a client that has not said who it is.
+/// The largest message of a client that has not authenticated.
 const STRANGER_PAYLOAD_MAX: usize = 1024;
-/// How long the last words may take.
+/// How long sending the last bytes may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Signs of life that may be missed.
+/// Pings that a client may leave unanswered.
 const PINGS_MAX: u32 = 2;
-/// Bytes that may wait for the disk before clients have to wait to send more.
+/// Bytes that may wait for the disk before the broker stops reading from clients.
 const BACKLOG_BYTES_MAX: usize = 64 << 20;
 const BACKLOG_PAUSE: Duration = Duration::from_millis(1);
 
-/// Serves a client until it goes or has to.
+/// Serves a client until it disconnects or is disconnected.
 pub(super) async fn serve(
     shared: Arc<Shared>,
     socket: TcpStream,
@@ -38,7 +38,7 @@ pub(super) async fn serve(
     id: u64,
     place: Option<ConnectionSlot>,
 ) {
-    // Answers are small and awaited.
+    // Answers are small, and clients wait for them.
     drop(socket.set_nodelay(true));
     let client = Client::new(id, peer, super::core::now().wall, shared.options.outbox_bytes_max);
     let cut = place.as_ref().map(ConnectionSlot::cut).unwrap_or_default();
@@ -59,12 +59,12 @@ pub(super) async fn serve(
         client.close(Some(err("maximum connections exceeded")));
     } else {
         tokio::select! {
-            // A panic ends this client alone, and in order.
+            // A panic ends only this client, and cleanly.
             goodbye = AssertUnwindSafe(read(&shared, &mut session, &mut input)).catch_unwind() => {
                 client.close(goodbye.unwrap_or(Some("Internal Server Error")).map(err));
             }
             () = &mut writing => is_over = true,
-            // Its place is needed now, and there is nothing to say to it.
+            // Another connection needs this slot now; this client gets no error.
             () = cut.cancelled() => {
                 client.close(None);
                 is_over = true;
@@ -73,7 +73,7 @@ pub(super) async fn serve(
         }
     }
     shared.forget(&mut session);
-    // The last words to a client that is still there.
+    // Sends what is still queued, if the client is still connected.
     if !is_over {
         drop(timeout(LAST_WORDS, writing).await);
     }
@@ -89,7 +89,7 @@ async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Good
     let let_in_by = tokio::time::Instant::now() + shared.options.auth_timeout;
     let mut pings = 0;
     loop {
-        // Grows with what comes, not with what is announced.
+        // Grows with the bytes received, not with the length announced.
         buffer.reserve(parser.missing(buffer.len()).min(buffer.len()).max(READ_BYTES));
         let read = if session.is_let_in() {
             timeout(shared.options.ping_interval, input.receive(&mut buffer)).await
@@ -111,7 +111,7 @@ async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Good
         loop {
             match parser.next(&mut buffer) {
                 Ok(Some(command)) if session.is_let_in() => commands.push(command),
-                // Before it has authenticated, a client is read one command at a time.
+                // Until the client has authenticated, its commands are read one at a time.
                 Ok(Some(Command::Connect(json))) => {
                     if let Err(goodbye) = greet(shared, session, &json) {
                         return goodbye;
@@ -121,7 +121,7 @@ async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Good
                 Ok(Some(_)) => return Some("Authorization Violation"),
                 Ok(None) => break,
                 Err(error) => {
-                    // What came before it still counts.
+                    // Commands before the bad one still count.
                     if let Err(goodbye) = shared.execute(session, commands) {
                         return goodbye;
                     }
@@ -138,14 +138,14 @@ async fn read(shared: &Shared, session: &mut Session, input: &mut Input) -> Good
         if let Err(goodbye) = shared.execute(session, commands) {
             return goodbye;
         }
-        // Bounded input: what is faster than the disk has to wait.
+        // Bounded input: a client that is faster than the disk has to wait.
         while shared.committer.waiting_bytes() > BACKLOG_BYTES_MAX {
             tokio::time::sleep(BACKLOG_PAUSE).await;
         }
     }
 }
 
-/// Writes what is put into the outbox until it is closed and empty, or the client does not take it.
+/// Writes the outbox to the client until it is closed and empty, or a write fails.
 async fn write(shared: &Arc<Shared>, client: &Arc<Client>, output: &mut Output) {
     loop {
         let (chunks, closed) = client.take();
@@ -170,7 +170,7 @@ async fn write(shared: &Arc<Shared>, client: &Arc<Client>, output: &mut Output) 
     output.end().await;
 }
 
-/// Reads a message and sends it; what has decayed on disk is not sent, and goes out of its stream.
+/// Reads a message and sends it. One that has decayed on disk is not sent, and is removed from its stream.
 async fn send_stored(shared: &Arc<Shared>, output: &mut Output, message: StoredMessage) -> io::Result<()> {
     let StoredMessage { source, of, place, line, parts, lost } = message;
     let loading = tokio::task::spawn_blocking(move || source.load());

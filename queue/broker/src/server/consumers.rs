@@ -1,4 +1,4 @@
-//! The part of the API that is about consumers.
+//! The consumer part of the JetStream API.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::journal::Change;
 use crate::nats::status;
 use crate::stream::{ConsumerConfig, Now, Refusal, config, unix_nanos};
 
-/// What the operation and the names behind it ask for: the kind of answer, and the answer.
+/// Runs an operation on the names that follow it. Returns the kind of answer, and the answer.
 pub(super) fn operate(
     core: &mut Core,
     operation: &str,
@@ -36,7 +36,7 @@ pub(super) fn operate(
         }
         ("PAUSE", [stream, name]) => ("consumer_pause", pause(core, stream, name, request)),
         ("UNPIN", [stream, name]) => ("consumer_unpin", unpin(core, stream, name, request)),
-        // A server says nothing where there is no such consumer; the client hears it at once here.
+        // If the consumer does not exist, nats-server does not answer; here the client gets "no responders" at once.
         ("RESET", [stream, name]) if core.stream(stream).is_some_and(|stream| stream.consumer(name).is_some()) => {
             ("consumer_reset", reset(core, stream, name, request))
         }
@@ -45,10 +45,10 @@ pub(super) fn operate(
     })
 }
 
-/// Where a new consumer's name stands.
+/// Where a new consumer's name comes from.
 #[derive(Debug, Clone, Copy)]
 enum NamedBy<'a> {
-    /// In the body, or the server makes one.
+    /// From the body; without one, the server generates it.
     Nowhere,
     Here(&'a str),
     /// The consumer must be durable.
@@ -99,7 +99,7 @@ fn create(
     let mut is_new = false;
     let found = stream.consumer(&name);
     if let Some(found) = found.filter(|_| config.pause_until.is_none()) {
-        // Created again by a client that does not know of the pause.
+        // Recreated by a client that does not know about the pause.
         config.pause_until.clone_from(&found.config.pause_until);
     }
     let (id, created, start, resume) = match found {
@@ -132,8 +132,7 @@ fn create(
     info(core, stream_name, &name, request.now)
 }
 
-/// Makes a consumer or gives it another configuration. One that ends with the process is not written
-/// down.
+/// Creates or updates a consumer. One that ends with the process is not written to the journal.
 fn put(
     core: &mut Core,
     (stream, consumer): (u32, u32),
@@ -191,7 +190,7 @@ fn delete(core: &mut Core, stream: &str, name: &str, now: Now) -> Answer {
     Ok(json!({"success": true}))
 }
 
-/// Ends a consumer, and tells all who wait at it. What stayed only for it goes.
+/// Deletes a consumer, ends its waiting requests, and removes messages that were kept only for it.
 pub(super) fn remove(core: &mut Core, (stream, consumer): (u32, u32), now: Now) -> Result<(), Refusal> {
     let Some(found) = core.streams.get(&stream) else { return Ok(()) };
     let stream_name = found.config.name.clone();
@@ -203,7 +202,7 @@ pub(super) fn remove(core: &mut Core, (stream, consumer): (u32, u32), now: Now) 
     Ok(())
 }
 
-/// Tells all who wait at a consumer that it ends.
+/// Ends all waiting requests of a consumer with a status.
 pub(super) fn end_requests(core: &mut Core, stream: &str, name: &str, line: &str) {
     let found = core.id_of(stream).and_then(|id| core.streams.get_mut(&id)?.consumer_mut(name));
     let waiting = found.map(|consumer| std::mem::take(&mut consumer.waiting)).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! All that is true in a broker, under one lock.
+//! All state of a broker, under one lock.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -20,15 +20,15 @@ use crate::platform::storage::Storage;
 use crate::stream::config::{Discard, Retention};
 use crate::stream::{Consumer, Now, Stream, StreamConfig};
 
-/// Room that is kept for what a queued job has yet to write: its records.
+/// Room reserved per queued job for the records it has yet to write.
 const OWED_BYTES: u64 = 4096;
-/// Bytes that queued messages may take when nothing else is said and the disk has room.
+/// Bytes that queued messages may take when no limit is configured and the disk has room.
 const QUEUE_BYTES_MAX: u64 = 32 << 30;
-/// Payloads of other streams above this may use half of the reserve only.
+/// Larger payloads of other streams may use only half of the reserve.
 const BULK_BYTES: usize = 64 * 1024;
-/// The nearest that a timer is set.
+/// Timers are set at least this far ahead.
 const TIMER_MIN: Duration = Duration::from_millis(1);
-/// The farthest that a timer is set: the calendar may jump.
+/// Timers are set at most this far ahead, because the calendar may jump.
 const TIMER_MAX: Duration = Duration::from_secs(60);
 
 /// Streams, subscriptions, journal, and what is to be sent.
@@ -42,29 +42,29 @@ pub(super) struct Core {
     next_stream: u32,
     pub(super) journal: Journal<Outgoing>,
     pub(super) outgoing: Outgoing,
-    /// When which stream (consumer 0) or consumer has to be looked at.
+    /// When each stream (consumer 0) or consumer is due: time, stream, consumer.
     pub(super) timers: BinaryHeap<Reverse<(Instant, u32, u32)>>,
-    /// Where push consumers, by stream and their own id, deliver to.
+    /// Deliver subjects of push consumers, by stream id and consumer id.
     pub(super) push_targets: BTreeMap<(u32, u32), String>,
-    /// What was stored and is lost, because it decayed on disk.
+    /// Stored data that was lost because it decayed on disk.
     pub(super) losses: Vec<Loss>,
-    /// Messages and bytes of all streams that refuse when full.
+    /// Messages and bytes of all streams that refuse new messages when full.
     queued: (u64, u64),
     queue_bytes_max: Option<u64>,
-    /// What expires goes by this date.
+    /// The date by which messages expire.
     pub(super) calendar: Calendar,
     pub(super) api_requests: u64,
     pub(super) api_errors: u64,
 }
 
-/// The moment.
+/// The current time, on both clocks.
 pub(super) fn now() -> Now {
     let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Now { wall: i64::try_from(wall.as_nanos()).unwrap_or(i64::MAX), clock: Instant::now() }
 }
 
 impl Core {
-    /// Opens the journal and rebuilds what it says.
+    /// Opens the journal and rebuilds the state from it.
     pub(super) fn open(
         storage: Arc<dyn Storage>,
         options: &Options,
@@ -72,7 +72,7 @@ impl Core {
     ) -> Result<Self, OpenError> {
         let started = Instant::now();
         let mut state = Replay { streams: BTreeMap::new(), next_stream: 1, missing: Vec::new(), newest: 0, now: now() };
-        // What was believed when this last ran: dates in the journal may be of a clock that had leapt.
+        // The date that the last run believed: dates in the journal may come from a clock that had jumped.
         let believed = date::read(storage.as_ref());
         let (journal, recovered) = Journal::open(storage, options.segment_bytes, on_failure, &mut |change, place| {
             state.apply(&change, place)
@@ -114,7 +114,7 @@ impl Core {
                     let (name, offset) = ("segments".into(), message.place.position);
                     return Err(OpenError::Damaged { name, offset, problem });
                 }
-                // Where it was moved to is damaged, and where it was before is gone.
+                // The entry that it was moved to is damaged, and the segment that it was moved from was dropped.
                 let sequence = message.sequence;
                 let removed = Change::Removed { stream: stream.id, from: sequence, to: sequence };
                 drop(stream.apply(&removed, None, now(), &mut Vec::new()));
@@ -139,7 +139,7 @@ impl Core {
         Ok(core)
     }
 
-    /// Makes a stream known.
+    /// Registers a stream with its name, subjects and push targets.
     fn admit(&mut self, stream: Stream) {
         for subject in &stream.config.subjects {
             self.subjects.insert(subject.as_bytes(), stream.id);
@@ -182,17 +182,17 @@ impl Core {
         taker
     }
 
-    /// An id that no stream has had.
+    /// An id that no stream has ever had.
     pub(super) fn new_stream_id(&self) -> u32 {
         self.next_stream
     }
 
-    /// Writes a change down and applies it. `durable`: what is sent because of it must wait for the
-    /// disk.
+    /// Appends a change to the journal and applies it. If `durable`, what is sent because of it waits for
+    /// the disk.
     pub(super) fn change(&mut self, change: &Change<'_>, durable: bool, now: Now) -> Result<(), Full> {
         let id = change.stream();
         let share = match (change, self.streams.get(&id)) {
-            // What makes room by moving leaves half of the reserve to what makes room by settling.
+            // Moving messages makes room, but leaves half of the reserve to settling, which makes room too.
             (Change::Stored(stored), Some(_)) if stored.moved => Share::Bulk,
             (Change::Stored(stored), Some(stream)) => share(stream, stored.payload.len()),
             _ => Share::Settle,
@@ -203,8 +203,8 @@ impl Core {
         }
         let place = self.journal.append(change, share, durable)?;
         if matches!(change, Change::StreamPut { .. } | Change::ConsumerPut { .. }) {
-            // Twice, since all that follows would be of no use without it: a spot of decay on the disk
-            // must not cost a stream. Once is enough where there is no room for more.
+            // Twice, since later entries are useless without this one: one decayed spot on the disk must not
+            // cost a stream. On a full disk, once is enough.
             self.journal.append(change, share, durable).ok();
         }
         if let Change::StreamPut { config, created, .. } = change
@@ -224,14 +224,14 @@ impl Core {
         Ok(())
     }
 
-    /// Applies a change of a stream that is there.
+    /// Applies a change to a stream that exists.
     pub(super) fn apply(&mut self, change: &Change<'_>, place: Option<LogPlace>, now: Now) {
         let id = change.stream();
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let before = weight(stream);
         let mut freed = Vec::new();
         if let Err(problem) = stream.apply(change, place, now, &mut freed) {
-            // Only what we decided ourselves comes here, so this is a bug; the journal has it too.
+            // The broker made this change itself, so this is a bug; the journal holds the change too.
             tracing::error!(problem, ?id, "change does not apply");
         }
         let after = weight(stream);
@@ -251,8 +251,8 @@ impl Core {
         }
     }
 
-    /// Whether a change must outlive the process: not what becomes of consumers that do not, as long
-    /// as no message goes with it.
+    /// Whether a change must outlive the process. Changes of consumers that are not durable need not,
+    /// unless they remove a message.
     fn is_written_down(&self, change: &Change<'_>) -> bool {
         let (Change::Delivered { consumer, .. }
         | Change::Acked { consumer, .. }
@@ -280,12 +280,12 @@ impl Core {
         }
     }
 
-    /// Whether a new message of a stream may take this room. Jobs are refused long before what
-    /// settles them.
+    /// Makes room for a new message of a stream, or refuses it. Jobs are refused long before the messages
+    /// that settle them.
     pub(super) fn make_room(&mut self, id: u32, bytes: usize, payload_bytes: usize) -> Result<(), Full> {
         let Some(stream) = self.streams.get(&id) else { return Ok(()) };
         let share = share(stream, payload_bytes);
-        // Worked out when it is used: a disk that was full at the start may be free by now.
+        // Computed on use: a disk that was full at the start may have room by now.
         let by_disk = || QUEUE_BYTES_MAX.min((self.queued.1 + self.journal.room()) / 2);
         if share == Share::Work && self.queued.1 + bytes as u64 > self.queue_bytes_max.unwrap_or_else(by_disk) {
             return Err(Full);
@@ -293,13 +293,13 @@ impl Core {
         self.journal.make_room(bytes as u64, share, self.queued.0 * OWED_BYTES)
     }
 
-    /// Sends a message to all subscribers; whether there are any. `from` is a client that does
-    /// not want to hear itself.
+    /// Sends a message to all subscribers and returns whether there are any. `from` is a client that does
+    /// not want to receive its own messages.
     pub(super) fn route(&mut self, subject: &[u8], reply: Option<&[u8]>, body: &Body<'_>, from: Option<u64>) -> bool {
         self.route_as(subject, subject, reply, body, from)
     }
 
-    /// The same to all subscribers of `subject`, who see it as one to `shown`.
+    /// Like `route`, but subscribers of `subject` see the message as sent to `shown`.
     pub(super) fn route_as(
         &mut self,
         subject: &[u8],
@@ -345,7 +345,7 @@ impl Core {
             }
         });
         for (_, members) in &groups {
-            // Not in turn: the same member would be met whenever something else is sent in between.
+            // At random, not in turn: with other messages in between, turns could always pick the same member.
             members.choose(&mut rand::rng()).into_iter().for_each(|handle| deliver(handle));
         }
         let is_heard = plain > 0 || !groups.is_empty();
@@ -355,13 +355,13 @@ impl Core {
         is_heard
     }
 
-    /// Sends a small message that the broker makes itself.
+    /// Sends a small message that the broker itself creates.
     pub(super) fn tell(&mut self, subject: &[u8], header: &[u8], payload: &Bytes) {
         self.route(subject, None, &Body::Given { header, payload }, None);
     }
 
-    /// Ends a turn with the lock: what was changed goes to the journal, and what is to be sent goes
-    /// behind it, or out at once if nothing is before it.
+    /// Ends a turn with the lock: hands changes to the journal and queues outgoing messages behind them, or
+    /// sends them at once if nothing is queued before them.
     pub(super) fn finish(&mut self) {
         let outgoing = std::mem::take(&mut self.outgoing);
         let release = (!outgoing.is_empty()).then_some(outgoing);
@@ -370,13 +370,13 @@ impl Core {
         }
     }
 
-    /// The same, keeping nothing back: for a caller that is about to wait for the disk.
+    /// Like `finish`, but holds no changes back: for a caller that is about to wait for the disk.
     pub(super) fn finish_all(&mut self) {
         self.finish();
         self.journal.flush();
     }
 
-    /// Sets the timer of a consumer, or of a stream (consumer 0), to when it needs it.
+    /// Sets the timer of a consumer to its next deadline, or of a stream (consumer 0) to its next expiry.
     pub(super) fn schedule(&mut self, id: u32, consumer: u32, now: Now) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let farthest = now.clock + TIMER_MAX;
@@ -388,7 +388,7 @@ impl Core {
             let Some(consumer) = stream.consumer_by_id(consumer) else { return };
             (consumer.next_deadline().map(|at| at.min(farthest)), &mut consumer.scheduled)
         };
-        // Never now: whatever could not be done this time (a full disk, a long list) lets others go first.
+        // Never now: work that could not be done this time (a full disk, a long list) lets other timers run first.
         if let Some(wanted) = wanted.map(|wanted| wanted.max(now.clock + TIMER_MIN))
             && scheduled.is_none_or(|at| wanted < at)
         {
@@ -397,7 +397,7 @@ impl Core {
         }
     }
 
-    /// When the next timer goes off.
+    /// When the next timer fires.
     pub(super) fn earliest_timer(&self) -> Option<Instant> {
         self.timers.peek().map(|Reverse((at, _, _))| *at)
     }
@@ -409,13 +409,12 @@ impl Core {
     }
 }
 
-/// Whether what is in hand of a stream is in the hands of processes that end with this one: workers, and those
-/// who call webhooks.
+/// Whether a stream's messages are delivered only to processes that end with this one: workers and webhook senders.
 fn is_of_our_own(stream: &str) -> bool {
     stream.starts_with("jobs_") || stream == "hooks"
 }
 
-/// What a stream counts against the bound over all queues.
+/// Messages and bytes that a stream counts against the limit over all queues.
 fn weight(stream: &Stream) -> (u64, u64) {
     match stream.config.discard {
         Discard::New => (stream.messages.len() as u64, stream.messages.bytes()),
@@ -432,7 +431,7 @@ fn share(stream: &Stream, payload_bytes: usize) -> Share {
     }
 }
 
-/// When a change was made, Unix time in ns, if it says so; else 0.
+/// When a change was made, Unix time in ns; 0 if the change does not record it.
 fn written_at(change: &Change<'_>) -> i64 {
     match change {
         Change::Stored(stored) => stored.time,
@@ -443,13 +442,13 @@ fn written_at(change: &Change<'_>) -> i64 {
     }
 }
 
-/// The state while it is read from the journal.
+/// The state while recovery reads it from the journal.
 struct Replay {
     streams: BTreeMap<u32, Stream>,
     next_stream: u32,
-    /// Sequences that were given and whose messages did not come: stream, first and last.
+    /// Sequences that were assigned but whose messages are missing: stream, first and last.
     missing: Vec<(u32, u64, u64)>,
-    /// The newest date that anything was written at, Unix time in ns.
+    /// The newest date of any change, Unix time in ns.
     newest: i64,
     now: Now,
 }
@@ -468,7 +467,7 @@ impl Replay {
         if matches!(change, Change::StreamDeleted { .. }) {
             self.streams.remove(&id);
         }
-        // A snapshot may know that the stream is gone by now.
+        // The snapshot may already lack a stream that the log deletes only later.
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         if let Change::Stored(stored) = change
             && stored.sequence > stream.last + 1

@@ -1,7 +1,7 @@
-//! What has decayed on disk: found, kept apart, and told.
+//! Data that has decayed on disk: how it is found, removed and reported.
 //!
-//! A message whose bytes are not what was written is never served. It leaves its stream, so that its
-//! consumers go on behind it, and stands in the account that the operator sees.
+//! A message whose bytes are not what was written is never served. It is removed from its stream, so that
+//! consumers continue after it, and listed in the losses that the operator sees.
 
 use std::io;
 
@@ -11,11 +11,11 @@ use super::shared::Shared;
 use crate::journal::{Change, Damage, LogPlace};
 use crate::stream::Stream;
 
-/// Losses that are kept in mind; further ones are only logged.
+/// Losses that are kept in memory; further ones are only logged.
 const LOSSES_MAX: usize = 1000;
 
 impl Core {
-    /// Takes a loss to the account.
+    /// Logs a loss and adds it to the list.
     pub(super) fn lost(&mut self, loss: Loss) {
         tracing::error!("the journal is damaged: {loss}");
         if self.losses.len() < LOSSES_MAX {
@@ -23,14 +23,14 @@ impl Core {
         }
     }
 
-    /// A stored message could not be read. One that is damaged leaves its stream; after another fault
-    /// the next one who asks may have more luck.
+    /// Handles a stored message that could not be read. A damaged one is removed from its stream; after any
+    /// other error, the next read may succeed.
     pub(super) fn unreadable(&mut self, (id, sequence): (u32, u64), place: LogPlace, error: &io::Error) {
-        // It may have been carried elsewhere since it was looked up.
+        // It may have been moved since it was looked up.
         let is_there = |stream: &&Stream| stream.messages.get(sequence).is_some_and(|message| message.place() == place);
         let Some(stream) = self.streams.get(&id).filter(is_there) else { return };
         let name = stream.config.name.clone();
-        // What is not durable yet may not be in the file either.
+        // A message that is not durable yet may not be in the file yet either.
         let is_written = place.position + u64::from(place.bytes) <= self.journal.committer().durable();
         if error.kind() != io::ErrorKind::InvalidData || !is_written {
             tracing::error!(%error, stream = name, sequence, "stored message unreadable");
@@ -45,8 +45,8 @@ impl Core {
         }
     }
 
-    /// Accounts for what recovery had to step over. `missing` are sequences that were given and whose
-    /// messages did not come.
+    /// Reports what recovery had to skip. `missing` are sequences that were assigned but whose messages were
+    /// not found.
     pub(super) fn account(&mut self, damage: &[Damage], missing: &[(u32, u64, u64)]) {
         for Damage { name, offset, bytes, message } in damage {
             let problem = match bytes {
@@ -54,8 +54,8 @@ impl Core {
                 _ => format!("{bytes} bytes at {offset} of {name} are not as they were written"),
             };
             self.lost(Loss { stream: None, sequences: None, problem });
-            // The last message that was ever stored: nothing behind it shows that it is missing. Its
-            // sequence must not be given again.
+            // The last message ever stored: no later one shows that it is missing. Its sequence must not be
+            // assigned again.
             if let Some((id, sequence)) = message
                 && let Some(stream) = self.streams.get_mut(id)
                 && *sequence == stream.last + 1
@@ -76,12 +76,12 @@ impl Core {
 }
 
 impl Shared {
-    /// The same as [`Core::unreadable`], for callers without the lock.
+    /// Like [`Core::unreadable`], for callers without the lock.
     pub(super) fn unreadable(&self, of: (u32, u64), place: LogPlace, error: &io::Error) {
         let mut core = self.lock();
         core.unreadable(of, place, error);
         core.finish();
-        // What comes next may have been handed out, with a deadline.
+        // The next message may have been delivered, with a deadline.
         self.timer_set.notify_one();
     }
 }

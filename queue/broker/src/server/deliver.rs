@@ -13,22 +13,22 @@ use crate::nats::{HEADER_START, block, status};
 use crate::stream::config::Retention;
 use crate::stream::{Found, Handout, Message, Now, Pin, PriorityPolicy, Waiting};
 
-/// Pause before a client that has much on its way is given more.
+/// Pause before delivering more to a client whose outbox is rather full.
 const CONGESTION_PAUSE: Duration = Duration::from_millis(5);
-/// Pause before handing out is tried again when there was no room to note it.
+/// Pause before a delivery is retried that there was no disk space to record.
 const FULL_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who gets the next message.
+/// The receiver of the next message.
 #[derive(Debug, Clone, Copy)]
 enum Receiver {
-    /// The request at this place among those that wait.
+    /// The waiting request at this index.
     Request(usize),
     /// Subscribers of the consumer's push subject.
     Listener,
 }
 
 impl Core {
-    /// Serves all requests that wait at a stream's consumers.
+    /// Serves all consumers of a stream that push or have waiting requests.
     pub(super) fn serve_all(&mut self, id: u32, now: Now) {
         let awaited = self.streams.get(&id).map(crate::stream::Stream::awaited).unwrap_or_default();
         for consumer in awaited {
@@ -37,7 +37,7 @@ impl Core {
         }
     }
 
-    /// Hands out what there is, to those who wait in turn: one message each, then the next.
+    /// Delivers available messages to waiting receivers in turn, one message at a time.
     pub(super) fn serve(&mut self, id: u32, consumer: u32, now: Now) {
         while let Some(receiver) = self.receiver(id, consumer, now)
             && self.hand_out(id, consumer, receiver, now).is_some()
@@ -86,14 +86,14 @@ impl Core {
             }
             match receiver {
                 _ if is_heard => return Some(receiver),
-                // What went there would be lost until its lease ends.
+                // No subscriber: a message sent there would be lost until its lease expires.
                 Receiver::Request(turn) => drop(consumer.waiting.remove(turn)),
                 Receiver::Listener => return None,
             }
         }
     }
 
-    /// Hands out one message; `None` if nothing more can be just now.
+    /// Delivers one message; `None` if no more can be delivered for now.
     fn hand_out(&mut self, id: u32, consumer_id: u32, receiver: Receiver, now: Now) -> Option<()> {
         let stream = self.streams.get_mut(&id)?;
         let handout = stream.next_handout(consumer_id)?;
@@ -128,7 +128,7 @@ impl Core {
             time: now.wall,
         };
         if self.change(&delivered, false, now).is_err() {
-            // No disk space even to write that: the request waits on.
+            // No disk space even to record that: the request keeps waiting.
             let consumer = self.consumer(id, consumer_id)?;
             consumer.waiting.extend(waiting);
             consumer.waiting.rotate_right(usize::from(matches!(receiver, Receiver::Request(_))));
@@ -151,7 +151,7 @@ impl Core {
         let mut stored = self.stored(id, &message, &lines);
         stored.payload_bytes = payload_bytes as usize;
         let body = Body::Stored(stored);
-        // It keeps its own subject on its way.
+        // The receiver sees the message's own subject.
         let subject = match &waiting {
             Some(waiting) => waiting.reply.clone(),
             None => Bytes::from(self.consumer(id, consumer_id)?.config.deliver_subject.clone()),
@@ -166,7 +166,7 @@ impl Core {
         Some(())
     }
 
-    /// Makes the client whose request is served first the one that is served from now on.
+    /// Pins the consumer to the client whose request is served, or extends its pin.
     fn pin(&mut self, id: u32, consumer_id: u32, waiting: &mut Waiting, now: Now) {
         let Some(consumer) = self.consumer(id, consumer_id) else { return };
         if consumer.config.priority_policy != PriorityPolicy::PinnedClient {
@@ -183,7 +183,7 @@ impl Core {
         self.advise_pin(id, consumer_id, "PINNED", ("pinned_id", &pin.id), now);
     }
 
-    /// Puts a request that was served back into the line, if it takes more.
+    /// Puts a served request back into the queue, if it wants more.
     fn requeue(&mut self, id: u32, consumer_id: u32, mut waiting: Waiting, size: u64, now: Now) {
         waiting.batch -= 1;
         if let Some(left) = &mut waiting.bytes {
@@ -203,7 +203,7 @@ impl Core {
         }
     }
 
-    /// Removes those of some messages that stay only for as long as a consumer needs them.
+    /// Removes those of the given messages that are kept only for consumers and that none needs any more.
     pub(super) fn remove_unneeded(&mut self, id: u32, sequences: &[u64], now: Now) {
         let unneeded = self.streams.get(&id).map(|stream| stream.unneeded(sequences.iter().copied()));
         for (from, to) in unneeded.unwrap_or_default() {
@@ -213,7 +213,7 @@ impl Core {
         }
     }
 
-    /// The same of all messages of a stream: a consumer has gone, or wants something else.
+    /// Like `remove_unneeded`, for all messages of a stream: a consumer was deleted or changed.
     pub(super) fn remove_all_unneeded(&mut self, id: u32, now: Now) {
         let Some(stream) = self.streams.get(&id).filter(|stream| stream.config.retention == Retention::Interest) else {
             return;
@@ -222,11 +222,11 @@ impl Core {
         self.remove_unneeded(id, &all, now);
     }
 
-    /// What a stored message carries, with further header lines.
+    /// A stored message's contents, with further header lines.
     pub(super) fn stored(&mut self, stream: u32, message: &Message, lines: &[(&str, &str)]) -> Stored {
         let extra = (!lines.is_empty()).then(|| {
             let block = block(lines);
-            // Behind the message's own lines, if it has any.
+            // After the message's own lines, if it has any.
             if message.header_bytes == 0 { block } else { block.slice(HEADER_START.len()..) }
         });
         Stored {
@@ -240,7 +240,7 @@ impl Core {
         }
     }
 
-    /// Ends a request with a status that says how much of it was not used.
+    /// Ends a request with a status that states how much of it is unused.
     pub(super) fn end_request(&mut self, waiting: &Waiting, line: &str) {
         let rest = [
             ("Nats-Pending-Messages", waiting.batch.to_string()),

@@ -1,4 +1,4 @@
-//! From a command to its handler.
+//! Dispatches commands to their handlers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -14,7 +14,7 @@ use crate::nats::{Command, Publication, err, is_literal, is_valid, status};
 use crate::stream::Now;
 
 impl Shared {
-    /// Carries out commands of one client in one turn with the lock.
+    /// Executes commands of one client in one turn with the lock.
     pub(super) fn execute(&self, session: &mut Session, commands: Vec<Command>) -> Result<(), Goodbye> {
         if commands.is_empty() {
             return Ok(());
@@ -58,19 +58,19 @@ impl Shared {
                 if !publication.header.is_empty() && !client.takes_headers.load(Ordering::Relaxed) {
                     return Err(Some("message headers not supported"));
                 }
-                // A request for a consumer has its filter in the subject, wildcards and all; elsewhere they are
-                // letters like others, unless the client wants to be told.
+                // A request to create a consumer has its filter in the subject, with wildcards. Elsewhere, wildcards
+                // are ordinary characters, unless the client is pedantic.
                 let subject = &publication.subject;
                 let may_have_wildcards =
                     is_valid(subject) && (!session.is_pedantic || subject.starts_with(b"$JS.API.CONSUMER.CREATE."));
                 if !(may_have_wildcards || is_literal(subject)) || std::str::from_utf8(subject).is_err() {
-                    // No subscription can match it. Some clients close their connection at an error, so only those that
-                    // asked for strictness get one.
+                    // No subscription can match it. Some clients disconnect on an error, so only pedantic ones get
+                    // one.
                     if session.is_pedantic {
                         answer(core, b"-ERR 'Invalid Publish Subject'\r\n");
                     } else if session.wants_no_responders
                         && let Some(reply) = &publication.reply
-                        // The subject was not checked, so a client must not have us write where it may not.
+                        // Permissions were not checked yet: a client must not make us send where it may not.
                         && client.permissions().is_none_or(|permissions| permissions.may_publish(reply))
                     {
                         no_responders(core, &publication);
@@ -95,7 +95,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Ends everything that a client has subscribed.
+    /// Removes all subscriptions of a client.
     pub(super) fn forget(&self, session: &mut Session) {
         let mut core = self.lock();
         for (_, subscription) in session.subscriptions.drain() {
@@ -129,7 +129,7 @@ fn refused_subscription(
     is_full(session).then(|| "maximum subscriptions exceeded".into())
 }
 
-/// Whether a client may publish to a subject, or answer there.
+/// Whether a client may publish to a subject, or answer a request on it.
 fn may_publish(client: &Client, subject: &[u8], now: Now) -> bool {
     client.permissions().is_none_or(|permissions| {
         permissions.may_publish(subject)
@@ -138,11 +138,11 @@ fn may_publish(client: &Client, subject: &[u8], now: Now) -> bool {
 }
 
 fn subscribe(core: &mut Core, session: &mut Session, subject: Bytes, queue: Option<Bytes>, sid: Bytes) {
-    // The first one of an id stays.
+    // The first subscription with this id stays.
     if session.subscriptions.get(&sid).is_some_and(|known| !known.is_used_up()) {
         return;
     }
-    // Clients that ask for one message each leave these behind, and never say that they are done.
+    // Clients that subscribe for one message at a time leave these behind and never unsubscribe.
     if session.subscriptions.len() >= session.subscriptions_swept * 2 {
         sweep(session);
     }
@@ -160,7 +160,7 @@ fn subscribe(core: &mut Core, session: &mut Session, subject: Bytes, queue: Opti
     session.subscriptions.insert(subscription.sid.clone(), subscription);
 }
 
-/// Forgets subscriptions that have had all that they asked for.
+/// Forgets subscriptions that have received all messages that they asked for.
 fn sweep(session: &mut Session) {
     session.subscriptions.retain(|_, subscription| !subscription.is_used_up());
     session.subscriptions_swept = session.subscriptions.len().max(SWEEP_MIN);
@@ -176,8 +176,8 @@ fn unsubscribe(core: &mut Core, session: &mut Session, sid: &Bytes, after: u64) 
     }
 }
 
-/// A client's message: to the API, as an ack, into a stream, or to subscribers other than a sender without echo;
-/// or to none.
+/// Handles a client's message: an API request, an ack, or a message for a stream and for subscribers. A sender
+/// without echo is passed as `not_to`.
 pub(super) fn publish(
     core: &mut Core,
     client: &str,
@@ -205,7 +205,7 @@ pub(super) fn publish(
     if let Some(stream) = taker {
         core.store(stream, publication, now);
     }
-    // After the stream, so that the ring of a doorbell never comes before what it rings for.
+    // After the stream, so that a notification never arrives before the message that it announces.
     let body = Body::Given { header: &publication.header, payload: &publication.payload };
     let is_heard = core.route(subject, publication.reply.as_deref(), &body, not_to);
     if !is_heard && taker.is_none() && wants_no_responders {
@@ -213,7 +213,7 @@ pub(super) fn publish(
     }
 }
 
-/// Tells the publisher, if it waits for an answer, that none will come.
+/// Answers a publisher that waits for a reply with "no responders".
 fn no_responders(core: &mut Core, publication: &Publication) {
     if let Some(reply) = &publication.reply {
         let text = String::from_utf8_lossy(&publication.subject).into_owned();

@@ -1,4 +1,4 @@
-//! Looking at messages: one, or many in one request.
+//! Reading stored messages: one, or many in one request.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -14,9 +14,9 @@ use crate::journal::frame::FRAME_BYTES;
 use crate::nats::{is_valid, matches, status};
 use crate::stream::{Found, Message, Refusal, Stream, config, unix_nanos};
 
-/// Messages that one request may have.
+/// Messages that one request may return, at most.
 const BATCH_MAX: usize = 1024;
-/// Bytes that it may have: a client must be able to take them in.
+/// Bytes that it may return, at most: a client must be able to receive them.
 const BATCH_BYTES_MAX: u64 = 32 << 20;
 
 /// The status of a request that cannot be read.
@@ -27,7 +27,7 @@ fn says_nothing(body: &[u8]) -> bool {
     serde_json::from_slice::<Value>(body).is_ok_and(|value| value == json!({}))
 }
 
-/// Which messages are asked for.
+/// Which messages a request wants.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Get {
@@ -46,21 +46,21 @@ struct Get {
 /// What a request for many messages found.
 struct Batch {
     sequences: Vec<u64>,
-    /// Further ones that match and are not among them.
+    /// Further messages that match but did not fit.
     left: u64,
-    /// Of which moment the last messages are, where these were asked for.
+    /// The sequence up to which last messages were searched, if the request wants last messages.
     up_to: Option<u64>,
 }
 
 impl Get {
-    /// Reads a request; no or fewer messages than one are as if no number was said.
+    /// Reads a request; a batch size below 1 counts as unset.
     fn read(body: &[u8]) -> Result<Self, Refusal> {
         let mut get: Self = config::read(body)?;
         get.batch = get.batch.filter(|batch| *batch > 0);
         Ok(get)
     }
 
-    /// What is wrong with it, as a status.
+    /// Checks the request; an error is the status to answer.
     fn check(&self) -> Result<(), &'static str> {
         let is_no_time = |text: &Option<String>| text.as_deref().is_some_and(|text| unix_nanos(text).is_none());
         if is_no_time(&self.start_time) || is_no_time(&self.up_to_time) {
@@ -84,7 +84,7 @@ impl Get {
         if !has_start && self.next_by_subj.is_none() { Err("408 Empty Request") } else { Ok(()) }
     }
 
-    /// Messages from where it starts on that it wants.
+    /// Messages that match, from the request's start on.
     fn matching<'a>(&'a self, stream: &'a Stream) -> impl Iterator<Item = Found<'a>> {
         let since = self.start_time.as_deref().and_then(unix_nanos);
         let wanted = move |message: &Found<'_>| {
@@ -109,7 +109,7 @@ impl Get {
         }
     }
 
-    /// The messages of a request for many.
+    /// The messages for a batch request.
     fn many(&self, stream: &Stream) -> Result<Batch, &'static str> {
         let (all, up_to) = match &self.multi_last {
             None => (self.matching(stream).map(Found::sequence).collect::<Vec<_>>(), None),
@@ -137,7 +137,7 @@ impl Get {
         Ok(Batch { left: (all.len() - sequences.len()) as u64, sequences, up_to })
     }
 
-    /// The last message of each subject that a filter stands for, as of a moment.
+    /// The last message of each subject that matches a filter, up to a sequence, and that sequence.
     fn last_messages(&self, stream: &Stream, filters: &[String]) -> Result<(Vec<u64>, u64), &'static str> {
         let up_to = match (self.up_to_seq.filter(|sequence| *sequence > 0), self.up_to_time.as_deref()) {
             (Some(sequence), _) => sequence.min(stream.last),
@@ -209,7 +209,7 @@ impl Core {
         true
     }
 
-    /// Sends the messages of a batch, and its end.
+    /// Sends the messages of a batch, and the end marker.
     fn send_batch(&mut self, stream: &str, reply: &Bytes, batch: &Batch, no_header: bool) {
         let mut pending = batch.sequences.len() as u64 + batch.left;
         let mut before = 0;
@@ -228,7 +228,7 @@ impl Core {
         self.tell(reply, &status("204 EOB", &lines), &Bytes::new());
     }
 
-    /// Sends a stored message to a client that reads it.
+    /// Sends a stored message to a client that asked for it.
     fn send_stored(
         &mut self,
         stream: &str,
@@ -270,7 +270,7 @@ impl Core {
         }
         let sequence = get.one(found).ok_or_else(Refusal::no_message)?;
         let message = found.messages.get(sequence).ok_or_else(Refusal::no_message)?.take_out();
-        // Read with the lock held. This is for tools and rare looks; workers and API read directly.
+        // Reads with the lock held: only tools use this, and rarely; workers and API use `DIRECT.GET`.
         let id = found.id;
         let entry = self.journal.read(message.place).load().map_err(|error| {
             self.unreadable((id, sequence), message.place, &error);

@@ -1,7 +1,7 @@
-//! Keeps the journal short: spares ahead, snapshots behind, and old segments emptied and dropped.
+//! Keeps the journal short: allocates spare segments, writes snapshots, empties and drops old segments.
 //!
-//! A segment may be dropped when nothing in it is live, a snapshot stands behind it, and what made
-//! it dead is durable: else a power cut could bring back a message whose bytes are gone.
+//! A segment may be dropped when nothing in it is live, a snapshot covers it, and the changes that made
+//! it dead are durable. Otherwise a power cut could bring back a message whose bytes were deleted.
 
 use std::io;
 use std::sync::Arc;
@@ -21,26 +21,26 @@ use crate::journal::{Haste, LogPlace, Stored};
 use crate::panics::caught;
 use crate::stream::put_id;
 
-/// Pause between two looks.
+/// Pause between two rounds of the keeper.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
-/// Pause between two looks at what could be emptied: what drains by itself needs none.
+/// Pause between two searches for a segment to empty: segments that drain by themselves need none.
 const SWEEP_PAUSE: Duration = Duration::from_secs(2);
-/// Room that is dead for so long is given back, however little it is.
+/// Dead room is freed after this time, however little it is.
 const GIVE_BACK: Duration = Duration::from_secs(15);
-/// Log behind the last snapshot, at least, before the next one.
+/// Log that must follow the last snapshot before the next one, at least.
 const SNAPSHOT_EVERY: u64 = 64 << 20;
-/// Dead bytes that are worth a snapshot at once, at least.
+/// Dead bytes that justify a snapshot at once, at least.
 const WORTH_BYTES: u64 = 32 << 20;
-/// Messages that are put into a snapshot in one turn with the lock.
+/// Messages written to a snapshot in one turn with the lock.
 const TURN_MESSAGES: usize = 2048;
-/// Bytes that are carried out of an old segment in one turn with the lock.
+/// Bytes moved out of an old segment in one turn with the lock.
 const TURN_BYTES: usize = 1 << 20;
 
-/// Dead bytes before a snapshot, at most.
+/// Dead bytes that may pile up before a snapshot, at most.
 const DEAD_BYTES_MAX: u64 = 256 << 20;
-/// Pause between two notes of the date.
+/// Pause between two writes of the date.
 const DATE_PAUSE: Duration = Duration::from_secs(60);
-/// Segments that are emptied in one look, at most.
+/// Segments emptied in one round, at most.
 const SWEEPS_MAX: usize = 64;
 
 /// The keeper's thread.
@@ -51,9 +51,9 @@ pub(super) struct Keeper {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the keeper remembers between two looks.
+/// What the keeper remembers between two rounds.
 struct KeeperState {
-    /// Where recovery would begin, and how long that snapshot is.
+    /// Where recovery would begin, and the length of the snapshot that it would read.
     mark: u64,
     snapshot_bytes: u64,
     snapshot_at: Instant,
@@ -69,7 +69,7 @@ impl Keeper {
             let now = Instant::now();
             let mut state = KeeperState { mark: 0, snapshot_bytes: 0, snapshot_at: now, swept_at: now, dated_at: None };
             while !stopping.load(Ordering::Acquire) {
-                // A look that panics is one that failed: without the keeper the journal would grow for ever.
+                // A panic counts as a failed round: without the keeper the journal would grow forever.
                 if let Err(error) = caught(|| worker.look(&mut state, &stopping)) {
                     tracing::warn!(%error, "journal not compacted; it will be retried");
                 }
@@ -79,7 +79,7 @@ impl Keeper {
         Ok(Self { shared, stop, thread: Some(thread) })
     }
 
-    /// Stops the thread and leaves a snapshot, so that the next start has nothing to read again.
+    /// Stops the thread and writes a snapshot, so that the next start has no log to replay.
     pub(super) fn end(mut self) {
         self.halt();
         if let Err(error) = self.shared.snapshot(0) {
@@ -105,30 +105,30 @@ impl Drop for Keeper {
 }
 
 impl Shared {
-    /// One look at the journal, and what it needs.
+    /// One round: checks the journal and does what it needs.
     fn look(&self, state: &mut KeeperState, stopping: &AtomicBool) -> io::Result<()> {
         if state.dated_at.is_none_or(|at| at.elapsed() >= DATE_PAUSE) {
-            // It matters only to a start under a wrong clock; tidying matters now.
+            // The date matters only to a start with a wrong clock; compaction matters now.
             if let Err(error) = self.note_date() {
                 tracing::debug!(%error, "date not written");
             }
             state.dated_at = Some(Instant::now());
         }
-        // Deliveries and unconfirmed acks are written now at the latest.
+        // Writes deliveries and unconfirmed acks that are still held back.
         self.lock().finish_all();
         let is_short = self.fill_spares()?;
         if state.swept_at.elapsed() >= SWEEP_PAUSE || is_short {
             state.swept_at = Instant::now();
             self.sweep_or_log(Haste::None);
         }
-        // As fast as the log grows, however fast that is: between two segments others get the lock.
+        // Keeps up with the log however fast it grows; others get the lock between two segments.
         for _ in 0..SWEEPS_MAX {
             let (is_bloated, dead) = {
                 let core = self.lock();
                 let usage = core.journal.usage();
                 (core.journal.is_bloated(&usage), usage.dead_bytes)
             };
-            // Emptied segments are given back by a snapshot: not too many of them before it.
+            // Only a snapshot lets us free emptied segments, so not too many may pile up before it.
             let is_enough = !is_bloated || dead >= DEAD_BYTES_MAX || stopping.load(Ordering::Acquire);
             if is_enough || !self.sweep_or_log(Haste::Now) {
                 break;
@@ -156,7 +156,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Notes the date that is believed now, for the next start.
+    /// Writes the date that is believed now, for the next start.
     fn note_date(&self) -> io::Result<()> {
         let (files, date) = {
             let mut core = self.lock();
@@ -166,7 +166,7 @@ impl Shared {
         super::date::write(files.storage().as_ref(), date)
     }
 
-    /// Allocates spares. Whether some are missing all the same.
+    /// Allocates spares. Returns whether some are still missing.
     fn fill_spares(&self) -> io::Result<bool> {
         let (files, (missing, bytes)) = {
             let mut core = self.lock();
@@ -203,7 +203,7 @@ impl Shared {
         Ok(())
     }
 
-    /// [Sweeps](Self::sweep); whether that brought anything.
+    /// [Sweeps](Self::sweep) and returns whether a segment was emptied.
     fn sweep_or_log(&self, haste: Haste) -> bool {
         self.sweep(haste).unwrap_or_else(|error| {
             tracing::debug!(%error, "old segment not emptied");
@@ -211,10 +211,10 @@ impl Shared {
         })
     }
 
-    /// Carries what lives out of the emptiest old segment. Whether there was one.
+    /// Moves live entries out of the emptiest old segment. Returns whether there was one.
     pub(super) fn sweep(&self, haste: Haste) -> io::Result<bool> {
         let Some((base, segment)) = self.lock().journal.emptiest(haste) else { return Ok(false) };
-        // Sealed, and perhaps not written to its end yet: what is not there would be taken for damage.
+        // A sealed segment may not be written to its end yet; the unwritten part would look like damage.
         self.lock().finish_all();
         self.committer.barrier()?;
         let file = segment.file()?;
@@ -222,7 +222,7 @@ impl Shared {
         file.read_at(&mut bytes, HEADER_BYTES)?;
         let mut walk = Sweep { steps: Walk::new(base + HEADER_BYTES, &bytes, None), is_over: false, is_damaged: false };
         loop {
-            // Looked through without the lock: checking a whole segment takes milliseconds.
+            // Walks without the lock: checking a whole segment takes milliseconds.
             let turn = walk.turn();
             let mut core = self.lock();
             for (stored, place) in &turn {
@@ -240,8 +240,8 @@ impl Shared {
         }
     }
 
-    /// Writes a snapshot. Returns where recovery goes on from it, and its length; the last one had
-    /// `expected_bytes`.
+    /// Writes a snapshot. Returns the log position at which recovery continues after it, and its length; the
+    /// last one had `expected_bytes`.
     pub(super) fn snapshot(&self, expected_bytes: u64) -> io::Result<(u64, u64)> {
         let (storage, mark, streams) = {
             let mut core = self.lock();
@@ -257,15 +257,15 @@ impl Shared {
             for stream in &streams {
                 self.snapshot_stream(*stream, &mut writer)?;
             }
-            // All that it knows of must be durable before it counts.
+            // Every change in the snapshot must be durable before the snapshot is valid.
             self.lock().finish_all();
             self.committer.barrier()?;
             writer.finish()
         };
         let written = write().or_else(|error| {
             SnapshotWriter::give_up(storage.as_ref());
-            // A full disk: a snapshot gives back more than a spare takes. But not a spare after the
-            // other, which are there for acks.
+            // On a full disk, a snapshot frees more than a spare takes. But we do not give up one spare
+            // after another: they are reserved for acks.
             let is_full = error.kind() == io::ErrorKind::StorageFull;
             let is_enough = storage.free_bytes()?.saturating_add(self.lock().journal.spare_bytes()) >= expected_bytes;
             if is_full && is_enough && self.lock().journal.space().sacrifice() { write() } else { Err(error) }
@@ -296,7 +296,7 @@ impl Shared {
             if let Some(following) = stream.snapshot_messages(next, TURN_MESSAGES, &mut records) {
                 next = following;
             } else {
-                // Behind the messages, because a delivery of one that is not there counts for nothing.
+                // After the messages, because recovery ignores deliveries of messages that do not exist.
                 stream.snapshot_tail(&mut records);
                 drop(core);
                 return writer.put(&records);
@@ -305,7 +305,7 @@ impl Shared {
     }
 }
 
-/// A walk through a segment that is emptied.
+/// A walk through a segment that is being emptied.
 struct Sweep<'a> {
     steps: Walk<'a>,
     is_over: bool,
@@ -313,12 +313,12 @@ struct Sweep<'a> {
 }
 
 impl<'a> Sweep<'a> {
-    /// The next messages, some [`TURN_BYTES`] of them; none at the segment's end.
+    /// The next messages, about [`TURN_BYTES`] in total; none at the segment's end.
     fn turn(&mut self) -> Vec<(Stored<'a>, LogPlace)> {
         let (mut turn, mut bytes) = (Vec::new(), 0);
         while bytes <= TURN_BYTES && !self.is_over {
             match self.steps.next() {
-                // What lies behind a seal is left over from before a torn tail.
+                // Anything after a seal is left over from before a torn tail.
                 None | Some(WalkItem::Entry { entry: Entry { kind: SEAL, .. }, .. }) => self.is_over = true,
                 Some(WalkItem::Gap { .. }) => self.is_damaged = true,
                 Some(WalkItem::Entry { position, entry }) => {
@@ -334,7 +334,7 @@ impl<'a> Sweep<'a> {
 }
 
 impl Core {
-    /// What still lies in a span of the log after all that is whole was carried out of it is lost.
+    /// Reports as lost the messages that remain in a span of the log after the intact ones were moved out of it.
     fn give_up_between(&mut self, from: u64, to: u64) {
         let mut lost = Vec::new();
         for stream in self.streams.values() {
@@ -345,13 +345,13 @@ impl Core {
         lost.into_iter().for_each(|(of, place)| self.unreadable(of, place, &damaged));
     }
 
-    /// Writes a message anew at the head of the log, if this is where it lies.
+    /// Rewrites a message at the head of the log, if `place` is still where it is stored.
     fn carry(&mut self, stored: &Stored<'_>, place: LogPlace) -> io::Result<()> {
         let message = self.streams.get(&stored.stream).and_then(|stream| stream.messages.get(stored.sequence));
         if message.is_none_or(|message| message.place() != place) {
             return Ok(());
         }
-        // Nothing that waits is told of this, and it replaces nothing any more.
+        // A move serves no waiting requests, and replaces no older message.
         let moved = Change::Stored(Stored { moved: true, replaces: 0, ..*stored });
         let full = |full| io::Error::new(io::ErrorKind::StorageFull, full);
         self.change(&moved, false, now()).map_err(full)?;

@@ -1,13 +1,13 @@
-//! What was stored and is lost.
+//! Stored data that was lost.
 
-/// Something that was stored and is lost.
+/// Stored data that was lost.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Loss {
     /// The stream, if it is known.
     pub stream: Option<String>,
     /// First and last sequence of the messages, if they are known.
     pub sequences: Option<(u64, u64)>,
-    /// Where and how it was found.
+    /// What is damaged, and where.
     pub problem: String,
 }
 

@@ -1,12 +1,11 @@
-//! The broker: a NATS server of one node whose acknowledgement means on disk.
+//! The broker: a single-node NATS server that acknowledges a message only once it is on disk.
 //!
-//! One lock holds all that is true (`core`). A connection (`connection`) reads what its client
-//! sends, takes the lock, and lets each command change streams, journal and whatever is to be sent
-//! together. What is to be sent leaves when the journal has made safe what it
-//! rests on; reads and plain messages wait in the same line, so no client ever learns of anything
-//! that a power cut could undo.
+//! One lock guards all state (`core`). A connection (`connection`) reads what its client sends, takes
+//! the lock, and lets each command change streams, journal and outgoing messages together. Outgoing
+//! messages are sent once the journal has synced the changes they depend on; reads and plain messages
+//! wait in the same queue, so no client ever learns of anything that a power cut could undo.
 //!
-//! Files stand in the order in which a job meets them.
+//! Modules are listed in the order in which a job passes through them.
 
 mod options;
 mod shared;
@@ -61,18 +60,18 @@ pub use crate::journal::Usage as JournalUsage;
 pub use crate::journal::recovery::OpenError;
 use crate::platform::storage::Folder;
 
-/// Pause between two looks whether all clients have left.
+/// Pause between two checks whether all clients have disconnected.
 const LAME_DUCK_LOOK: Duration = Duration::from_millis(20);
 
-/// Pause after a connection that could not be accepted.
+/// Pause after accepting a connection failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often that is logged.
+/// Shortest time between two warnings about that.
 const ACCEPT_WARNING_PAUSE: Duration = Duration::from_secs(60);
 
-/// Connections beyond the bound that are on their way out: cut, or told that there is no room.
+/// Connections allowed beyond the limit while they close: cut, or refused because the broker is full.
 const LEAVING_MAX: usize = 16;
 
-/// A running broker. Call [`Broker::stop`] to end it in order; dropping it leaves the journal as a
+/// A running broker. Call [`Broker::stop`] to shut it down cleanly; dropping it leaves the journal as a
 /// crash would.
 #[derive(Debug)]
 pub struct Broker {
@@ -80,7 +79,7 @@ pub struct Broker {
     serving: Vec<JoinHandle<()>>,
     keeper: Keeper,
     failed: watch::Receiver<Option<String>>,
-    /// Kept, so that the end of one who may report a failure is not taken for the end of all.
+    /// Held so that the channel stays open when a task that could report a failure ends.
     _fail: Arc<watch::Sender<Option<String>>>,
 }
 
@@ -88,7 +87,7 @@ impl Broker {
     /// Opens the journal and serves clients on `listener`. Blocks while it recovers.
     ///
     /// # Errors
-    /// [`OpenError`] with the file that is to blame.
+    /// [`OpenError`] with the file that caused it.
     pub fn start(options: Options, listener: TcpListener) -> Result<Self, OpenError> {
         let shown = options.folder.display().to_string();
         let folder = Folder::open(&options.folder, options.sync).map_err(|error| match error.kind() {
@@ -100,8 +99,8 @@ impl Broker {
         let fail = Arc::new(fail);
         let failing = fail.clone();
         let on_failure = Box::new(move |error: std::io::Error| {
-            // Durability: after a failed write or sync it is unknown what is on disk. Only a fresh
-            // start finds out.
+            // Durability: after a failed write or sync, what is on disk is unknown. Only recovery at the next
+            // start can find out.
             tracing::error!(%error, "journal cannot be written; broker stopping");
             failing.send_replace(Some(format!("the journal in {shown} cannot be written: {error}")));
         });
@@ -127,38 +126,38 @@ impl Broker {
         Ok(Self { shared, serving, keeper, failed, _fail: fail })
     }
 
-    /// Where it listens.
+    /// The address that the broker listens on.
     pub fn address(&self) -> SocketAddr {
         self.shared.address
     }
 
-    /// What was stored and is lost, because it decayed on disk.
+    /// Stored data that was lost because it decayed on disk.
     pub fn losses(&self) -> Vec<Loss> {
         self.shared.lock().losses.clone()
     }
 
-    /// What its journal takes on disk.
+    /// Disk usage of the journal.
     pub fn journal_usage(&self) -> JournalUsage {
         self.shared.lock().journal.usage()
     }
 
-    /// Waits until the journal cannot be written any more, which ends the broker, and returns why.
+    /// Waits until the broker fails, because the journal cannot be written or a task panicked, and returns why.
     pub async fn failure(&self) -> String {
         let mut failed = self.failed.clone();
         match failed.wait_for(Option::is_some).await {
             Ok(problem) => problem.clone().unwrap_or_default(),
-            // The journal was closed in order; it will not fail any more.
+            // The journal was closed cleanly; it cannot fail any more.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// Looks at it from outside.
+    /// A view of the broker for monitoring.
     pub fn monitor(&self) -> Monitor {
         Monitor(self.shared.clone())
     }
 
-    /// Tells all clients that it leaves, gives them [time](Options::lame_duck), closes all connections,
-    /// and leaves the journal such that the next start is quick.
+    /// Notifies all clients that the broker is stopping, gives them [time](Options::lame_duck) to leave,
+    /// closes all connections, and leaves a snapshot so that the next start is quick.
     pub async fn stop(self) {
         self.shared.phase.send_replace(Phase::LameDuck);
         take_leave(&self.shared);
@@ -180,7 +179,7 @@ impl Broker {
     }
 }
 
-/// Runs a part without which a broker is none: if it panics, the broker has failed.
+/// Runs a task that the broker cannot work without: if it panics, the broker has failed.
 fn watched(
     what: &'static str,
     fail: Arc<watch::Sender<Option<String>>>,
@@ -195,7 +194,7 @@ fn watched(
     })
 }
 
-/// Serves clients until told to stop.
+/// Accepts connections until the broker starts to stop.
 async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
     let mut phase = shared.phase.subscribe();
     let mut connections = JoinSet::new();
@@ -207,18 +206,18 @@ async fn accept(shared: &Arc<Shared>, listener: TcpListener) {
                 Ok((socket, peer)) => {
                     next_id += 1;
                     let place = places::enter(&shared.places, shared.options.connections_max, next_id);
-                    // Those that were cut, or were told that there is no room, still hold a file until they end,
-                    // which is soon.
+                    // Connections that were cut or refused still hold a file descriptor until they end, which
+                    // is soon.
                     while connections.len() >= shared.options.connections_max + LEAVING_MAX && place.is_some() {
                         connections.join_next().await;
                     }
-                    // Beyond that, those for whom there is no room are not even told.
+                    // Beyond that, connections without a slot are dropped without an error message.
                     if connections.len() < shared.options.connections_max + LEAVING_MAX {
                         connections.spawn(connection::serve(shared.clone(), socket, peer, next_id, place));
                     }
                 }
                 Err(error) => {
-                    // Out of file descriptors, most likely. The ones there are must go on.
+                    // Most likely out of file descriptors. Open connections must keep working.
                     if warned.is_none_or(|at| at.elapsed() >= ACCEPT_WARNING_PAUSE) {
                         warned = Some(Instant::now());
                         tracing::warn!(%error, open = connections.len(), "connections not accepted; they will wait");
@@ -241,7 +240,7 @@ fn take_leave(shared: &Shared) {
     }
 }
 
-/// Requests and messages of any bytes, for the fuzz targets.
+/// Feeds requests and messages of arbitrary bytes to the broker, for the fuzz targets.
 #[cfg(feature = "fuzz")]
 pub(crate) fn fuzz_api(
     disk: Arc<dyn crate::platform::storage::Storage>,

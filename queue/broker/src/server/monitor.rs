@@ -1,4 +1,4 @@
-//! What a running broker looks like from outside, in the words of NATS servers' monitoring.
+//! Monitoring of a running broker, in the format of nats-server's monitoring endpoints.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use super::client::Client;
 use super::core::now;
 use super::shared::{PROTOCOL_VERSION, Phase, Shared};
 
-/// A look at a running broker; stays valid for as long as it is kept.
+/// A monitoring view of a running broker; valid for as long as it is held.
 #[derive(Debug, Clone)]
 pub struct Monitor(pub(super) Arc<Shared>);
 
@@ -49,10 +49,10 @@ impl Monitor {
         })
     }
 
-    /// Whether it can do its work, and why not: `/healthz`.
+    /// Whether the broker is healthy: `/healthz`.
     ///
     /// # Errors
-    /// What is wrong.
+    /// A description of what is wrong.
     pub fn healthz(&self) -> Result<(), String> {
         if *self.0.phase.borrow() != Phase::Serving {
             return Err("the broker is about to stop".into());
@@ -85,7 +85,7 @@ impl Monitor {
         })
     }
 
-    /// The streams, each with its consumers if `details` are asked for: `/jsz`.
+    /// JetStream totals; with `details`, also each stream with its consumers: `/jsz`.
     pub fn jsz(&self, details: bool) -> Value {
         let (core, now) = (self.0.lock(), now());
         let sum = |part: fn(&crate::stream::Stream) -> u64| core.streams.values().map(part).sum::<u64>();
@@ -115,7 +115,7 @@ impl Monitor {
         answer
     }
 
-    /// The subscriptions, counted: `/subsz`.
+    /// The number of subscriptions: `/subsz`.
     pub fn subsz(&self) -> Value {
         let count: u64 = self.0.clients().values().map(|client| load(&client.traffic.subscriptions)).sum();
         json!({"server_id": self.0.server_id, "now": rfc3339(now().wall), "num_subscriptions": count})
@@ -126,7 +126,7 @@ fn load(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// A span of time as people read it: `1d2h3m4s`.
+/// A duration for people to read: `1d2h3m4s`.
 fn uptime(nanos: i64) -> String {
     let seconds = nanos.max(0) / 1_000_000_000;
     let parts = [(seconds / 86400, "d"), (seconds / 3600 % 24, "h"), (seconds / 60 % 60, "m")];
@@ -136,7 +136,7 @@ fn uptime(nanos: i64) -> String {
     text
 }
 
-/// Memory of this process, where the system says so.
+/// Resident memory of this process; 0 where the system does not report it.
 fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());

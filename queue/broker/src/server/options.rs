@@ -1,4 +1,4 @@
-//! How a broker runs.
+//! Settings of a broker.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,43 +6,43 @@ use std::time::Duration;
 use super::auth::Auth;
 use super::tls::Tls;
 
-/// How a broker runs.
+/// Settings of a broker.
 #[derive(Clone)]
 pub struct Options {
-    /// The folder of its journal.
+    /// The journal's folder.
     pub folder: PathBuf,
-    /// Who may come in.
+    /// Which clients may connect, and what they may do.
     pub auth: Auth,
-    /// How connections are encrypted, if they are.
+    /// TLS settings; `None`: connections are not encrypted.
     pub tls: Option<Tls>,
-    /// The largest message, headers and payload together, bytes.
+    /// Size limit of a message, headers and payload together, in bytes.
     pub max_payload: usize,
-    /// Bytes that the messages of all streams which refuse when full may take together; `None`: half of what
-    /// they and the free disk have, at any moment, and 32 GiB at most.
+    /// Bytes that the messages of all streams that refuse new messages when full may take together; `None`: half of
+    /// what they use plus what is free on disk, computed anew each time, and at most 32 GiB.
     pub queue_bytes_max: Option<u64>,
-    /// Bytes that may wait for one client before it is cut.
+    /// Bytes that may wait to be sent to one client before it is disconnected.
     pub outbox_bytes_max: usize,
-    /// Clients at a time.
+    /// Concurrent connections, at most.
     pub connections_max: usize,
-    /// Subscriptions of one client at a time.
+    /// Concurrent subscriptions of one client, at most.
     pub subscriptions_max: usize,
-    /// How long clients that were told that the broker leaves may take their leave.
+    /// How long clients have to disconnect once the broker has announced that it is stopping.
     pub lame_duck: Duration,
-    /// How long a client has to say who it is.
+    /// How long a client has to authenticate.
     pub auth_timeout: Duration,
-    /// How long a client may be silent before it is asked for a sign of life.
+    /// How long a client may be silent before the broker pings it.
     pub ping_interval: Duration,
-    /// No client of an earlier run is left: what was in hand is handed out again at the start, without waiting
-    /// for its lease to end. A client that is left all the same may do a job twice.
+    /// Asserts that no client of an earlier run is left: at the start, delivered jobs are redelivered at once, without
+    /// waiting for their leases to expire. If such a client does run on, a job may be done twice.
     pub release_at_start: bool,
-    /// Length of the journal's segments; by default it goes by the size of the disk.
+    /// Length of the journal's segments; by default it depends on the size of the disk.
     pub segment_bytes: Option<u64>,
-    /// Off, an acknowledgement means nothing. For tests that show what this costs and saves.
+    /// If off, an acknowledged message may be lost. For tests that measure what syncing costs and saves.
     pub sync: bool,
 }
 
 impl Options {
-    /// The usual settings on a folder.
+    /// Default settings for a folder.
     pub fn new(folder: PathBuf) -> Self {
         Self {
             folder,

@@ -1,20 +1,20 @@
-//! Places for connections: who may have one, and who has to leave for another.
+//! Slots for connections: which clients get one, and which are cut to make room for another.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-/// The places that are taken.
+/// The slots that are taken.
 #[derive(Debug, Default)]
 pub(super) struct Places {
-    /// Connections whose client has not said who it is, and what cuts each.
+    /// Connections whose client has not authenticated yet, with the token that cuts each.
     strangers: BTreeMap<u64, CancellationToken>,
-    /// How many clients have said who they are.
+    /// Number of clients that have authenticated.
     known: usize,
 }
 
-/// One connection's place, until this is dropped.
+/// One connection's slot, taken until this is dropped.
 #[derive(Debug)]
 pub(super) struct ConnectionSlot {
     places: Arc<Mutex<Places>>,
@@ -23,8 +23,8 @@ pub(super) struct ConnectionSlot {
     is_known: bool,
 }
 
-/// Gives a new connection a place, if there is one of `connections_max`. Strangers get half of all places; beyond that the one that
-/// has been silent the longest is cut, so that a client that speaks at once is always heard.
+/// Gives a new connection one of `connections_max` slots, if one is free. Strangers get half of all slots; beyond
+/// that, the oldest stranger is cut, so that a client that authenticates at once always gets in.
 pub(super) fn enter(all: &Arc<Mutex<Places>>, connections_max: usize, id: u64) -> Option<ConnectionSlot> {
     let cut = CancellationToken::new();
     let mut places = lock(all);
@@ -41,17 +41,17 @@ pub(super) fn enter(all: &Arc<Mutex<Places>>, connections_max: usize, id: u64) -
 }
 
 impl ConnectionSlot {
-    /// Is cancelled when another connection needs this place.
+    /// Canceled when another connection needs this slot.
     pub(super) fn cut(&self) -> CancellationToken {
         self.cut.clone()
     }
 
-    /// Whether the client has said who it is.
+    /// Whether the client has authenticated.
     pub(super) fn is_known(&self) -> bool {
         self.is_known
     }
 
-    /// The client has said who it is.
+    /// Marks the client as authenticated.
     pub(super) fn make_known(&mut self) {
         if !self.is_known {
             self.is_known = true;

@@ -1,4 +1,4 @@
-//! A message on its way into a stream.
+//! Storing a published message in a stream.
 
 use bytes::Bytes;
 
@@ -10,11 +10,11 @@ use crate::nats::{HeaderBlock, Publication};
 use crate::stream::config::Discard;
 use crate::stream::{Accepted, MESSAGE_ID, Message, Now, Refusal};
 
-/// Header of a marker: why the last message of its subject went.
+/// Header of a marker: why the last message of its subject was removed.
 const MARKER_REASON: &str = "Nats-Marker-Reason";
 
 impl Core {
-    /// Stores a message if its stream takes it, tells the publisher, and serves who waits.
+    /// Stores a message if its stream accepts it, answers the publisher, and serves waiting consumers.
     pub(super) fn store(&mut self, stream: u32, publication: &Publication, now: Now) {
         let result = self.try_store(stream, publication, now);
         let Some(reply) = publication.reply.as_deref().filter(|_| !self.streams[&stream].config.no_ack) else {
@@ -34,7 +34,7 @@ impl Core {
         }
     }
 
-    /// Counts a message that no consumer wants: it has had its sequence, and its id is known.
+    /// Counts a message that no consumer wants: it uses a sequence, and its id is registered against duplicates.
     fn pass_over(&mut self, stream: u32, sequence: u64, header: &[u8], now: Now) -> Result<(), Full> {
         let counted = Change::Counted { stream, last: sequence, last_time: now.wall };
         self.change(&counted, true, now)?;
@@ -46,12 +46,12 @@ impl Core {
         }
     }
 
-    /// Whether a message says itself that something went: a marker, or a client's own.
+    /// Whether a message itself marks a removal: a marker of ours, or one that a client wrote.
     pub(super) fn is_marker(&mut self, message: &Message) -> bool {
         if message.header_bytes == 0 {
             return false;
         }
-        // Read with the lock held; only streams that want markers come here.
+        // Reads with the lock held; only streams that want markers need this.
         match self.journal.read(message.place).load() {
             Ok(entry) => {
                 let header = FRAME_BYTES + stored_header_start(message.subject.len());
@@ -65,7 +65,7 @@ impl Core {
         }
     }
 
-    /// Stores a marker that says that the last message of a subject grew old. It goes by its own TTL.
+    /// Stores a marker for a subject whose last message expired. The marker expires after its own TTL.
     pub(super) fn store_marker(&mut self, id: u32, subject: &str, now: Now) {
         let Some(stream) = self.streams.get(&id).filter(|stream| stream.messages.count(subject) == 0) else { return };
         let ttl = stream.config.subject_delete_marker_ttl;
@@ -87,7 +87,7 @@ impl Core {
         }
     }
 
-    /// The message's sequence, and whether it was there already.
+    /// Returns the message's sequence, and whether it is a duplicate.
     fn try_store(&mut self, id: u32, publication: &Publication, now: Now) -> Result<(u64, bool), Refusal> {
         let Publication { subject, header, payload, .. } = publication;
         let text = std::str::from_utf8(subject).map_err(|_| Refusal::bad_request())?;
@@ -97,7 +97,7 @@ impl Core {
         let refuses_when_full = stream.config.discard == Discard::New;
         let (sequence, expires, replaces, evicts) = match accepted {
             Accepted::Duplicate(sequence) => {
-                // The first one may have been published without a reply.
+                // The original may have been published without a reply, so it may not be synced yet.
                 self.journal.require_sync();
                 return Ok((sequence, true));
             }
@@ -111,16 +111,16 @@ impl Core {
             Stored { stream: id, sequence, time: now.wall, expires, replaces, moved: false, subject, header, payload };
         let full = |_| if refuses_when_full { Refusal::limit("bytes") } else { Refusal::no_room() };
         self.make_room(id, FRAME_BYTES + stored.body_bytes(), payload.len()).map_err(full)?;
-        // Durability: with a reply a client waits for an ack, which must mean on disk.
+        // Durability: with a reply subject, a client waits for an ack, which must mean on disk.
         self.change(&Change::Stored(stored), publication.reply.is_some(), now).map_err(full)?;
         for (from, to) in evicts {
-            // The new message is not among them: it is behind them all.
+            // Never the new message: it comes after all of them.
             let removed = Change::Removed { stream: id, from, to: to.min(sequence - 1) };
             if self.change(&removed, false, now).is_err() {
                 tracing::warn!(stream = id, "disk full: expiry not written; the next one includes it");
             }
         }
-        // Its subject is wanted, but its sequence may be one that no consumer begins with.
+        // A consumer wants its subject, but may start only after its sequence.
         self.remove_unneeded(id, &[sequence], now);
         if expires != 0 || self.streams[&id].config.max_age > 0 {
             self.schedule(id, 0, now);

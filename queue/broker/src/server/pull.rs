@@ -1,4 +1,4 @@
-//! Requests for messages.
+//! Pull requests: clients that ask a consumer for messages.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use super::core::Core;
 use crate::nats::status;
 use crate::stream::{ConsumerConfig, Now, Pin, Priority, PriorityPolicy, Waiting};
 
-/// The largest number that a request may give itself among others.
+/// The largest priority number of a request; the lowest number is served first.
 const PRIORITY_MAX: i64 = 9;
-/// The shortest pause between two signs of life.
+/// The shortest pause between two heartbeats.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(100);
 
-/// What a request may say; null and 0 are as if it was not said.
+/// The fields of a request; null and 0 count as unset.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Pull {
@@ -46,7 +46,7 @@ impl Pull {
         serde_json::from_slice(text).map_err(|error| error.to_string())
     }
 
-    /// Its place among others, or the status that says what is wrong with it.
+    /// Its priority among other requests, or the status that explains why it is invalid.
     fn priority(&self, config: &ConsumerConfig, pin: Option<&Pin>) -> Result<Priority, String> {
         let Self { min_pending, min_ack_pending, .. } = self;
         let bad = |problem: &str| Err(format!("400 Bad Request - {problem}"));
@@ -92,7 +92,7 @@ fn nanos(value: Option<i64>) -> Option<Duration> {
 }
 
 impl Core {
-    /// A request to a consumer's `MSG.NEXT`. `false`: there is no such consumer.
+    /// Handles a request to a consumer's `MSG.NEXT`. `false`: the consumer does not exist.
     pub(super) fn pull(&mut self, stream: &str, consumer: &str, reply: Option<&Bytes>, body: &[u8], now: Now) -> bool {
         let Some(id) = self.id_of(stream) else { return false };
         let Some(consumer_id) = self.stream(stream).and_then(|s| s.consumer(consumer)).map(|c| c.id) else {
@@ -165,8 +165,8 @@ impl Core {
         let Some(consumer) = self.consumer(id, consumer_id) else {
             return Ok(());
         };
-        // A request that must not wait ends with what there was. One that has nothing only because
-        // too much is in hand waits for its expiry, if it has one, as on nats-server.
+        // A no-wait request ends with what was available. One that gets nothing only because the consumer
+        // is at its limit of pending acks waits for its expiry, if it has one, as on nats-server.
         let may_stay = consumer.is_at_limit() && consumer.has_more() && expires.is_some();
         if no_wait && !may_stay {
             let before = consumer.waiting.len();
@@ -179,7 +179,7 @@ impl Core {
     }
 }
 
-/// A duration as Go writes it.
+/// A duration in Go's notation.
 fn go_text(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     if seconds < 1.0 { format!("{}ms", seconds * 1e3) } else { format!("{seconds}s") }

@@ -1,4 +1,4 @@
-//! Push consumers: who listens, how fast they take it, and signs of life.
+//! Push consumers: subscribers, flow control and heartbeats.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::core::Core;
 use crate::nats::{matches, status};
 use crate::stream::Now;
 
-/// Begins the subjects on which receivers answer that they keep up.
+/// Prefix of the subjects on which receivers answer flow control requests.
 const FLOW_PREFIX: &str = "$JS.FC";
 
 impl Core {
@@ -26,26 +26,26 @@ impl Core {
         config.is_push() && is_heard
     }
 
-    /// A subject has a new subscriber: a consumer may have waited for that.
+    /// Handles a new subscription to `filter`: a consumer may have waited for it.
     pub(super) fn listened(&mut self, filter: &[u8], now: Now) {
         let wanted = self.push_targets.iter().filter(|(_, subject)| matches(filter, subject.as_bytes()));
         let consumers: Vec<(u32, u32)> = wanted.map(|(consumer, _)| *consumer).collect();
         for (stream, consumer) in consumers {
-            // After a restart counting has not begun.
+            // After a restart, no heartbeat is scheduled yet.
             self.begin_to_beat(stream, consumer, now);
             self.serve(stream, consumer, now);
             self.schedule(stream, consumer, now);
         }
     }
 
-    /// Signs of life are due from now on, if the consumer pushes and has them.
+    /// Schedules heartbeats from now on, if the consumer is a push consumer that sends them.
     pub(super) fn begin_to_beat(&mut self, stream: u32, consumer: u32, now: Now) {
         let Some(found) = self.consumer(stream, consumer).filter(|found| found.config.is_push()) else { return };
         let pause = heartbeat(found.config.idle_heartbeat);
         found.heartbeat_at = found.heartbeat_at.or(pause.map(|pause| now.clock + pause));
     }
 
-    /// A message was pushed: counts it, and asks the receiver every so often whether it keeps up.
+    /// Counts a pushed message, and regularly asks the receiver whether it keeps up.
     pub(super) fn pushed(&mut self, id: u32, consumer_id: u32, size: u64, now: Now) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let stream_name = stream.config.name.clone();
@@ -67,7 +67,8 @@ impl Core {
         }
     }
 
-    /// A receiver answers that it has taken what was sent. `false`: that is no such subject.
+    /// Handles a receiver's answer that it has received what was sent. `false`: the subject is not a flow
+    /// control subject.
     pub(super) fn flow_answered(&mut self, tokens: &[u8], now: Now) -> bool {
         let Ok(tokens) = std::str::from_utf8(tokens) else { return false };
         let mut names = tokens.split('.');
@@ -85,7 +86,7 @@ impl Core {
         true
     }
 
-    /// Gives a sign of life to the receiver, if it is time.
+    /// Sends a heartbeat to the receiver, if one is due.
     pub(super) fn beat(&mut self, id: u32, consumer_id: u32, now: Now) {
         let is_bound = self.is_bound(id, consumer_id);
         let Some(consumer) = self.consumer(id, consumer_id) else { return };
@@ -112,7 +113,7 @@ impl Core {
     }
 }
 
-/// The pause between two signs of life.
+/// The pause between two heartbeats.
 fn heartbeat(nanos: i64) -> Option<Duration> {
     u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos)
 }

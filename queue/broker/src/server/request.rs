@@ -1,4 +1,4 @@
-//! Requests to the API, taken apart, and answers in pages.
+//! Parsed API requests, and answers in pages.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -6,21 +6,21 @@ use serde_json::{Value, json};
 
 use crate::stream::{Now, Refusal, config};
 
-/// How many entries a page has.
+/// Entries per page.
 pub(super) const NAMES_PAGE: usize = 1024;
 pub(super) const LIST_PAGE: usize = 256;
 
-/// What is answered.
+/// The answer to a request.
 pub(super) type Answer = Result<Value, Refusal>;
 
-/// A request, taken apart.
+/// A parsed request.
 pub(super) struct Request<'a> {
     pub(super) body: &'a [u8],
     pub(super) now: Now,
 }
 
 impl<'a> Request<'a> {
-    /// Refuses a body that says something, for requests that take none.
+    /// Refuses a body with content, for requests that take none.
     pub(super) fn must_be_empty(&self) -> Result<(), Refusal> {
         match serde_json::from_slice(self.body) {
             Ok(Value::Object(fields)) if fields.is_empty() => Ok(()),
@@ -29,7 +29,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The body; nothing and `null` are as if it were `{}`.
+    /// The body; an empty one and `null` count as `{}`.
     pub(super) fn read<T: DeserializeOwned + Default>(&self) -> Result<T, Refusal> {
         match self.body.trim_ascii() {
             b"" | b"null" => Ok(T::default()),
@@ -38,7 +38,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Which page is asked for.
+/// Which page a request wants.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct PageRequest {

@@ -1,4 +1,4 @@
-//! What is known of a client while it is connected.
+//! What is known about a client while it is connected.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,29 +13,29 @@ use super::places::ConnectionSlot;
 use super::shared::{PROTOCOL_VERSION, Shared};
 use crate::nats::info;
 
-/// Subscriptions of one client before the first look for used-up ones.
+/// Used-up subscriptions are first swept once a client has twice this many subscriptions.
 pub(super) const SWEEP_MIN: usize = 64;
 
-/// What is known of a client, and what it has subscribed.
+/// What is known about a client, and its subscriptions.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) client: Arc<Client>,
     pub(super) subscriptions: HashMap<Bytes, Arc<Subscription>>,
-    /// How many were left when used-up ones were last looked for.
+    /// How many were left after the last sweep of used-up ones.
     pub(super) subscriptions_swept: usize,
     pub(super) is_verbose: bool,
     pub(super) wants_echo: bool,
     pub(super) wants_no_responders: bool,
-    /// It wants to hear of subjects with wildcards in what it publishes.
+    /// It wants an error when it publishes to a subject with wildcards.
     pub(super) is_pedantic: bool,
-    /// None if all are taken.
+    /// `None` if all slots are taken.
     place: Option<ConnectionSlot>,
 }
 
-/// Why a connection ends: what to tell the client, if anything.
+/// Why a connection ends: the error to send to the client, if any.
 pub(super) type Goodbye = Option<&'static str>;
 
-/// What a client says of itself. Fields may be null, which is as if they were not there.
+/// How a client describes itself. A null field counts as missing.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Connect {
@@ -53,7 +53,7 @@ struct Connect {
 }
 
 impl Session {
-    /// A client that has just come; it is let in once it has said who it is, or at once where no one asks.
+    /// A session for a new client. It is let in once it has authenticated, or at once if it need not.
     pub(super) fn new(client: Arc<Client>, place: Option<ConnectionSlot>, must_authenticate: bool) -> Self {
         let mut session = Self {
             client,
@@ -71,12 +71,12 @@ impl Session {
         session
     }
 
-    /// Whether it has a place; without one it is told so and has to go.
+    /// Whether it has a slot; without one it gets an error and is disconnected.
     pub(super) fn has_place(&self) -> bool {
         self.place.is_some()
     }
 
-    /// What the client calls itself.
+    /// The client's name for itself.
     pub(super) fn name(&self) -> &str {
         self.client.about.get().map_or("", |about| &about.name)
     }
@@ -93,7 +93,7 @@ impl Session {
     }
 }
 
-/// The server's word on itself: the first, and once more when it is about to leave.
+/// The server's `INFO` line: sent first, and once more when the broker is about to stop.
 pub(super) fn greeting(shared: &Shared, peer: SocketAddr, id: u64, is_leaving: bool) -> Bytes {
     let tls = shared.options.tls.as_ref();
     let mut json = serde_json::json!({
@@ -119,7 +119,7 @@ pub(super) fn greeting(shared: &Shared, peer: SocketAddr, id: u64, is_leaving: b
     info(&json.to_string())
 }
 
-/// Takes in what a client says of itself.
+/// Handles a client's `CONNECT`: authenticates it and applies its settings.
 pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Result<(), Goodbye> {
     let connect: Connect = serde_json::from_slice(json).map_err(|_| None)?;
     let said = |text: Option<String>| text.unwrap_or_default();
@@ -137,7 +137,7 @@ pub(super) fn greet(shared: &Shared, session: &mut Session, json: &[u8]) -> Resu
     session.wants_echo = connect.echo.unwrap_or(true);
     let about =
         About { name: said(connect.name), language: said(connect.lang), version: said(connect.version), permissions };
-    // A second CONNECT changes nothing of who it is.
+    // A second CONNECT does not change the client's identity.
     drop(session.client.about.set(about));
     session.let_in();
     if session.is_verbose {

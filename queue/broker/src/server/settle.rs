@@ -1,4 +1,4 @@
-//! What becomes of a delivery: done, again, not yet, never.
+//! Settles deliveries: ack, nak, in progress or term.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -9,7 +9,7 @@ use crate::journal::Change;
 use crate::nats::Publication;
 use crate::stream::{AckPolicy, Now, go_duration};
 
-/// What a holder of a delivery says.
+/// How a client answers a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum AckKind<'a> {
     Ack,
@@ -17,9 +17,9 @@ enum AckKind<'a> {
     Nak(i64),
     Progress,
     Term(&'a str),
-    /// Done, and the next one please.
+    /// Ack, and request the next message.
     Next(&'a [u8]),
-    /// Nothing that we know; the sender is answered all the same.
+    /// Not a known answer; the sender still gets a reply.
     Unknown,
 }
 
@@ -42,7 +42,7 @@ impl<'a> AckKind<'a> {
     }
 }
 
-/// The delay of a nak: JSON or a Go duration; anything else is none.
+/// The delay of a nak: JSON or a Go duration; anything else means no delay.
 fn nak_delay(text: &[u8]) -> i64 {
     #[derive(Deserialize)]
     struct Delay {
@@ -53,7 +53,7 @@ fn nak_delay(text: &[u8]) -> i64 {
     delay.unwrap_or(0).max(0)
 }
 
-/// A delivery as its ack subject names it, of either version; the rest of the tokens is for people.
+/// Stream, consumer and sequence of an ack subject of either version; the other tokens are informational.
 fn delivery(tokens: &[u8]) -> Option<(&str, &str, u64)> {
     let tokens: Vec<&str> = std::str::from_utf8(tokens).ok()?.split('.').collect();
     let fields = match tokens.len() {
@@ -64,7 +64,8 @@ fn delivery(tokens: &[u8]) -> Option<(&str, &str, u64)> {
     Some((fields[0], fields[1], fields[3].parse().ok()?))
 }
 
-/// Settles a delivery, and answers the sender if it waits for that. `false`: that is not an ack subject.
+/// Settles a delivery, and answers the sender if it waits for that. `false`: not an ack subject, or the consumer
+/// takes no acks.
 pub(super) fn settle(core: &mut Core, tokens: &[u8], publication: &Publication, now: Now) -> bool {
     let Some((stream, consumer, sequence)) = delivery(tokens) else { return false };
     let found = core.stream(stream).and_then(|stream| stream.consumer(consumer));
@@ -78,14 +79,14 @@ pub(super) fn settle(core: &mut Core, tokens: &[u8], publication: &Publication, 
     if let AckKind::Next(pull) = verdict {
         core.pull(stream, consumer, Some(reply), pull, now);
     } else if applied {
-        // Whether it was settled now or before, the answer says that this is on disk.
+        // Whether it was settled now or before, the answer means that this is on disk.
         core.journal.require_sync();
         core.tell(reply, &[], &Bytes::new());
     }
     true
 }
 
-/// Whether it was taken note of; not, if there was no room to.
+/// Applies a client's answer. `false`: there was no disk space to record it.
 fn apply(
     core: &mut Core,
     stream_name: &str,

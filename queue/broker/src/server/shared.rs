@@ -14,19 +14,19 @@ use super::places::Places;
 use super::tls::Acceptor;
 use crate::journal::Committer;
 
-/// The version of NATS whose protocol this speaks; clients look at it.
+/// The NATS version whose protocol the broker speaks; clients check it.
 pub(crate) const PROTOCOL_VERSION: &str = "2.14.0";
 
 /// What connections, timers and keeper share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) core: Mutex<Core>,
-    /// Apart from the lock: waiting for the disk must not block others.
+    /// Outside the lock: waiting for the disk must not block others.
     pub(super) committer: Arc<Committer<Outgoing>>,
     pub(super) options: Options,
     pub(super) server_id: String,
     pub(super) address: SocketAddr,
-    /// A timer was set that is earlier than all others.
+    /// Notified when the earliest timer changes.
     pub(super) timer_set: Notify,
     pub(super) phase: watch::Sender<Phase>,
     pub(super) tls: Option<Acceptor>,
@@ -36,23 +36,23 @@ pub(super) struct Shared {
     pub(super) started: i64,
 }
 
-/// What was counted since the start.
+/// Counters since the start.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     pub(super) connections: AtomicU64,
     pub(super) slow_consumers: AtomicU64,
-    /// Of clients that are gone.
+    /// Of clients that have disconnected, as are the next three.
     pub(super) in_messages: AtomicU64,
     pub(super) in_bytes: AtomicU64,
     pub(super) out_messages: AtomicU64,
     pub(super) out_bytes: AtomicU64,
 }
 
-/// How far a broker's life has come.
+/// The phases of a broker's life, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
     Serving,
-    /// No new clients; those that are there know, and may go.
+    /// No new clients; connected ones have been notified and may disconnect.
     LameDuck,
     Stopping,
 }
@@ -75,8 +75,8 @@ impl Shared {
         }
     }
 
-    /// The state. A panic in one command leaves it half-changed at worst for that command's stream;
-    /// the journal still says what is true.
+    /// The state. A panic in one command leaves at worst that command's stream half-changed; the journal is
+    /// still correct.
     pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,13 +85,13 @@ impl Shared {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A client is there.
+    /// Registers a client that has connected.
     pub(super) fn enter(&self, client: &Arc<Client>) {
         self.totals.connections.fetch_add(1, Ordering::Relaxed);
         self.clients().insert(client.id, client.clone());
     }
 
-    /// A client is gone; what it did still counts.
+    /// Removes a client that has disconnected; its traffic stays in the totals.
     pub(super) fn leave(&self, client: &Arc<Client>) {
         self.clients().remove(&client.id);
         let (traffic, totals) = (&client.traffic, &self.totals);
@@ -106,7 +106,7 @@ impl Shared {
         totals.slow_consumers.fetch_add(traffic.was_slow.load(Ordering::Relaxed).into(), Ordering::Relaxed);
     }
 
-    /// Ends the requests that wait: who sent them may ask elsewhere at once.
+    /// Ends all waiting requests, so that their senders can turn to another server at once.
     pub(super) fn end_requests(&self) {
         let mut core = self.lock();
         let consumers = core.streams.values_mut().flat_map(|stream| stream.consumers_mut());

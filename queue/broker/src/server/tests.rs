@@ -1,4 +1,4 @@
-//! The whole of what a broker keeps, against disks that fail at any step and decay at any bit.
+//! All of a broker's stored state, tested against disks that fail at any step and decay at any bit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const SEGMENT_BYTES: u64 = 4096;
 
 type Files = Vec<(String, Vec<u8>)>;
 
-/// More with `SIGHTLINE_FAULTS=long`.
+/// Number of rounds: `short`, or `long` with `SIGHTLINE_FAULTS=long`.
 fn rounds(short: u64, long: u64) -> u64 {
     if std::env::var("SIGHTLINE_FAULTS").is_ok_and(|form| form == "long") { long } else { short }
 }
@@ -62,13 +62,12 @@ fn publish(core: &mut Core, subject: &str, payload: Vec<u8>) -> u64 {
     core.streams[&stream].last
 }
 
-/// The payload of a message follows from its subject, so that a mix-up would be seen.
+/// A message's payload is derived from its subject, so that a mix-up is detected.
 fn payload(subject: &str, number: u64) -> Vec<u8> {
     format!("{subject} {number} ").repeat(1 + number as usize % 20).into_bytes()
 }
 
-/// Everything that is in a broker, read from its disk: stream, sequence, payload; and what it says is
-/// lost.
+/// All messages of a broker, read from its disk: stream, sequence, payload; and how many losses it reports.
 fn contents(shared: &Shared) -> (BTreeMap<(String, u64), Vec<u8>>, usize) {
     let mut core = shared.lock();
     let mut found = BTreeMap::new();
@@ -91,8 +90,8 @@ fn contents(shared: &Shared) -> (BTreeMap<(String, u64), Vec<u8>>, usize) {
     (found, core.losses.len())
 }
 
-/// Two streams, one whose messages replace one another and one with a consumer, in several segments,
-/// with a snapshot in the middle if it is asked for.
+/// Two streams in several segments, one whose messages replace one another and one with a consumer,
+/// optionally with a snapshot in the middle.
 fn filled(with_snapshot: bool) -> (Files, BTreeMap<(String, u64), Vec<u8>>) {
     let memory = Memory::with([]);
     let shared = open(&memory).expect("opens");
@@ -112,7 +111,7 @@ fn filled(with_snapshot: bool) -> (Files, BTreeMap<(String, u64), Vec<u8>>) {
             shared.snapshot(0).expect("the disk is well");
         }
     }
-    // At rest, as the keeper does it.
+    // Flushes the journal, as the keeper does.
     shared.lock().finish_all();
     shared.committer.barrier().expect("the disk is well");
     let (found, losses) = contents(&shared);
@@ -138,7 +137,7 @@ fn wherever_a_bit_flips_what_is_whole_is_served_and_the_rest_is_reported() {
             let shared = open(&Memory::with(image)).unwrap_or_else(|error| panic!("{place}: {error}"));
             let (found, losses) = contents(&shared);
             for (key, payload) in &found {
-                // A replaced message may come back when what replaced it is lost; never with other bytes.
+                // A replaced message may reappear when its replacement is lost, but never with other bytes.
                 let known = expected.get(key).is_none_or(|expected| expected == payload);
                 assert!(known, "{place}: {key:?} is not what was stored");
             }
@@ -149,14 +148,14 @@ fn wherever_a_bit_flips_what_is_whole_is_served_and_the_rest_is_reported() {
     }
 }
 
-/// What a run of changes has promised.
+/// What a run of changes guarantees to find, and not to find, after a crash.
 #[derive(Debug, Default)]
 struct Promised {
     stored: BTreeSet<(String, u64)>,
     gone: BTreeSet<(String, u64)>,
 }
 
-/// Works on a disk until it fails, or to the end. Only what was durable in time was promised.
+/// Works on a disk until it fails or the work is done. Promises only what was durable in time.
 fn work(memory: &Arc<Memory>, promised: &mut Promised) -> Option<()> {
     let shared = open(memory).ok()?;
     if shared.lock().stream("w").is_none() {
@@ -175,9 +174,9 @@ fn work(memory: &Arc<Memory>, promised: &mut Promised) -> Option<()> {
         shared.lock().finish_all();
         shared.committer.barrier().ok()?;
         promised.stored.extend(stored.iter().map(|sequence| ("w".to_owned(), *sequence)));
-        // Most of them are settled, so that segments die.
+        // Most of them are settled, so that segments become dead.
         for sequence in &stored[1..] {
-            // From here on it may be gone; before that is durable either is right.
+            // From here until the ack is durable, the message may be present or not.
             promised.stored.remove(&("w".to_owned(), *sequence));
             let mut core = shared.lock();
             let stream = core.id_of("w").expect("there");
@@ -211,7 +210,7 @@ fn a_crash_at_any_step_and_another_while_recovering_lose_nothing() {
         memory.fail_after(first);
         work(&memory, &mut promised);
         let files = memory.cut(&mut || dice.random_range(0..2) == 0);
-        // Again, somewhere in the recovery or soon after it.
+        // A second crash, during recovery or soon after it.
         let memory = Memory::with(files);
         memory.fail_after(dice.random_range(0..60));
         work(&memory, &mut promised);
@@ -252,7 +251,7 @@ fn a_journal_of_version_1_is_read_as_it_was_left() {
         assert_eq!((stream.last, consumer.in_hand(), consumer.unseen()), (11, 2, 6));
         assert_eq!(core.stream("facts").expect("there").config.metadata["note"], "golden");
         drop(core);
-        // The second time it is read from a snapshot of this version.
+        // The second time, it is read from a snapshot of the current version.
         shared.snapshot(0).expect("the disk is well");
     }
 }
@@ -264,7 +263,7 @@ async fn a_client_that_speaks_at_once_finds_a_place_in_a_crowd_of_strangers() {
     options.auth.token = Some("t".into());
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let broker = Broker::start(options, listener).expect("starts");
-    // All of them are there before the broker accepts the first: it has the same thread.
+    // All of them connect before the broker accepts the first, because it runs on this thread.
     let connect = |_| std::net::TcpStream::connect(broker.address()).expect("there is a queue of connections");
     let strangers: Vec<_> = (0..100).map(connect).collect();
     let mut client = TcpStream::connect(broker.address()).await.expect("connects");

@@ -1,4 +1,4 @@
-//! What happens because time passes: leases end, requests run out, messages grow old.
+//! What happens as time passes: leases, requests and messages expire.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::journal::Change;
 use crate::nats::status;
 use crate::stream::{Message, Now};
 
-/// Looks at streams and consumers when they asked to be looked at.
+/// Runs the timers of streams and consumers when they are due.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut phase = shared.phase.subscribe();
     loop {
@@ -37,7 +37,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 }
 
 impl Core {
-    /// Does everything that is due.
+    /// Runs all timers that are due.
     fn tick(&mut self, now: Now) {
         while let Some(Reverse((at, stream, consumer))) = self.timers.peek().copied() {
             if at > now.clock {
@@ -54,14 +54,14 @@ impl Core {
 
     fn tick_stream(&mut self, id: u32, at: Instant, now: Now) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        // An earlier timer has taken the place of this one.
+        // An earlier timer has replaced this one.
         if stream.scheduled != Some(at) {
             return;
         }
         stream.scheduled = None;
         let expired = stream.expired(self.calendar.look(now.wall, now.clock));
         let to_be_marked = stream.to_be_marked(&expired);
-        // Looked at before they go: what is itself a marker leaves none.
+        // Checked before they are removed: a message that is itself a marker leaves none.
         let marked: Vec<Message> = to_be_marked.into_iter().filter(|message| !self.is_marker(message)).collect();
         for (from, to) in expired {
             let removed = Change::Removed { stream: id, from, to };
@@ -72,7 +72,7 @@ impl Core {
         for message in marked {
             self.store_marker(id, &message.subject, now);
         }
-        // What went may have been in hand, and have made room for something else.
+        // Expired messages may have been pending; then the consumer has room for others.
         self.serve_all(id, now);
         self.schedule(id, 0, now);
     }
@@ -99,7 +99,7 @@ impl Core {
             if consumers::remove(self, (id, consumer_id), now).is_ok() {
                 return;
             }
-            // No room to note it: it is tried again, and not at once.
+            // No disk space to record it: retried, but not at once.
             if let Some(consumer) = self.consumer(id, consumer_id) {
                 consumer.asked_at = now.clock;
             }
@@ -113,7 +113,7 @@ impl Core {
         self.schedule(id, consumer_id, now);
     }
 
-    /// Ends requests that have run out, and gives signs of life to the others.
+    /// Ends requests that have expired, and sends the heartbeats of the others.
     fn end_requests_due(&mut self, id: u32, consumer_id: u32, now: Now) {
         let Some(consumer) = self.consumer(id, consumer_id) else { return };
         let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now.clock);

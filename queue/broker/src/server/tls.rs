@@ -1,4 +1,4 @@
-//! Encryption: the certificate, which may be replaced while the broker runs, and the handshake.
+//! TLS: the certificate, which may be replaced while the broker runs, and the handshake.
 
 use std::fmt::{Debug, Display};
 use std::path::{Path, PathBuf};
@@ -12,16 +12,16 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio_rustls::TlsAcceptor;
 
-/// How connections are encrypted.
+/// TLS settings.
 #[derive(Debug, Clone)]
 pub struct Tls {
-    /// The certificate and those above it, PEM. When the file changes, new connections get the new one.
+    /// Certificate chain, PEM. When the file changes, new connections get the new one.
     pub certificate: PathBuf,
-    /// Its key, PEM.
+    /// Private key of the certificate, PEM.
     pub key: PathBuf,
-    /// Connections without encryption are refused.
+    /// Refuse connections without encryption.
     pub required: bool,
-    /// The handshake comes before the server's first word, which clients have to be told.
+    /// Run the handshake before the server sends `INFO`; clients must be configured for this.
     pub first: bool,
 }
 
@@ -33,11 +33,11 @@ impl Tls {
     }
 }
 
-/// What a server encrypts with: a certificate with those above it, and its key, both PEM. When the
-/// files change, new connections get what is new.
+/// A server's TLS configuration from a certificate chain and its private key, both PEM. When the files
+/// change, new connections get the new ones.
 ///
 /// # Errors
-/// In words, when the files cannot be read, or do not belong together.
+/// A description of the problem, if the files cannot be read or do not belong together.
 pub fn server_config(certificate: &Path, key: &Path) -> Result<rustls::ServerConfig, String> {
     let certificate = Certificate::open(certificate, key)?;
     let config = rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
@@ -45,7 +45,7 @@ pub fn server_config(certificate: &Path, key: &Path) -> Result<rustls::ServerCon
     Ok(config.with_no_client_auth().with_cert_resolver(Arc::new(certificate)))
 }
 
-/// Shakes hands.
+/// Runs the TLS handshake with new clients.
 pub(super) struct Acceptor {
     pub(super) settings: Tls,
     pub(super) acceptor: TlsAcceptor,
@@ -57,7 +57,7 @@ impl Debug for Acceptor {
     }
 }
 
-/// A certificate in two files, read again when they change.
+/// A certificate and key in two files, reloaded when either changes.
 #[derive(Debug)]
 struct Certificate {
     certificate: PathBuf,
@@ -79,7 +79,7 @@ impl Certificate {
         if changed != current.0 {
             match load(&self.certificate, &self.key) {
                 Ok(loaded) => *current = (changed, loaded),
-                // Half of it was replaced, perhaps: the old one is good until both fit.
+                // Perhaps only one file was replaced so far: the old pair is used until both match.
                 Err(problem) => tracing::warn!(problem, "new certificate not usable yet"),
             }
         }

@@ -18,21 +18,21 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first byte of a TLS handshake.
 const HANDSHAKE: u8 = 0x16;
 
-/// What comes.
+/// The reading half.
 #[derive(Debug)]
 pub(super) enum Input {
     Plain(Arc<TcpStream>),
     Tls(Box<ReadHalf<TlsStream<TcpStream>>>),
 }
 
-/// Where it goes.
+/// The writing half.
 #[derive(Debug)]
 pub(super) enum Output {
     Plain(Arc<TcpStream>),
     Tls(Box<WriteHalf<TlsStream<TcpStream>>>),
 }
 
-/// Greets a client and agrees on encryption with it. `None`: it wants none, and has to.
+/// Greets a client and sets up encryption. `None`: the TLS handshake failed.
 pub(super) async fn open(
     shared: &Shared,
     mut socket: TcpStream,
@@ -62,14 +62,14 @@ async fn plain(mut socket: TcpStream, greeting: &[u8]) -> io::Result<(Input, Out
     Ok((Input::Plain(socket.clone()), Output::Plain(socket)))
 }
 
-/// Whether the client begins a handshake; waits for its first byte.
+/// Whether the client begins a TLS handshake; waits for its first byte.
 async fn is_handshake(socket: &TcpStream) -> io::Result<bool> {
     let mut first = [0];
     Ok(socket.peek(&mut first).await? == 1 && first[0] == HANDSHAKE)
 }
 
 impl Input {
-    /// Reads what has come; 0 is the end.
+    /// Reads what has arrived; 0 is the end.
     pub(super) async fn receive(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
         match self {
             Self::Tls(stream) => stream.read_buf(buffer).await,
@@ -85,7 +85,7 @@ impl Input {
 }
 
 impl Output {
-    /// The socket, if others than the connection's task may write to it.
+    /// The socket, if threads other than the connection's task may write to it.
     pub(super) fn socket(&self) -> Option<Arc<TcpStream>> {
         match self {
             Self::Plain(socket) => Some(socket.clone()),
@@ -93,7 +93,7 @@ impl Output {
         }
     }
 
-    /// Sends all of it, or fails if the client does not take it.
+    /// Sends all bytes, or fails if the client does not accept them.
     pub(super) async fn send(&mut self, mut bytes: Bytes) -> io::Result<()> {
         match self {
             Self::Tls(stream) => {
@@ -120,8 +120,7 @@ impl Output {
         }
     }
 
-    /// Nothing more is sent. What was sent arrives even if there is something of the client's that
-    /// is not read.
+    /// Closes the sending side. What was sent arrives even if input from the client is still unread.
     pub(super) async fn end(&mut self) {
         let ended = match self {
             Self::Tls(stream) => stream.shutdown().await,

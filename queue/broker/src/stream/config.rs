@@ -1,4 +1,4 @@
-//! Configuration of a stream, as clients write it and as it is answered.
+//! Configuration of a stream, as clients send it and as the broker returns it.
 
 use std::collections::BTreeMap;
 
@@ -14,22 +14,22 @@ const DURATION_MIN: i64 = 100_000_000;
 const NAME_BYTES_MAX: usize = 255;
 pub(super) const DESCRIPTION_BYTES_MAX: usize = 4096;
 const MARKER_TTL_MIN: i64 = 1_000_000_000;
-/// How names of metadata begin that the server puts in itself.
+/// Prefix of metadata names that the server sets itself.
 pub(crate) const SERVER_METADATA: &str = "_nats.";
 
-/// When a message leaves a stream.
+/// When a stream removes a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Retention {
     #[default]
     Limits,
-    /// With the last consumer's ack.
+    /// With the ack of the last consumer that wants it.
     Interest,
-    /// With its one consumer's ack.
+    /// With the ack of its only consumer.
     WorkQueue,
 }
 
-/// What gives way when a limit is reached.
+/// Which messages are discarded when a limit is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Discard {
@@ -43,11 +43,11 @@ pub(crate) enum Discard {
 pub(crate) enum StorageKind {
     #[default]
     File,
-    /// Taken and kept on disk all the same.
+    /// Accepted, but stored on disk all the same.
     Memory,
 }
 
-/// A stream's configuration. Limits of -1 and 0 are none; durations are nanoseconds.
+/// A stream's configuration. Limits of -1 and 0 mean no limit; durations are nanoseconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct StreamConfig {
@@ -86,15 +86,15 @@ pub(crate) struct StreamConfig {
     pub(crate) metadata: BTreeMap<String, String>,
     #[serde(deserialize_with = "or_default")]
     pub(crate) consumer_limits: ConsumerLimits,
-    /// How long a marker stays that says that the last message of a subject grew old.
+    /// TTL of the marker that an expired last message of a subject leaves.
     #[serde(skip_serializing_if = "is_zero_i")]
     pub(crate) subject_delete_marker_ttl: i64,
-    /// Whatever else was said.
+    /// All other fields.
     #[serde(flatten)]
     pub(crate) rest: BTreeMap<String, Value>,
 }
 
-/// Bounds that a stream sets for its consumers.
+/// Limits that a stream sets for its consumers.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ConsumerLimits {
@@ -104,7 +104,7 @@ pub(crate) struct ConsumerLimits {
     pub(crate) max_ack_pending: i64,
 }
 
-/// What a NATS server knows and this broker has not; any of it set is refused.
+/// Fields that nats-server knows and this broker does not support; it refuses any that is set.
 const UNSUPPORTED: [&str; 14] = [
     "template_owner",
     "placement",
@@ -232,14 +232,14 @@ impl StreamConfig {
                 let problem = if is_negative { "must not be negative" } else { "must be at least 1 second" };
                 return invalid(&format!("subject delete marker TTL {problem}"));
             }
-            // A marker goes by its own TTL, and takes the place of what was there.
+            // A marker expires by its own TTL, and replaces the messages before it.
             (self.allow_msg_ttl, self.allow_rollup_hdrs) = (true, true);
         }
-        // These are the server's own words in its answers.
+        // The server adds these names to its answers itself.
         self.metadata.retain(|name, _| !name.starts_with(SERVER_METADATA));
         match self.compression.as_str() {
             "none" => {}
-            // Messages are kept as they came.
+            // Messages are stored as received.
             "s2" => return invalid("compression is not supported by this server"),
             _ => return Err(Refusal::invalid_json("unknown compression")),
         }
@@ -250,13 +250,13 @@ impl StreamConfig {
             return invalid("stream description is too long, maximum allowed is 4096");
         }
         if self.sealed {
-            // What is sealed takes nothing and gives nothing away.
+            // A sealed stream accepts no messages and removes none.
             (self.deny_delete, self.deny_purge, self.discard) = (true, true, Discard::New);
         }
         Ok(self)
     }
 
-    /// Whether this may take the place of `old`.
+    /// Checks that this may replace `old`.
     pub(crate) fn check_update(&self, old: &Self) -> Result<(), Refusal> {
         let invalid = |problem: &str| Err(Refusal::invalid_stream(problem.to_owned()));
         if self.storage != old.storage {
@@ -281,19 +281,19 @@ impl StreamConfig {
         Ok(())
     }
 
-    /// A limit, if there is one.
+    /// The limit, if one is set.
     pub(crate) fn limit(value: i64) -> Option<u64> {
         u64::try_from(value).ok().filter(|limit| *limit > 0)
     }
 }
 
-/// Whether this can be the name of a stream or consumer.
+/// Whether this is a valid name for a stream or consumer.
 pub(crate) fn is_name(name: &str) -> bool {
     let is_wrong = |c: char| matches!(c, '.' | '*' | '>' | '/' | '\\' | '"') || c.is_whitespace() || c.is_control();
     !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.contains(is_wrong)
 }
 
-/// Names of a request whose values nats-server reads by hand, and that may therefore not be `null`.
+/// Request fields that nats-server parses by hand and that therefore must not be `null`.
 const NEVER_NULL: [&str; 9] = [
     "action",
     "retention",
@@ -306,8 +306,7 @@ const NEVER_NULL: [&str; 9] = [
     "priority_policy",
 ];
 
-/// Reads a request's JSON in the way the server does: unknown names are refused, and `null` is as if nothing
-/// was said.
+/// Reads a request's JSON like nats-server: refuses unknown fields, and treats `null` like a missing field.
 pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {
     let invalid = |error: serde_json::Error| {
         let text = error.to_string();
@@ -317,7 +316,7 @@ pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {
         }
     };
     let mut value: Value = serde_json::from_slice(json).map_err(invalid)?;
-    // A list would be read as the fields in their order.
+    // serde would read an array as the fields in their order.
     if !value.is_object() {
         return Err(Refusal::invalid_json("an object is expected"));
     }
@@ -334,11 +333,11 @@ pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Refusal> {
     T::deserialize(value).map_err(invalid)
 }
 
-/// `false`: one stands where none may.
+/// Removes nulls. Returns false if a null or an array is where none is allowed.
 fn forget_nulls(value: &mut Value) -> bool {
     match value {
         Value::Object(fields) => {
-            // A list would be read as its fields in their order here too.
+            // serde would read an array as the fields in their order here too.
             if fields.get("consumer_limits").is_some_and(Value::is_array) {
                 return false;
             }
@@ -353,7 +352,7 @@ fn forget_nulls(value: &mut Value) -> bool {
     }
 }
 
-/// Refuses what is not known at all, and what is known, said, and not supported.
+/// Refuses fields that are unknown, and fields that are set but not supported.
 pub(super) fn refuse_rest(
     rest: &mut BTreeMap<String, Value>,
     unsupported: &[&str],
@@ -370,12 +369,12 @@ pub(super) fn refuse_rest(
     Ok(())
 }
 
-/// `null` stands for what was not said.
+/// Reads `null` as the default.
 pub(super) fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
     Ok(Option::<T>::deserialize(from)?.unwrap_or_default())
 }
 
-/// Whether a JSON value says anything.
+/// Whether a JSON value is set: null, false, 0 and empty values are not.
 fn is_set(value: &Value) -> bool {
     match value {
         Value::Null => false,

@@ -1,16 +1,16 @@
-//! A consumer: a cursor in a stream, and what was handed out and is not settled.
+//! A consumer: a cursor in a stream, and the messages that are delivered but not settled.
 //!
 //! ```text
-//!            handout             ack, term, message removed
-//! (cursor) ──────────► in hand ─────────────────────────────► (gone)
-//!                      │     ▲
-//!    ack_wait over, nak│     │handout again
-//!                      ▼     │
-//!                        due
+//!            delivery                  ack, term, message removed
+//! (cursor) ───────────► awaiting ack ─────────────────────────────► (settled)
+//!                         │      ▲
+//!    ack_wait elapsed, nak│      │redelivery
+//!                         ▼      │
+//!                            due
 //! ```
 //!
-//! Pulled or pushed, it is the same: who gets a message is decided elsewhere. With ack policy `none`
-//! nothing is ever in hand; with `all` an ack settles what was handed out before as well.
+//! Pull and push consumers are the same here: other code chooses the receiver of a message. With ack
+//! policy `none`, no message awaits an ack; with `all`, an ack also settles earlier deliveries.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use super::messages::{Found, Messages};
 use super::waiting::{Pin, Waiting};
 use crate::nats::{is_literal, matches};
 
-/// The shortest time after which an unused consumer may end: each check costs time.
+/// Shortest time after which an unused consumer may expire: each check costs time.
 const INACTIVE_MIN: Duration = Duration::from_millis(100);
 
 /// A consumer and the requests that wait for its messages.
@@ -32,85 +32,85 @@ pub(crate) struct Consumer {
     pub(crate) config: ConsumerConfig,
     /// Unix time in ns.
     pub(crate) created: i64,
-    /// Behind the last message that it has handed out for the first time.
+    /// Sequence after the last message that it delivered for the first time.
     pub(super) cursor: u64,
-    /// Between the cursor and here is nothing that it wants.
+    /// From the cursor up to here, there is nothing that it wants.
     looked: u64,
-    /// Up to here it wants only the last message of each subject; 0 is nowhere.
+    /// Up to here it wants only the last message of each subject; 0 is off.
     pub(super) resume: u64,
     /// Deliveries so far.
     pub(super) consumer_sequence: u64,
-    /// When it last handed something out, Unix time in ns; 0 is never.
+    /// When it last delivered a message, Unix time in ns; 0 is never.
     pub(super) last_active: i64,
-    /// Handed out and not settled.
+    /// Delivered and not settled.
     pub(super) pending: BTreeMap<u64, Pending>,
-    /// The pending ones that are in hand, by when they become due.
+    /// Pending messages that are not due yet, by when they become due.
     deadlines: BTreeSet<(Instant, u64)>,
-    /// The pending ones that are due.
+    /// Pending messages that are due.
     due: BTreeSet<u64>,
-    /// Messages that it wants and has never handed out.
+    /// Messages that it wants and has never delivered.
     pub(super) unseen: u64,
-    /// They have to be counted anew.
+    /// Whether `unseen` must be recounted.
     pub(super) is_miscounted: bool,
-    /// Requests that wait, served in turn.
+    /// Waiting requests, served in turn.
     pub(crate) waiting: VecDeque<Waiting>,
-    /// The client that alone is served, where one is.
+    /// The only client that is served, if one is pinned.
     pub(crate) pin: Option<Pin>,
-    /// What is on its way to the receiver of a push consumer.
+    /// What is in flight to the receiver of a push consumer.
     pub(crate) flow: Flow,
-    /// When the receiver of a push consumer hears from it at the latest.
+    /// When the next idle heartbeat of a push consumer is due.
     pub(crate) heartbeat_at: Option<Instant>,
-    /// Last request or subscription, for consumers that end when they are unused.
+    /// Last request or subscription, for consumers that expire when unused.
     pub(crate) asked_at: Instant,
-    /// When to try again what could not be handed out just now.
+    /// When to retry a delivery that was not possible.
     pub(crate) retry_at: Option<Instant>,
-    /// Not before this may it go on, to keep its rate or the pauses of its messages.
+    /// It delivers nothing before this, to keep its rate or the pauses between messages.
     pub(crate) not_before: Option<Instant>,
-    /// When the message that was handed out last was stored, Unix time in ns, and when it was handed out.
+    /// When the last delivered message was stored, Unix time in ns, and when it was delivered.
     replayed: Option<(i64, Instant)>,
-    /// The timer that is set for it.
+    /// When its timer is set to fire.
     pub(crate) scheduled: Option<Instant>,
 }
 
-/// A message that was handed out.
+/// A message that was delivered and is not settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pending {
     pub(crate) consumer_sequence: u64,
-    /// How often it was handed out.
+    /// How often it was delivered.
     pub(crate) count: u32,
-    /// When it was handed out last.
+    /// When it was last delivered.
     pub(crate) since: Instant,
-    /// When it comes again; `None` is now.
+    /// When it is redelivered; `None` is now.
     until: Option<Instant>,
-    /// The same as a date, if a client asked for the delay: it outlives a restart.
+    /// The same as Unix time in ns, if a client asked for the delay: it survives a restart.
     pub(super) put_off_until: Option<i64>,
 }
 
 impl Pending {
-    /// Whether it comes again now.
+    /// Whether it may be redelivered now.
     pub(super) fn is_due(&self) -> bool {
         self.until.is_none()
     }
 
-    /// Whether a client has it, rather than having put it off.
+    /// Whether a client holds it and has not delayed it.
     pub(super) fn is_in_hand(&self) -> bool {
         self.until.is_some() && self.put_off_until.is_none()
     }
 
-    /// When it comes again; `None` is now.
+    /// When it is redelivered; `None` is now.
     #[cfg(test)]
     pub(super) fn until(&self) -> Option<Instant> {
         self.until
     }
 }
 
-/// What to hand out next.
+/// The next delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Handout {
     pub(crate) sequence: u64,
     pub(crate) consumer_sequence: u64,
     pub(crate) count: u32,
-    /// Messages that were never handed out, after this one.
+    /// Messages still undelivered after this one.
     pub(crate) unseen: u64,
 }
 
@@ -118,7 +118,7 @@ pub(crate) struct Handout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Start {
     pub(crate) cursor: u64,
-    /// Up to here only the last message of each subject counts; 0 is nowhere.
+    /// Up to here only the last message of each subject counts; 0 is off.
     pub(crate) resume: u64,
 }
 
@@ -151,25 +151,25 @@ impl Consumer {
         }
     }
 
-    /// Whether it outlives the process. What others do is not written down.
+    /// Whether it survives a restart. The journal does not record other consumers.
     pub(crate) fn is_durable(&self) -> bool {
         self.config.durable_name.is_some()
     }
 
-    /// Whether a subject is one of its.
+    /// Whether it wants messages with this subject.
     pub(super) fn wants_subject(&self, subject: &str) -> bool {
         let mut filters = self.config.filters().peekable();
         filters.peek().is_none() || filters.any(|filter| matches(filter.as_bytes(), subject.as_bytes()))
     }
 
-    /// Whether a message is one of its.
+    /// Whether it wants this message.
     fn wants(&self, message: Found<'_>, messages: &Messages) -> bool {
         let (sequence, subject) = (message.sequence(), message.subject());
         let is_last = || messages.sequences(&subject, sequence + 1).next().is_none_or(|next| next > self.resume);
         self.wants_subject(&subject) && (sequence > self.resume || is_last())
     }
 
-    /// What comes next: what is due before what is new, in the order of the stream.
+    /// The next delivery: due messages before new ones, in the order of the stream.
     pub(super) fn next(&mut self, messages: &Messages) -> Option<Handout> {
         let consumer_sequence = self.consumer_sequence + 1;
         if let Some(sequence) = self.due.first() {
@@ -182,7 +182,7 @@ impl Consumer {
         let from = self.looked.max(self.cursor);
         let mut filters = self.config.filters();
         let sequence = match (filters.next(), filters.next()) {
-            // One subject is looked up; the others need not be read for it.
+            // Look up a single subject, without reading the others.
             (Some(subject), None) if self.resume == 0 && is_literal(subject.as_bytes()) => {
                 messages.sequences(subject, from).next()
             }
@@ -192,13 +192,13 @@ impl Consumer {
         Some(Handout { sequence: sequence?, consumer_sequence, count: 1, unseen: self.unseen - 1 })
     }
 
-    /// Whether as much is in hand as may be.
+    /// Whether as many messages are pending as `max_ack_pending` allows.
     pub(crate) fn is_at_limit(&self) -> bool {
         let limit = self.config.max_ack_pending;
         limit > 0 && self.pending.len() as u64 >= limit as u64
     }
 
-    /// Whether there is anything that it could hand out if it were not at its limit.
+    /// Whether it has a message to deliver, regardless of its limit.
     pub(crate) fn has_more(&self) -> bool {
         self.unseen > 0 || !self.due.is_empty()
     }
@@ -220,7 +220,7 @@ impl Consumer {
         self.deadlines.insert((until, sequence));
     }
 
-    /// How long the message that comes next has to wait so that the old pauses are kept.
+    /// Until when the next message must wait to keep the original pauses, if at all.
     pub(crate) fn replay_pause(&mut self, stored: i64, now: Instant) -> Option<Instant> {
         if self.config.replay_policy == ReplayPolicy::Instant {
             return None;
@@ -230,7 +230,7 @@ impl Consumer {
         (at > now).then_some(at)
     }
 
-    /// Remembers what was handed out for the next pause.
+    /// Records a delivery, for the next pause.
     pub(crate) fn replayed(&mut self, stored: i64, now: Instant) {
         self.replayed = Some((stored, now));
     }
@@ -249,7 +249,7 @@ impl Consumer {
         }
     }
 
-    /// No more deliveries of a message. Whether it was pending.
+    /// Ends deliveries of a message. Returns whether it was pending.
     pub(super) fn settle(&mut self, sequence: u64) -> bool {
         let Some(pending) = self.pending.remove(&sequence) else { return false };
         match pending.until {
@@ -258,12 +258,12 @@ impl Consumer {
         }
     }
 
-    /// No more deliveries of a message that was handed out as often as it may be.
+    /// Ends deliveries of a message that used up `max_deliver`.
     pub(crate) fn give_up(&mut self, sequence: u64) {
         self.settle(sequence);
     }
 
-    /// Puts off when a pending message comes again; `None` is at once.
+    /// Sets when a pending message is redelivered; `None` is at once.
     pub(super) fn postpone(&mut self, sequence: u64, until: Option<Instant>, put_off_until: Option<i64>) {
         let Some(pending) = self.pending.get(&sequence).copied() else { return };
         self.settle(sequence);
@@ -274,7 +274,7 @@ impl Consumer {
         self.pending.insert(sequence, Pending { until, put_off_until, ..pending });
     }
 
-    /// The holder of a message needs more time.
+    /// Renews the lease of the client that holds a message.
     pub(crate) fn progress(&mut self, sequence: u64, now: Instant) {
         if let Some(Pending { count, until: Some(_), .. }) = self.pending.get(&sequence) {
             let until = now + self.config.ack_wait(*count);
@@ -282,8 +282,8 @@ impl Consumer {
         }
     }
 
-    /// Makes due what was in hand for too long. Returns the messages that are given up, because they
-    /// were handed out as often as they may be, with that count.
+    /// Makes messages due whose deadline has passed. Returns those that it gives up because they used up
+    /// `max_deliver`, with their delivery counts.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<(u64, u32)> {
         let mut given_up = Vec::new();
         while let Some((until, sequence)) = self.deadlines.first().copied().filter(|(until, _)| *until <= now) {
@@ -300,12 +300,12 @@ impl Consumer {
         given_up
     }
 
-    /// Whether a message that was handed out so often may not be handed out again.
+    /// Whether a message that was delivered `count` times has used up `max_deliver`.
     pub(crate) fn is_used_up(&self, count: u32) -> bool {
         self.config.max_deliver > 0 && i64::from(count) >= self.config.max_deliver
     }
 
-    /// Begins anew at a sequence; what was in hand is forgotten.
+    /// Restarts at a sequence and forgets pending deliveries.
     pub(super) fn reset(&mut self, cursor: u64) {
         (self.cursor, self.looked, self.consumer_sequence) = (cursor, cursor, 0);
         self.pending.clear();
@@ -329,20 +329,20 @@ impl Consumer {
         }
     }
 
-    /// Counts what it has never handed out, from the messages themselves.
+    /// Recounts `unseen` from the messages themselves.
     pub(super) fn recount(&mut self, messages: &Messages) {
         (self.looked, self.is_miscounted) = (self.cursor, false);
         let unseen = messages.from(self.cursor).filter(|message| self.wants(*message, messages)).count();
         self.unseen = unseen as u64;
     }
 
-    /// Whether it has still to hand out a message, or to hear what became of it.
+    /// Whether it still has to deliver the message, or waits for its ack.
     pub(super) fn needs(&self, message: Found<'_>, messages: &Messages) -> bool {
         let sequence = message.sequence();
         self.pending.contains_key(&sequence) || (sequence >= self.cursor && self.wants(message, messages))
     }
 
-    /// A pending message that an ack of this one settles: itself, or with ack policy `all` one before.
+    /// A pending message that an ack of this one settles: itself or, with ack policy `all`, an earlier one.
     pub(crate) fn pending_at(&self, sequence: u64) -> Option<&Pending> {
         match self.config.ack_policy {
             AckPolicy::All => self.pending.range(..=sequence).next_back().map(|(_, pending)| pending),
@@ -354,7 +354,7 @@ impl Consumer {
         self.pending.get(&sequence)
     }
 
-    /// Messages that it has never handed out.
+    /// Messages that it wants and has never delivered.
     pub(crate) fn unseen(&self) -> u64 {
         self.unseen
     }
@@ -367,12 +367,12 @@ impl Consumer {
         self.pending.values().filter(|pending| pending.count > 1).count()
     }
 
-    /// The last delivery: consumer's sequence and stream's sequence.
+    /// The last delivery: consumer sequence and stream sequence.
     pub(crate) fn delivered_floor(&self) -> (u64, u64) {
         (self.consumer_sequence, self.cursor.saturating_sub(1))
     }
 
-    /// Everything up to here is settled: consumer's sequence and stream's sequence.
+    /// Everything up to here is settled: consumer sequence and stream sequence.
     pub(crate) fn ack_floor(&self) -> (u64, u64) {
         match self.pending.first_key_value() {
             None => self.delivered_floor(),
@@ -383,12 +383,12 @@ impl Consumer {
         }
     }
 
-    /// When it last handed something out, Unix time in ns; 0 is never.
+    /// When it last delivered a message, Unix time in ns; 0 is never.
     pub(crate) fn last_active(&self) -> i64 {
         self.last_active
     }
 
-    /// When it has to be checked again.
+    /// When it must be checked again.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         let due = self.deadlines.first().map(|(until, _)| *until);
         let waiting = self
@@ -400,7 +400,7 @@ impl Consumer {
         own.into_iter().flatten().chain(waiting).chain(pin).min()
     }
 
-    /// When it ends if it stays unused, if it ever does.
+    /// When it expires if it stays unused, if ever.
     pub(crate) fn ends_at(&self) -> Option<Instant> {
         let threshold = u64::try_from(self.config.inactive_threshold).ok().filter(|threshold| *threshold > 0)?;
         Some(self.asked_at + Duration::from_nanos(threshold).max(INACTIVE_MIN))

@@ -1,4 +1,4 @@
-//! Configuration of a consumer, as clients write it and as it is answered.
+//! Configuration of a consumer, as clients send it and as the broker returns it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -37,37 +37,37 @@ pub(crate) enum DeliverPolicy {
     LastPerSubject,
 }
 
-/// What has to be said of a delivery.
+/// Which acks deliveries need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum AckPolicy {
-    /// Nothing. What a consumer is created with when its creator says nothing, as nats-server has it.
+    /// None. The default of a new consumer, as in nats-server.
     #[default]
     None,
-    /// An ack settles what was delivered before as well.
+    /// An ack also settles all earlier deliveries.
     All,
     Explicit,
 }
 
-/// How fast old messages come.
+/// How fast old messages are delivered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ReplayPolicy {
     #[default]
     Instant,
-    /// With the pauses with which they were stored.
+    /// With the same pauses as when they were stored.
     Original,
 }
 
-/// Who of those that wait is served.
+/// Which of the waiting requests is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum PriorityPolicy {
     #[default]
     None,
-    /// Who asked to help out only when there is much to do waits until there is.
+    /// A request that sets a minimum of outstanding messages waits until it is reached.
     Overflow,
-    /// One client, for as long as it goes on asking.
+    /// One client, as long as it keeps sending requests.
     PinnedClient,
     /// The lowest number first.
     Prioritized,
@@ -102,14 +102,14 @@ pub(crate) struct ConsumerConfig {
     pub(crate) replay_policy: ReplayPolicy,
     #[serde(deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub(crate) sample_freq: String,
-    /// Bits a second, of a push consumer.
+    /// Bits per second, for push consumers only.
     #[serde(skip_serializing_if = "is_zero")]
     pub(crate) rate_limit_bps: u64,
     #[serde(skip_serializing_if = "is_zero_i")]
     pub(crate) max_waiting: i64,
     #[serde(skip_serializing_if = "is_zero_i")]
     pub(crate) max_ack_pending: i64,
-    /// The headers alone are delivered, with the payload's length.
+    /// Only the headers are delivered, with the payload's length.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) headers_only: bool,
     #[serde(skip_serializing_if = "is_zero_i")]
@@ -120,10 +120,10 @@ pub(crate) struct ConsumerConfig {
     pub(crate) max_bytes: i64,
     #[serde(skip_serializing_if = "is_zero_i")]
     pub(crate) inactive_threshold: i64,
-    /// Where messages are pushed to; without it they are pulled.
+    /// Subject that messages are pushed to; if empty, clients pull them.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub(crate) deliver_subject: String,
-    /// Only to one member of this queue group.
+    /// Push each message to only one member of this queue group.
     #[serde(deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub(crate) deliver_group: String,
     #[serde(skip_serializing_if = "is_false")]
@@ -137,7 +137,7 @@ pub(crate) struct ConsumerConfig {
     pub(crate) priority_groups: Vec<String>,
     #[serde(deserialize_with = "or_default", skip_serializing_if = "is_no_policy")]
     pub(crate) priority_policy: PriorityPolicy,
-    /// How long a pinned client may be silent.
+    /// How long a pinned client may be inactive.
     #[serde(skip_serializing_if = "is_zero_i")]
     pub(crate) priority_timeout: i64,
     pub(crate) num_replicas: i64,
@@ -145,7 +145,7 @@ pub(crate) struct ConsumerConfig {
     pub(crate) mem_storage: bool,
     #[serde(deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) metadata: BTreeMap<String, String>,
-    /// Whatever else was said.
+    /// All other fields.
     #[serde(flatten)]
     pub(crate) rest: BTreeMap<String, Value>,
 }
@@ -168,7 +168,7 @@ impl ConsumerConfig {
             self.check_pull()?
         }
         self.check_priority()?;
-        // With ack policy none these are kept as they were said, and mean nothing.
+        // With ack policy none, these are stored as given and have no effect.
         if self.ack_policy != AckPolicy::None {
             if self.backoff.iter().any(|pause| *pause < 0) {
                 return Err(Refusal::backoff_not_positive());
@@ -356,10 +356,10 @@ impl ConsumerConfig {
         Ok(())
     }
 
-    /// Whether this may take the place of `old`.
+    /// Checks that this may replace `old`.
     pub(crate) fn check_update(&self, old: &Self) -> Result<(), Refusal> {
         let fixed = [
-            // What lasts is written down from its start on, and what does not is not.
+            // The journal records a durable consumer from its start on, and others not at all.
             ("durable name", self.durable_name == old.durable_name),
             (
                 "deliver policy",
@@ -382,7 +382,7 @@ impl ConsumerConfig {
         }
     }
 
-    /// Whether a consumer may be told to go on at this sequence.
+    /// Checks that a consumer may be reset to this sequence.
     pub(crate) fn check_reset(&self, sequence: u64) -> Result<(), Refusal> {
         match self.deliver_policy {
             DeliverPolicy::All | DeliverPolicy::ByStartTime => Ok(()),
@@ -398,8 +398,8 @@ impl ConsumerConfig {
         !self.deliver_subject.is_empty()
     }
 
-    /// The queue group that it pushes to, if only one of a group is to have each message. Who listens
-    /// otherwise, in another group or in none, is not a receiver of its.
+    /// The queue group that it pushes to, so that one member gets each message. Subscribers whose group
+    /// differs are not its receivers.
     pub(crate) fn group(&self) -> Option<&[u8]> {
         Some(self.deliver_group.as_bytes()).filter(|group| !group.is_empty())
     }
@@ -415,24 +415,24 @@ impl ConsumerConfig {
         unix_nanos(self.opt_start_time.as_deref()?)
     }
 
-    /// Until when it is paused, Unix time in ns; 0 is not at all.
+    /// Until when it is paused, Unix time in ns; 0 is not paused.
     pub(crate) fn paused_until(&self) -> i64 {
         self.pause_until.as_deref().and_then(unix_nanos).unwrap_or(0)
     }
 
-    /// How long a delivery may take, the first time or the `count`th.
+    /// How long the `count`th delivery of a message may wait for its ack.
     pub(crate) fn ack_wait(&self, count: u32) -> Duration {
         let later = self.backoff.get((count.max(1) as usize - 1).min(self.backoff.len().max(1) - 1));
         Duration::from_nanos((*later.unwrap_or(&self.ack_wait)).max(0) as u64)
     }
 
-    /// Of how many acks in a hundred an account is given.
+    /// Percentage of acks that are reported.
     pub(crate) fn sample_percent(&self) -> Option<u8> {
         self.sample_freq.trim_end_matches('%').parse().ok().filter(|percent| *percent <= 100)
     }
 }
 
-/// A time as JSON has it, as Unix time in ns.
+/// An RFC 3339 time as Unix time in ns.
 pub(crate) fn unix_nanos(text: &str) -> Option<i64> {
     let time = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
     i64::try_from(time.unix_timestamp_nanos()).ok()

@@ -1,4 +1,4 @@
-//! A consumer against a plain list: whatever it wants, and however it acks.
+//! A consumer against a plain list, with any filters and any ack policy.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use super::tests::name;
 use super::*;
 use crate::journal::change::{Change, LogPlace, Stored};
 
-/// What a consumer may be told to want, in few enough kinds that each is met often.
+/// Consumer configurations, of few enough kinds that each occurs often.
 fn wishes() -> impl Strategy<Value = (ConsumerConfig, Vec<&'static str>)> {
     let filters =
         prop_oneof![Just(vec![]), Just(vec!["s.0"]), Just(vec!["s.*"]), Just(vec!["s.1", "s.3"]), Just(vec!["t.>"]),];
@@ -43,7 +43,7 @@ fn wishes() -> impl Strategy<Value = (ConsumerConfig, Vec<&'static str>)> {
 enum Deed {
     Publish(u8),
     HandOut,
-    /// Of the nth in hand.
+    /// Of the nth pending message.
     Ack(u8),
     Delete(u8),
     Purge(u8),
@@ -61,7 +61,7 @@ fn deed() -> impl Strategy<Value = Deed> {
     ]
 }
 
-/// A stream with one consumer, and the plain truth about both.
+/// A stream with one consumer, and a simple model of both.
 struct Plain {
     stream: Stream,
     now: Now,
@@ -71,7 +71,7 @@ struct Plain {
     ack_policy: AckPolicy,
     pending_max: usize,
     cursor: u64,
-    /// Up to here only the last of each subject.
+    /// Up to here it wants only the last message of each subject.
     resume: u64,
     in_hand: Vec<u64>,
 }
@@ -80,7 +80,7 @@ impl Plain {
     fn apply(&mut self, change: &Change<'_>) {
         let place = LogPlace { position: self.stream.last, bytes: 1 };
         self.stream.apply(change, Some(place), self.now, &mut Vec::new()).expect("applies");
-        // Where messages stay only for consumers, the broker removes what none needs.
+        // With retention by interest, the broker removes messages that no consumer needs.
         let all: Vec<u64> = self.stream.messages.from(0).map(Found::sequence).collect();
         for (from, to) in self.stream.unneeded(all) {
             let gone = Change::Removed { stream: 1, from, to };
@@ -103,7 +103,7 @@ impl Plain {
         self.filters.is_empty() || self.filters.iter().any(|filter| is_it(&filter))
     }
 
-    /// Messages that are still to be handed out for the first time.
+    /// Messages that are still to be delivered for the first time.
     fn unseen(&self) -> Vec<u64> {
         let is_last = |sequence: u64, subject: u8| {
             let later = |m: &&(u64, u8)| m.1 == subject && m.0 > sequence && m.0 <= self.resume;
@@ -126,7 +126,7 @@ impl Plain {
         }
     }
 
-    /// Where messages stay only for consumers: what the only one does not need any more is gone.
+    /// With retention by interest, removes messages that the only consumer no longer needs.
     fn forget(&mut self, retention: config::Retention) {
         if retention == config::Retention::Interest {
             let unseen = self.unseen();
@@ -185,8 +185,8 @@ impl Plain {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
-    /// Whatever a consumer wants, and however it acks: it hands out what a plain look at all messages
-    /// says, each once and in order.
+    /// With any filters and ack policy, a consumer delivers the messages that a plain search of all messages
+    /// finds, each once and in order.
     #[test]
     fn a_consumer_hands_out_what_a_plain_look_says(
         before in proptest::collection::vec(0_u8..4, 0..12),
@@ -231,7 +231,7 @@ proptest! {
         let (start, resume) = (start.cursor, start.resume);
         plain.apply(&Change::ConsumerPut { stream: 1, consumer: 1, created: 0, start, resume, config: &json });
         plain.check();
-        // From here on, as an update of the stream makes it.
+        // Only from here on, as if by an update of the stream.
         plain.stream.config.retention = retention;
         for deed in &deeds {
             plain.run(deed);

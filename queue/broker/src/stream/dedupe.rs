@@ -1,9 +1,9 @@
-//! The window in which a `Nats-Msg-Id` is known, and stays known when its message is gone.
+//! The window in which a `Nats-Msg-Id` is known, even after its message is removed.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Ids with the sequence that they were first stored under.
+/// Ids, each with the sequence and time of its message.
 #[derive(Debug, Default)]
 pub(crate) struct Dedupe {
     ids: HashMap<Arc<str>, (u64, i64)>,
@@ -16,10 +16,10 @@ impl Dedupe {
         self.ids.get(id).filter(|(_, time)| wall - time < window).map(|(sequence, _)| *sequence)
     }
 
-    /// Remembers an id, and forgets what is out of the window.
+    /// Adds an id, and drops those outside the window.
     pub(crate) fn register(&mut self, id: &str, sequence: u64, time: i64, window: i64) {
         while let Some((oldest, id)) = self.by_time.front().filter(|(oldest, _)| time - *oldest >= window) {
-            // Registered anew since then: its later place in the line speaks for it.
+            // If the id was registered again since then, only the later entry counts.
             if self.ids.get(id).is_some_and(|(_, registered)| registered == oldest) {
                 self.ids.remove(id);
             }

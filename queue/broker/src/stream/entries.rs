@@ -1,8 +1,7 @@
-//! What is known of a stream's messages, in the order of their sequences, packed.
+//! A compact index of a stream's messages, in the order of their sequences.
 //!
-//! A million messages may lie in a queue, so an entry is small and blocks of them are filled to the
-//! last place: new sequences only ever come at the end. A search tree would leave a third of its
-//! room empty.
+//! A queue may hold a million messages, so entries are small and blocks are filled completely: new
+//! sequences are only ever added at the end. A search tree would leave a third of its room empty.
 
 use std::collections::VecDeque;
 
@@ -19,7 +18,7 @@ pub(super) struct IndexEntry {
     pub(super) position: u64,
     /// When it was stored, Unix time in ns.
     pub(super) time: i64,
-    /// When it ends by its own TTL, Unix time in ns; 0 is never.
+    /// When it expires by its own TTL, Unix time in ns; 0 is never.
     pub(super) expires: i64,
     pub(super) header_bytes: u32,
     pub(super) payload_bytes: u32,
@@ -29,7 +28,7 @@ pub(super) struct IndexEntry {
 /// Entries by sequence.
 #[derive(Debug)]
 pub(super) struct Entries {
-    /// Each with the sequence that it began with when it was made; none is empty.
+    /// Each with its first sequence at the time when it was created; none is empty.
     blocks: Vec<(u64, VecDeque<IndexEntry>)>,
     len: usize,
     block_max: usize,
@@ -50,7 +49,7 @@ impl Entries {
         self.len
     }
 
-    /// The block that a sequence is in, if it is in any.
+    /// The block that a sequence belongs to, if any.
     fn block_of(&self, sequence: u64) -> Option<usize> {
         self.blocks.partition_point(|(first, _)| *first <= sequence).checked_sub(1)
     }
@@ -86,8 +85,7 @@ impl Entries {
         first.into_iter().flatten().chain(blocks.flatten())
     }
 
-    /// Adds an entry whose sequence is free. At the end that costs nothing; elsewhere only recovery
-    /// adds.
+    /// Adds an entry whose sequence is free. Adding at the end is cheap; only recovery adds elsewhere.
     pub(super) fn insert(&mut self, entry: IndexEntry) {
         let sequence = entry.sequence;
         self.len += 1;
@@ -123,7 +121,7 @@ impl Entries {
         Some(entry)
     }
 
-    /// Puts a block that has become small together with the next one, if that is small as well.
+    /// Joins a block that has become small with the next one, if that is small too.
     fn join(&mut self, index: usize) {
         let is_small = |block: &(u64, VecDeque<IndexEntry>)| block.1.len() <= self.block_max / 4;
         if self.blocks.get(index + 1).is_some_and(is_small) {
@@ -158,7 +156,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is added, mostly at the end, and removed anywhere: a search tree holds the same.
+        /// After additions, mostly at the end, and removals anywhere, a search tree holds the same entries.
         #[test]
         fn entries_agree_with_a_search_tree(ops in proptest::collection::vec((0_u64..60, any::<bool>(), 0_u8..8), 1..200)) {
             let (mut entries, mut model) = (Entries::with_blocks_of(4), BTreeMap::new());

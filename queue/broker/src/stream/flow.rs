@@ -1,7 +1,7 @@
 //! How much may be in flight to the subscriber of a push consumer.
 //!
-//! After each window of bytes the receiver is asked to answer a plain message. It reads in order, so its
-//! answer says that it has taken what was sent before. The window opens while answers come.
+//! Once half of a window is in flight, the broker sends the receiver a message to answer. The receiver
+//! reads in order, so its answer shows that it has read everything before. Each answer widens the window.
 
 const WINDOW_MIN: u64 = 2 << 20;
 const WINDOW_MAX: u64 = 32 << 20;
@@ -10,12 +10,12 @@ const WINDOW_MAX: u64 = 32 << 20;
 #[derive(Debug)]
 pub(crate) struct Flow {
     window: u64,
-    /// Bytes that were sent and are not known to have arrived.
+    /// Bytes that were sent but are not known to have arrived.
     on_way: u64,
     asked: Option<Asked>,
 }
 
-/// A question that was not answered yet.
+/// A flow control message without an answer yet.
 #[derive(Debug)]
 struct Asked {
     subject: String,
@@ -30,23 +30,23 @@ impl Default for Flow {
 }
 
 impl Flow {
-    /// Bytes were sent. Whether the receiver should be asked now.
+    /// Counts sent bytes. Returns whether to ask the receiver now.
     pub(crate) fn sent(&mut self, bytes: u64) -> bool {
         self.on_way += bytes;
         self.asked.is_none() && self.on_way > self.window / 2
     }
 
-    /// The receiver is asked to answer on this subject.
+    /// Records that the receiver was asked to answer on this subject.
     pub(crate) fn ask(&mut self, subject: String) {
         self.asked = Some(Asked { subject, bytes: self.on_way });
     }
 
-    /// The question that keeps more from being sent, if one does.
+    /// Subject of the unanswered message, if it blocks further sending.
     pub(crate) fn stalled_by(&self) -> Option<&str> {
         self.asked.as_ref().filter(|_| self.on_way > self.window).map(|asked| asked.subject.as_str())
     }
 
-    /// An answer came. Whether it was to the question that is open.
+    /// Records an answer. Returns whether it was to the unanswered message.
     pub(crate) fn answered(&mut self, subject: &str) -> bool {
         let Some(asked) = self.asked.take_if(|asked| asked.subject == subject) else { return false };
         self.on_way = self.on_way.saturating_sub(asked.bytes);

@@ -7,11 +7,11 @@ use super::entries::{Entries, IndexEntry};
 use super::subjects::Subjects;
 use crate::journal::{LogPlace, stored_bytes};
 
-/// What JetStream counts for a message beside its own bytes.
+/// Bytes that JetStream counts for a message in addition to its own.
 const OVERHEAD_BYTES: u64 = 30;
 const HEADER_OVERHEAD_BYTES: u64 = 4;
 
-/// A message that is there, taken out to be worked with.
+/// An owned description of a stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) sequence: u64,
@@ -23,7 +23,7 @@ pub(crate) struct Message {
     pub(crate) time: i64,
 }
 
-/// A message that is there, where it is kept.
+/// A borrowed view of a stored message.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Found<'a> {
     entry: &'a IndexEntry,
@@ -52,12 +52,12 @@ impl<'a> Found<'a> {
         self.entry.time
     }
 
-    /// When it ends by its own TTL, Unix time in ns; 0 is never.
+    /// When it expires by its own TTL, Unix time in ns; 0 is never.
     pub(crate) fn expires(self) -> i64 {
         self.entry.expires
     }
 
-    /// Where its entry lies; how long that is follows from its parts.
+    /// Where its entry is; the entry's length follows from its parts.
     pub(crate) fn place(self) -> LogPlace {
         place(self.entry, self.subjects.bytes(self.entry.subject))
     }
@@ -67,7 +67,7 @@ impl<'a> Found<'a> {
         self.subjects.last(self.entry.subject) == self.entry.sequence
     }
 
-    /// What it counts against `max_bytes`.
+    /// Bytes that it counts against `max_bytes`.
     pub(crate) fn counted_bytes(self) -> u64 {
         counted_entry(self.entry, self.subjects.bytes(self.entry.subject))
     }
@@ -93,7 +93,7 @@ fn counted_entry(entry: &IndexEntry, subject_bytes: usize) -> u64 {
     counted_bytes(subject_bytes, entry.header_bytes as usize, entry.payload_bytes as usize)
 }
 
-/// What a message of these lengths counts against `max_bytes`.
+/// Bytes that a message with parts of these lengths counts against `max_bytes`.
 pub(crate) fn counted_bytes(subject: usize, header: usize, payload: usize) -> u64 {
     let header = if header > 0 { header as u64 + HEADER_OVERHEAD_BYTES } else { 0 };
     OVERHEAD_BYTES + subject as u64 + header + payload as u64
@@ -104,7 +104,7 @@ pub(crate) fn counted_bytes(subject: usize, header: usize, payload: usize) -> u6
 pub(crate) struct Messages {
     entries: Entries,
     subjects: Subjects,
-    /// The ones with a TTL of their own, by when it ends.
+    /// Messages with their own TTL, by when they expire.
     expiring: BTreeSet<(i64, u64)>,
     bytes: u64,
 }
@@ -139,7 +139,7 @@ impl Messages {
         self.entries.len()
     }
 
-    /// What they count against `max_bytes`.
+    /// Bytes that the messages count against `max_bytes`.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -157,7 +157,7 @@ impl Messages {
         self.entries.from(sequence).map(|entry| self.found(entry))
     }
 
-    /// How many subjects there are.
+    /// How many subjects have messages.
     pub(crate) fn subjects(&self) -> usize {
         self.subjects.len()
     }
@@ -200,7 +200,7 @@ impl Messages {
         self.entries.insert(entry);
     }
 
-    /// Says where a message lies now; returns where it lay.
+    /// Records where a message is now; returns where it was.
     pub(super) fn relocate(&mut self, sequence: u64, position: u64) -> Option<LogPlace> {
         let entry = self.entries.get_mut(sequence)?;
         let before = place(entry, self.subjects.bytes(entry.subject));
@@ -220,12 +220,12 @@ impl Messages {
         Some(Gone { place: place(&entry, subject.len()), subject })
     }
 
-    /// When the next message ends by its own TTL.
+    /// When the next message expires by its own TTL.
     pub(crate) fn next_expiry(&self) -> Option<i64> {
         self.expiring.first().map(|(when, _)| *when)
     }
 
-    /// The messages whose own TTL has ended by `wall`, at most `count`.
+    /// At most `count` messages whose own TTL has expired by `wall`.
     pub(crate) fn expired(&self, wall: i64, count: usize) -> Vec<u64> {
         self.expiring.iter().take_while(|(when, _)| *when <= wall).take(count).map(|(_, sequence)| *sequence).collect()
     }

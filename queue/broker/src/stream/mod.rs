@@ -1,9 +1,8 @@
-//! Streams and consumers: what is true, without knowing where it is kept or who asks.
+//! Streams and consumers: pure state, independent of storage and connections.
 //!
-//! A [`Stream`] first *decides*: it looks at a request and the time, and answers with a refusal or
-//! with [changes](crate::journal::Change). Then it *applies* them, and applying is all that ever
-//! changes it. Recovery applies the same changes, read from the journal; so what is rebuilt after a
-//! crash is what was there.
+//! A [`Stream`] first *decides*: from a request and the time it returns a refusal or
+//! [changes](crate::journal::Change). Then it *applies* them, and nothing else ever changes it.
+//! Recovery applies the same changes from the journal, so it rebuilds the same state after a crash.
 
 pub(crate) mod config;
 mod consumer_config;

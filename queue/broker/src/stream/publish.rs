@@ -1,4 +1,4 @@
-//! Whether a message may be stored, and what has to go for it.
+//! Whether a message may be stored, and what must be removed for it.
 
 use super::Refusal;
 use super::config::{Discard, StreamConfig};
@@ -8,24 +8,24 @@ use crate::nats::HeaderBlock;
 
 const HEADER_BYTES_MAX: usize = 64 * 1024;
 
-/// A message that may be stored, or is there already.
+/// A message that may be stored, or is already stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Accepted {
     /// It was stored before, under this sequence.
     Duplicate(u64),
     Store {
         sequence: u64,
-        /// When it ends by its own TTL, Unix time in ns; 0 is never.
+        /// When it expires by its own TTL, Unix time in ns; 0 is never.
         expires: i64,
-        /// The earlier message of the subject that it takes the place of; 0 is none.
+        /// The earlier message of the subject that it replaces; 0 is none.
         replaces: u64,
-        /// Further messages that go, as ranges of sequences.
+        /// Further messages to remove, as ranges of sequences.
         evicts: Vec<(u64, u64)>,
     },
 }
 
 impl Stream {
-    /// Decides about a message in the order of checks that nats-server has.
+    /// Decides about a message, with the checks in the same order as nats-server.
     pub(crate) fn decide_publish(
         &self,
         subject: &str,
@@ -64,7 +64,7 @@ impl Stream {
                 return Ok(Accepted::Duplicate(sequence));
             }
             if let Some(expected) = headers.get("Nats-Expected-Last-Msg-Id") {
-                // The last message may have none.
+                // The last message may have no id.
                 let last = self.dedupe.last().filter(|(_, sequence)| *sequence == self.last);
                 let actual = last.map_or("", |(id, _)| id);
                 if actual != expected {
@@ -81,7 +81,7 @@ impl Stream {
             return Err(Refusal::header_too_large());
         }
         let sequence = self.last + 1;
-        // What goes by itself leaves a marker, which may not outlive what it stands for.
+        // An expired message leaves a marker, so its TTL may not be shorter than the marker's.
         let ttl = if ttl > 0 { ttl.max(config.subject_delete_marker_ttl) } else { 0 };
         let expires = if ttl > 0 { wall.saturating_add(ttl) } else { 0 };
         let bytes = counted_bytes(subject.len(), header.len(), payload_bytes);
@@ -99,7 +99,7 @@ impl Stream {
         };
         let mut evicts = self.purged(filter, None, None);
         if config.discard == Discard::New {
-            // The server asks for room before anything is rolled up.
+            // Like nats-server, check for room before anything is rolled up.
             self.make_room(subject, bytes, &[])?;
         } else {
             evicts.extend(self.make_room(subject, bytes, &evicts)?.1);
@@ -127,7 +127,7 @@ impl Stream {
         Ok(())
     }
 
-    /// The last sequence of the messages that a filter stands for, 0 for none.
+    /// The last sequence of the messages that match a filter, 0 for none.
     pub(crate) fn last_of(&self, filter: &str) -> u64 {
         if crate::nats::is_literal(filter.as_bytes()) {
             return self.messages.ends(filter).map_or(0, |(_, last)| last);
@@ -136,7 +136,8 @@ impl Stream {
         matching.map(|(_, (_, last))| last).max().unwrap_or(0)
     }
 
-    /// What goes so that a message of `bytes` fits once these ranges are `gone`, or why it does not.
+    /// What to remove so that a message of `bytes` fits once the ranges in `gone` are removed, or why it
+    /// does not fit.
     fn make_room(&self, subject: &str, bytes: u64, gone: &[(u64, u64)]) -> Result<(u64, Vec<(u64, u64)>), Refusal> {
         let config = &self.config;
         let (max_count, max_bytes) = (StreamConfig::limit(config.max_msgs), StreamConfig::limit(config.max_bytes));
@@ -235,7 +236,7 @@ fn ttl_ns(text: &str) -> Result<i64, Refusal> {
     if ttl >= 1_000_000_000 { Ok(ttl) } else { Err(Refusal::ttl_invalid()) }
 }
 
-/// A duration as Go writes it, `1h2m3.5s` for instance, in ns.
+/// A duration as Go writes it, such as `1h2m3.5s`, in ns.
 pub(crate) fn go_duration(text: &str) -> Option<i64> {
     let mut rest = text;
     let mut total = 0_f64;

@@ -11,7 +11,7 @@ pub(crate) struct Refusal {
     pub(crate) text: String,
 }
 
-/// Constructors, one a reason.
+/// Constructors, one per reason.
 impl Refusal {
     fn new(code: u16, error: u16, text: impl Into<String>) -> Self {
         Self { code, error, text: text.into() }
@@ -77,17 +77,17 @@ impl Refusal {
         Self::new(400, 10132, "consumer name does not match durable name")
     }
 
-    /// The durable name in the body is another one than the subject's.
+    /// The durable name in the body differs from the one in the subject.
     pub(crate) fn durable_not_in_subject() -> Self {
         Self::new(400, 10017, "consumer name in subject does not match durable name in request")
     }
 
-    /// No durable name, where there has to be one.
+    /// A durable name is required, but not set.
     pub(crate) fn durable_missing() -> Self {
         Self::new(400, 10018, "consumer expected to be durable but a durable name was not set")
     }
 
-    /// A durable name, where there may not be one.
+    /// A durable name is set, but not allowed.
     pub(crate) fn durable_unexpected() -> Self {
         Self::new(400, 10020, "consumer expected to be ephemeral but a durable name was set in request")
     }
@@ -237,7 +237,7 @@ impl Refusal {
         Self::new(404, 10037, "no message found")
     }
 
-    /// The server has this code for it too.
+    /// nats-server uses this code here too.
     pub(crate) fn nothing_to_delete() -> Self {
         Self::new(500, 10057, "no message found")
     }

@@ -1,14 +1,14 @@
-//! What a stream loses with time.
+//! Which messages of a stream expire, and when.
 
 use super::Message;
 use super::messages::Found;
 use super::state::Stream;
 
-/// Messages that one check may remove, so that a stream with a shorter age does not block others.
+/// Messages that one check may remove, so that a stream whose age limit was lowered does not block others.
 const BATCH: usize = 1024;
 
 impl Stream {
-    /// Messages that have outlived the stream's age or their own TTL, as ranges of sequences.
+    /// Messages past the stream's age limit or their own TTL, as ranges of sequences.
     pub(crate) fn expired(&self, wall: i64) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> =
             self.messages.expired(wall, BATCH).into_iter().map(|sequence| (sequence, sequence)).collect();
@@ -22,8 +22,8 @@ impl Stream {
         ranges
     }
 
-    /// The last messages of their subjects among ranges that are about to go: each is followed by a
-    /// marker where the stream has them.
+    /// Messages in ranges about to be removed that are the last of their subject: each leaves a marker,
+    /// if the stream uses markers.
     pub(crate) fn to_be_marked(&self, ranges: &[(u64, u64)]) -> Vec<Message> {
         if self.config.subject_delete_marker_ttl == 0 {
             return Vec::new();
@@ -36,7 +36,7 @@ impl Stream {
         last.map(Found::take_out).collect()
     }
 
-    /// When the next message ends, Unix time in ns.
+    /// When the next message expires, Unix time in ns.
     pub(crate) fn next_expiry(&self) -> Option<i64> {
         let aged = self.messages.first().filter(|_| self.config.max_age > 0);
         let aged = aged.map(|message| message.time().saturating_add(self.config.max_age));

@@ -1,4 +1,4 @@
-//! A stream in a snapshot: what stands before its messages, and what behind them.
+//! A stream in a snapshot: the records before its messages, its messages, and the records after them.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::state::Stream;
 use crate::journal::change::{Change, Indexed};
 use crate::journal::snapshot::put_record;
 
-/// Puts an id of the dedupe window down.
+/// Appends an id of the dedupe window as a record.
 pub(crate) fn put_id((id, sequence, time): &(Arc<str>, u64, i64), stream: u32, records: &mut BytesMut) {
     let (sequence, time, id) = (*sequence, *time, id.as_bytes());
     put_record(&Change::Registered { stream, sequence, time, id }, records);
@@ -23,12 +23,12 @@ impl Stream {
         put_record(&Change::Counted { stream, last: self.last, last_time: self.last_time }, records);
     }
 
-    /// The ids of the dedupe window, to be put into the snapshot without blocking clients.
+    /// The ids of the dedupe window, to be written to the snapshot without blocking clients.
     pub(crate) fn snapshot_ids(&self) -> Vec<(Arc<str>, u64, i64)> {
         self.dedupe.all()
     }
 
-    /// At most `count` messages from a sequence on. Returns the one to go on from, if there were any.
+    /// At most `count` messages from a sequence on. Returns the sequence to continue from, if there were any.
     pub(crate) fn snapshot_messages(&self, from: u64, count: usize, records: &mut BytesMut) -> Option<u64> {
         let mut next = None;
         for message in self.messages.from(from).take(count) {
@@ -49,10 +49,10 @@ impl Stream {
         next
     }
 
-    /// Consumers, how far they are, and what they have in hand.
+    /// Consumers, how far they have read, and their pending messages.
     pub(crate) fn snapshot_tail(&self, records: &mut BytesMut) {
         let stream = self.id;
-        // The others end with the process.
+        // Other consumers end with the process.
         for found in self.consumers().filter(|consumer| consumer.is_durable()) {
             let consumer = found.id;
             let config = serde_json::to_vec(&found.config).expect("a configuration holds strings and numbers only");

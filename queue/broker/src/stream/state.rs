@@ -12,10 +12,10 @@ use super::messages::{Arrival, Found, Messages};
 use crate::journal::{Change, Indexed, LogPlace, Stored};
 use crate::nats::{HeaderBlock, matches, overlaps};
 
-/// Header with the id by which a repeated publish is known.
+/// Header with the id that identifies a repeated publish.
 pub(crate) const MESSAGE_ID: &str = "Nats-Msg-Id";
 
-/// A moment: on the calendar, and on the clock that never jumps.
+/// A point in time: on the calendar, and on the monotonic clock.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Now {
     /// Unix time in ns.
@@ -31,15 +31,15 @@ pub(crate) struct Stream {
     /// Unix time in ns.
     pub(crate) created: i64,
     pub(crate) messages: Messages,
-    /// The last sequence that was given, 0 for none.
+    /// The last assigned sequence, 0 for none.
     pub(crate) last: u64,
-    /// When that was, Unix time in ns.
+    /// When it was assigned, Unix time in ns.
     pub(crate) last_time: i64,
     pub(super) dedupe: Dedupe,
     consumers: BTreeMap<u32, Consumer>,
     names: BTreeMap<String, u32>,
     next_consumer: u32,
-    /// The timer that is set for it.
+    /// When its timer is set to fire.
     pub(crate) scheduled: Option<Instant>,
 }
 
@@ -61,7 +61,7 @@ impl Stream {
         }
     }
 
-    /// The sequence of the first message, or of the one that will be.
+    /// The sequence of the first message, or of the next one if the stream is empty.
     pub(crate) fn first(&self) -> u64 {
         match self.messages.first() {
             Some(message) => message.sequence(),
@@ -70,10 +70,10 @@ impl Stream {
         }
     }
 
-    /// Applies a change. Positions that are no longer needed are put into `freed`.
+    /// Applies a change. Adds places that are no longer needed to `freed`.
     ///
     /// # Errors
-    /// What is wrong with a change that cannot have been written by us.
+    /// What is wrong with a change that this program cannot have written.
     pub(crate) fn apply(
         &mut self,
         change: &Change<'_>,
@@ -110,7 +110,7 @@ impl Stream {
                 let is_there = self.messages.get(sequence).is_some();
                 if let Some(consumer) = self.consumers.get_mut(&consumer) {
                     consumer.delivered(sequence, consumer_sequence, count, time, now.clock);
-                    // Only in recovery: a snapshot that is ahead knows that it went later.
+                    // Only in recovery: a snapshot that is ahead already includes its later removal.
                     if !is_there {
                         consumer.settle(sequence);
                     }
@@ -154,7 +154,7 @@ impl Stream {
                 all.into_iter().for_each(|sequence| self.remove(sequence, freed));
             }
         }
-        // Once for all that went together.
+        // Once for all messages that were removed together.
         for consumer in self.consumers.values_mut().filter(|consumer| consumer.is_miscounted) {
             consumer.recount(&self.messages);
         }
@@ -208,7 +208,7 @@ impl Stream {
     }
 
     fn drop_consumer(&mut self, id: u32) {
-        // The name may be another one's by now, when a snapshot knows what the journal says later.
+        // In recovery, another consumer may have the name: the snapshot may include later changes.
         if let Some(gone) = self.consumers.remove(&id)
             && self.names.get(&gone.name) == Some(&id)
         {
@@ -230,8 +230,8 @@ impl Stream {
         }
     }
 
-    /// After recovery: counts anew what the changes only counted in passing, and drops consumers
-    /// that were not meant to outlive a restart.
+    /// After recovery: recounts what the changes only counted in passing, and drops consumers that do
+    /// not survive a restart.
     pub(crate) fn recovered(&mut self) {
         let ephemeral: Vec<u32> =
             self.consumers.values().filter(|c| c.config.durable_name.is_none()).map(|c| c.id).collect();
@@ -246,15 +246,15 @@ impl Stream {
             }
             consumer.recount(&self.messages);
         }
-        // The last ack of a message was written down, and not that it went for it.
+        // The journal may have the last ack of a message without the removal that followed.
         for (from, to) in self.unneeded(self.messages.from(0).map(Found::sequence)) {
             let gone: Vec<u64> = self.messages.from(from).map(Found::sequence).take_while(|s| *s <= to).collect();
             gone.into_iter().for_each(|sequence| self.remove(sequence, &mut Vec::new()));
         }
     }
 
-    /// After recovery: nothing is put off for longer than it was asked for, even if the clock is behind what it
-    /// was when that was written. `newest` is the latest date that is known to have been.
+    /// After recovery: no delay is longer than the client asked for, even if the clock has been set back
+    /// since. `newest` is the latest date known to have passed.
     pub(crate) fn cap_delays(&mut self, newest: i64, now: Now) {
         let wall = now.wall.max(newest);
         for consumer in self.consumers.values_mut() {
@@ -268,18 +268,18 @@ impl Stream {
         }
     }
 
-    /// After recovery, where those who had something in hand are known to be gone: it is handed out again at
-    /// once, and not when its lease would have ended.
+    /// After recovery, if the clients that held messages are known to have ended: redelivers their messages
+    /// at once, not when the leases expire.
     pub(crate) fn release_in_hand(&mut self, now: Instant) {
         for consumer in self.consumers.values_mut() {
             let in_hand: Vec<u64> = consumer.pending.iter().filter(|(_, p)| p.is_in_hand()).map(|(s, _)| *s).collect();
-            // By a deadline, so that what was handed out too often is still given up.
+            // By a deadline, so that messages that used up their deliveries are still given up.
             in_hand.into_iter().for_each(|sequence| consumer.postpone(sequence, Some(now), None));
         }
     }
 
-    /// Those of some messages that no consumer needs any more, as ranges of sequences; none where
-    /// messages stay without consumers.
+    /// The messages among `sequences` that no consumer needs any more, as ranges; none unless retention
+    /// is by interest.
     pub(crate) fn unneeded(&self, sequences: impl IntoIterator<Item = u64>) -> Vec<(u64, u64)> {
         if self.config.retention != Retention::Interest {
             return Vec::new();
@@ -292,7 +292,7 @@ impl Stream {
         sequences.into_iter().filter(|sequence| !is_needed(*sequence)).map(|s| (s, s)).collect()
     }
 
-    /// Whether a new message has to be kept: where messages stay for their consumers, one must want it.
+    /// Whether a new message must be kept: with retention by interest, only if a consumer wants it.
     pub(crate) fn has_interest(&self, subject: &str) -> bool {
         self.config.retention != Retention::Interest || self.consumers.values().any(|c| c.wants_subject(subject))
     }
@@ -318,23 +318,23 @@ impl Stream {
         self.names.values().filter_map(|id| self.consumers.get(id))
     }
 
-    /// All consumers, to be changed.
+    /// All consumers, mutable.
     pub(crate) fn consumers_mut(&mut self) -> impl Iterator<Item = &mut Consumer> {
         self.consumers.values_mut()
     }
 
-    /// Consumers with waiting requests.
+    /// Push consumers, and pull consumers with waiting requests.
     pub(crate) fn awaited(&self) -> Vec<u32> {
         let is_awaited = |consumer: &&Consumer| consumer.config.is_push() || !consumer.waiting.is_empty();
         self.consumers.values().filter(is_awaited).map(|consumer| consumer.id).collect()
     }
 
-    /// What a consumer hands out next.
+    /// The next delivery of a consumer.
     pub(crate) fn next_handout(&mut self, consumer: u32) -> Option<Handout> {
         self.consumers.get_mut(&consumer)?.next(&self.messages)
     }
 
-    /// Id and beginning of a new consumer, if it may be.
+    /// Id and start of a new consumer, if it is allowed.
     pub(crate) fn admit_consumer(&self, config: &ConsumerConfig) -> Result<(u32, Start), Refusal> {
         if StreamConfig::limit(self.config.max_consumers).is_some_and(|max| self.consumers.len() as u64 >= max) {
             return Err(Refusal::consumers_reached());
@@ -343,7 +343,7 @@ impl Stream {
         Ok((self.next_consumer, self.start_of(config)))
     }
 
-    /// Whether no message of a work queue would go to two consumers; `own` is the one that is changed.
+    /// Checks that no message of a work queue is for two consumers; `own` is the one being updated.
     pub(crate) fn check_share(&self, config: &ConsumerConfig, own: Option<u32>) -> Result<(), Refusal> {
         if self.config.retention == Retention::WorkQueue {
             let others: Vec<_> = self.consumers.iter().filter(|(id, _)| Some(**id) != own).collect();
@@ -362,7 +362,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Where a consumer of this configuration begins now.
+    /// Where a consumer with this configuration would begin now.
     fn start_of(&self, config: &ConsumerConfig) -> Start {
         let next = self.last + 1;
         let at = |cursor| Start { cursor, resume: 0 };
@@ -392,11 +392,11 @@ impl Stream {
         }
     }
 
-    /// Sequences from `first` to `last` of the messages that a purge takes, as ranges.
+    /// The messages that a purge removes, as ranges of sequences.
     pub(crate) fn purged(&self, filter: Option<&str>, before: Option<u64>, keep: Option<u64>) -> Vec<(u64, u64)> {
         let wants = |subject: &str| filter.is_none_or(|filter| matches(filter.as_bytes(), subject.as_bytes()));
         let mut sequences: Vec<u64> = match filter {
-            // One subject is looked up; a purge of one job must not read the whole queue.
+            // Look up a single subject: a purge of one job must not read the whole queue.
             Some(subject) if crate::nats::is_literal(subject.as_bytes()) => {
                 self.messages.sequences(subject, 0).collect()
             }
@@ -408,7 +408,7 @@ impl Stream {
         if let Some(keep) = keep {
             sequences.truncate(sequences.len().saturating_sub(keep as usize));
         }
-        // What lies between two sequences is gone already when nothing that stays is there.
+        // Two sequences are in one range if no message between them stays.
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         for sequence in sequences {
             match ranges.last_mut() {

@@ -1,7 +1,7 @@
-//! The subjects of a stream's messages, each kept once, and small.
+//! The subjects of a stream's messages, each stored once and compactly.
 //!
-//! The subject of a job ends with its UUID. As text that is 36 characters; here it is 16 bytes and
-//! the number of what stands before it, which nearly all subjects of a stream share.
+//! The subject of a job ends with its UUID. As text, the UUID takes 36 characters; here it takes 16
+//! bytes and the number of the prefix before it, which nearly all subjects of a stream share.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -11,10 +11,10 @@ use hashbrown::HashTable;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
-/// Beginnings that are kept; further ones are kept with their subject.
+/// Prefixes that are stored once; any more are stored with their subject.
 const PREFIXES_MAX: usize = 1024;
 
-/// The number of a subject for as long as it has a message.
+/// The number of a subject, valid as long as the subject has a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SubjectId(pub(super) u32);
 
@@ -35,21 +35,21 @@ struct Slot {
     sequences: Sequences,
 }
 
-/// A subject as it is kept.
+/// A subject as it is stored.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Name {
     Uuid { prefix: u32, uuid: [u8; 16] },
     Other(Box<str>),
 }
 
-/// A subject as it is looked for.
+/// A subject as it is looked up.
 #[derive(Clone, Copy)]
 enum Wanted<'a> {
     Uuid { prefix: u32, uuid: [u8; 16] },
     Other(&'a str),
 }
 
-/// Sequences of one subject, in order. Nearly always it is one.
+/// Sequences of one subject, in order. Nearly always there is only one.
 #[derive(Debug)]
 enum Sequences {
     One(u64),
@@ -57,18 +57,18 @@ enum Sequences {
     Many(Box<BTreeSet<u64>>),
 }
 
-/// A subject that ends with a UUID in its usual form: what stands before it, and the UUID.
+/// Prefix and UUID of a subject that ends with a UUID in its usual form.
 fn split(subject: &str) -> Option<(&str, [u8; 16])> {
     let at = subject.len().checked_sub(Hyphenated::LENGTH)?;
     let (prefix, token) = (subject.get(..at)?, subject.get(at..)?);
     let uuid = Uuid::try_parse(token).ok().filter(|_| prefix.is_empty() || prefix.ends_with('.'))?;
-    // Other forms of it are other subjects.
+    // Other forms of the same UUID are different subjects.
     let mut buffer = [0; Hyphenated::LENGTH];
     (*token == *uuid.as_hyphenated().encode_lower(&mut buffer)).then(|| (prefix, *uuid.as_bytes()))
 }
 
 impl Subjects {
-    /// How many there are.
+    /// How many subjects have messages.
     pub(super) fn len(&self) -> usize {
         self.by_name.len()
     }
@@ -152,7 +152,7 @@ impl Subjects {
         }
     }
 
-    /// How long a subject's text is.
+    /// Length of a subject's text.
     pub(super) fn bytes(&self, id: SubjectId) -> usize {
         match &self.slots[id.0 as usize].name {
             Name::Other(text) => text.len(),
@@ -180,7 +180,7 @@ impl Subjects {
         self.by_name.iter().map(|index| (self.text(SubjectId(*index)), self.slots[*index as usize].sequences.ends()))
     }
 
-    /// The last sequence of the subject that has this number.
+    /// The last sequence of the subject with this number.
     pub(super) fn last(&self, id: SubjectId) -> u64 {
         self.slots[id.0 as usize].sequences.ends().1
     }
@@ -248,7 +248,7 @@ impl Sequences {
         }
     }
 
-    /// Whether none is left.
+    /// Removes a sequence. Returns true if it was the last one.
     fn remove(&mut self, sequence: u64) -> bool {
         match self {
             Self::One(_) => true,

@@ -9,10 +9,10 @@ use crate::journal::change::{Change, LogPlace, Stored};
 
 const ACK_WAIT: u64 = 30;
 
-/// What may be done to a stream.
+/// An operation on a stream.
 #[derive(Debug, Clone)]
 enum Op {
-    /// To one of a few subjects; with an expected last sequence on it, right or wrong; with an id.
+    /// To one of a few subjects; optionally with an expected last sequence, right or wrong, or an id.
     Publish {
         subject: u8,
         expects: Option<bool>,
@@ -20,7 +20,7 @@ enum Op {
         bytes: u16,
     },
     HandOut,
-    /// Of the nth message in hand.
+    /// Of the nth pending message.
     Ack(u8),
     Nak(u8, u8),
     Progress(u8),
@@ -28,7 +28,7 @@ enum Op {
     Delete(u8),
     /// Seconds pass.
     Pass(u8),
-    /// The stream is rebuilt from what was written down, or from a snapshot and the rest.
+    /// The stream is rebuilt from its log, or from a snapshot and the rest of the log.
     Restart {
         with_snapshot: bool,
     },
@@ -49,14 +49,14 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// The plain model: everything is a list that is searched from its start.
+/// The simple model: everything is a list that is searched from its start.
 #[derive(Debug, Default)]
 struct Model {
     /// Sequence, subject, counted bytes.
     messages: Vec<(u64, u8, u64)>,
     last: u64,
     cursor: u64,
-    /// Sequence, times handed out, second at which it is due.
+    /// Sequence, number of deliveries, second at which it is due.
     in_hand: Vec<(u64, u32, u64)>,
     ids: BTreeMap<u8, u64>,
     second: u64,
@@ -125,14 +125,14 @@ impl Bed {
         self.stream.apply(change, Some(place), now, &mut Vec::new()).expect("applies");
     }
 
-    /// Deadlines that have passed are noticed by a timer, as in the broker.
+    /// Expires deadlines that have passed, as a timer does in the broker.
     fn expire(&mut self) {
         let now = self.now();
         let given_up = self.stream.consumer_mut("workers").expect("there").expire(now.clock);
         assert!(given_up.is_empty(), "nothing is ever given up without max_deliver");
     }
 
-    /// Builds the stream anew from its log, from `skip` on behind a snapshot.
+    /// Rebuilds the stream from its log, or from a snapshot and the log from `skip` on.
     fn restart(&mut self, with_snapshot: bool) {
         let now = self.now();
         let mut fresh = Stream::new(1, self.stream.config.clone(), self.stream.created);
@@ -141,7 +141,7 @@ impl Bed {
             let mut records = BytesMut::new();
             self.stream.snapshot_head(&mut records);
             self.stream.snapshot_ids().iter().for_each(|known| put_id(known, 1, &mut records));
-            // In portions, as the broker takes them.
+            // In portions, as the broker does.
             let mut next = Some(0);
             while let Some(from) = next {
                 next = self.stream.snapshot_messages(from, 3, &mut records);
@@ -154,7 +154,7 @@ impl Bed {
                 fresh.apply(&change, None, now, &mut Vec::new()).expect("applies");
                 rest = &after[bytes..];
             }
-            // The snapshot was begun some changes ago, and knows what came since: that is seen twice.
+            // As if the snapshot began some changes ago and already includes them: they are applied twice.
             skip = self.log.len().saturating_sub(7);
         }
         for (kind, body, place) in &self.log[skip..] {
@@ -170,7 +170,7 @@ impl Bed {
             (messages, stream.last, stream.messages.bytes(), counts, numbers)
         };
         assert_eq!(shape(&fresh), shape(&self.stream), "a restart (snapshot: {with_snapshot}) changed something");
-        // Leases start anew at their full length; a delay is kept.
+        // Leases restart at their full length; a delay is kept.
         for held in &mut self.model.in_hand {
             let pending = fresh.consumer("workers").expect("there").pending_of(held.0).expect("held");
             held.2 = match pending.until() {
@@ -214,7 +214,7 @@ impl Bed {
             Op::Progress(nth) => {
                 let (now, second) = (self.now(), self.model.second);
                 let Some(held) = self.model.in_hand.get_mut(usize::from(nth)) else { return };
-                // Too late: it is due, and stays so.
+                // Too late: it is already due and stays due.
                 if held.2 > second {
                     held.2 = second + ACK_WAIT;
                 }

@@ -1,4 +1,4 @@
-//! Whose turn it is among the requests that wait at a consumer.
+//! Which of a consumer's waiting requests is served next.
 
 use std::time::Duration;
 
@@ -7,13 +7,13 @@ use super::consumer_config::PriorityPolicy;
 use super::waiting::{Priority, Waiting};
 
 impl Consumer {
-    /// Whose turn it is among those that wait.
+    /// Index of the waiting request to serve next.
     pub(crate) fn turn(&self) -> Option<usize> {
         match self.config.priority_policy {
             PriorityPolicy::None => (!self.waiting.is_empty()).then_some(0),
             PriorityPolicy::Overflow => self.waiting.iter().position(|waiting| {
                 let Priority { min_pending, min_ack_pending, .. } = waiting.priority;
-                // One that is met is enough.
+                // One condition that is met is enough.
                 (min_pending == 0 && min_ack_pending == 0)
                     || (min_pending > 0 && self.unseen >= min_pending)
                     || (min_ack_pending > 0 && self.pending.len() as u64 >= min_ack_pending)
@@ -29,7 +29,7 @@ impl Consumer {
         }
     }
 
-    /// Takes out the requests of a client that was pinned and no longer is.
+    /// Removes and returns the requests of clients that are no longer pinned.
     pub(crate) fn wrongly_pinned(&mut self) -> Vec<Waiting> {
         let pin = self.pin.as_ref().map(|pin| &pin.id);
         let is_wrong = |waiting: &Waiting| waiting.priority.pin.is_some() && waiting.priority.pin.as_ref() != pin;
@@ -38,7 +38,7 @@ impl Consumer {
         wrong
     }
 
-    /// How long a pinned client may be silent.
+    /// How long a pinned client may be inactive.
     pub(crate) fn pin_timeout(&self) -> Duration {
         Duration::from_nanos(self.config.priority_timeout.unsigned_abs())
     }

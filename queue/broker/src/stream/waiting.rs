@@ -1,4 +1,4 @@
-//! Requests that wait at a consumer.
+//! Pull requests that wait at a consumer.
 
 use std::time::{Duration, Instant};
 
@@ -7,32 +7,32 @@ use bytes::Bytes;
 /// A request for messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Waiting {
-    /// Where messages and statuses go.
+    /// Subject for messages and statuses.
     pub(crate) reply: Bytes,
-    /// Messages that it still takes.
+    /// Messages that it still accepts.
     pub(crate) batch: u32,
-    /// Bytes that it still takes, if that is bounded.
+    /// Bytes that it still accepts, if limited.
     pub(crate) bytes: Option<u64>,
     pub(crate) expires: Option<Instant>,
-    /// The pause after which a sign of life is due, and when the next one is.
+    /// Interval of idle heartbeats, and when the next one is due.
     pub(crate) heartbeat: Option<(Duration, Instant)>,
     pub(crate) priority: Priority,
 }
 
-/// What a request says of its place among others.
+/// Priority of a request among others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Priority {
-    /// It helps out only when this many messages wait; 0 is always.
+    /// Serve it only if at least this many messages are undelivered; 0 is no condition.
     pub(crate) min_pending: u64,
-    /// It helps out only when this many messages are in hand; 0 is always.
+    /// Serve it only if at least this many messages are pending; 0 is no condition.
     pub(crate) min_ack_pending: u64,
     /// The lowest number is served first.
     pub(crate) number: u8,
-    /// It comes from the client that is pinned under this id.
+    /// Id under which its client is pinned.
     pub(crate) pin: Option<String>,
 }
 
-/// The one client that is served, until it is silent for too long.
+/// The only client that is served, until it is inactive for too long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pin {
     pub(crate) id: String,
