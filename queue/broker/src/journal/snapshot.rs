@@ -276,8 +276,9 @@ pub(super) fn load(
     }
     for (copy, offset) in places {
         // Not `Damaged`: once half of it is applied, an older snapshot is of no use either.
-        let changed = || Unusable::Io(io::Error::new(io::ErrorKind::InvalidData, "it changed while it was read"));
-        apply_records(&copy.block(offset)?.ok_or_else(changed)?, apply)?;
+        let unusable = |problem| Unusable::Io(io::Error::new(io::ErrorKind::InvalidData, problem));
+        let records = copy.block(offset)?.ok_or_else(|| unusable("it changed while it was read"))?;
+        apply_records(&records, apply).map_err(|_| unusable("it has changes that cannot be applied"))?;
     }
     Ok(first.mark)
 }
