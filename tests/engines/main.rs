@@ -59,7 +59,7 @@ fn main() -> ExitCode {
             // Each test has three servers that sync every write.
             command.env("RUST_TEST_THREADS", "2");
         }
-        if !is_named && !(is_long && engine == "nats") {
+        if !(is_named || is_long && engine == "nats") {
             command.args(modules);
         }
         all_passed &= command.status().expect("a test program starts").success();
