@@ -9,7 +9,8 @@ use queue::{Queue, Timestamp};
 
 use crate::config::MembersArgs;
 use crate::data;
-use crate::output::outln;
+use crate::output::{out, outln};
+use crate::table::Table;
 
 /// Asks all members to announce themselves, and prints those that answer.
 pub(crate) async fn run(args: MembersArgs) -> anyhow::Result<ExitCode> {
@@ -20,16 +21,7 @@ pub(crate) async fn run(args: MembersArgs) -> anyhow::Result<ExitCode> {
         outln!("{}", serde_json::to_string_pretty(&table.members().collect::<Vec<_>>())?);
         return Ok(ExitCode::SUCCESS);
     }
-    outln!(
-        "{:16} {:10} {:10} {:>8} {:>8} {:>8} {:>10}  MODELS",
-        "MEMBER",
-        "ROLE",
-        "STATE",
-        "PID",
-        "IN HAND",
-        "DONE",
-        "UP"
-    );
+    let mut shown = Table::new(&["MEMBER", "ROLE", "STATE", "PID", "LEASED", "DONE", "UP", "MODELS"]);
     for member in table.members() {
         let role = match member.role {
             Role::Api => "api",
@@ -38,15 +30,17 @@ pub(crate) async fn run(args: MembersArgs) -> anyhow::Result<ExitCode> {
         };
         let done: u64 = member.totals.outcomes.values().flat_map(|outcomes| outcomes.values()).sum();
         let up = Duration::from_secs(Timestamp::now().millis_since(member.started_at) / 1000);
-        outln!(
-            "{:16} {role:10} {:10} {:>8} {:>8} {done:>8} {:>10}  {}",
-            member.id,
-            member.state,
-            member.pid,
-            member.in_hand,
+        shown.row([
+            member.id.clone(),
+            role.to_owned(),
+            member.state.to_string(),
+            member.pid.to_string(),
+            member.in_hand.to_string(),
+            done.to_string(),
             humantime::format_duration(up).to_string(),
             member.models.join(","),
-        );
+        ]);
     }
+    out!("{shown}");
     Ok(ExitCode::SUCCESS)
 }

@@ -110,7 +110,7 @@ impl Ended {
     fn error(self) -> ApiError {
         match self {
             Self::Slow => {
-                ApiError::BodyTimeout("send at least 16 KiB a second and do not pause for 10 s (30 s in a batch)")
+                ApiError::BodyTimeout("send at least 16 KiB per second and do not pause for 10 s (30 s in a batch)")
             }
             Self::Busy => ApiError::UploadsBusy,
             Self::Stopping => ApiError::Stopping,

@@ -186,7 +186,9 @@ pub(crate) async fn alter(
     Settings(wish): Settings<NewTopic>,
 ) -> Result<Json<Topic>, ApiError> {
     if wish.name.is_some() || wish.model.is_some() || wish.ordered.is_some() {
-        return Err(ApiError::Json("name, model and ordered are said when a topic is made".into()));
+        return Err(ApiError::Json(
+            "name, model and ordered are set when a topic is created and cannot be changed".into(),
+        ));
     }
     let change = wish.change()?;
     state.queue.topics.alter(&name, wish.replicas, |settings| change.apply(settings)).await?;

@@ -198,7 +198,7 @@ async fn what_a_key_has_waiting_is_bounded_in_bytes_and_a_batch_waits_for_room()
     assert_eq!([submit().await.status, submit().await.status], [202, 202]);
     let third = submit().await;
     assert_eq!((third.status, third.text("code").as_str()), (429, "limit_reached"), "{}", third.body);
-    assert!(third.text("detail").contains("bytes of images that wait"), "{}", third.body);
+    assert!(third.text("detail").contains("bytes of queued images"), "{}", third.body);
     // A batch is taken as fast as there is room, and not refused.
     let sending = small.ask(Method::PUT, "/v1/batches/patient?model=efficientnet-lite0", tar_of_one());
     let resuming = async {

@@ -3,13 +3,21 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use api::Index;
 use futures::StreamExt;
+use queue::topic::Defaults;
+use queue::{JobId, JobSpec, Timestamp, TopicName};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 
-use super::harness::{Answer, Stack, eventually, photo, send};
+use super::harness::postgres::database;
+use super::harness::{Answer, Broker, Stack, eventually, photo, rounds, send};
 use super::keys::admin_key;
 use super::lifecycle::listed;
 
@@ -147,4 +155,46 @@ async fn a_crash_between_record_and_index_loses_no_row() {
     .await;
     let all: Value = stack.get("/v1/jobs?limit=1000").await.json;
     assert_eq!(all["jobs"].as_array().map(Vec::len), Some(accepted.len()));
+}
+
+/// Each process writes the same rows, and the order in which jobs change is another one at each moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_index_the_same_changes_at_once_do_not_stop_each_other() {
+    const JOBS: usize = 200;
+    const FOLLOWERS: usize = 6;
+    let broker = Broker::start().await;
+    let queue = broker.queue(Defaults::default()).await;
+    let database = database();
+    let topic = queue.topics.ensure(&TopicName::new("cats").expect("valid"), "cats").await.expect("created");
+    let spec = || -> JobSpec {
+        let id = JobId::random(topic.name().clone());
+        let image = json!({"width": 1, "height": 1, "format": "png", "bytes": 5, "sha256": "sum"});
+        let spec = json!({"id": id, "model": "cats", "model_version": 1, "model_digest": "d",
+            "created_at": "2026-11-27T17:00:00Z", "image": image});
+        serde_json::from_value(spec).expect("a specification")
+    };
+    let mut ids = Vec::new();
+    for _ in 0..JOBS {
+        ids.push(queue.jobs.submit(&topic, spec(), "image".into()).await.expect("accepted").into_record().spec.id);
+    }
+    let is_over = AtomicBool::new(false);
+    let changing = async {
+        let mut dice = StdRng::seed_from_u64(16);
+        for _ in 0..rounds(4, 200) {
+            ids.shuffle(&mut dice);
+            for id in &ids {
+                let stored = queue.find_record(id).await.expect("answered").expect("there");
+                let next = stored.record.start("w", Timestamp::now()).expect("it has not ended");
+                queue.work.replace(stored.revision, &next).await.expect("written");
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    };
+    let follow = async || {
+        let index = Index::open(&database).await.expect("opens");
+        while !is_over.load(Ordering::Relaxed) {
+            index.catch_up(&queue).await.expect("no process is in the way of another");
+        }
+    };
+    tokio::join!(changing, futures::future::join_all((0..FOLLOWERS).map(|_| follow())));
 }

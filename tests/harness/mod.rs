@@ -6,7 +6,7 @@
 #![allow(dead_code, reason = "each test target uses a part of the harness")]
 
 mod broker;
-mod postgres;
+pub(crate) mod postgres;
 
 use std::ffi::OsString;
 use std::fs::File;

@@ -157,7 +157,7 @@ impl Table {
     fn begin(args: &BenchBrokerArgs, sides: &[Side], syncs: f64) -> Self {
         let names: Vec<&'static str> = sides.iter().map(|side| side.name).collect();
         if !args.json {
-            outln!("medians of {}; this disk: {syncs:.0} synced writes of 4 KiB a second\n", args.runs);
+            outln!("medians of {}; this disk: {syncs:.0} synced writes of 4 KiB per second\n", args.runs);
             let heads: String = names.iter().map(|name| format!(" {name:>12}")).collect();
             let ratios: String = names[1..]
                 .iter()

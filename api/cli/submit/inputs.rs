@@ -71,7 +71,7 @@ const FOREIGN_IMAGES: [&str; 6] = [
 ];
 
 impl std::fmt::Display for Skipped {
-    /// `6 files skipped: 3 HEIC image, 3 no image`; nothing if there are none.
+    /// `6 files skipped: 3 HEIC image, 3 not images`; nothing if there are none.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let total: usize = self.counts.values().sum();
         if total == 0 {
@@ -238,7 +238,7 @@ mod tests {
         let paths = [photos.into(), format!("{photos}/*.png"), format!("{photos}/china.jpg")];
         let (all, skipped) = collect(&paths).expect("found");
         assert_eq!(all.len(), 6, "{all:?}");
-        assert_eq!((skipped.to_string(), skipped.are_meant), ("2 files skipped: 2 no image".into(), false));
+        assert_eq!((skipped.to_string(), skipped.are_meant), ("2 files skipped: 2 not images".into(), false));
         let (named, skipped) = collect(&[format!("{photos}/expected.json")]).expect("a file that is named counts");
         assert_eq!((named.len(), skipped.to_string()), (1, String::new()));
         assert!(collect(&[format!("{photos}/*.tiff")]).is_err());
@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(names, ["IMG_1.jfif", "IMG_3.jpg", "link.jpg", "no ending", "notes.jpg", "wrong.txt"]);
         assert!(skipped.are_meant);
         let words =
-            "5 files skipped: 1 HEIC image, 1 empty, 1 link to a folder, 1 no image, 1 with a name that is not UTF-8";
+            "5 files skipped: 1 HEIC image, 1 empty, 1 link to a folder, 1 not images, 1 with a name that is not UTF-8";
         assert_eq!(skipped.to_string(), words);
     }
 
@@ -287,7 +287,7 @@ mod tests {
         }
         builder.finish().expect("finished");
         let (found, skipped) = images(&[path("night.tar")]).expect("found");
-        assert_eq!(skipped.to_string(), "1 files skipped: 1 no image");
+        assert_eq!(skipped.to_string(), "1 files skipped: 1 not images");
         let mut read = Vec::new();
         for image in &found {
             read.push((image.name.clone(), image.read().await.expect("read")));

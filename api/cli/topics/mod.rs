@@ -68,7 +68,7 @@ async fn list(queue: &Queue, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut table =
-        Table::new(&["TOPIC", "MODEL", "RETENTION", "PARTITIONS", "REPLICAS", "QUEUED", "IN WORK", "DEAD", "STATE"]);
+        Table::new(&["TOPIC", "MODEL", "RETENTION", "PARTITIONS", "REPLICAS", "QUEUED", "LEASED", "DEAD", "STATE"]);
     for topic in &described {
         let sum =
             |count: fn(&queue::client::Partition) -> u64| topic.partitions.iter().map(count).sum::<u64>().to_string();
@@ -131,7 +131,7 @@ fn show(topic: &Description, json: bool) -> anyhow::Result<()> {
         "MESSAGES",
         "BYTES",
         "QUEUED",
-        "IN WORK",
+        "LEASED",
         "REDELIVERED",
         "OLDEST",
     ];

@@ -124,7 +124,7 @@ pub(crate) async fn verify_expected(
         return Err(ApiError::BatchTooLarge { limit: ITEMS_MAX });
     }
     if expected.is_empty() {
-        return Err(ApiError::BodyBroken("it names no item: send custom ids, one a line".into()));
+        return Err(ApiError::BodyBroken("it names no items; send custom ids, one per line".into()));
     }
     let mut verdict = Verification { total: Some(expected.len() as u64), ..Verification::default() };
     let looks = expected.into_iter().map(|name| {

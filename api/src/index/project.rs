@@ -24,6 +24,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 const SET_ASIDE_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Rows per transaction.
 const BATCH: usize = 500;
+/// How often rows are written again after a deadlock.
+const DEADLOCK_RETRIES: u32 = 5;
 
 impl Index {
     /// Follows the records until the future is dropped; after an error it resumes where it stopped.
@@ -98,7 +100,13 @@ impl Index {
             let chunk = chunk.map_err(|error| error.1)?;
             // Store the webhook calls before the position: after a crash, the next process stores them again.
             owe(queue, name, position, &chunk).await?;
-            let written = self.write_chunk(topic, stream, &chunk).await;
+            let mut written = self.write_chunk(topic, stream, &chunk).await;
+            for _ in 0..DEADLOCK_RETRIES {
+                if !written.as_ref().is_err_and(is_deadlock) {
+                    break;
+                }
+                written = self.write_chunk(topic, stream, &chunk).await;
+            }
             match written {
                 Ok(()) => {}
                 Err(error) if is_about_data(&error) => self.write_singly(topic, stream, &chunk).await?,
@@ -118,12 +126,14 @@ impl Index {
     /// Writes rows together with the new position.
     async fn write_chunk(&self, topic: &Topic, stream: &str, chunk: &[Change]) -> Result<(), sqlx::Error> {
         let mut transaction = self.pool.begin().await?;
-        let mut position = Revision::default();
-        for (revision, record) in chunk {
-            position = position.max(*revision);
-            if let Some(record) = record {
-                write(&mut transaction, topic, *revision, record).await?;
-            }
+        let position = chunk.iter().map(|(revision, _)| *revision).fold(Revision::default(), Revision::max);
+        // Several processes may write the same rows, and each has seen the changes in another order. All lock the rows
+        // in the order of their ids, because two processes with different orders would wait for each other.
+        let mut rows: Vec<_> =
+            chunk.iter().filter_map(|(revision, record)| Some((*revision, record.as_ref()?))).collect();
+        rows.sort_by(|(_, a), (_, b)| a.spec.id.cmp(&b.spec.id));
+        for (revision, record) in rows {
+            write(&mut transaction, topic, revision, record).await?;
         }
         write_position(&mut transaction, topic.name(), stream, position).await?;
         transaction.commit().await
@@ -280,6 +290,11 @@ pub(crate) struct SetAside {
     pub(crate) at: Timestamp,
     /// The database's error.
     pub(crate) problem: String,
+}
+
+/// Whether the database ended a transaction because it and another waited for each other, as a sweep and a follower may.
+fn is_deadlock(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("40P01")
 }
 
 /// Whether the database refuses this data, rather than being unable to do anything at all now.

@@ -52,7 +52,11 @@ const STEPS: [&[&str]; 6] = [
 /// Brings the tables up to date.
 pub(super) async fn migrate(pool: &AnyPool) -> Result<(), sqlx::Error> {
     let mut connection = pool.acquire().await?;
-    connection.execute("CREATE TABLE IF NOT EXISTS steps (number BIGINT PRIMARY KEY)").await?;
+    let create = "CREATE TABLE IF NOT EXISTS steps (number BIGINT PRIMARY KEY)";
+    // PostgreSQL refuses one of two processes that create a table at once; by the second try it exists.
+    if connection.execute(create).await.is_err() {
+        connection.execute(create).await?;
+    }
     let done = connection.fetch_one("SELECT COUNT(*) FROM steps").await?.get::<i64, _>(0);
     for (number, step) in STEPS.iter().enumerate().skip(done as usize) {
         let mut transaction = connection.begin().await?;

@@ -144,7 +144,7 @@ mod tests {
     use queue::client::Address;
     use queue::topic::Defaults;
 
-    use super::super::manage::create_local;
+    use super::super::create::create_local;
     use super::*;
 
     #[tokio::test]

@@ -88,10 +88,10 @@ impl Usage {
     fn charge(&mut self, limits: &Limits, bytes: u64) -> Result<(), String> {
         let waiting = self.waiting();
         if let Some(limit) = limits.queued_jobs.filter(|limit| waiting.jobs >= *limit) {
-            return Err(format!("{limit} jobs that wait"));
+            return Err(format!("{limit} queued jobs"));
         }
         if let Some(limit) = limits.queued_bytes.filter(|limit| waiting.jobs > 0 && waiting.bytes + bytes > *limit) {
-            return Err(format!("{limit} bytes of images that wait"));
+            return Err(format!("{limit} bytes of queued images"));
         }
         self.arriving.add(bytes);
         Ok(())
@@ -125,7 +125,7 @@ impl Limiter {
         let Some(rate) = key.limits.requests_per_second else { return Ok(()) };
         let taken = self.with(key, |usage| usage.take(rate, Instant::now()));
         taken.map_err(|wait| ApiError::TooMany {
-            what: format!("{rate} requests a second"),
+            what: format!("{rate} requests per second"),
             wait: wait.as_secs_f64().ceil() as u32,
         })
     }
@@ -250,13 +250,13 @@ mod tests {
         let mut usage = Usage::new(&limits, Instant::now());
         // Larger than the limit, but the only one.
         assert_eq!(usage.charge(&limits, 1_500), Ok(()));
-        assert_eq!(usage.charge(&limits, 1), Err("1000 bytes of images that wait".into()));
+        assert_eq!(usage.charge(&limits, 1), Err("1000 bytes of queued images".into()));
         usage.arriving.remove(1_500);
         // One is counted while another is submitted: neither is forgotten.
         (usage.counted, usage.submitted_then) = (Load { jobs: 1, bytes: 50 }, usage.submitted);
         usage.submitted.add(50);
-        assert_eq!(usage.charge(&limits, 901), Err("1000 bytes of images that wait".into()));
+        assert_eq!(usage.charge(&limits, 901), Err("1000 bytes of queued images".into()));
         assert_eq!(usage.charge(&limits, 900), Ok(()));
-        assert_eq!(usage.charge(&limits, 0), Err("3 jobs that wait".into()));
+        assert_eq!(usage.charge(&limits, 0), Err("3 queued jobs".into()));
     }
 }

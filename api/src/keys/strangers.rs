@@ -1,6 +1,6 @@
 //! Requests with an invalid key: each address may send some at once, then a few per second.
 //!
-//! Guessing a key of 256 random bits is hopeless at any rate; this keeps guessing from costing the server anything.
+//! Guessing a key of 244 random bits is hopeless at any rate; this keeps guessing from costing the server anything.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -19,7 +19,7 @@ pub(crate) fn check_target(url: &str, allowed: &[String]) -> Result<(), ApiError
 /// A URL that may be called, as far as its text shows.
 pub(crate) fn checked(url: &str) -> Result<String, ApiError> {
     let refuse = |problem: &str| ApiError::Option { name: "webhook".into(), problem: problem.into() };
-    let parsed = reqwest::Url::parse(url).map_err(|error| refuse(&format!("it is no URL: {error}")))?;
+    let parsed = reqwest::Url::parse(url).map_err(|error| refuse(&format!("it is not a URL: {error}")))?;
     if !matches!(parsed.scheme(), "http" | "https") || parsed.host_str().is_none() {
         return Err(refuse("it must begin with https:// or http:// and name a host"));
     }

@@ -282,7 +282,7 @@ impl Settings {
             return Err("an ordered topic does not grow: its keys would change places".into());
         }
         if self.ordered != next.ordered {
-            return Err("whether a topic is ordered is said when it is created".into());
+            return Err("whether a topic is ordered is set when it is created and cannot be changed".into());
         }
         if self.model != next.model {
             return Err("a topic keeps its model".into());

@@ -162,7 +162,7 @@ pub(super) fn content(
     let mut bytes = Vec::with_capacity(room.bytes().min(limit) + 1);
     (&mut *file).take(room.bytes() as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > room.bytes() && room.bytes() < limit {
-        let gone = || io::Error::other("the receiver of items is gone");
+        let gone = || io::Error::other("the receiver of items was dropped");
         room = wait(bounds.rooms.grow(room, limit), send).ok_or_else(gone)?;
         bytes.reserve_exact(limit + 1 - bytes.len());
         file.take((limit + 1 - bytes.len()) as u64).read_to_end(&mut bytes)?;

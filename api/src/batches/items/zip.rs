@@ -225,7 +225,7 @@ fn damage(read: io::Result<(Content, Room)>, crc: u32, bounds: &Bounds, send: &S
                 io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
             ) =>
         {
-            let gone = || io::Error::other("the receiver of items is gone");
+            let gone = || io::Error::other("the receiver of items was dropped");
             let room = wait(bounds.rooms.lend(0), send).ok_or_else(gone)?;
             Ok((Err(JobError::new("item_damaged", format!("it cannot be unpacked: {error}"))), room))
         }

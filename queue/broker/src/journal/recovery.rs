@@ -199,7 +199,7 @@ fn segments(files: &Arc<Files>) -> Result<BTreeMap<u64, Found>, OpenError> {
                 empty.push((base, name));
             }
             HeaderRead::Newer(version) => return Err(OpenError::Newer { name, version }),
-            HeaderRead::Whole(_) => return Err(damaged("it is another segment than its name says")),
+            HeaderRead::Whole(_) => return Err(damaged("its header belongs to another segment than its name")),
             HeaderRead::Empty | HeaderRead::Damaged => {
                 // Its name shows where it begins, and the next segment's name where it ends.
                 let header = Header { version: VERSION, base, span: bytes, salt: 0 };

@@ -86,7 +86,7 @@ impl Auth {
         let mut names: Vec<&str> = self.users.iter().map(|user| user.name.as_str()).collect();
         names.sort_unstable();
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(format!("user {:?} is there twice", pair[0]));
+            return Err(format!("user {:?} is configured twice", pair[0]));
         }
         for user in &self.users {
             if user.name.is_empty() || user.password.is_empty() {

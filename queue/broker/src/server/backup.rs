@@ -57,7 +57,7 @@ struct Pinned(PathBuf);
 impl Drop for Pinned {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            tracing::warn!(%error, folder = %self.0.display(), "left behind");
+            tracing::warn!(%error, folder = %self.0.display(), "temporary links of the backup not removed");
         }
     }
 }

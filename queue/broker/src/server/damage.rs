@@ -39,7 +39,7 @@ impl Core {
         let now = now();
         let removed = Change::Removed { stream: id, from: sequence, to: sequence };
         if self.change(&removed, true, now).is_ok() {
-            let problem = "it is not as it was written".to_owned();
+            let problem = "its bytes on disk have changed".to_owned();
             self.lost(Loss { stream: Some(name), sequences: Some((sequence, sequence)), problem });
             self.serve_all(id, now);
         }
@@ -50,8 +50,8 @@ impl Core {
     pub(super) fn account(&mut self, damage: &[Damage], missing: &[(u32, u64, u64)]) {
         for Damage { name, offset, bytes, message } in damage {
             let problem = match bytes {
-                0 => format!("{name} is not whole, and its other copy was used"),
-                _ => format!("{bytes} bytes at {offset} of {name} are not as they were written"),
+                0 => format!("{name} is damaged; its other copy was used"),
+                _ => format!("{bytes} bytes at {offset} of {name} have changed on disk"),
             };
             self.lost(Loss { stream: None, sequences: None, problem });
             // The last message ever stored: no later one shows that it is missing. Its sequence must not be

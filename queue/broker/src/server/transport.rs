@@ -127,7 +127,7 @@ impl Output {
             Self::Plain(socket) => rustix::net::shutdown(&*socket, rustix::net::Shutdown::Write).map_err(Into::into),
         };
         if let Err(error) = ended {
-            tracing::trace!(%error, "the client was gone first");
+            tracing::trace!(%error, "client disconnected first");
         }
     }
 }

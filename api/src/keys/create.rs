@@ -1,11 +1,11 @@
-//! `/v1/keys`: creating, listing and revoking keys.
+//! `POST /v1/keys`, and `sightline keys create` on the machine itself.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use queue::{Queue, Timestamp};
@@ -55,12 +55,6 @@ struct Made {
     kept: Key,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = KeyList)]
-pub(crate) struct List {
-    keys: Vec<Key>,
-}
-
 /// Creates a key. The first key is created on the machine itself: `sightline keys create`.
 #[utoipa::path(
     post, path = "/v1/keys", tag = "keys", operation_id = "createKey",
@@ -83,32 +77,6 @@ pub(crate) async fn create(State(state): State<Shared>, Settings(new): Settings<
     Ok((StatusCode::CREATED, Json(made)).into_response())
 }
 
-/// Lists keys without their secrets.
-#[utoipa::path(
-    get, path = "/v1/keys", tag = "keys", operation_id = "listKeys",
-    responses((status = 200, description = "All keys.", body = List)),
-)]
-pub(crate) async fn list(State(state): State<Shared>) -> Result<Json<List>, ApiError> {
-    state.keys.refresh(&state.queue).await?;
-    Ok(Json(shown(state.keys.all())))
-}
-
-/// Revokes a key; other processes apply that within two seconds.
-#[utoipa::path(
-    delete, path = "/v1/keys/{id}", tag = "keys", operation_id = "revokeKey",
-    params(("id" = String, Path, description = "The public part of the key.")),
-    responses(
-        (status = 200, description = "It is revoked.", body = Key),
-        (status = 404, description = "`key_unknown`."),
-        (status = 409, description = "`key_last`: the last one with the scope admin."),
-    ),
-)]
-pub(crate) async fn revoke(State(state): State<Shared>, Path(id): Path<String>) -> Result<Json<Key>, ApiError> {
-    let revoked = end(&state.queue, &id).await?;
-    state.keys.refresh(&state.queue).await?;
-    Ok(Json(revoked))
-}
-
 /// Creates a key without the API, for an operator who can read the data folder: the first one, or a replacement for
 /// the last admin key, if that was lost.
 ///
@@ -125,28 +93,6 @@ pub async fn create_local(
     // Durability: before the key is shown, and not for a key that was refused.
     store::Witness::of(folder).set().map_err(|error| format!("note that there are keys: {error}"))?;
     Ok(serde_json::to_value(made).expect("a key is JSON"))
-}
-
-/// Lists keys without the API.
-///
-/// # Errors
-/// When the queue does not answer.
-pub async fn list_local(queue: &Queue) -> Result<serde_json::Value, String> {
-    let keys = store::read(queue).await.map_err(|error| error.to_string())?;
-    Ok(serde_json::to_value(shown(keys)).expect("keys are JSON"))
-}
-
-/// Revokes a key without the API.
-///
-/// # Errors
-/// When the key does not exist or is the last admin key, or the queue does not answer.
-pub async fn revoke_local(queue: &Queue, id: &str) -> Result<serde_json::Value, String> {
-    let revoked = end(queue, id).await.map_err(|error| error.to_string())?;
-    Ok(serde_json::to_value(revoked).expect("a key is JSON"))
-}
-
-fn shown(keys: Vec<Key>) -> List {
-    List { keys: keys.into_iter().map(Key::shown).collect() }
 }
 
 async fn make(queue: &Queue, new: &NewKey, is_local: bool) -> Result<Made, ApiError> {
@@ -170,21 +116,6 @@ async fn make(queue: &Queue, new: &NewKey, is_local: bool) -> Result<Made, ApiEr
     })
     .await?;
     Ok(Made { key, kept: kept.shown() })
-}
-
-/// Revokes a key, unless it is the last admin key.
-async fn end(queue: &Queue, id: &str) -> Result<Key, ApiError> {
-    let now = Timestamp::now();
-    store::change(queue, |keys| {
-        let others_manage = store::has_admin_beside(keys, id);
-        let key = keys.iter_mut().find(|key| key.id == id).ok_or_else(|| ApiError::KeyUnknown(id.to_owned()))?;
-        if !others_manage {
-            return Err(ApiError::KeyLast(id.to_owned()));
-        }
-        key.revoked_at.get_or_insert(now);
-        Ok(key.clone().shown())
-    })
-    .await
 }
 
 impl NewKey {
