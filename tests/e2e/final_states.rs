@@ -87,9 +87,10 @@ async fn what_has_ended_stays_as_it_ended_whatever_is_asked_of_it() {
     assert_eq!(ask(&stack, &Method::DELETE, &format!("/v1/jobs/{canceled}")).await.status, 200);
     put_batch(&stack, "canceled").await;
     assert_eq!(ask(&stack, &Method::DELETE, "/v1/batches/canceled").await.status, 202);
-    eventually("its job is canceled", async || {
-        let counts = &stack.get("/v1/batches/canceled").await.json["counts"];
-        (counts["canceled"] == 1).then_some(())
+    // Some seconds later it is also noted when the last of its jobs ended.
+    eventually("its job is canceled, and its end is noted", async || {
+        let batch = stack.get("/v1/batches/canceled").await.json;
+        (batch["counts"]["canceled"] == 1 && batch["finished_at"].is_string()).then_some(())
     })
     .await;
     ok(&stack, &["topics", "resume", MODEL]);
