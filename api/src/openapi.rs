@@ -1,8 +1,7 @@
 //! The API's description, generated from the routes themselves: `/openapi.json`, and `/docs` to read and try it.
 
-use std::sync::Arc;
-
 use axum::Extension;
+use axum::body::Bytes;
 use axum::http::{HeaderValue, header};
 use axum::response::IntoResponse;
 use utoipa::openapi::path::{Operation, Parameter};
@@ -77,7 +76,7 @@ pub(crate) fn text(mut routes: utoipa::openapi::OpenApi) -> String {
 
 /// The description of these routes, as this server serves it.
 #[derive(Clone)]
-pub(crate) struct Served(Arc<str>);
+pub(crate) struct Served(Bytes);
 
 impl Served {
     pub(crate) fn of(mut routes: utoipa::openapi::OpenApi) -> Self {
@@ -145,7 +144,7 @@ fn describe_problems(operation: &mut Operation) {
     responses((status = 200, description = "This description.", body = serde_json::Value))
 )]
 pub(crate) async fn show(Extension(served): Extension<Served>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], served.0.to_string())
+    ([(header::CONTENT_TYPE, "application/json")], served.0)
 }
 
 /// The page that shows the description; all that it needs is inside the binary.

@@ -21,7 +21,7 @@ impl ToSchema for Binary {}
 #[response(status = 404)]
 pub(crate) struct NoJob;
 
-/// There is no such batch.
+/// The batch does not exist.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "it only says how answers look")]
 pub(crate) enum NoBatch {
@@ -33,7 +33,7 @@ pub(crate) enum NoBatch {
     Unknown,
 }
 
-/// There is no such topic.
+/// The topic does not exist.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "it only says how answers look")]
 pub(crate) enum NoTopic {

@@ -9,7 +9,7 @@ use queue::client::Address;
 use queue::topic::Defaults;
 use tempfile::TempDir;
 
-use super::{Engine, cache, engine, eventually, logged, sightline, temporary_folder};
+use super::{Engine, cache, engine, eventually, sightline, temporary_folder};
 
 /// A queue server alone: own port, own store. Dropping it ends it.
 pub(crate) struct Broker {
@@ -97,7 +97,7 @@ impl Broker {
     /// Waits until it has written `text` to its log. Log lines are written in the background, so
     /// an answer may be here before the line about it.
     pub(crate) async fn logged(&self, text: &str) {
-        logged(|| self.log(), text).await;
+        eventually(&format!("{text:?} in the log"), async || self.log().contains(text).then_some(())).await;
     }
 
     fn own(&self) -> Command {

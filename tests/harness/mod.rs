@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test target uses a part of the harness")]
 
 mod broker;
+mod engine;
 pub(crate) mod postgres;
 
 use std::ffi::OsString;
@@ -25,40 +26,14 @@ use tempfile::TempDir;
 
 #[allow(unused_imports, reason = "each test target uses a part of the harness")]
 pub(crate) use broker::Broker;
+#[allow(unused_imports, reason = "each test target uses a part of the harness")]
+pub(crate) use engine::{Engine, engine};
 
 /// How long anything may take before a test says that it did not happen. Fetching models at the
 /// first run counts, on a slow line.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 /// Pause between two looks at a state.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
-
-/// The server behind the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Engine {
-    /// Our own broker.
-    Own,
-    /// A NATS server.
-    Nats,
-    /// Three NATS servers, with three replicas of everything.
-    Cluster,
-}
-
-impl Engine {
-    /// The word for it after `--engine`.
-    pub(crate) fn name(self) -> &'static str {
-        if self == Self::Own { "own" } else { "nats" }
-    }
-}
-
-/// The engine of this run, by `SIGHTLINE_TEST_ENGINE`: `own`, unless it is `nats` or `cluster`.
-pub(crate) fn engine() -> Engine {
-    match std::env::var("SIGHTLINE_TEST_ENGINE").as_deref() {
-        Ok("nats") => Engine::Nats,
-        Ok("cluster") => Engine::Cluster,
-        Ok("own") | Err(_) => Engine::Own,
-        Ok(other) => panic!("SIGHTLINE_TEST_ENGINE={other}: own, nats or cluster"),
-    }
-}
 
 /// A running system. Dropping it ends it, and its children with it.
 pub(crate) struct Stack {
@@ -254,7 +229,7 @@ impl Stack {
     /// Waits until it has written `text` to its log. Log lines are written in the background, so
     /// an answer may be here before the line about it.
     pub(crate) async fn logged(&self, text: &str) {
-        logged(|| self.log(), text).await;
+        eventually(&format!("{text:?} in the log"), async || self.log().contains(text).then_some(())).await;
     }
 
     /// Process id of `up`.
@@ -590,15 +565,6 @@ pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Opt
             return found;
         }
         assert!(Instant::now() < deadline, "this never came: {what}");
-        tokio::time::sleep(LOOK_PAUSE).await;
-    }
-}
-
-/// Waits until a log has `text`; fails with the whole log.
-async fn logged(log: impl Fn() -> String, text: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    while !log().contains(text) {
-        assert!(Instant::now() < deadline, "{text:?} never came into the log: {}", log());
         tokio::time::sleep(LOOK_PAUSE).await;
     }
 }

@@ -58,7 +58,7 @@ fn a_circle_is_found() {
         let found = modules[&vec![name.to_owned()]].needs.iter().filter_map(|path| resolve(&modules, path, 0));
         found.map(|path| path.join("::")).collect::<Vec<_>>()
     };
-    assert_eq!(needs("a"), ["b", "b"], "`c` is no child of `b` here, so the name leads to `b` itself");
+    assert_eq!(needs("a"), ["b", "b"], "`c` is not a child of `b` here, so the name leads to `b` itself");
     assert_eq!(needs("b"), ["d"]);
     assert!(needs("c").is_empty() && needs("d").is_empty(), "comments and tests do not count");
 }

@@ -100,14 +100,7 @@ impl Index {
             let chunk = chunk.map_err(|error| error.1)?;
             // Store the webhook calls before the position: after a crash, the next process stores them again.
             owe(queue, name, position, &chunk).await?;
-            let mut written = self.write_chunk(topic, stream, &chunk).await;
-            for _ in 0..DEADLOCK_RETRIES {
-                if !written.as_ref().is_err_and(is_deadlock) {
-                    break;
-                }
-                written = self.write_chunk(topic, stream, &chunk).await;
-            }
-            match written {
+            match self.write_chunk(topic, stream, &chunk).await {
                 Ok(()) => {}
                 Err(error) if is_about_data(&error) => self.write_singly(topic, stream, &chunk).await?,
                 Err(error) => return Err(error.into()),
@@ -123,8 +116,18 @@ impl Index {
         Ok(())
     }
 
-    /// Writes rows together with the new position.
+    /// Writes rows together with the new position, again after a deadlock.
     async fn write_chunk(&self, topic: &Topic, stream: &str, chunk: &[Change]) -> Result<(), sqlx::Error> {
+        let mut retries = 0..DEADLOCK_RETRIES;
+        loop {
+            match self.try_write_chunk(topic, stream, chunk).await {
+                Err(error) if is_deadlock(&error) && retries.next().is_some() => {}
+                written => return written,
+            }
+        }
+    }
+
+    async fn try_write_chunk(&self, topic: &Topic, stream: &str, chunk: &[Change]) -> Result<(), sqlx::Error> {
         let mut transaction = self.pool.begin().await?;
         let position = chunk.iter().map(|(revision, _)| *revision).fold(Revision::default(), Revision::max);
         // Several processes may write the same rows, and each has seen the changes in another order. All lock the rows

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use queue::Timestamp;
 use queue::client::About;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::batches::find;
@@ -31,7 +31,7 @@ pub(crate) struct Delivery {
 }
 
 /// How an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
     /// The receiver accepted it.

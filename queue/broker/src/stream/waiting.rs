@@ -22,9 +22,9 @@ pub(crate) struct Waiting {
 /// Priority of a request among others.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Priority {
-    /// Serve it only if at least this many messages are undelivered; 0 is no condition.
+    /// Serve it only if at least this many messages are undelivered; 0 disables this.
     pub(crate) min_pending: u64,
-    /// Serve it only if at least this many messages are pending; 0 is no condition.
+    /// Serve it only if at least this many messages are pending; 0 disables this.
     pub(crate) min_ack_pending: u64,
     /// The lowest number is served first.
     pub(crate) number: u8,

@@ -88,6 +88,28 @@ impl Topics {
         }
         Ok(())
     }
+
+    /// All streams of a topic, including those that an interrupted change has left.
+    pub(super) async fn stream_names_of(&self, name: &TopicName) -> Result<Vec<String>, QueueError> {
+        let mut names = Vec::new();
+        for kind in ["jobs", "dead", "records"] {
+            let configs = self.stream_configs(&format!("{kind}.{name}.>")).await?;
+            names.extend(configs.into_iter().map(|config| config.name));
+        }
+        let is_own = streams_of(name);
+        names.retain(|stream| is_own(stream));
+        Ok(names)
+    }
+
+    pub(super) async fn delete_stream(&self, stream: &str) -> Result<(), TopicError> {
+        match self
+            .ask::<serde_json::Value>("remove a stream", &format!("STREAM.DELETE.{stream}"), &serde_json::json!({}))
+            .await
+        {
+            Err(error) if error.is_not_found() => Ok(()),
+            deleted => Ok(deleted.map(drop)?),
+        }
+    }
 }
 
 impl Connection {
@@ -103,27 +125,5 @@ impl Connection {
         let consumer = bounded(stream.create_consumer(workers_config(settings))).await;
         let consumer = consumer.map_err(QueueError::unavailable("create a consumer"))?;
         consumer.map(drop).map_err(QueueError::unavailable("create a consumer"))
-    }
-
-    /// All streams of a topic, including those that an interrupted change has left.
-    pub(in crate::client) async fn stream_names_of(&self, name: &TopicName) -> Result<Vec<String>, QueueError> {
-        let mut names = Vec::new();
-        for kind in ["jobs", "dead", "records"] {
-            let configs = self.stream_configs(&format!("{kind}.{name}.>")).await?;
-            names.extend(configs.into_iter().map(|config| config.name));
-        }
-        let is_own = streams_of(name);
-        names.retain(|stream| is_own(stream));
-        Ok(names)
-    }
-
-    pub(in crate::client) async fn delete_stream(&self, stream: &str) -> Result<(), TopicError> {
-        match self
-            .ask::<serde_json::Value>("remove a stream", &format!("STREAM.DELETE.{stream}"), &serde_json::json!({}))
-            .await
-        {
-            Err(error) if error.is_not_found() => Ok(()),
-            deleted => Ok(deleted.map(drop)?),
-        }
     }
 }
